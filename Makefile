@@ -1,0 +1,62 @@
+# make demo     set up, train a tiny DeepSeek-V3 on real text, export it, check it in transformers
+# make test     set up, lint, test
+# make test-te  the same against Transformer Engine, which it builds once without a GPU (~10 min)
+
+# The first Python >= 3.12 that really runs: a pyenv shim may exist and answer "command not found".
+PYTHON := $(shell for p in python3.12 python3.13 python3 \
+	$${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*/bin/python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo "$$p" && break; \
+	done)
+
+PY := .venv/bin/python
+PIP := -m pip --disable-pip-version-check
+SITE = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+.PHONY: setup demo test lint test-te clean
+
+setup: .venv/.installed
+
+# Made once, and again when the lock changes.
+.venv/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "dsv3_plugin needs Python 3.12 or newer: install one (for example 'pyenv install 3.12', or your system's python3.12 package) and run make again." >&2; exit 2; }
+	@echo "Setting up .venv with $(PYTHON) (about 5 GB, a few minutes; once)"
+	@$(PYTHON) -m venv .venv
+	@$(PY) $(PIP) install -qq -r requirements.lock
+	@$(PY) $(PIP) install -qq --no-deps --editable .
+	@touch $@
+
+demo: setup
+	@$(PY) benchmarks/demo.py
+
+lint: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+
+test: lint
+	@$(PY) -m pytest -n auto --dist loadscope -m "not te and not gpu"
+
+# Transformer Engine lives in a second environment laid over the first, so that `make test` shows
+# the project without it. Its wheel is built from source; pip keeps it.
+.venv-te/.installed: .venv/.installed requirements-te.lock
+	@echo "Building Transformer Engine without a GPU (about 10 minutes on 2 cores; once)"
+	@$(PYTHON) -m venv .venv-te
+	@echo "$(abspath $(SITE))" > $$(.venv-te/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	@.venv-te/bin/python $(PIP) install -qq $$(grep -E '^(nvidia-cuda|setuptools|wheel|ninja|pybind11)' requirements-te.lock)
+	@NVIDIA=$(abspath $(SITE))/nvidia; \
+	EXTRA=$$(.venv-te/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia; \
+	CUDA_HOME=$$NVIDIA/cu13 \
+	CPATH=$$NVIDIA/cu13/include:$$NVIDIA/nccl/include:$$NVIDIA/cudnn/include:$$EXTRA/cu13/include \
+	PATH=$(abspath .venv-te/bin):$$PATH \
+	.venv-te/bin/python $(PIP) install -qq --no-build-isolation -r requirements-te.lock
+	@.venv-te/bin/python $(PIP) install -qq --no-deps --editable .
+	@touch $@
+
+# TE looks for CUDA's libraries beside itself; here they lie in the environment below.
+test-te: .venv-te/.installed
+	@NVIDIA=$(abspath $(SITE))/nvidia; \
+	CUDA_HOME=$$NVIDIA/cu13 CUDNN_HOME=$$NVIDIA/cudnn \
+	LD_LIBRARY_PATH=$$(ls -d $$NVIDIA/*/lib | tr '\n' ':')$$LD_LIBRARY_PATH \
+	.venv-te/bin/python -m pytest -m te
+
+clean:
+	rm -rf .venv .venv-te runs build dist

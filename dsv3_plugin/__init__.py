@@ -1,0 +1,29 @@
+"""DeepSeek-V3-style training on Megatron-Core: what upstream lacks, and nothing else.
+
+For a program that drives Megatron-LM itself:
+
+    import dsv3_plugin
+    dsv3_plugin.register()        # the table of patches, dsv3_plugin/upstream/patches.py
+
+Nothing heavy is imported until then.
+"""
+
+
+def register() -> None:
+    """Apply the plugin's patches to Megatron in this process. Twice is harmless.
+
+    On a machine without a GPU call `dsv3_plugin.upstream.cpu_host.enable()` before.
+
+    Raises:
+        dsv3_plugin.errors.UserError: another megatron-core than the patches are written for.
+    """
+    from dsv3_plugin.upstream import patches
+
+    patches.register()
+
+
+def unregister() -> None:
+    """Put Megatron back as it was installed."""
+    from dsv3_plugin.upstream import patches
+
+    patches.unregister()
