@@ -1,0 +1,285 @@
+"""A recipe as the command line of upstream's own parser (`megatron.training.arguments`, 0.19.2).
+
+The curves have no flags: the trainer applies learning rate, γ and λ at run time, and the command
+line carries their largest values; the batch size travels in `--step-batch-size-schedule`. What the
+flags cannot say about a model (YaRN's betas and original length) is set on upstream's configuration
+by `dsv3_plugin.model.config`.
+"""
+
+import math
+import shlex
+from collections.abc import Iterator
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe import layout, machine
+from dsv3_plugin.recipe.model import ModelConfig, format_layer_pattern
+from dsv3_plugin.recipe.rules import flag_name
+from dsv3_plugin.recipe.schema import Backend, Recipe
+
+SPEC = ("dsv3_plugin.model.specs", "deepseek_v3_spec")
+
+_RECOMPUTE = {"norms": "layernorm"}
+"""Our names of recomputed activations that upstream calls otherwise."""
+
+Flag = tuple[str, *tuple[object, ...]]
+"""A flag with its values; none makes it a bare flag."""
+
+
+def megatron_arguments(
+    recipe: Recipe, *, has_gpu: bool = False, has_transformer_engine: bool | None = None
+) -> list[str]:
+    """The argv (without the program's name) that tells upstream to run the recipe.
+
+    Args:
+        recipe: the run.
+        has_gpu: what `auto` in the recipe finds on the machine of the run.
+        has_transformer_engine: likewise; None: whether it is installed here.
+
+    Raises:
+        UserError: the recipe says something that upstream's flags cannot.
+    """
+    return [word for flag in _flags(recipe, has_gpu, has_transformer_engine) for word in flag]
+
+
+def command_line(
+    recipe: Recipe, *, has_gpu: bool = False, has_transformer_engine: bool | None = None
+) -> str:
+    """The same arguments as shell text, one flag a line."""
+    return " \\\n".join(
+        shlex.join(flag) for flag in _flags(recipe, has_gpu, has_transformer_engine)
+    )
+
+
+def _flags(
+    recipe: Recipe, has_gpu: bool, has_transformer_engine: bool | None
+) -> Iterator[tuple[str, ...]]:
+    """Each flag with its values, as text."""
+    if has_transformer_engine is None:
+        has_transformer_engine = machine.has_transformer_engine()
+    backend = recipe.resolved_backend(has_gpu, has_transformer_engine)
+    groups = (
+        _model(recipe.model),
+        _backend(backend, recipe.on_gpu(has_gpu)),
+        _precision(recipe),
+        _parallelism(recipe),
+        _dispatch(recipe),
+        _training(recipe),
+        _data(recipe),
+        _checkpoints(recipe),
+        _passed_through(recipe),
+    )
+    for group in groups:
+        for name, *values in group:
+            yield (f"--{name}", *(_text(value) for value in values))
+
+
+def _text(value: object) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _model(model: ModelConfig) -> Iterator[Flag]:
+    if not model.rotary_base.is_integer():
+        raise UserError(
+            f"rotary_base {model.rotary_base} of {model.name}: upstream's --rotary-base takes "
+            "whole numbers only."
+        )
+    yield "num-layers", model.num_layers
+    yield "hidden-size", model.hidden_size
+    yield "ffn-hidden-size", model.ffn_hidden_size
+    yield "num-attention-heads", model.num_attention_heads
+    yield "kv-channels", model.v_head_dim
+    yield "max-position-embeddings", model.max_position_embeddings
+    yield "padded-vocab-size", model.vocab_size
+    yield "normalization", "RMSNorm"
+    yield "norm-epsilon", model.layernorm_epsilon
+    yield ("swiglu",)
+    yield ("disable-bias-linear",)
+    if not model.share_embeddings_and_output_weights:
+        yield ("untie-embeddings-and-output-weights",)
+    yield "attention-dropout", 0.0
+    yield "hidden-dropout", 0.0
+    yield "init-method-std", model.init_method_std
+    yield "embedding-init-method-std", model.init_method_std
+    yield from _attention(model)
+    if model.moe_layers:
+        yield from _experts(model)
+    if model.mtp_num_layers:
+        yield "mtp-num-layers", model.mtp_num_layers
+
+
+def _attention(model: ModelConfig) -> Iterator[Flag]:
+    yield ("multi-latent-attention",)
+    yield ("qk-layernorm",)
+    if model.q_lora_rank is not None:
+        yield "q-lora-rank", model.q_lora_rank
+    yield "kv-lora-rank", model.kv_lora_rank
+    yield "qk-head-dim", model.qk_head_dim
+    yield "qk-pos-emb-head-dim", model.qk_pos_emb_head_dim
+    yield "v-head-dim", model.v_head_dim
+    yield "position-embedding-type", "rope"
+    yield "rope-type", model.rope_type
+    yield "rotary-base", int(model.rotary_base)
+    yield "rotary-scaling-factor", model.rotary_scaling_factor
+    yield "mscale", model.mscale
+    yield "mscale-all-dim", model.mscale_all_dim
+
+
+def _experts(model: ModelConfig) -> Iterator[Flag]:
+    yield "num-experts", model.num_moe_experts
+    yield "moe-layer-freq", f"({format_layer_pattern(model.moe_layer_freq)})"
+    yield "moe-ffn-hidden-size", model.moe_ffn_hidden_size
+    if model.moe_shared_expert_intermediate_size is not None:
+        yield "moe-shared-expert-intermediate-size", model.moe_shared_expert_intermediate_size
+    yield "moe-router-topk", model.moe_router_topk
+    if model.moe_router_num_groups is not None:
+        yield "moe-router-num-groups", model.moe_router_num_groups
+        yield "moe-router-group-topk", model.moe_router_group_topk
+    yield "moe-router-score-function", model.moe_router_score_function
+    if model.moe_router_pre_softmax:
+        yield ("moe-router-pre-softmax",)
+    if model.moe_router_topk_scaling_factor is not None:
+        yield "moe-router-topk-scaling-factor", model.moe_router_topk_scaling_factor
+    yield "moe-router-dtype", "fp32"
+    if model.moe_router_enable_expert_bias:
+        yield ("moe-router-enable-expert-bias",)
+    yield "moe-router-load-balancing-type", model.moe_router_load_balancing_type
+    yield "moe-aux-loss-coeff", model.moe_aux_loss_coeff
+
+
+def _backend(backend: Backend, on_gpu: bool) -> Iterator[Flag]:
+    yield "transformer-impl", backend
+    yield "spec", *SPEC
+    if backend == "transformer_engine":
+        yield ("moe-grouped-gemm",)
+        yield ("moe-permute-fusion",)
+    else:
+        # The fused kernels that these leave out are Apex's and Transformer Engine's.
+        yield ("no-gradient-accumulation-fusion",)
+        yield ("no-masked-softmax-fusion",)
+        yield ("no-persist-layer-norm",)
+        yield ("no-rope-fusion",)
+    yield "distributed-backend", "nccl" if on_gpu else "gloo"
+
+
+def _precision(recipe: Recipe) -> Iterator[Flag]:
+    precision = recipe.precision
+    if precision.dtype == "bf16":
+        yield ("bf16",)
+    if precision.fp8 is not None:
+        yield "fp8-format", precision.fp8.format
+        yield "fp8-recipe", precision.fp8.recipe
+    if precision.moments == "bf16":
+        yield ("use-precision-aware-optimizer",)
+        yield "exp-avg-dtype", "bf16"
+        yield "exp-avg-sq-dtype", "bf16"
+    if recipe.recompute:
+        yield "recompute-granularity", "selective"
+        yield "recompute-modules", *(_RECOMPUTE.get(name, name) for name in recipe.recompute)
+
+
+def _parallelism(recipe: Recipe) -> Iterator[Flag]:
+    parallel = recipe.parallel
+    yield "tensor-model-parallel-size", parallel.tensor
+    if parallel.tensor > 1:
+        # Upstream refuses tensor-parallel experts without it.
+        yield ("sequence-parallel",)
+    yield "pipeline-model-parallel-size", parallel.pipeline
+    if parallel.pipeline > 1:
+        yield "pipeline-model-parallel-layout", layout_of(recipe)
+    yield "context-parallel-size", parallel.context
+    yield "expert-model-parallel-size", parallel.expert
+    yield "expert-tensor-parallel-size", 1
+    if parallel.zero1:
+        yield ("use-distributed-optimizer",)
+        # So that optimizer states resume under any other parallelism.
+        yield ("dist-ckpt-optim-fully-reshardable",)
+    yield "distributed-timeout-minutes", math.ceil(parallel.timeout_minutes)
+
+
+def layout_of(recipe: Recipe) -> str:
+    """The layers of each pipeline stage, in upstream's notation."""
+    if recipe.pipeline.layout is not None:
+        return recipe.pipeline.layout
+    model = recipe.model
+    return layout.even(model.num_layers, recipe.stages, model.mtp_num_layers or 0)
+
+
+def _dispatch(recipe: Recipe) -> Iterator[Flag]:
+    if not recipe.model.moe_layers:
+        return
+    kind = recipe.dispatch.kind
+    if kind in ("deepep", "hybridep"):
+        yield "moe-token-dispatcher-type", "flex"
+        yield "moe-flex-dispatcher-backend", kind
+    else:
+        # two_hop is ours: the spec puts it in the place of upstream's all-to-all.
+        yield "moe-token-dispatcher-type", "alltoall"
+
+
+def _training(recipe: Recipe) -> Iterator[Flag]:
+    training, curves, optimizer = recipe.training, recipe.curves, recipe.optimizer
+    schedule = recipe.batch_schedule
+    yield "micro-batch-size", training.micro_batch_size
+    if len(schedule.entries) == 1:
+        yield "global-batch-size", schedule.batch(0)
+    else:
+        yield "step-batch-size-schedule", schedule.argument()
+    yield "train-samples", recipe.total_tokens // recipe.data.seq_length
+    yield "lr", curves.learning_rate.maximum
+    yield "lr-decay-style", "constant"
+    if recipe.model.moe_router_enable_expert_bias:
+        yield "moe-router-bias-update-rate", curves.router_bias_speed.maximum
+    if recipe.model.mtp_num_layers:
+        yield "mtp-loss-scaling-factor", curves.mtp_weight.maximum
+    yield "optimizer", optimizer.kind
+    yield "adam-beta1", optimizer.betas[0]
+    yield "adam-beta2", optimizer.betas[1]
+    yield "adam-eps", optimizer.eps
+    yield "weight-decay", optimizer.weight_decay
+    yield "clip-grad", optimizer.clip_grad
+    yield "seed", training.seed
+    if training.eval_interval is not None:
+        yield "eval-interval", training.eval_interval
+        yield "eval-iters", training.eval_steps
+    else:
+        yield "eval-interval", recipe.total_steps  # upstream divides by it all the same
+        yield "eval-iters", 0
+    yield "eval-global-batch-size", schedule.batch(0)
+    yield "log-interval", training.log_interval
+    yield "tensorboard-dir", recipe.folder / "tensorboard"
+    yield ("exit-signal-handler",)
+    yield ("no-one-logger",)
+
+
+def _data(recipe: Recipe) -> Iterator[Flag]:
+    data = recipe.data
+    yield "seq-length", data.seq_length
+    yield "tokenizer-type", "HuggingFaceTokenizer"
+    yield "tokenizer-model", recipe.data_folder / "tokenizer"
+    yield "train-data-path", recipe.data_folder / "train"
+    if data.held_out:
+        yield "valid-data-path", recipe.data_folder / "held_out"
+    # Attention is causal everywhere: no core attention reads a mask.
+    yield ("no-create-attention-mask-in-dataloader",)
+
+
+def _checkpoints(recipe: Recipe) -> Iterator[Flag]:
+    yield "save", recipe.checkpoint_folder
+    yield "load", recipe.checkpoint_folder
+    yield "save-interval", recipe.checkpoint.interval
+    yield "ckpt-format", "torch_dist"
+    # The recipe decides, not what the checkpoint remembers of an older one.
+    yield ("override-opt-param-scheduler",)
+
+
+def _passed_through(recipe: Recipe) -> Iterator[Flag]:
+    for written, value in recipe.megatron_args.items():
+        name = flag_name(written)
+        if value is False:
+            continue
+        if value is True:
+            yield (name,)
+        elif isinstance(value, list):
+            yield name, *value
+        else:
+            yield name, value

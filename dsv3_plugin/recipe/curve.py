@@ -1,0 +1,194 @@
+"""A curve over consumed tokens: learning rate, batch size, router-bias speed γ, MTP weight λ.
+
+In YAML a curve is a number (constant for ever) or a list of pieces, each of one shape and each
+beginning where the one before ended:
+
+    learning_rate:
+      - {linear: 2.2e-4, from: 0, for: 2000 steps}   # a straight line to 2.2e-4
+      - {constant: 2.2e-4, until: 10T}               # absolute position, in tokens
+      - {cosine: 2.2e-5, for: 4.3T}                  # half a cosine wave down to 2.2e-5
+      - {constant: 7.3e-6}                           # the last piece may stay open
+
+`from` starts a line or a wave elsewhere than at the value before it. Lengths are tokens (K, M, B,
+T) or steps; steps are turned into tokens through the batch size in force there. After its last
+piece a curve holds its last value. A run resumes on all its curves from one number, the tokens
+consumed so far.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+
+from dsv3_plugin.recipe.size import Extent, Steps
+
+Shape = Literal["linear", "constant", "cosine"]
+_SHAPES: tuple[Shape, ...] = ("linear", "constant", "cosine")
+
+
+class Piece(pydantic.BaseModel):
+    """One piece as written: its shape with the value it arrives at, and its length."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, serialize_by_alias=True
+    )
+
+    linear: float | None = None
+    constant: float | None = None
+    cosine: float | None = None
+    from_: float | None = pydantic.Field(default=None, alias="from")
+    until: Extent | None = None
+    for_: Extent | None = pydantic.Field(default=None, alias="for")
+
+    @property
+    def shape(self) -> Shape:
+        return next(shape for shape in _SHAPES if getattr(self, shape) is not None)
+
+    @property
+    def to(self) -> float:
+        """The value at the end of the piece."""
+        return getattr(self, self.shape)
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_each(self) -> Self:
+        shapes = [shape for shape in _SHAPES if getattr(self, shape) is not None]
+        if len(shapes) != 1:
+            raise ValueError("a piece has exactly one of linear, constant and cosine")
+        if self.until is not None and self.for_ is not None:
+            raise ValueError("a piece has until or for, not both")
+        if self.from_ is not None and shapes == ["constant"]:
+            raise ValueError("a constant piece has no from")
+        return self
+
+
+def _as_pieces(written: Any) -> Any:
+    """A bare number is one constant piece."""
+    if isinstance(written, int | float) and not isinstance(written, bool):
+        return [{"constant": float(written)}]
+    if not isinstance(written, list) or not written:
+        raise ValueError(f"{written!r} is not a curve; write a number or a list of pieces")
+    return written
+
+
+def _as_written(pieces: list[Piece]) -> float | list[dict[str, Any]]:
+    if len(pieces) == 1 and pieces[0] == Piece(constant=pieces[0].constant):
+        return pieces[0].constant
+    return [piece.model_dump(exclude_none=True) for piece in pieces]
+
+
+CurveSpec = Annotated[
+    list[Piece],
+    pydantic.BeforeValidator(_as_pieces),
+    pydantic.PlainSerializer(_as_written),
+]
+"""A pydantic field holding a curve as written."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece with its place: from `start` (tokens) at value `first` to `end` at value `last`.
+
+    `end` is None for the open last segment, whose value is `last` throughout.
+    """
+
+    shape: Shape
+    start: int
+    end: int | None
+    first: float
+    last: float
+
+    def __call__(self, tokens: int) -> float:
+        if self.shape == "constant" or self.end is None or self.end == self.start:
+            return self.last
+        progress = (tokens - self.start) / (self.end - self.start)
+        if self.shape == "cosine":
+            progress = (1.0 - math.cos(math.pi * progress)) / 2.0
+        # Written so that both ends are exact.
+        return self.first * (1.0 - progress) + self.last * progress
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A piecewise function of consumed tokens."""
+
+    segments: tuple[Segment, ...]
+
+    def __call__(self, tokens: int) -> float:
+        """The value after `tokens` consumed tokens; at a boundary, that of the later piece."""
+        for segment in self.segments:
+            if segment.end is None or tokens < segment.end:
+                return segment(tokens)
+        return self.segments[-1].last
+
+    @property
+    def maximum(self) -> float:
+        return max(max(segment.first, segment.last) for segment in self.segments)
+
+    @property
+    def minimum(self) -> float:
+        return min(min(segment.first, segment.last) for segment in self.segments)
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Where pieces begin and end, in tokens; an open end is left out."""
+        ends = [segment.end for segment in self.segments if segment.end is not None]
+        return [self.segments[0].start, *ends]
+
+    @classmethod
+    def constant(cls, value: float) -> Self:
+        return cls((Segment("constant", 0, None, value, value),))
+
+
+def resolve(pieces: Sequence[Piece], tokens_after: Callable[[int, int], int] | None) -> Curve:
+    """The curve that `pieces` describe.
+
+    Args:
+        pieces: as written.
+        tokens_after: `(start, steps) -> tokens`, the position `steps` steps after position
+            `start`; None where steps have no meaning (the batch size itself).
+
+    Raises:
+        ValueError: with the sentence, its piece numbered from 1.
+    """
+    segments: list[Segment] = []
+    position, value = 0, None
+    for number, piece in enumerate(pieces, start=1):
+        first = piece.to if piece.shape == "constant" else piece.from_
+        if first is None:
+            first = value
+        if first is None:
+            raise ValueError(f"piece {number}: the first piece needs from")
+        end = _end(piece, position, tokens_after, number)
+        if end is None and number < len(pieces):
+            raise ValueError(f"piece {number}: only the last piece may lack until and for")
+        if end is None and piece.shape != "constant":
+            raise ValueError(f"piece {number}: a {piece.shape} piece needs until or for")
+        if end is not None and end <= position:
+            raise ValueError(
+                f"piece {number}: ends at {end} tokens, where the piece before ends at {position}"
+            )
+        segments.append(Segment(piece.shape, position, end, first, piece.to))
+        position, value = end, piece.to
+    return Curve(tuple(segments))
+
+
+def _end(
+    piece: Piece,
+    position: int,
+    tokens_after: Callable[[int, int], int] | None,
+    number: int,
+) -> int | None:
+    """Where a piece that begins at `position` ends, in tokens."""
+    extent, origin = (piece.until, 0) if piece.until is not None else (piece.for_, position)
+    if extent is None:
+        return None
+    if not isinstance(extent, Steps):
+        return origin + extent
+    if tokens_after is None:
+        raise ValueError(
+            f"piece {number}: '{extent}' would need the batch size that this curve defines; "
+            "give tokens"
+        )
+    return tokens_after(origin, extent)

@@ -1,0 +1,173 @@
+"""From files and command-line overrides to a validated `Recipe` or `ModelConfig`.
+
+A recipe file may build on another (`base:`): mappings merge key by key, everything else is
+replaced. `base:`, `model:` and a schedule's CSV are looked for beside the file that names them,
+then among those shipped with the package; all other paths are relative to the working directory.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.sentences import suggestion, validate
+
+
+def shipped_folder() -> Path:
+    """The folder of the recipes that come with the package.
+
+    The repository's `recipes/` when running from a checkout, `_shipped/recipes` in a wheel.
+    """
+    package = Path(__file__).resolve().parent.parent
+    wheel = package / "_shipped" / "recipes"
+    return wheel if wheel.is_dir() else package.parent / "recipes"
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a shipped name (`pretrain/tiny`) or of a YAML file's path.
+
+    Args:
+        name_or_path: where it is.
+        overrides: `key.sub=value` texts, the value read as YAML; they win over the file.
+
+    Raises:
+        UserError: one sentence naming the file, the key and the way out.
+    """
+    path = find(str(name_or_path))
+    data = _with_bases(path, ())
+    where = str(path)
+    for override in overrides:
+        data = merge(data, _parse_override(override))
+        where = f"{path} with {' '.join(overrides)}"
+    data.setdefault("name", path.stem)
+    if isinstance(data["name"], str):
+        data.setdefault("directory", f"runs/{data['name']}")
+    if "model" in data:
+        data["model"] = _inline_model(data["model"], where)
+    return validate(Recipe, data, where)
+
+
+def load_model(name_or_path: str | Path) -> ModelConfig:
+    """The model of a shipped name (`tiny`, `deepseek-v3`) or of a YAML file's path."""
+    return ModelConfig.read(find(str(name_or_path), "models"))
+
+
+def load_recipe_or_model(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | ModelConfig:
+    """A recipe or a model, whichever the name or the file is.
+
+    A model's name wins over a recipe's; a file is a recipe if it names a model or a base.
+    """
+    if (shipped_folder() / "models" / f"{name_or_path}.yaml").is_file():
+        name_or_path = f"models/{name_or_path}"
+    path = find(name_or_path)
+    if yaml_text.read_mapping(path).keys() & {"model", "base"}:
+        return load_recipe(path, overrides)
+    if overrides:
+        raise UserError(f"{path} is a model, which takes no overrides.")
+    return ModelConfig.read(path)
+
+
+def find(name_or_path: str, folder: str = "", beside: Path | None = None) -> Path:
+    """The file behind a name or a path.
+
+    Args:
+        name_or_path: a path to an existing file, or a name without suffix.
+        folder: the part of the shipped recipes where names are looked for.
+        beside: a folder that relative paths may also be relative to.
+    """
+    path = Path(name_or_path).expanduser()
+    shipped = shipped_folder() / folder
+    places = [path] if beside is None else [beside / path, path]
+    for place in [*places, shipped / f"{name_or_path}.yaml"]:
+        if place.is_file():
+            return place
+    what = "model" if folder == "models" else "recipe"
+    if path.suffix in {".yaml", ".yml"}:
+        raise UserError(f"{path}: no such {what} file.")
+    files = shipped.rglob("*.yaml")
+    known = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in files)
+    raise UserError(
+        f"'{name_or_path}' is neither a file nor a shipped {what}{suggestion(name_or_path, known)}."
+    )
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `over` laid on top, mapping by mapping.
+
+    A model given by name is a model without changes, so `model.num_layers: 2` over `model: tiny`
+    changes tiny; a name, or a mapping with its own `base`, replaces the model.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        if key == "model" and isinstance(below, str):
+            below = {"base": below}
+        replaces = key == "model" and isinstance(value, dict) and "base" in value
+        if isinstance(below, dict) and isinstance(value, dict) and not replaces:
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's mapping laid over its base's, its references made independent of where it lies."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: builds on itself through base.")
+    data = _anchor(yaml_text.read_mapping(path), path.parent)
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise UserError(f"{path}: 'base' must be the name or path of a recipe.")
+    below = _with_bases(find(base, beside=path.parent), (*seen, path.resolve()))
+    # A recipe is named by its own file, not by what it builds on.
+    below.pop("name", None)
+    below.pop("directory", None)
+    return merge(below, data)
+
+
+def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """References that exist beside the file become absolute."""
+
+    def anchored(value: Any) -> Any:
+        if isinstance(value, str) and (folder / value).is_file():
+            return str((folder / value).resolve())
+        return value
+
+    model, pipeline = data.get("model"), data.get("pipeline")
+    if isinstance(model, str):
+        data["model"] = anchored(model)
+    elif isinstance(model, dict) and "base" in model:
+        data["model"] = model | {"base": anchored(model["base"])}
+    if isinstance(pipeline, dict) and "schedule" in pipeline:
+        data["pipeline"] = pipeline | {"schedule": anchored(pipeline["schedule"])}
+    return data
+
+
+def _inline_model(model: Any, where: str) -> Any:
+    """The model's own mapping: a name becomes its file's content, changes laid over it."""
+    if isinstance(model, str):
+        model = {"base": model}
+    if not isinstance(model, dict) or "base" not in model:
+        return model
+    base = model["base"]
+    if not isinstance(base, str):
+        raise UserError(f"{where}: 'model.base' must be the name or path of a model.")
+    path = find(base, "models")
+    changes = {key: value for key, value in model.items() if key != "base"}
+    return {"name": path.stem, **yaml_text.read_mapping(path), **changes}
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    """`a.b=1e-4` → {"a": {"b": 0.0001}}."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"'{text}' is not an override; write it like training.steps=100.")
+    nested = yaml_text.parse(value, f"'{text}'")
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return nested

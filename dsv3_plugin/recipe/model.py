@@ -1,0 +1,253 @@
+"""What a model is: its shape and its mathematics, in Megatron-Core's own field names.
+
+A `ModelConfig` says everything that a checkpoint's meaning depends on, and nothing about how it is
+trained or on what. Two conventions of the DeepSeek family are derived, not flags:
+
+* a group of experts is scored by the sum of its best two experts when scores are sigmoids
+  (DeepSeek-V3, arXiv 2412.19437 section 2.1.2), by its best expert when they are a softmax
+  (DeepSeek-V2, arXiv 2405.04434 section 2.2.2);
+* the norms of the two MLA latents use eps 1e-6 whatever `layernorm_epsilon` says.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pydantic
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.sentences import validate
+
+LATENT_NORM_EPSILON = 1e-6
+"""eps of the RMSNorms on the Q and KV latents, as in DeepSeek's and transformers' code."""
+
+
+class ModelConfig(pydantic.BaseModel):
+    """A model of the DeepSeek-V2/V3 family (MLA, DeepSeekMoE, MTP)."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: str
+    # The block stack.
+    num_layers: PositiveInt
+    hidden_size: PositiveInt
+    vocab_size: PositiveInt
+    max_position_embeddings: PositiveInt
+    ffn_hidden_size: PositiveInt
+    """Width of the dense layers' SwiGLU."""
+    layernorm_epsilon: PositiveFloat = 1e-6
+    init_method_std: PositiveFloat = 0.02
+    share_embeddings_and_output_weights: bool = False
+
+    # Multi-head latent attention.
+    num_attention_heads: PositiveInt
+    q_lora_rank: PositiveInt | None = None
+    """Rank of the Q latent; None: queries come straight from the hidden state (V2-Lite)."""
+    kv_lora_rank: PositiveInt
+    qk_head_dim: PositiveInt
+    """Per-head width of queries and keys without position (`qk_nope_head_dim` in HF)."""
+    qk_pos_emb_head_dim: PositiveInt
+    """Width of the decoupled rotary part, its key shared by all heads (`qk_rope_head_dim`)."""
+    v_head_dim: PositiveInt
+
+    # Rotary positions. With rope_type "rope" the YaRN fields mean nothing and are set neutral.
+    rope_type: Literal["rope", "yarn"] = "rope"
+    rotary_base: PositiveFloat = 10000.0
+    rotary_scaling_factor: PositiveFloat = 1.0
+    original_max_position_embeddings: PositiveInt
+    """Length before YaRN stretched it; equals max_position_embeddings with plain RoPE."""
+    beta_fast: PositiveFloat = 32.0
+    beta_slow: PositiveFloat = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 1.0
+
+    # Mixture of experts.
+    moe_layer_freq: list[Literal[0, 1]]
+    """Per layer: 1 MoE, 0 dense. YAML may say an integer n (every n-th layer, the first included)
+    or an expression such as "[0]*3+[1]*58", as on upstream's command line."""
+    num_moe_experts: PositiveInt | None = None
+    moe_ffn_hidden_size: PositiveInt | None = None
+    moe_shared_expert_intermediate_size: PositiveInt | None = None
+    """Summed width of the shared experts (number of shared experts × expert FFN)."""
+    moe_router_topk: PositiveInt | None = None
+    moe_router_num_groups: PositiveInt | None = None
+    moe_router_group_topk: PositiveInt | None = None
+    moe_router_score_function: Literal["sigmoid", "softmax"] = "sigmoid"
+    moe_router_pre_softmax: bool = False
+    """Softmax over all experts before choosing, gates not renormalised (V2)."""
+    moe_router_topk_scaling_factor: PositiveFloat | None = None
+    moe_router_enable_expert_bias: bool = False
+    moe_aux_loss_coeff: float = Field(default=0.0, ge=0.0)
+    moe_router_load_balancing_type: Literal["seq_aux_loss", "aux_loss", "none"] = "none"
+
+    # Multi-token prediction.
+    mtp_num_layers: NonNegativeInt | None = None
+    """Depth of multi-token prediction; None and 0 both mean none and are stored as None."""
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """Zero-based indices of the MoE layers of the main model."""
+        return [layer for layer, is_moe in enumerate(self.moe_layer_freq) if is_moe]
+
+    @property
+    def mtp_is_moe(self) -> bool:
+        """Whether the MTP layers are MoE: they copy the kind of the last main layer."""
+        return bool(self.moe_layer_freq[-1])
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """The model a YAML file describes; anything wrong is a `UserError` naming file and key."""
+        path = Path(path)
+        data = yaml_text.read_mapping(path)
+        return validate(cls, {"name": path.stem, **data}, str(path))
+
+    def write(self, path: str | Path) -> None:
+        """Write the YAML that `read` turns back into an equal model."""
+        try:
+            Path(path).write_text(self.to_yaml(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
+
+    def to_yaml(self) -> str:
+        """The YAML text of `write`."""
+        return yaml_text.dump(self.to_mapping())
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The fields as plain YAML values, the layer pattern in its short form."""
+        data = self.model_dump(mode="json")
+        data["moe_layer_freq"] = format_layer_pattern(self.moe_layer_freq)
+        return data
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _normalise(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        layers = data.get("num_layers")
+        if isinstance(layers, int) and layers > 0:
+            default = 1 if data.get("num_moe_experts") is not None else f"[0]*{layers}"
+            pattern = data.get("moe_layer_freq", default)
+            if isinstance(pattern, int | str) and not isinstance(pattern, bool):
+                data["moe_layer_freq"] = parse_layer_pattern(pattern, layers)
+        # One spelling for each way of saying "none", so that equal models compare equal.
+        if data.get("mtp_num_layers") == 0:
+            data["mtp_num_layers"] = None
+        if data.get("moe_router_topk_scaling_factor") == 1.0:
+            data["moe_router_topk_scaling_factor"] = None
+        if data.get("moe_router_num_groups") == 1 and data.get("moe_router_group_topk") == 1:
+            data["moe_router_num_groups"] = data["moe_router_group_topk"] = None
+        if data.get("moe_aux_loss_coeff", 0.0) == 0.0:
+            data["moe_router_load_balancing_type"] = "none"
+        if data.get("rope_type", "rope") == "rope":
+            data["rotary_scaling_factor"] = 1.0
+            data["beta_fast"], data["beta_slow"] = 32.0, 1.0
+            data["mscale"], data["mscale_all_dim"] = 1.0, 1.0
+            if "max_position_embeddings" in data:
+                data["original_max_position_embeddings"] = data["max_position_embeddings"]
+        return data
+
+    @pydantic.model_validator(mode="after")
+    def _rules(self) -> Self:
+        if self.moe_aux_loss_coeff and self.moe_router_load_balancing_type == "none":
+            raise ValueError(
+                f"moe_aux_loss_coeff {self.moe_aux_loss_coeff} needs "
+                "moe_router_load_balancing_type: seq_aux_loss or aux_loss"
+            )
+        if len(self.moe_layer_freq) != self.num_layers:
+            raise ValueError(
+                f"moe_layer_freq describes {len(self.moe_layer_freq)} layers, "
+                f"num_layers says {self.num_layers}"
+            )
+        if self.qk_pos_emb_head_dim % 2:
+            raise ValueError(f"qk_pos_emb_head_dim {self.qk_pos_emb_head_dim} must be even")
+        if self.moe_layers:
+            self._moe_rules()
+        elif self.num_moe_experts is not None:
+            raise ValueError(
+                f"num_moe_experts is {self.num_moe_experts} but moe_layer_freq has no MoE layer"
+            )
+        return self
+
+    def _moe_rules(self) -> None:
+        for key in ("num_moe_experts", "moe_ffn_hidden_size", "moe_router_topk"):
+            if getattr(self, key) is None:
+                raise ValueError(f"a model with MoE layers needs {key}")
+        experts, topk = self.num_moe_experts, self.moe_router_topk
+        if topk > experts:
+            raise ValueError(f"moe_router_topk {topk} is more than the {experts} routed experts")
+        shared = self.moe_shared_expert_intermediate_size
+        if shared is not None and shared % self.moe_ffn_hidden_size:
+            raise ValueError(
+                f"moe_shared_expert_intermediate_size {shared} is not a whole number of experts "
+                f"of width {self.moe_ffn_hidden_size}"
+            )
+        if self.moe_router_score_function == "sigmoid" and self.moe_router_pre_softmax:
+            raise ValueError("moe_router_pre_softmax needs moe_router_score_function: softmax")
+        if self.moe_router_score_function == "softmax" and self.moe_router_enable_expert_bias:
+            raise ValueError(
+                "moe_router_enable_expert_bias needs moe_router_score_function: sigmoid"
+            )
+        self._group_rules()
+
+    def _group_rules(self) -> None:
+        experts, topk = self.num_moe_experts, self.moe_router_topk
+        groups, allowed = self.moe_router_num_groups, self.moe_router_group_topk
+        if (groups is None) != (allowed is None):
+            raise ValueError(
+                "moe_router_num_groups and moe_router_group_topk come together or not at all"
+            )
+        if groups is None:
+            return
+        if experts % groups:
+            raise ValueError(f"{experts} routed experts do not divide into {groups} groups")
+        if allowed > groups:
+            raise ValueError(f"moe_router_group_topk {allowed} is more than the {groups} groups")
+        if topk > allowed * (experts // groups):
+            raise ValueError(
+                f"moe_router_topk {topk} is more than the {allowed * (experts // groups)} experts "
+                f"of {allowed} allowed groups"
+            )
+        if self.moe_router_score_function == "sigmoid" and experts // groups < 2:
+            raise ValueError(
+                f"sigmoid routing scores a group by its best two experts, and {groups} groups of "
+                f"{experts} experts have one each"
+            )
+
+
+_TERM = re.compile(r"\[([01](?:,[01])*)\](?:\*(\d+))?")
+
+
+def parse_layer_pattern(pattern: int | str, num_layers: int) -> list[int]:
+    """The per-layer list behind upstream's `--moe-layer-freq` notations.
+
+    An integer n makes every n-th layer MoE, starting with the first; a string is a sum of repeated
+    lists such as "[0]*3+[1]*58". Raises ValueError with the sentence.
+    """
+    if isinstance(pattern, int):
+        if pattern < 1:
+            raise ValueError(f"moe_layer_freq {pattern} must be at least 1")
+        return [int(layer % pattern == 0) for layer in range(num_layers)]
+    text = pattern.replace(" ", "").replace("(", "").replace(")", "")
+    layers: list[int] = []
+    for term in text.split("+"):
+        match = _TERM.fullmatch(term)
+        if match is None:
+            raise ValueError(
+                f"moe_layer_freq '{pattern}' is not a layer pattern; write it like '[0]*3+[1]*58'"
+            )
+        layers += [int(kind) for kind in match[1].split(",")] * int(match[2] or 1)
+    return layers
+
+
+def format_layer_pattern(layers: list[int]) -> str:
+    """The short form of a per-layer list: [0, 0, 0, 1, 1] → "[0]*3+[1]*2"."""
+    runs: list[list[int]] = []
+    for kind in layers:
+        if runs and runs[-1][0] == kind:
+            runs[-1][1] += 1
+        else:
+            runs.append([kind, 1])
+    return "+".join(f"[{kind}]*{count}" for kind, count in runs)

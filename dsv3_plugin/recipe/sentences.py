@@ -1,0 +1,119 @@
+"""Pydantic's verdict as one sentence: which file, which key, what is wrong, what would be right."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pydantic
+
+from dsv3_plugin.errors import UserError
+
+
+def validate[T: pydantic.BaseModel](kind: type[T], data: Mapping[str, Any], where: str) -> T:
+    """`data` as a validated `kind`; the first thing wrong with it becomes a `UserError`.
+
+    `where` is the file (or command line) that the sentence names.
+    """
+    try:
+        return kind.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise UserError(sentence(kind, error, where)) from error
+
+
+def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, where: str) -> str:
+    """One sentence for the most telling of pydantic's errors.
+
+    An unknown key comes first: a mistyped key usually causes the others (a required key missing).
+    """
+    problems = error.errors(include_url=False)
+    problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
+    path = _keys(problem)
+    dotted = ".".join(str(part) for part in path)
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _keys_beside(kind, path)
+            return f"{where}: unknown key '{dotted}'{suggestion(str(path[-1]), known)}."
+        case "missing":
+            return f"{where}: the key '{dotted}' is missing."
+        case "value_error":
+            # A rule of ours: its text is already the sentence.
+            text = str(problem["ctx"]["error"])
+            return f"{where}: {dotted}: {text}." if dotted else f"{where}: {text}."
+        case _:
+            # A union reports each of its types: all of them are ways out.
+            wanted = dict.fromkeys(_wanted(p) for p in problems if _keys(p) == path)
+            return f"{where}: '{dotted}' is {_shown(problem['input'])}; it must {_or(wanted)}."
+
+
+def _wanted(problem: Any) -> str:
+    """What a value of the wrong type must be, as a phrase after "it must"."""
+    if problem["type"] in ("model_type", "dict_type"):
+        return "be a mapping of keys to values"
+    if problem["type"] == "finite_number":
+        return "be a finite number"
+    if problem["type"] in ("too_short", "too_long"):
+        limits = problem["ctx"]
+        return f"have {limits.get('min_length', limits.get('max_length'))} items"
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return message.removeprefix("input should ")
+
+
+def _or(phrases: Iterable[str]) -> str:
+    first, *others = phrases
+    return " or ".join([first, *(phrase.removeprefix("be ") for phrase in others)])
+
+
+def _keys(problem: Any) -> list[int | str]:
+    """The path of a problem as the file spells it."""
+    return [part for part in problem["loc"] if not _is_union_label(part)]
+
+
+def suggestion(word: str, known: list[str]) -> str:
+    """The end of a sentence about an unknown word: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f" (nearest: '{near[0]}')"
+    return f" (known: {', '.join(known)})" if known else ""
+
+
+def _is_union_label(part: int | str) -> bool:
+    """Pydantic adds the tried type to the path of a union (`list[int]`, `CurveSpec`): not a key."""
+    return isinstance(part, str) and (
+        "[" in part
+        or part.startswith("constrained-")
+        or part[:1].isupper()
+        or part in {"int", "float", "str", "bool"}
+    )
+
+
+def _keys_beside(kind: type[pydantic.BaseModel], path: list[int | str]) -> list[str]:
+    """The keys that are valid where `path` ends: fields of the model reached by its parents."""
+    current: type[pydantic.BaseModel] | None = kind
+    for part in path[:-1]:
+        if isinstance(part, int):
+            continue
+        field = _fields(current).get(part)
+        current = _model_in(field.annotation) if field is not None else None
+    return list(_fields(current))
+
+
+def _fields(kind: type[pydantic.BaseModel] | None) -> dict[str, pydantic.fields.FieldInfo]:
+    """The fields of a model under the keys that a file spells them with."""
+    fields = kind.model_fields if kind is not None else {}
+    return {field.alias or name: field for name, field in fields.items()}
+
+
+def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
+    """The pydantic model inside an annotation such as `Pieces | None` or `list[Piece]`."""
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _model_in(inner)
+        if found is not None:
+            return found
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

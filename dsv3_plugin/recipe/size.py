@@ -1,0 +1,68 @@
+"""Amounts as people write them: 469B tokens, 14.8T tokens, 2000 steps."""
+
+import re
+from fractions import Fraction
+from typing import Annotated, Any
+
+import pydantic
+
+_SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMBT]?)(?:\s+(tokens|steps))?", re.IGNORECASE)
+
+
+class Steps(int):
+    """A number of optimizer steps, where a number of tokens could stand too."""
+
+    def __str__(self) -> str:
+        return f"{int(self)} steps"
+
+
+def parse_tokens(text: Any) -> int:
+    """Tokens from an integer or from text such as "469B", "4.3T", "120K tokens".
+
+    Raises ValueError with the sentence.
+    """
+    amount = parse_extent(text)
+    if isinstance(amount, Steps):
+        raise ValueError(f"'{text}' counts steps where tokens are meant")
+    return amount
+
+
+def parse_extent(text: Any) -> int | Steps:
+    """Tokens as `parse_tokens` reads them, or "2000 steps" as `Steps`."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        if text < 0:
+            raise ValueError(f"{text} is negative")
+        return text
+    match = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f"{text!r} is not an amount; write for example 120M, 469B or 2000 steps")
+    amount = Fraction(match[1].rstrip(".")) * _SUFFIX[match[2].upper()]
+    if amount.denominator != 1:
+        raise ValueError(f"'{text}' is not a whole number")
+    if (match[3] or "").lower() == "steps":
+        return Steps(amount)
+    return int(amount)
+
+
+def format_tokens(tokens: int) -> int | str:
+    """The shortest exact writing: 14800000000000 → "14.8T"; numbers that have none stay numbers."""
+    for suffix in "TBMK":
+        unit = _SUFFIX[suffix]
+        if tokens >= unit and tokens % (unit // 1000) == 0:
+            whole, rest = divmod(tokens, unit)
+            return f"{whole}.{rest * 1000 // unit:03d}".rstrip("0").rstrip(".") + suffix
+    return tokens
+
+
+def _write(amount: int) -> int | str:
+    return str(amount) if isinstance(amount, Steps) else format_tokens(amount)
+
+
+Tokens = Annotated[
+    int, pydantic.BeforeValidator(parse_tokens), pydantic.PlainSerializer(format_tokens)
+]
+"""A pydantic field of tokens: reads "10T", holds an int, writes "10T"."""
+
+Extent = Annotated[Any, pydantic.BeforeValidator(parse_extent), pydantic.PlainSerializer(_write)]
+"""A pydantic field of tokens or steps."""

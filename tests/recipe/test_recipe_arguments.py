@@ -1,0 +1,201 @@
+"""The command line, held against upstream's own parser, validation and calculators."""
+
+import shlex
+import sys
+
+import pytest
+
+from dsv3_plugin.recipe import layout
+from dsv3_plugin.recipe.arguments import command_line, megatron_arguments
+from dsv3_plugin.recipe.load import load_model, load_recipe
+
+# A shape of run that every model can take, whatever it was trained with.
+_ANY_MODEL = [
+    "backend=local", "host=cpu", "precision={dtype: fp32}", "data.seq_length=64",
+]  # fmt: skip
+# Carried by no flag of upstream's, or under another name; dsv3_plugin.model.config sets them.
+_NOT_ON_THE_COMMAND_LINE = {"original_max_position_embeddings", "beta_fast", "beta_slow"}
+_NOT_IN_THE_CONFIG = {
+    "name", "vocab_size", "max_position_embeddings", "share_embeddings_and_output_weights",
+}  # fmt: skip
+
+
+@pytest.fixture
+def upstream(monkeypatch):
+    """Upstream's parse-and-validate for a recipe, as one rank of its world would run it."""
+    from dsv3_plugin.upstream import cpu_host
+
+    cpu_host.enable()
+    import torch
+    from megatron.training import arguments
+
+    # Grouped GEMMs are refused without a GPU of this generation.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+
+    def run(recipe, **machine):
+        argv = megatron_arguments(recipe, **machine)
+        monkeypatch.setattr(sys, "argv", ["dsv3", *argv])
+        monkeypatch.setenv("WORLD_SIZE", str(recipe.parallel.processes))
+        monkeypatch.setenv("RANK", "1")
+        args = arguments.parse_args()
+        arguments.validate_args(args)
+        return args
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["pretrain/tiny", "pretrain/deepseek-v3"])
+def test_upstream_accepts_the_shipped_recipes(upstream, name):
+    recipe = load_recipe(name)
+    args = upstream(recipe, has_gpu=True, has_transformer_engine=True)
+    assert args.data_parallel_size == recipe.data_parallel
+    assert args.expert_model_parallel_size == recipe.parallel.expert
+    assert args.padded_vocab_size == recipe.model.vocab_size
+    assert args.transformer_impl == recipe.backend
+    assert args.use_distributed_optimizer == recipe.parallel.zero1
+    assert args.train_samples * recipe.data.seq_length == recipe.total_tokens
+    assert args.lr == recipe.curves.learning_rate.maximum
+    assert args.ckpt_format == "torch_dist"
+    assert args.exit_signal_handler
+
+
+def test_deepseek_v3_on_upstreams_words(upstream):
+    import torch
+
+    args = upstream(load_recipe("pretrain/deepseek-v3"))
+    assert args.bf16
+    assert (args.fp8, args.fp8_recipe) == ("e4m3", "blockwise")
+    assert args.use_precision_aware_optimizer
+    assert args.exp_avg_dtype == args.exp_avg_sq_dtype == torch.bfloat16
+    assert args.recompute_modules == ["layernorm", "mla_up_proj", "moe_act"]
+    assert args.pipeline_model_parallel_size == 16
+    assert args.virtual_pipeline_model_parallel_size == 2
+    assert args.distributed_backend == "nccl"
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["tiny", "deepseek-v3", "deepseek-v2", "deepseek-v2-lite", "moonlight-16b-a3b", "kimi-k2"],
+)
+def test_upstreams_config_is_the_model(upstream, model):
+    from megatron.training.argument_utils import core_transformer_config_from_args
+
+    recipe = load_recipe("pretrain/tiny", [f"model={model}", *_ANY_MODEL])
+    config = core_transformer_config_from_args(upstream(recipe))
+    said = load_model(model).model_dump()
+    for field in said.keys() - _NOT_IN_THE_CONFIG - _NOT_ON_THE_COMMAND_LINE:
+        assert getattr(config, field) == said[field], field
+
+
+@pytest.mark.parametrize("name", ["pretrain/tiny", "pretrain/deepseek-v3"])
+def test_upstreams_calculator_walks_our_batch_schedule(name):
+    from dsv3_plugin.upstream import cpu_host
+
+    cpu_host.enable()
+    from megatron.core.num_microbatches_calculator import StepBatchsizeNumMicroBatchesCalculator
+
+    recipe = load_recipe(name)
+    length = recipe.data.seq_length
+    calculator = StepBatchsizeNumMicroBatchesCalculator(
+        recipe.training.micro_batch_size, recipe.data_parallel, False, 1,
+        recipe.batch_schedule.argument(), length,
+    )  # fmt: skip
+    tokens = 0
+    for _ in range(3000):
+        calculator.update(tokens // length, consistency_check=True)
+        batch = recipe.batch_schedule.batch(tokens)
+        assert calculator.get_current_global_batch_size() == batch
+        tokens += batch * length
+    assert tokens == recipe.batch_schedule.tokens_after(0, 3000)
+
+
+def test_upstream_counts_as_many_steps(upstream, monkeypatch):
+    from megatron.core import num_microbatches_calculator as calculators
+    from megatron.training.training import update_train_iters
+
+    recipe = load_recipe("pretrain/tiny")
+    args = upstream(recipe)
+    calculators.unset_num_microbatches_calculator()
+    calculators.init_num_microbatches_calculator(
+        1, None, args.global_batch_size, args.micro_batch_size, args.data_parallel_size,
+        step_batch_size_schedule=args.step_batch_size_schedule, seq_length=args.seq_length,
+    )  # fmt: skip
+    try:
+        update_train_iters(args)
+    finally:
+        calculators.unset_num_microbatches_calculator()
+    assert args.train_iters == recipe.total_steps
+
+
+def test_the_printed_line_says_the_same():
+    recipe = load_recipe("pretrain/tiny", ["megatron_args={log-throughput: true, num_workers: 0}"])
+    printed = command_line(recipe)
+    words = shlex.split(printed.replace("\\\n", " "))
+    assert words == megatron_arguments(recipe)
+    assert printed.splitlines()[0] == "--num-layers 4 \\"
+    assert "--spec dsv3_plugin.model.specs deepseek_v3_spec" in printed
+    assert words[-3:] == ["--log-throughput", "--num-workers", "0"]
+
+
+def test_passed_through_flags_come_last_and_win(upstream):
+    recipe = load_recipe(
+        "pretrain/tiny",
+        ["megatron_args={seed: 77, --iterations-to-skip: [3, 4], log-throughput: false}"],
+    )
+    args = upstream(recipe)
+    assert args.seed == 77
+    assert args.iterations_to_skip == [3, 4]
+    assert "--log-throughput" not in megatron_arguments(recipe)
+
+
+def test_a_constant_batch_is_a_plain_flag(upstream):
+    recipe = load_recipe("pretrain/tiny", ["curves.batch_size=24", "training.steps=7"])
+    args = upstream(recipe)
+    assert args.global_batch_size == 24
+    assert args.step_batch_size_schedule is None
+    assert args.train_samples == 7 * 24
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages", "mtp", "written"),
+    [
+        (4, 2, 1, "Ett|ttmL"),
+        (4, 4, 0, "Et|t|t|tL"),
+        (5, 4, 1, "Et|tt|t|tmL"),
+        (6, 4, 1, "Et|tt|tt|tmL"),
+        (7, 4, 0, "Ett|tt|tt|tL"),
+    ],
+)
+def test_even_layouts(layers, stages, mtp, written):
+    assert layout.even(layers, stages, mtp) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "stages"),
+    [("Ett|(tt|)*29t|mL", 32), ("Et*3|(tt|)*29,m|L", 32), ("EtL", 1), ("Et|t*4|tL", 3)],
+)
+def test_layouts_mean_what_upstream_means(text, stages):
+    from dsv3_plugin.upstream import cpu_host
+
+    cpu_host.enable()
+    from megatron.core.transformer.pipeline_parallel_layer_layout import (
+        PipelineParallelLayerLayout,
+    )
+
+    assert layout.stage_count(text) == stages
+    assert PipelineParallelLayerLayout.get_num_stages_from_str(text) == stages
+    parsed = PipelineParallelLayerLayout.parse_str_to_list(text)
+    letters = {"embedding": "E", "decoder": "t", "mtp": "m", "loss": "L"}
+    ours = ["".join(letters[kind.name] for kind in stage) for stage in parsed]
+    assert layout.expand(text) == "|".join(ours)
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zbv", "dualpipe", "dualpipe_v"])
+def test_upstream_accepts_every_schedules_layout(upstream, schedule):
+    overrides = ["parallel.processes=4", "pipeline.devices=2", "training.micro_batch_size=1"]
+    if schedule == "interleaved":
+        overrides.append("pipeline.virtual_stages=2")
+    recipe = load_recipe("pretrain/tiny", [*overrides, f"pipeline.schedule={schedule}"])
+    args = upstream(recipe)
+    chunks = args.virtual_pipeline_model_parallel_size or 1
+    assert chunks * args.pipeline_model_parallel_size == recipe.stages

@@ -1,0 +1,215 @@
+"""Curves and the batch schedule: what they evaluate to, and what they refuse."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsv3_plugin.recipe.batch import BatchSchedule, batch_schedule
+from dsv3_plugin.recipe.curve import Curve, Piece, resolve
+from dsv3_plugin.recipe.size import Steps, format_tokens, parse_extent, parse_tokens
+
+seeded = settings(derandomize=True, deadline=None)
+
+
+def curve_of(*pieces: dict, tokens_after=None) -> Curve:
+    return resolve([Piece.model_validate(piece) for piece in pieces], tokens_after)
+
+
+@st.composite
+def written_curves(draw) -> list[dict]:
+    """Random legal pieces, values of every sign, the last one open or closed."""
+    values = st.floats(-1e3, 1e3)
+    pieces = []
+    count = draw(st.integers(1, 5))
+    for number in range(count):
+        shape = draw(st.sampled_from(["linear", "constant", "cosine"]))
+        piece = {shape: draw(values), "for": draw(st.integers(1, 10**12))}
+        if shape != "constant" and (number == 0 or draw(st.booleans())):
+            piece["from"] = draw(values)
+        if shape == "constant" and number == count - 1 and draw(st.booleans()):
+            del piece["for"]
+        pieces.append(piece)
+    return pieces
+
+
+@seeded
+@given(written_curves(), st.integers(0, 10**13))
+def test_values_stay_between_the_ends_of_their_piece(pieces, tokens):
+    curve = curve_of(*pieces)
+    value = curve(tokens)
+    for segment in curve.segments:
+        if segment.start <= tokens and (segment.end is None or tokens < segment.end):
+            low, high = sorted((segment.first, segment.last))
+            assert low - 1e-9 <= value <= high + 1e-9
+            break
+    else:
+        assert value == curve.segments[-1].last
+    assert curve.minimum - 1e-9 <= value <= curve.maximum + 1e-9
+
+
+@seeded
+@given(written_curves())
+def test_pieces_begin_and_end_exactly_where_written(pieces):
+    curve = curve_of(*pieces)
+    for segment, piece in zip(curve.segments, pieces, strict=True):
+        if segment.shape == "constant":
+            assert curve(segment.start) == piece["constant"]
+        else:
+            assert curve(segment.start) == segment.first
+            assert segment(segment.end) == segment.last == piece[segment.shape]
+
+
+@seeded
+@given(written_curves())
+def test_pieces_are_monotone(pieces):
+    for segment in curve_of(*pieces).segments:
+        if segment.end is None:
+            continue
+        step = max(1, (segment.end - segment.start) // 50)
+        values = [segment(at) for at in range(segment.start, segment.end, step)]
+        ordered = sorted(values, reverse=segment.last < segment.first)
+        assert values == pytest.approx(ordered, abs=1e-9)
+
+
+@seeded
+@given(written_curves())
+def test_until_and_for_say_the_same(pieces):
+    position, absolute = 0, []
+    for piece in pieces:
+        piece = dict(piece)
+        if "for" in piece:
+            position += piece.pop("for")
+            piece["until"] = position
+        absolute.append(piece)
+    assert curve_of(*absolute) == curve_of(*pieces)
+
+
+def test_cosine_is_half_a_wave():
+    curve = curve_of({"cosine": 2.0, "from": 10.0, "for": 100})
+    for tokens in range(0, 101, 10):
+        expected = 2.0 + 8.0 * (1 + math.cos(math.pi * tokens / 100)) / 2
+        assert curve(tokens) == pytest.approx(expected, rel=1e-12)
+    assert curve(10**9) == 2.0
+
+
+def test_steps_are_walked_through_the_batch_schedule():
+    schedule = BatchSchedule(((0, 2), (40, 4)), seq_length=4)
+    # 5 steps of 8 tokens reach the change at 40; 3 more take 16 each.
+    assert schedule.tokens_after(0, 5) == 40
+    assert schedule.tokens_after(0, 8) == 88
+    curve = curve_of(
+        {"linear": 1.0, "from": 0.0, "for": "5 steps"},
+        {"constant": 1.0, "for": "3 steps"},
+        {"constant": 0.5},
+        tokens_after=schedule.tokens_after,
+    )
+    assert curve.boundaries == [0, 40, 88]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "sentence"),
+    [
+        ([{"linear": 1.0, "for": 5}], "piece 1: the first piece needs from"),
+        ([{"constant": 1.0}, {"constant": 2.0}], "piece 1: only the last piece may lack"),
+        ([{"constant": 1.0, "until": 5}, {"constant": 2.0, "until": 5}], "piece 2: ends at 5"),
+        ([{"linear": 1.0, "from": 0.0}], "piece 1: a linear piece needs until or for"),
+        ([{"constant": 1.0, "for": "5 steps"}], "would need the batch size that this curve"),
+        ([{"constant": 1.0, "linear": 1.0}], "exactly one of linear, constant and cosine"),
+        ([{"constant": 1.0, "from": 1.0}], "a constant piece has no from"),
+        ([{"constant": 1.0, "for": 1, "until": 1}], "until or for, not both"),
+    ],
+)
+def test_curves_that_make_no_sense(pieces, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        curve_of(*pieces)
+
+
+@seeded
+@given(
+    multiple=st.integers(1, 24),
+    seq_length=st.integers(1, 64),
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    lengths=st.lists(st.integers(1, 5000), min_size=4, max_size=4),
+    shapes=st.lists(st.sampled_from(["linear", "cosine", "constant"]), min_size=4, max_size=4),
+)
+def test_batch_schedule_follows_the_curve(multiple, seq_length, sizes, lengths, shapes):
+    pieces = []
+    for number, size in enumerate(sizes):
+        piece = {shapes[number]: float(size * multiple), "for": lengths[number]}
+        if number == 0 and shapes[0] != "constant":
+            piece["from"] = float(multiple)
+        pieces.append(piece)
+    curve = curve_of(*pieces)
+    schedule = batch_schedule(curve, multiple, seq_length)
+    starts = [start for start, _ in schedule.entries]
+    assert starts == sorted(set(starts))
+    assert starts[0] == 0
+    for tokens in range(0, sum(lengths) + 2 * seq_length, seq_length):
+        batch = schedule.batch(tokens)
+        assert batch % multiple == 0
+        assert batch >= multiple
+        # The largest multiple that the curve allows; a hair of forgiveness for its arithmetic.
+        assert batch <= curve(tokens) + 1e-6 * multiple
+        assert batch + multiple > curve(tokens) - 1e-6 * multiple
+
+
+@seeded
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.integers(1, 9)), min_size=1, max_size=5),
+    st.integers(1, 16),
+    st.integers(0, 200),
+    st.integers(0, 5000),
+)
+def test_walking_a_schedule_equals_stepping_it(changes, seq_length, steps, tokens):
+    position, entries = 0, []
+    for length, batch in changes:
+        entries.append((position * seq_length, batch))
+        position += length
+    schedule = BatchSchedule(tuple(entries), seq_length)
+    at = 0
+    for _ in range(steps):
+        at += schedule.batch(at) * seq_length
+    assert schedule.tokens_after(0, steps) == at
+    at = count = 0
+    while at < tokens:
+        at += schedule.batch(at) * seq_length
+        count += 1
+    assert schedule.steps_until(tokens) == count
+
+
+@pytest.mark.parametrize("size", [10.0, 4.0])
+def test_batch_that_ranks_cannot_share_is_refused(size):
+    with pytest.raises(ValueError, match=rf"batch size {size:g} is not a multiple of 8"):
+        batch_schedule(Curve.constant(size), 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("14.8T", 14_800_000_000_000), ("469B", 469 * 10**9), ("1.5M", 1_500_000), ("3k", 3000),
+        (17, 17), ("17 tokens", 17), ("4.3 T", 4_300_000_000_000),
+    ],
+)  # fmt: skip
+def test_token_amounts(text, tokens):
+    assert parse_tokens(text) == tokens
+
+
+def test_steps_are_told_from_tokens():
+    assert parse_extent("2K steps") == 2000
+    assert isinstance(parse_extent("2K steps"), Steps)
+    with pytest.raises(ValueError, match="counts steps where tokens are meant"):
+        parse_tokens("2000 steps")
+
+
+@pytest.mark.parametrize("text", ["", "T", "3X", "1.5", "-3", -3, True, None, "3 weeks", 1.5])
+def test_amounts_that_are_none(text):
+    with pytest.raises(ValueError, match=r"not an amount|not a whole number|negative"):
+        parse_tokens(text)
+
+
+@seeded
+@given(st.integers(0, 10**15))
+def test_written_amounts_read_back(tokens):
+    assert parse_tokens(format_tokens(tokens)) == tokens
