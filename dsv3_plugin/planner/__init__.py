@@ -1,0 +1,1 @@
+"""What a model and a run cost, from their description alone. No torch in here."""

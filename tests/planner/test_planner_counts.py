@@ -1,0 +1,159 @@
+"""Counts against published numbers and against transformers' own modules."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dsv3_plugin.planner.counts import flops_per_token, parameter_counts
+from dsv3_plugin.planner.report import as_mapping
+from dsv3_plugin.recipe.hf_config import hf_config
+from dsv3_plugin.recipe.load import load_model
+
+
+def test_deepseek_v3_exactly():
+    counts = parameter_counts(load_model("deepseek-v3"))
+    # The published checkpoint, multi-token prediction with its copies and all router biases.
+    assert counts.total == 684_489_845_504
+    # The main model: 671,026,404,352 weights and 58 × 256 router biases.
+    assert counts.main == 671_026_404_352 + 58 * 256
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active"),
+    [
+        ("deepseek-v3", 671e9, 37e9),
+        ("deepseek-v2", 236e9, 21e9),
+        ("deepseek-v2-lite", 15.7e9, 2.4e9),
+        ("moonlight-16b-a3b", 16e9, 2.6e9),
+        ("kimi-k2", 1.03e12, 32e9),
+    ],
+)
+def test_published_sizes(name, total, active):
+    counts = parameter_counts(load_model(name))
+    assert counts.main == pytest.approx(total, rel=0.005)
+    assert counts.active == pytest.approx(active, rel=0.025)
+
+
+def test_published_flops_of_deepseek_v3():
+    flops = flops_per_token(load_model("deepseek-v3"), 4096)
+    assert flops.total == pytest.approx(260.6e9, rel=3e-4)
+    assert flops.main == pytest.approx(250.4e9, rel=3e-4)
+
+
+@pytest.mark.parametrize("name", ["tiny", "deepseek-v3", "deepseek-v2", "kimi-k2"])
+def test_layers_add_up(name):
+    model = load_model(name)
+    counts, flops = parameter_counts(model), flops_per_token(model, 2048)
+    held = sum(layer.number * layer.held for layer in counts.layers)
+    copies = 2 * model.vocab_size * model.hidden_size * (model.mtp_num_layers or 0)
+    assert held + copies == counts.total
+    assert sum(layer.number * layer.forward_backward for layer in flops.layers) == flops.total
+    blocks = [layer.number for layer in counts.layers if layer.kind in ("dense", "moe")]
+    assert sum(blocks) == model.num_layers
+    # 6 operations per active weight, and attention on top.
+    assert flops.main > 6 * (counts.active - sum(
+        layer.number * (layer.parameters.get("norms", 0) + layer.parameters.get("router_bias", 0))
+        for layer in counts.layers
+    ))  # fmt: skip
+
+
+def _changed(**changes):
+    tiny = load_model("tiny")
+    return type(tiny)(**(tiny.to_mapping() | changes))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        load_model("tiny"),
+        _changed(q_lora_rank=None, mtp_num_layers=2),
+        _changed(share_embeddings_and_output_weights=True, mtp_num_layers=None),
+        _changed(
+            moe_router_score_function="softmax", moe_router_pre_softmax=True, mtp_num_layers=None,
+            moe_router_enable_expert_bias=False, moe_shared_expert_intermediate_size=96,
+            moe_layer_freq="[0]*2+[1]*2",
+        ),
+    ],
+    ids=["tiny", "no q latent, 2 mtp", "tied", "v2"],
+)  # fmt: skip
+def test_transformers_holds_as_many_values(model):
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**hf_config(model))
+    with torch.device("meta"):
+        main = transformers.AutoModelForCausalLM.from_config(config)
+    tensors = dict(main.named_parameters())
+    biases = sum(
+        buffer.numel() for name, buffer in main.named_buffers() if "e_score_correction" in name
+    )
+    counts = parameter_counts(model)
+    assert sum(tensor.numel() for tensor in tensors.values()) + biases == counts.main
+    if model.mtp_num_layers:
+        from transformers.modeling_layers import MtpModel
+
+        with torch.device("meta"):
+            mtp = MtpModel(main, model.mtp_num_layers)
+        # MtpModel shares the embedding and the head; the checkpoint repeats them per depth.
+        shared = model.vocab_size * model.hidden_size
+        layers = sum(tensor.numel() for tensor in mtp.layers.parameters()) + sum(
+            buffer.numel() for name, buffer in mtp.layers.named_buffers() if "e_score" in name
+        )
+        assert counts.main + layers + model.mtp_num_layers * 2 * shared == counts.total
+
+
+def test_mapping_has_the_promised_keys():
+    plan = as_mapping(load_model("deepseek-v3"), 4096)
+    assert plan["parameters_total"] == 684_489_845_504
+    assert plan["flops_per_token_forward_backward"] == 260_641_652_736
+    assert [layer["kind"] for layer in plan["layers"]] == [
+        "embedding", "dense", "moe", "mtp", "head",
+    ]  # fmt: skip
+    for layer in plan["layers"]:
+        assert sum(layer["components"].values()) == layer["parameters"]
+
+
+@pytest.mark.parametrize("what", ["deepseek-v3", "pretrain/deepseek-v3"])
+def test_plan_answers_without_torch(what):
+    code = (
+        "import sys; from dsv3_plugin.cli import app\n"
+        f"try: app(['plan', {what!r}, '--json'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'megatron', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout)["parameters_total"] == 684_489_845_504
+
+
+def test_table_of_a_recipe_fits_a_terminal():
+    from typer.testing import CliRunner
+
+    from dsv3_plugin.cli import app
+
+    answer = CliRunner().invoke(app, ["plan", "pretrain/deepseek-v3"])
+    assert answer.exit_code == 0, answer.output
+    assert "684,489,845,504" in answer.output
+    assert max(len(line.rstrip()) for line in answer.output.splitlines()) <= 80
+
+
+def test_model_from_hf_writes_a_model(tmp_path):
+    from typer.testing import CliRunner
+
+    from dsv3_plugin.cli import app
+    from dsv3_plugin.recipe.model import ModelConfig
+
+    folder = tmp_path / "some-model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(hf_config(load_model("kimi-k2"))))
+    answer = CliRunner().invoke(
+        app, ["model", "from-hf", str(folder / "config.json"), "--out", str(tmp_path / "m.yaml")]
+    )
+    assert answer.exit_code == 0, answer.output
+    expected = load_model("kimi-k2").model_copy(update={"name": "some-model"})
+    assert ModelConfig.read(tmp_path / "m.yaml") == expected
+    printed = CliRunner().invoke(app, ["model", "from-hf", str(folder)])
+    assert printed.stdout == (tmp_path / "m.yaml").read_text()
