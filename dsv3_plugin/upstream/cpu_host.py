@@ -1,0 +1,287 @@
+"""Megatron-Core on a machine without a GPU: CPU tensors, gloo, the same trainer.
+
+Upstream asks for CUDA in three ways: through the functions of `torch.cuda`, through
+`device="cuda"` arguments, and by choosing Transformer Engine or Apex kernels wherever those are
+installed. `enable()` answers all three for the CPU; `disable()` puts everything back. It has to
+run before `megatron` is imported, because upstream decides at import which kernels it has.
+
+`torch.cuda.is_available()` stays False throughout: code that asks is told the truth.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import torch
+from torch.utils._device import _device_constructors
+
+from dsv3_plugin.upstream.replace import Replacer
+
+CPU = torch.device("cpu")
+
+_replacer = Replacer()
+
+# Packages whose kernels need a GPU. Upstream prefers them to torch even for CPU tensors, so on
+# this host they are not there: `None` in sys.modules makes an import fail as if not installed.
+_HIDDEN = ("transformer_engine", "transformer_engine_torch", "apex")
+
+# The factory functions that upstream (or torch.distributed) calls with `device="cuda"`. Wrapping
+# these few costs nothing elsewhere; a TorchFunctionMode would slow down every torch call.
+_FACTORIES = (
+    "arange", "as_tensor", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones",
+    "ones_like", "rand", "randint", "randn", "tensor", "zeros", "zeros_like",
+)  # fmt: skip
+
+
+class _Stream:
+    """The one queue a CPU has: work is done when it is issued."""
+
+    cuda_stream = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def wait_stream(self, stream: "_Stream") -> None:
+        pass
+
+    def wait_event(self, event: "_Event") -> None:
+        pass
+
+    def record_event(self, event: "_Event | None" = None) -> "_Event":
+        return event or _Event()
+
+    def synchronize(self) -> None:
+        pass
+
+    def __enter__(self) -> "_Stream":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+
+class _Event:
+    """An event that has always happened."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def record(self, *args: Any) -> None:
+        pass
+
+    def wait(self, *args: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
+def _answer(value: Any = None) -> Callable[..., Any]:
+    """A function that answers `value` to any arguments.
+
+    Each call makes a new function: torch._dynamo refuses to see one object under two names.
+    """
+    return lambda *args, **kwargs: value
+
+
+def _call(function: Callable[[], Any]) -> Callable[..., Any]:
+    """A function that answers `function()` to any arguments; new at each call, as above."""
+    return lambda *args, **kwargs: function()
+
+
+def _resident_bytes() -> int:
+    return psutil.Process().memory_info().rss
+
+
+def _memory_stats() -> dict[str, int]:
+    resident = _resident_bytes()
+    return {
+        "reserved_bytes.all.current": resident,
+        "allocated_bytes.all.current": resident,
+        "allocated_bytes.all.peak": resident,
+        "allocation.all.current": 0,
+    }
+
+
+def _memory_info() -> tuple[int, int]:
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
+def _device_properties() -> SimpleNamespace:
+    return SimpleNamespace(
+        name="cpu",
+        major=0,
+        minor=0,
+        total_memory=psutil.virtual_memory().total,
+        multi_processor_count=os.cpu_count(),
+    )
+
+
+_CUDA_FUNCTIONS: dict[str, Any] = {
+    "current_device": _answer(CPU),
+    "device_count": _answer(1),
+    "set_device": _answer(),
+    "synchronize": _answer(),
+    "Stream": _Stream,
+    "Event": _Event,
+    "current_stream": _call(_Stream),
+    "default_stream": _call(_Stream),
+    "set_stream": _answer(),
+    "stream": _call(contextlib.nullcontext),
+    "get_rng_state": _call(torch.get_rng_state),
+    "set_rng_state": lambda state, *args: torch.set_rng_state(state),
+    # Not torch.manual_seed, which calls back here. Upstream's tracker of RNG states seeds, keeps
+    # the state and restores: were this nothing, expert-parallel ranks would draw equal experts.
+    "manual_seed": lambda seed: torch.default_generator.manual_seed(int(seed)),
+    "manual_seed_all": _answer(),
+    "empty_cache": _answer(),
+    "memory_allocated": _call(_resident_bytes),
+    "max_memory_allocated": _call(_resident_bytes),
+    "memory_reserved": _call(_resident_bytes),
+    "max_memory_reserved": _call(_resident_bytes),
+    "reset_peak_memory_stats": _answer(),
+    "memory_stats": _call(_memory_stats),
+    "mem_get_info": _call(_memory_info),
+    "get_device_capability": _answer((0, 0)),
+    "get_device_properties": _call(_device_properties),
+    "get_device_name": _answer("cpu"),
+    "is_current_stream_capturing": _answer(False),
+}
+
+
+def _is_cuda(device: Any) -> bool:
+    if isinstance(device, str):
+        return device.startswith("cuda")
+    return isinstance(device, torch.device) and device.type == "cuda"
+
+
+def _on_cpu(factory: Any) -> Any:
+    @functools.wraps(factory)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = CPU
+        return factory(*args, **kwargs)
+
+    return wrapped
+
+
+def _tensor_to(original: Any) -> Any:
+    @functools.wraps(original)
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and _is_cuda(args[0]):
+            args = (CPU, *args[1:])
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = CPU
+        return original(self, *args, **kwargs)
+
+    return to
+
+
+def _tensor_type(original: Any) -> Any:
+    """Gradient clipping compares `Tensor.type()` with 'torch.cuda.FloatTensor'."""
+
+    @functools.wraps(original)
+    def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        answer = original(self, *args, **kwargs)
+        if isinstance(answer, str):
+            return answer.replace("torch.", "torch.cuda.", 1)
+        return answer
+
+    return type_name
+
+
+def _uncompiled(function: Any = None, **options: Any) -> Any:
+    """Stands for `torch.compile`, as a decorator with or without arguments."""
+    return function if function is not None else lambda f: f
+
+
+def _without_pinning(original: Any) -> Any:
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **{**kwargs, "pin_memory": False})
+
+    return init
+
+
+def allow_no_cuda(original: Any) -> Any:
+    """Wraps upstream's `initialize_megatron`, whose flag `pretrain()` cannot pass on."""
+
+    @functools.wraps(original)
+    def initialize_megatron(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **{**kwargs, "allow_no_cuda": True})
+
+    return initialize_megatron
+
+
+_TRACKER = "megatron.core.tensor_parallel.random"
+
+
+def _about_one_generator(record: logging.LogRecord) -> bool:
+    """Drops the tracker's warning that CPU numbers were drawn in a GPU context: here they are."""
+    return "CPU RNG state changed" not in record.getMessage()
+
+
+def enable() -> None:
+    """Turn this process into a CPU host. Twice is harmless.
+
+    Raises:
+        RuntimeError: megatron was imported before, with Transformer Engine visible.
+    """
+    if _replacer.active:
+        return
+    already = sys.modules.get("megatron.core.extensions.transformer_engine")
+    if already is not None and already.HAVE_TE:
+        raise RuntimeError("cpu_host.enable() must run before megatron is imported")
+
+    # It looks for CUDA at import and says it found none.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    for package in _HIDDEN:
+        sys.modules.setdefault(package, None)  # type: ignore[arg-type]
+    # upstream's jit_fuser is torch.compile, at import; it needs a C++ toolchain and minutes of
+    # warm-up for functions this small.
+    _replacer.set("torch:compile", _uncompiled)
+
+    for name, function in _CUDA_FUNCTIONS.items():
+        _replacer.set(f"torch.cuda:{name}", function)
+    # `with torch.device(...)` knows the factories by identity, from a list it makes on first use:
+    # made before they are wrapped, it goes on working (transformers loads models inside one).
+    _device_constructors()
+    for name in _FACTORIES:
+        _replacer.wrap(f"torch:{name}", _on_cpu)
+    _replacer.set("torch:Tensor.cuda", lambda self, *a, **k: self)
+    _replacer.set("torch.nn:Module.cuda", lambda self, *a, **k: self)
+    _replacer.wrap("torch:Tensor.to", _tensor_to)
+    _replacer.wrap("torch:Tensor.type", _tensor_type)
+    _replacer.wrap("torch.utils.data:DataLoader.__init__", _without_pinning)
+    # Upstream's tracker of RNG states reaches below torch.cuda: it asks torch.cuda.random for a
+    # state, and sets one by a callback that torch would keep for a GPU that never comes.
+    _replacer.set("torch.cuda.random:get_rng_state", _call(torch.get_rng_state))
+    _replacer.set("torch.cuda:_lazy_call", lambda callback, **options: callback())
+    _replacer.set("torch.cuda:default_generators", {CPU: torch.default_generator})
+    logging.getLogger(_TRACKER).addFilter(_about_one_generator)
+    # The optimizer of torch asks CUDA whether a graph is being captured at every step.
+    _replacer.set("torch.optim:Optimizer._cuda_graph_capture_health_check", _answer())
+
+
+def disable() -> None:
+    """Undo `enable()`. Modules of megatron already imported keep the kernels they chose."""
+    _replacer.restore()
+    logging.getLogger(_TRACKER).removeFilter(_about_one_generator)
+    for package in _HIDDEN:
+        if package in sys.modules and sys.modules[package] is None:
+            del sys.modules[package]
+
+
+def is_enabled() -> bool:
+    """Whether this process is a CPU host now."""
+    return _replacer.active

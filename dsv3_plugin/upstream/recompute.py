@@ -1,0 +1,19 @@
+"""Recomputing norms and MLA up-projections where Transformer Engine is not installed.
+
+`CheckpointWithoutOutput(fp8=False)`, as upstream's layers make it, asks "is fp8 not None" and then
+for TE's FP8 state, which does not exist without TE: a NameError in the first forward.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+
+def without_fp8(original: Callable[..., None]) -> Callable[..., None]:
+    """Wraps `tensor_parallel.random.CheckpointWithoutOutput.__init__`: no FP8 is no FP8."""
+
+    @functools.wraps(original)
+    def init(self: Any, fp8: Any = None) -> None:
+        original(self, fp8=fp8 or None)
+
+    return init

@@ -1,0 +1,55 @@
+"""Upstream's sharded optimizer (ZeRO-1) over torch's AdamW: resuming it.
+
+Where neither Apex nor Transformer Engine is installed, `DistributedOptimizer` keeps torch's AdamW
+beneath it, whose states carry the number of the step as a tensor. Three things then go wrong when a
+checkpoint is loaded: upstream asks for that number before there is any state; it looks for it among
+the saved moments; and it gives all states one tensor for it, which every parameter counts up.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_NO_PARAMETER = "before the first step"
+
+
+def fresh_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `DistributedOptimizer.state_dict`: an optimizer that took no step is at step 0."""
+
+    @functools.wraps(original)
+    def state_dict(self: Any) -> Any:
+        states = self.optimizer.state
+        if len(states) or not isinstance(self.optimizer, torch.optim.Optimizer):
+            return original(self)
+        states[_NO_PARAMETER] = {"step": torch.tensor(0.0)}
+        try:
+            return original(self)
+        finally:
+            states.clear()
+
+    return state_dict
+
+
+def own_steps(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `DistributedOptimizer.load_state_dict`: each state counts its own steps."""
+
+    @functools.wraps(original)
+    def load_state_dict(self: Any, state_dict: Any) -> None:
+        original(self, state_dict)
+        for state in self.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
+
+    return load_state_dict
+
+
+def moments_alone(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `DistributedOptimizer._set_main_param_and_optimizer_states`: steps are no moments."""
+
+    @functools.wraps(original)
+    def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+        original(self, model_param, {"step": None, **tensors})
+
+    return set_states

@@ -1,0 +1,127 @@
+"""The CPU as a host: what upstream asks of CUDA is answered, and put back."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+
+from dsv3_plugin.upstream import cpu_host, patches
+from dsv3_plugin.upstream.process_groups import single_process
+
+REPLACED = [
+    "torch.cuda.current_device", "torch.cuda.Stream", "torch.empty", "torch.Tensor.to",
+    "torch.nn.Module.cuda", "torch.utils.data.DataLoader.__init__", "torch.compile",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _enabled():
+    cpu_host.enable()
+    yield
+    cpu_host.enable()
+
+
+def test_cuda_arguments_land_on_the_cpu():
+    assert torch.zeros(2, device="cuda").device == cpu_host.CPU
+    assert torch.tensor([1], device=torch.device("cuda", 0)).device == cpu_host.CPU
+    assert torch.ones(1).to("cuda:0").to(device="cuda").cuda().device == cpu_host.CPU
+    assert torch.nn.Linear(1, 1).cuda().weight.device == cpu_host.CPU
+    assert torch.zeros(2, device="meta").device.type == "meta"
+
+
+def test_code_that_asks_for_cuda_is_told_the_truth():
+    assert not torch.cuda.is_available()
+    assert torch.cuda.current_device() == cpu_host.CPU
+    assert torch.cuda.memory_allocated() > 0
+
+
+def test_streams_and_events_are_there_and_do_nothing():
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+    torch.cuda.current_stream().wait_event(event)
+    stream.wait_stream(torch.cuda.default_stream())
+    torch.cuda.synchronize()
+    assert event.query()
+
+
+def test_disable_leaves_no_trace():
+    code = f"""
+import torch
+names = {REPLACED!r}
+def now():
+    found = []
+    for name in names:
+        owner = torch
+        *path, last = name.split(".")[1:]
+        for part in path:
+            owner = getattr(owner, part)
+        found.append(vars(owner).get(last))
+    return found
+before = now()
+from dsv3_plugin.upstream import cpu_host
+cpu_host.enable(); cpu_host.enable()
+assert all(a is not b for a, b in zip(before, now()))
+cpu_host.disable()
+assert all(a is b for a, b in zip(before, now()))
+import importlib.util, sys
+assert "apex" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_kernels_of_a_gpu_are_hidden_from_upstream():
+    with pytest.raises(ImportError):
+        __import__("transformer_engine")
+
+
+def test_it_refuses_to_come_after_megatron_chose_transformer_engine(monkeypatch):
+    cpu_host.disable()
+    chosen = types.ModuleType("megatron.core.extensions.transformer_engine")
+    chosen.HAVE_TE = True
+    monkeypatch.setitem(sys.modules, chosen.__name__, chosen)
+    with pytest.raises(RuntimeError, match="before megatron is imported"):
+        cpu_host.enable()
+
+
+def test_random_streams_of_upstreams_tracker_are_apart_and_resume():
+    # Were they one stream, expert-parallel ranks would draw equal experts.
+    with single_process(seed=7):
+        tracker = get_cuda_rng_tracker()
+        state = tracker.get_states()
+        with tracker.fork():
+            first = torch.rand(4)
+        with tracker.fork("expert-parallel-rng"):
+            experts = torch.rand(4)
+        tracker.set_states(state)
+        with tracker.fork():
+            again = torch.rand(4)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, experts)
+        tensor_parallel.model_parallel_cuda_manual_seed(8, force_reset_rng=True)
+        with get_cuda_rng_tracker().fork():
+            assert not torch.equal(first, torch.rand(4))
+
+
+def test_upstream_initialises_without_cuda():
+    # `pretrain()` has no way to say allow_no_cuda; the patch says it.
+    from megatron.training import initialize
+
+    seen = {}
+
+    def original(**options):
+        seen.update(options)
+
+    cpu_host.allow_no_cuda(original)(store=None)
+    assert seen == {"store": None, "allow_no_cuda": True}
+    before = initialize.initialize_megatron
+    patches.register()
+    try:
+        assert initialize.initialize_megatron is not before
+    finally:
+        patches.unregister()

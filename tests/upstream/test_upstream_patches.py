@@ -1,0 +1,87 @@
+"""The table of patches: what it names exists, and applying it can be undone."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dsv3_plugin
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.upstream import cpu_host, patches
+from dsv3_plugin.upstream.patches import PATCHES, Patch
+from dsv3_plugin.upstream.replace import lookup
+
+REPOSITORY = Path(__file__).parents[2]
+TARGETS = [target for patch in PATCHES for target in patch.targets]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cpu_host():
+    cpu_host.enable()
+
+
+@pytest.fixture(autouse=True)
+def _unregistered():
+    patches.unregister()
+    yield
+    patches.unregister()
+
+
+def test_no_target_stands_twice_in_the_table():
+    assert len(TARGETS) == len(set(TARGETS))
+
+
+@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.replacement)
+def test_target_replacement_and_test_exist(patch: Patch):
+    for target in patch.targets:
+        assert callable(lookup(target)), target
+    assert callable(lookup(patch.replacement))
+    assert (REPOSITORY / patch.test).is_file(), patch.test
+    assert patch.reason
+
+
+def test_every_copy_of_a_symbol_is_replaced():
+    # Where another module took the symbol by a from-import, it would keep calling the original.
+    modules = {
+        name: module
+        for name, module in list(sys.modules.items())
+        if name.startswith("megatron.") and module is not None and not hasattr(module, "__path__")
+    }
+    for patch in PATCHES:
+        original = lookup(patch.targets[0])
+        assert all(lookup(target) is original for target in patch.targets)
+        copies = {
+            f"{name}:{attribute}"
+            for name, module in modules.items()
+            for attribute, value in list(vars(module).items())
+            if value is original and name != original.__module__
+        }
+        assert copies <= set(patch.targets), patch.replacement
+
+
+def test_register_replaces_every_target_and_unregister_restores_each():
+    before = {target: lookup(target) for target in TARGETS}
+    dsv3_plugin.register()
+    during = {target: lookup(target) for target in TARGETS}
+    assert all(during[target] is not before[target] for target in TARGETS)
+    dsv3_plugin.register()
+    assert all(lookup(target) is during[target] for target in TARGETS)
+    dsv3_plugin.unregister()
+    assert all(lookup(target) is before[target] for target in TARGETS)
+    assert not patches.is_registered()
+
+
+def test_another_megatron_is_refused_with_what_to_check(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.20.0")
+    with pytest.raises(UserError, match=r"megatron-core 0.20.0 is installed") as refusal:
+        dsv3_plugin.register()
+    assert all(target in str(refusal.value) for target in TARGETS)
+    assert not patches.is_registered()
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, dsv3_plugin; print([m for m in ('torch', 'megatron') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.strip() == "[]", answer.stderr
