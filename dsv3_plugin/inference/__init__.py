@@ -1,0 +1,1 @@
+"""Running a trained model: logits of given tokens, and text."""

@@ -1,0 +1,65 @@
+"""Logits of given tokens, from the main head and from the multi-token prediction layers."""
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+
+
+@torch.no_grad()
+def main_logits(model: GPTModel, tokens: Tensor) -> Tensor:
+    """What the model expects after each token.
+
+    Args:
+        model: a whole model (all layers on this process).
+        tokens: int64 ids, [b, s].
+
+    Returns:
+        FP32 logits [b, s, vocab]; position t is about token t + 1.
+    """
+    model.eval()
+    return head(model, _hidden(model, tokens))
+
+
+@torch.no_grad()
+def mtp_logits(model: GPTModel, tokens: Tensor) -> Tensor:
+    """What each multi-token prediction layer expects (DeepSeek-V3, arXiv 2412.19437 section 2.2).
+
+    Args:
+        model: a whole model with MTP layers.
+        tokens: int64 ids, [b, s].
+
+    Returns:
+        FP32 logits [b, s, depth, vocab]. Layer d (from 1) at position t has seen token t + d and is
+        about token t + 1 + d; past the end of the text it sees token 0 instead.
+    """
+    model.eval()
+    hidden = _hidden(model, tokens)
+    stacked = model.mtp(
+        input_ids=tokens,
+        position_ids=positions(tokens),
+        hidden_states=hidden,
+        attention_mask=None,
+        embedding=model.embedding,
+    )
+    _, *depths = stacked.chunk(1 + model.config.mtp_num_layers, dim=0)
+    return torch.stack([head(model, depth) for depth in depths], dim=2)
+
+
+def _hidden(model: GPTModel, tokens: Tensor) -> Tensor:
+    """The main model's last hidden states after its final norm, [s, b, h]."""
+    embedded = model.embedding(input_ids=tokens, position_ids=positions(tokens))
+    return model.decoder(hidden_states=embedded, attention_mask=None)
+
+
+def head(model: GPTModel, hidden: Tensor) -> Tensor:
+    """FP32 logits [b, s, vocab] of hidden states [s, b, h]."""
+    weight = None
+    if model.share_embeddings_and_output_weights:
+        weight = model.shared_embedding_or_output_weight()
+    logits, _ = model.output_layer(hidden, weight=weight, runtime_gather_output=True)
+    return logits.transpose(0, 1).float()
+
+
+def positions(tokens: Tensor) -> Tensor:
+    """0, 1, 2, … for every sequence of token ids [b, s]."""
+    return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)

@@ -1,0 +1,76 @@
+"""The files of `dsv3 logits`: token ids in, logits out, both NumPy's .npy."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dsv3_plugin.errors import UserError
+
+
+def read_tokens(path: Path, *, vocab_size: int, longest: int) -> np.ndarray:
+    """Token ids [b, s] of an .npy file.
+
+    Args:
+        path: the file.
+        vocab_size: ids must be below it.
+        longest: sequences must not be longer.
+
+    Raises:
+        UserError: there is no such file, or it does not hold an int64 array [b, s] of such ids.
+    """
+    try:
+        tokens = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is not an .npy file: {error}.") from None
+    if not isinstance(tokens, np.ndarray):
+        raise UserError(f"{path} is an archive of arrays; --tokens takes a single .npy array.")
+    if tokens.dtype != np.int64 or tokens.ndim != 2:
+        raise UserError(
+            f"{path} holds {tokens.dtype} {list(tokens.shape)}; token ids are int64 [b, s]."
+        )
+    if tokens.size == 0:
+        raise UserError(f"{path} holds no tokens: its shape is {list(tokens.shape)}.")
+    if tokens.shape[1] > longest:
+        raise UserError(
+            f"{path} holds sequences of {tokens.shape[1]} tokens; the model takes {longest}."
+        )
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise UserError(
+            f"{path} holds token ids from {tokens.min()} to {tokens.max()}; "
+            f"the model knows 0 to {vocab_size - 1}."
+        )
+    return tokens
+
+
+@contextlib.contextmanager
+def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """A float32 array on disk that becomes `path` when the block ends well, and else nothing.
+
+    Raises:
+        UserError: the folder does not exist or cannot be written, or the disk is full.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
+    temporary = Path(name)
+    try:
+        try:
+            array = np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
+            with open(temporary, "r+b") as file:  # now, or a full disk would kill the process
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}.") from None
+        yield array
+        array.flush()
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,75 @@
+"""What `dsv3 logits` and `dsv3 generate` do with a checkpoint folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dsv3_plugin.checkpoint.load import load_for_inference
+from dsv3_plugin.data.tokenizer import open_tokenizer
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.generate import generate
+from dsv3_plugin.inference.logits import main_logits, mtp_logits
+from dsv3_plugin.inference.token_file import new_array, read_tokens
+
+
+def write_logits(checkpoint: Path, tokens: Path, out: Path, *, mtp: bool = False) -> None:
+    """Write the FP32 logits of token ids [b, s]: [b, s, vocab], or with `mtp` [b, s, depth, vocab].
+
+    Raises:
+        UserError: the checkpoint or the token file cannot be read, the model has no MTP layers, or
+            the result cannot be written.
+    """
+    model, config = load_for_inference(checkpoint)
+    if mtp and not config.mtp_num_layers:
+        raise UserError(f"{checkpoint} has no multi-token prediction layers; leave --mtp out.")
+    ids = read_tokens(tokens, vocab_size=config.vocab_size, longest=config.max_position_embeddings)
+    compute = mtp_logits if mtp else main_logits
+    depth = (config.mtp_num_layers,) if mtp else ()
+    with new_array(out, (*ids.shape, *depth, config.vocab_size)) as array:
+        for row, sequence in enumerate(ids):
+            array[row] = compute(model, torch.from_numpy(sequence)[None])[0].numpy()
+
+
+def continue_text(
+    checkpoint: Path,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> Iterator[str]:
+    """The prompt, then its continuation, in pieces of whole characters (see `generate`).
+
+    Raises:
+        UserError: the checkpoint or its tokenizer cannot be read, or the tokens do not fit.
+    """
+    model, config = load_for_inference(checkpoint)
+    tokenizer = open_tokenizer(checkpoint / "tokenizer")
+    # The tokenizer's own custom: DeepSeek's begins every text with a special token.
+    tokens = tokenizer.backend.encode(prompt, add_special_tokens=True).ids
+    if max(tokens, default=0) >= config.vocab_size:
+        raise UserError(
+            f"{tokenizer} has more tokens than the model's {config.vocab_size}; "
+            "it is another model's tokenizer."
+        )
+    yield prompt
+    new: list[int] = []
+    shown = ""
+    for token in generate(
+        model,
+        tokens,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=tokenizer.eos_id,
+    ):
+        new.append(token)
+        text = tokenizer.decode(new)
+        # A character of several bytes ends in this mark until its last token is there.
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    yield tokenizer.decode(new)[len(shown) :]

@@ -1,0 +1,1 @@
+"""Megatron-Core layers that compute DeepSeek's mathematics, for both backends."""

@@ -1,0 +1,140 @@
+"""From a `ModelConfig` to upstream's `MLATransformerConfig`, with every trap of it set right.
+
+One table, `_architecture`, says what a model means in upstream's fields. `transformer_config`
+makes a configuration from it, `adjust_config` writes it over one that upstream made from a command
+line (whose flags cannot carry all of it), and `mend_config` sets what holds for every model of the
+family, for users who bring their own command line and no `ModelConfig`.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import MLATransformerConfig
+from megatron.core.utils import init_method_normal
+
+from dsv3_plugin.recipe.model import ModelConfig
+
+Backend = Literal["local", "transformer_engine"]
+
+
+def transformer_config(
+    model: ModelConfig,
+    *,
+    backend: Backend = "local",
+    dtype: torch.dtype = torch.float32,
+    **overrides: Any,
+) -> MLATransformerConfig:
+    """Upstream's configuration of a model.
+
+    Args:
+        model: the model.
+        backend: `local` computes with torch alone, `transformer_engine` with TE's kernels.
+        dtype: of parameters and activations.
+        overrides: further fields of MLATransformerConfig (parallel sizes, recompute, …); they win.
+    """
+    fields = _architecture(model) | {
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+        "transformer_impl": backend,
+        "moe_grouped_gemm": backend == "transformer_engine",
+        "moe_token_dispatcher_type": "alltoall",
+        "moe_permute_fusion": backend == "transformer_engine",
+        # The fused wgrad kernel is Apex's; the local backend's linears accumulate by themselves.
+        "gradient_accumulation_fusion": False,
+        "bias_activation_fusion": True,
+        "bias_dropout_fusion": True,
+        "masked_softmax_fusion": False,
+    }
+    config = MLATransformerConfig(**fields | overrides)
+    mend_config(config)
+    return config
+
+
+def adjust_config(config: MLATransformerConfig, model: ModelConfig) -> None:
+    """Make a configuration that upstream built from arguments mean exactly `model`, in place.
+
+    For what the command line cannot say: YaRN's betas and original length in 0.19.2, output layers
+    initialised like all others, the softmax scale of plain RoPE.
+    """
+    for field, value in _architecture(model).items():
+        setattr(config, field, value)
+    mend_config(config)
+
+
+def mend_config(config: MLATransformerConfig) -> None:
+    """Set what every model of the family has and upstream's defaults do not, in place.
+
+    * With plain RoPE, upstream still multiplies the softmax scale by YaRN's mscale² unless the
+      scaling factor is 1; neither DeepSeek's code nor transformers does.
+    * All weights are drawn with one standard deviation (arXiv 2412.19437, section 4.2); upstream
+      shrinks those of output projections by sqrt(2 · layers).
+    * Routing is computed in FP32.
+    """
+    if config.rope_type == "rope":
+        config.rotary_scaling_factor = 1.0
+        config.mscale = config.mscale_all_dim = 1.0
+    config.init_method = init_method_normal(config.init_method_std)
+    config.output_layer_init_method = init_method_normal(config.init_method_std)
+    config.embedding_init_method = init_method_normal(config.init_method_std)
+    if config.moe_router_dtype is None:
+        config.moe_router_dtype = "fp32"
+
+
+def _architecture(model: ModelConfig) -> dict[str, Any]:
+    """What a model means, in the fields of MLATransformerConfig."""
+    return {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_attention_heads,
+        "layernorm_epsilon": model.layernorm_epsilon,
+        "init_method_std": model.init_method_std,
+        # What all of the family share.
+        "normalization": "RMSNorm",
+        "layernorm_zero_centered_gamma": False,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        # Multi-head latent attention.
+        "multi_latent_attention": True,
+        "qk_layernorm": True,
+        "q_lora_rank": model.q_lora_rank,
+        "kv_lora_rank": model.kv_lora_rank,
+        "qk_head_dim": model.qk_head_dim,
+        "qk_pos_emb_head_dim": model.qk_pos_emb_head_dim,
+        "v_head_dim": model.v_head_dim,
+        "rope_type": model.rope_type,
+        "rotary_base": model.rotary_base,
+        "rotary_percent": 1.0,
+        "rotary_interleaved": False,
+        "rotary_scaling_factor": model.rotary_scaling_factor,
+        "original_max_position_embeddings": model.original_max_position_embeddings,
+        "beta_fast": model.beta_fast,
+        "beta_slow": model.beta_slow,
+        "mscale": model.mscale,
+        "mscale_all_dim": model.mscale_all_dim,
+        # Mixture of experts.
+        "moe_layer_freq": list(model.moe_layer_freq),
+        "num_moe_experts": model.num_moe_experts,
+        "moe_ffn_hidden_size": model.moe_ffn_hidden_size,
+        "moe_shared_expert_intermediate_size": model.moe_shared_expert_intermediate_size,
+        "moe_router_topk": model.moe_router_topk or 1,
+        "moe_router_num_groups": model.moe_router_num_groups,
+        "moe_router_group_topk": model.moe_router_group_topk,
+        "moe_router_score_function": model.moe_router_score_function,
+        "moe_router_pre_softmax": model.moe_router_pre_softmax,
+        "moe_router_topk_scaling_factor": model.moe_router_topk_scaling_factor,
+        "moe_router_dtype": "fp32",
+        "moe_router_enable_expert_bias": model.moe_router_enable_expert_bias,
+        "moe_router_load_balancing_type": model.moe_router_load_balancing_type,
+        "moe_aux_loss_coeff": model.moe_aux_loss_coeff,
+        # Multi-token prediction.
+        "mtp_num_layers": model.mtp_num_layers,
+    }

@@ -1,0 +1,49 @@
+"""The language-model loss where the logits of a token are on one rank.
+
+Upstream's `vocab_parallel_cross_entropy` is written for logits split over ranks: ten passes over
+the largest tensor of a small model, three collectives, and the logits destroyed in place. Here it
+is log-softmax forward and, in the same buffer, softmax minus one backward.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.parallel_state import get_tensor_model_parallel_group
+from torch import Tensor
+
+
+def cross_entropy(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Wraps `tensor_parallel.vocab_parallel_cross_entropy`; same arguments, same result."""
+
+    @functools.wraps(original)
+    def vocab_parallel_cross_entropy(
+        vocab_parallel_logits: Tensor,
+        target: Tensor,
+        label_smoothing: float = 0.0,
+        tp_group: Any = None,
+    ) -> Tensor:
+        group = tp_group if tp_group is not None else get_tensor_model_parallel_group()
+        if group.size() > 1 or label_smoothing:
+            return original(vocab_parallel_logits, target, label_smoothing, tp_group)
+        return _CrossEntropy.apply(vocab_parallel_logits, target)
+
+    return vocab_parallel_cross_entropy
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, target: Tensor) -> Tensor:
+        log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        ctx.save_for_backward(log_probs, target)
+        ctx.dtype = logits.dtype
+        return log_probs.gather(-1, target.unsqueeze(-1)).squeeze(-1).neg_()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        log_probs, target = ctx.saved_tensors
+        # In place, as upstream: the largest tensor of the step exists once.
+        grad_logits = log_probs.exp_().mul_(grad.unsqueeze(-1))
+        grad_logits.scatter_add_(-1, target.unsqueeze(-1), -grad.unsqueeze(-1))
+        return grad_logits.to(ctx.dtype), None

@@ -1,0 +1,154 @@
+"""The router: which experts a token goes to, as DeepSeek computes it.
+
+What differs from upstream's TopKRouter, which this extends:
+
+* A group of experts is scored by its best two experts when scores are sigmoids (DeepSeek-V3, arXiv
+  2412.19437 section 2.1.2), by its best one when they are a softmax (DeepSeek-V2, arXiv 2405.04434
+  section 2.2.2). Upstream adds up the best (experts per token // groups per token), which agrees
+  for 8 // 4 and chooses other experts for most other splits.
+* DeepSeek-V2's balance loss counts the experts that were chosen, groups and all (its published
+  modeling code); V3's counts the top experts by unbiased score (equation 18), as upstream does.
+* Tokens per expert are counted in int64. Upstream holds the counts in a floating buffer that a BF16
+  model turns into BF16, where 257 is 256 and the sign of a bias update can flip.
+* The bias stays FP32 whatever the model is cast to.
+"""
+
+from collections.abc import Callable
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_utils import (
+    compute_routing_scores_for_aux_loss,
+)
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from dsv3_plugin.errors import UserError
+
+
+class DeepSeekRouter(TopKRouter):
+    """Upstream's TopKRouter with DeepSeek's choice of experts; same parameters, same keys."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        pg_collection: ProcessGroupCollection | None = None,
+        is_mtp_layer: bool = False,
+    ) -> None:
+        super().__init__(config=config, pg_collection=pg_collection, is_mtp_layer=is_mtp_layer)
+        if config.moe_router_load_balancing_type in ("sinkhorn", "quantile_balancing"):
+            raise UserError(
+                f"moe_router_load_balancing_type {config.moe_router_load_balancing_type} is not "
+                "a way DeepSeek models are routed: use seq_aux_loss, aux_loss or none."
+            )
+        if config.moe_expert_capacity_factor is not None or config.moe_enable_routing_replay:
+            raise UserError(
+                "DeepSeek models drop no tokens and replay no routing: leave "
+                "moe_expert_capacity_factor and moe_enable_routing_replay unset."
+            )
+        if self.enable_expert_bias:
+            counts = torch.zeros_like(self.local_tokens_per_expert, dtype=torch.int64)
+            self.register_buffer("local_tokens_per_expert", counts, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DeepSeekRouter":
+        """Move or cast the module, the bias only moved: a cast would lose what it learned."""
+        bias = self.expert_bias
+        super()._apply(fn, recurse)
+        if bias is not None and self.expert_bias.dtype != bias.dtype:
+            self.expert_bias = bias.to(self.expert_bias.device)
+        return self
+
+    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Choose experts and weigh them.
+
+        Args:
+            logits: [s, b, experts], the gate's output.
+            padding_mask: [s, b], True where a token is padding; padding is not counted.
+
+        Returns:
+            probs: [s · b, experts], each token's weights of its experts, 0 elsewhere.
+            routing_map: [s · b, experts], True where a token goes to an expert.
+        """
+        if self.config.moe_router_fusion and self._upstream_agrees():
+            return super().routing(logits, padding_mask=padding_mask)
+        seq_length, batch_size = logits.shape[:2]
+        logits = logits.view(-1, self.num_experts)
+        if padding_mask is not None:
+            padding_mask = padding_mask.reshape(-1)
+        logits = self.apply_z_loss(logits, padding_mask=padding_mask)
+
+        scores = self._scores(logits)
+        chosen = self._choose(scores.detach())
+        weights = self._weigh(scores, chosen).type_as(logits)
+        probs = torch.zeros_like(logits).scatter(1, chosen, weights)
+        routing_map = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, chosen, True)
+
+        if self.training and torch.is_grad_enabled() and self.is_aux_loss_enabled():
+            counted, scores = compute_routing_scores_for_aux_loss(
+                logits, self.topk, self.score_function, padding_mask=padding_mask
+            )
+            if self.score_function == "softmax":
+                counted = _without_padding(routing_map, padding_mask)
+            masked = padding_mask is not None
+            probs = self._apply_aux_loss(probs, scores, counted, masked)
+            probs = self._apply_seq_aux_loss(probs, scores, counted, seq_length, batch_size, masked)
+            probs = self._apply_global_aux_loss(probs, scores, counted, masked)
+        # Once per token: not in evaluation, nor in the first of a recomputed layer's two forwards.
+        if self.enable_expert_bias and torch.is_grad_enabled():
+            self._count(routing_map, padding_mask)
+        return probs, routing_map
+
+    @torch.no_grad()
+    def _count(self, routing_map: Tensor, padding_mask: Tensor | None) -> None:
+        """Add this micro-batch's tokens to the counts that the bias update reads."""
+        self.local_tokens_per_expert += _without_padding(routing_map, padding_mask).sum(dim=0)
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """Affinities in FP32, [tokens, experts]."""
+        if self.score_function == "sigmoid":
+            return torch.sigmoid(logits.float())
+        if self.config.moe_router_pre_softmax:
+            return torch.softmax(logits, dim=-1, dtype=torch.float32)
+        return logits.float()
+
+    @torch.no_grad()
+    def _choose(self, scores: Tensor) -> Tensor:
+        """The experts of each token, [tokens, top-k], in no particular order."""
+        if self.expert_bias is not None:
+            scores = scores + self.expert_bias
+        groups = self.config.moe_router_num_groups
+        if groups is not None:
+            grouped = scores.view(scores.shape[0], groups, -1)
+            if self.score_function == "sigmoid":
+                group_scores = grouped.topk(2, dim=-1).values.sum(dim=-1)
+            else:
+                group_scores = grouped.amax(dim=-1)
+            allowed = group_scores.topk(self.config.moe_router_group_topk, dim=-1, sorted=False)
+            forbidden = torch.ones_like(group_scores, dtype=torch.bool)
+            forbidden.scatter_(1, allowed.indices, False)
+            scores = grouped.masked_fill(forbidden[..., None], float("-inf")).flatten(1)
+        return scores.topk(self.topk, dim=-1, sorted=False).indices
+
+    def _weigh(self, scores: Tensor, chosen: Tensor) -> Tensor:
+        """Weights of the chosen experts from unbiased scores, [tokens, top-k]."""
+        weights = scores.gather(1, chosen)
+        if self.score_function == "sigmoid":
+            if self.topk > 1:
+                weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+        elif not self.config.moe_router_pre_softmax:
+            weights = torch.softmax(weights, dim=-1)
+        if self.config.moe_router_topk_scaling_factor:
+            weights = weights * self.config.moe_router_topk_scaling_factor
+        return weights
+
+    def _upstream_agrees(self) -> bool:
+        """Whether upstream's fused kernel scores groups, and counts for the loss, as we do."""
+        if self.config.moe_router_num_groups is None:
+            return True
+        best = self.topk // self.config.moe_router_group_topk
+        return self.score_function == "sigmoid" and best == 2
+
+
+def _without_padding(routing_map: Tensor, padding_mask: Tensor | None) -> Tensor:
+    return routing_map if padding_mask is None else routing_map & ~padding_mask[:, None]

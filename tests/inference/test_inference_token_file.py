@@ -1,0 +1,63 @@
+"""Token files: what is refused, and that nothing half-written appears."""
+
+import numpy as np
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.token_file import new_array, read_tokens
+
+
+def write(path, array):
+    np.save(path, array)
+    return path
+
+
+def read(path):
+    return read_tokens(path, vocab_size=10, longest=8)
+
+
+def test_reads_ids(tmp_path):
+    ids = np.arange(10).reshape(2, 5)
+    assert np.array_equal(read(write(tmp_path / "a.npy", ids)), ids)
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((2, 3), np.int32), "int64"),
+        (np.zeros((2, 3)), "int64"),
+        (np.zeros(3, np.int64), r"\[b, s\]"),
+        (np.zeros((0, 3), np.int64), "no tokens"),
+        (np.zeros((1, 9), np.int64), "9 tokens"),
+        (np.full((1, 3), 10), "0 to 9"),
+        (np.full((1, 3), -1), "0 to 9"),
+    ],
+)
+def test_refuses(tmp_path, array, said):
+    with pytest.raises(UserError, match=said):
+        read(write(tmp_path / "a.npy", array))
+
+
+def test_refuses_other_files(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read(tmp_path / "none.npy")
+    (tmp_path / "text.npy").write_text("hello")
+    with pytest.raises(UserError, match=r"not an \.npy file"):
+        read(tmp_path / "text.npy")
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(UserError, match=r"not an \.npy file"):
+        read(tmp_path / "empty.npy")
+    np.savez(tmp_path / "many.npz", a=np.zeros(1))
+    with pytest.raises(UserError, match="archive"):
+        read(tmp_path / "many.npz")
+
+
+def test_writes_whole_or_not_at_all(tmp_path):
+    with new_array(tmp_path / "out.npy", (2, 3)) as array:
+        array[:] = 7
+    assert (np.load(tmp_path / "out.npy") == 7).all()
+    with pytest.raises(RuntimeError), new_array(tmp_path / "other.npy", (2, 3)):
+        raise RuntimeError
+    with pytest.raises(UserError, match="cannot be written"), new_array(tmp_path / "no/x", (2,)):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
