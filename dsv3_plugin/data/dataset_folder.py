@@ -1,0 +1,168 @@
+"""A built dataset on disk: a folder that says what it was made from.
+
+    manifest.json            what it was made from, and what is in it
+    train.bin, train.idx     upstream's indexed format, one sequence per document, each ending in
+                             the end-of-document token
+    held_out.bin, .idx       likewise, the documents kept from training (may be absent)
+    tokenizer/               the Hugging Face tokenizer folder that encoded it
+
+Upstream keeps its sample indices beside them (`train/cache`, `held_out/cache`), where they vanish
+together with the data they index.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dsv3_plugin.errors import UserError
+
+MANIFEST = "manifest.json"
+TRAIN = "train"
+HELD_OUT = "held_out"
+TOKENIZER = "tokenizer"
+
+# All that a dataset folder may hold: a folder with anything else is not ours to replace.
+OWN_NAMES = frozenset(
+    {MANIFEST, TOKENIZER, TRAIN, HELD_OUT}
+    | {f"{part}.{suffix}" for part in (TRAIN, HELD_OUT) for suffix in ("bin", "idx")}
+)
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Settings(_Facts):
+    """What was asked for, the corpus aside.
+
+    Attributes:
+        tokenizer: `bpe:N`, or the digest of a tokenizer folder.
+        layout: version of this format and of the code that fills it; another one is rebuilt.
+    """
+
+    tokenizer: str
+    held_out: float
+    fim_rate: float
+    seed: int
+    text_key: str
+    layout: int = 1
+
+
+class CorpusFacts(_Facts):
+    """What it was made from.
+
+    Attributes:
+        named: the corpus as it was asked for.
+        file_signature: of the names, sizes and times of the files.
+        digest: of the texts.
+        bytes: of the texts in UTF-8.
+    """
+
+    named: list[str]
+    file_signature: str
+    digest: str
+    documents: int
+    bytes: int
+
+
+class TokenizerFacts(_Facts):
+    """What encoded it. `size` is the highest token id plus one."""
+
+    digest: str
+    size: int
+    eos_id: int
+
+
+class Part(_Facts):
+    """One part: its documents, how many of them are cut for FIM, and its tokens."""
+
+    documents: int
+    fim_documents: int
+    tokens: int
+
+
+class Manifest(_Facts):
+    """Everything that is known about a built dataset. `token_bytes` is the size of one token."""
+
+    settings: Settings
+    corpus: CorpusFacts
+    tokenizer: TokenizerFacts
+    token_bytes: int
+    train: Part
+    held_out: Part | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A complete dataset folder."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def train_prefix(self) -> Path:
+        """What upstream's `--train-data-path` takes."""
+        return self.folder / TRAIN
+
+    @property
+    def held_out_prefix(self) -> Path | None:
+        """What upstream's `--valid-data-path` takes; None when nothing was held out."""
+        return self.folder / HELD_OUT if self.manifest.held_out else None
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.folder / TOKENIZER
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for datasets made from the same texts with the same settings."""
+        manifest = self.manifest
+        made_from = f"{manifest.settings.model_dump_json()} {manifest.corpus.digest}"
+        return hashlib.blake2b(made_from.encode(), digest_size=16).hexdigest()
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Open a built dataset.
+
+    Raises:
+        UserError: the folder is none, or a file of it is missing or cut short.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is not a dataset (no {MANIFEST}): build one with `dsv3 data build`."
+        ) from None
+    except (OSError, ValueError, ValidationError) as error:
+        raise UserError(
+            f"{path} cannot be read as a dataset's manifest: build the dataset again."
+        ) from error
+    for name, part in ((TRAIN, manifest.train), (HELD_OUT, manifest.held_out)):
+        if part is not None:
+            _check_part(folder / name, part, manifest.token_bytes)
+    return Dataset(folder, manifest)
+
+
+def find_dataset(folder: Path) -> Dataset | None:
+    """The dataset of a folder, None where there is no complete one."""
+    try:
+        return open_dataset(folder)
+    except UserError:
+        return None
+
+
+def _check_part(prefix: Path, part: Part, token_bytes: int) -> None:
+    # 34 bytes of header; an int32 length and an int64 offset per document; one boundary more
+    # than documents, int64 each (megatron.core.datasets.indexed_dataset._IndexWriter).
+    expected = {
+        "bin": part.tokens * token_bytes,
+        "idx": 34 + part.documents * (4 + 8) + (part.documents + 1) * 8,
+    }
+    for suffix, size in expected.items():
+        path = prefix.with_suffix(f".{suffix}")
+        found = path.stat().st_size if path.is_file() else 0
+        if found != size:
+            raise UserError(f"{path} has {found} bytes instead of {size}: build the dataset again.")

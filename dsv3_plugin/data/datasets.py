@@ -1,0 +1,133 @@
+"""The dataset provider for upstream's `megatron.training.pretrain`.
+
+Upstream keeps its own in `pretrain_gpt.py`, outside of the wheel. Samples are upstream's
+`GPTDataset`: documents in a seeded order, laid end to end and cut every `seq_length` tokens. As in
+DeepSeek-V3's pretraining, tokens attend across the documents of a sample, and predicting the
+end of a document counts in the loss. The order is a function of the seed, the data and the number
+of samples, and upstream's sampler resumes by the count of samples consumed, so a resumed run reads
+what it would have read.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.training import get_args, get_tokenizer
+from megatron.training.utils import get_blend_and_blend_per_split
+
+from dsv3_plugin.data.batch import InputsOfStage, stage_inputs
+from dsv3_plugin.errors import UserError
+
+Provider = Callable[..., tuple[Any, Any, Any]]
+
+
+def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider:
+    """A `train_valid_test_datasets_provider` in upstream's signature.
+
+    Args:
+        inputs_of_stage: says, for a virtual stage of this rank, what it reads of a batch; datasets
+            are built where it reads anything. Rank 0 must be among those, for some stage: it
+            writes the indices that the others load.
+    """
+
+    def train_valid_test_datasets_provider(
+        num_samples: Sequence[int | None], vp_stage: int | None = None
+    ) -> tuple[Any, Any, Any]:
+        def is_built_on_rank() -> bool:
+            reads = inputs_of_stage(vp_stage).any
+            return reads and parallel_state.get_tensor_model_parallel_rank() == 0
+
+        args = get_args()
+        config = dataset_config(args)
+        if args.rank == 0:
+            for folder in _index_folders(config):
+                remove_broken_indices(folder)
+        dataset = MockGPTDataset if args.mock_data else GPTDataset
+        try:
+            train, valid, test = BlendedMegatronDatasetBuilder(
+                dataset, num_samples, is_built_on_rank, config
+            ).build()
+        except Exception as error:
+            # Upstream wraps it where it runs distributed.
+            cause = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(cause, OSError):
+                raise
+            raise UserError(
+                f"cannot write the index of samples {cause.filename}: {cause.strerror}; make "
+                "room, or name a folder with --data-cache-path."
+            ) from error
+        return train, valid, test
+
+    # Upstream asks each rank then, instead of tensor-parallel rank 0 alone.
+    train_valid_test_datasets_provider.is_distributed = True  # type: ignore[attr-defined]
+    return train_valid_test_datasets_provider
+
+
+def dataset_config(args: Any) -> GPTDatasetConfig:
+    """Upstream's dataset configuration from upstream's arguments."""
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    return GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=args.split,
+        multiple_validation_sets=args.multiple_validation_sets,
+        full_validation=args.full_validation,
+        num_dataset_builder_threads=args.num_dataset_builder_threads,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=get_tokenizer(),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=args.create_attention_mask_in_dataloader,
+        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
+        allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
+    )
+
+
+def _index_folders(config: GPTDatasetConfig) -> list[Path]:
+    """Where `GPTDataset` keeps its indices (`_build_document_sample_shuffle_indices`)."""
+    if config.path_to_cache:
+        return [Path(config.path_to_cache)]
+    blends = [config.blend, *(config.blend_per_split or [])]
+    prefixes = [prefix for blend in blends if blend for prefix in blend[0]]
+    return [Path(prefix, "cache", "GPTDataset_indices") for prefix in prefixes]
+
+
+def remove_broken_indices(folder: Path) -> None:
+    """Remove the sample indices that a killed process wrote in part.
+
+    Upstream writes them in place and takes any that exists for complete, so without this a run
+    killed at that moment could never start again.
+    """
+    for description in folder.glob("*-description.txt"):
+        base = description.name.removesuffix("description.txt")
+        try:
+            for index in ("document", "sample", "shuffle"):
+                numpy.load(folder / f"{base}{index}_index.npy", mmap_mode="r")
+        except (OSError, EOFError, ValueError):
+            for path in folder.glob(f"{base}*"):
+                path.unlink()
+
+
+def use_shipped_helper() -> None:
+    """Stands for upstream's `compile_helpers`, which runs `make` where the wheel has no Makefile.
+
+    The wheel ships the compiled helper instead.
+
+    Raises:
+        UserError: it does not, for this Python and machine.
+    """
+    try:
+        from megatron.core.datasets import helpers_cpp  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"megatron-core's compiled data helper does not load here ({error}): install a "
+            "megatron-core wheel made for this Python and machine."
+        ) from error

@@ -1,0 +1,125 @@
+"""Encoding documents: text in, token ids out, in order, on threads or on processes.
+
+Of the documents that are not held out a share is cut for fill-in-the-middle on the way.
+"""
+
+import itertools
+import multiprocessing
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import numpy
+import tokenizers
+
+from dsv3_plugin.data import fim
+from dsv3_plugin.data.tokenizer import encode_texts, without_threads
+from dsv3_plugin.errors import UserError
+
+# Documents are encoded in batches of about this many characters: enough for many threads, few
+# enough to bound memory.
+_BATCH_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """A document's token ids, end-of-document token included, and where it belongs."""
+
+    ids: numpy.ndarray
+    is_held_out: bool
+    is_fim: bool
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """All that turns a text into token ids; it travels to worker processes.
+
+    Held-out documents are never cut for FIM, so that held-out losses of different rates compare.
+    """
+
+    backend: tokenizers.Tokenizer
+    eos_id: int
+    sentinels: fim.Sentinels | None
+    fim_rate: float
+    seed: int
+
+    def encode(self, documents: Sequence[tuple[str, bool]]) -> list[EncodedDocument]:
+        """Encode (text, is held out) pairs."""
+        pieces = [self._pieces(text, is_held_out) for text, is_held_out in documents]
+        ids = iter(encode_texts(self.backend, list(itertools.chain.from_iterable(pieces))))
+        encoded = []
+        for (_, is_held_out), parts in zip(documents, pieces, strict=True):
+            is_fim = len(parts) == 3
+            if is_fim:
+                tokens = fim.join(next(ids), next(ids), next(ids), self.sentinels)
+            else:
+                tokens = next(ids)
+            array = numpy.array([*tokens, self.eos_id], dtype=numpy.int32)
+            encoded.append(EncodedDocument(array, is_held_out, is_fim))
+        return encoded
+
+    def _pieces(self, text: str, is_held_out: bool) -> tuple[str, ...]:
+        if is_held_out or not self.sentinels:
+            return (text,)
+        return fim.cut(text, rate=self.fim_rate, seed=self.seed) or (text,)
+
+
+def encode_documents(
+    encoder: Encoder, documents: Iterable[tuple[str, bool]], workers: int
+) -> Iterator[EncodedDocument]:
+    """Encode a stream of (text, is held out) pairs, in order, with few of them in memory."""
+    batches = _batches(documents)
+    if workers <= 1:
+        for batch in batches:
+            yield from encoder.encode(batch)
+        return
+    # Spawned, not forked: the calling process may hold threads of torch or of a communicator.
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(encoder,),
+    )
+    try:
+        waiting: deque[Future[list[EncodedDocument]]] = deque()
+        for batch in batches:
+            waiting.append(pool.submit(_encode_in_worker, batch))
+            if len(waiting) > 2 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that encodes documents was killed, most likely for memory: use fewer "
+            "workers."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_encoder: Encoder
+
+
+def _start_worker(encoder: Encoder) -> None:
+    global _worker_encoder
+    without_threads()
+    _worker_encoder = encoder
+
+
+def _encode_in_worker(batch: list[tuple[str, bool]]) -> list[EncodedDocument]:
+    return _worker_encoder.encode(batch)
+
+
+def _batches(documents: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    batch: list[tuple[str, bool]] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document[0])
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,57 @@
+"""Writing encoded documents in upstream's indexed format, the held-out ones apart."""
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+
+from dsv3_plugin.data.dataset_folder import HELD_OUT, TRAIN, Part
+from dsv3_plugin.data.encode import EncodedDocument
+
+
+def write_parts(
+    folder: Path, documents: Iterable[EncodedDocument], tokenizer_size: int
+) -> tuple[int, Part, Part]:
+    """Write `train` and `held_out` into a folder; a part without documents leaves no files.
+
+    Returns:
+        The bytes of a token (2 where every id fits, else 4), and what the two parts hold.
+    """
+    dtype = DType.optimal_dtype(tokenizer_size)
+    with contextlib.ExitStack() as files:
+        train = _PartWriter(folder / TRAIN, dtype)
+        files.callback(train.close)
+        held_out = _PartWriter(folder / HELD_OUT, dtype)
+        files.callback(held_out.close)
+        for document in documents:
+            (held_out if document.is_held_out else train).add(document)
+        return DType.size(dtype), train.finish(), held_out.finish()
+
+
+class _PartWriter:
+    """One of the two parts while it is written; an empty one leaves no file."""
+
+    def __init__(self, prefix: Path, dtype: type) -> None:
+        self._prefix = prefix
+        self._builder = IndexedDatasetBuilder(str(prefix.with_suffix(".bin")), dtype=dtype)
+        self._documents = self._fim_documents = self._tokens = 0
+
+    def add(self, document: EncodedDocument) -> None:
+        self._builder.add_document(document.ids, [len(document.ids)])
+        self._documents += 1
+        self._fim_documents += document.is_fim
+        self._tokens += len(document.ids)
+
+    def finish(self) -> Part:
+        self._builder.finalize(str(self._prefix.with_suffix(".idx")))
+        if not self._documents:
+            self._prefix.with_suffix(".bin").unlink()
+            self._prefix.with_suffix(".idx").unlink()
+        return Part(
+            documents=self._documents, fim_documents=self._fim_documents, tokens=self._tokens
+        )
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk was reported already
+            self._builder.data_file.close()

@@ -1,0 +1,117 @@
+"""The data of a run: what the recipe asks for, built or found, and checked against the model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3_plugin.data.build import build_dataset, corpus_names, settings_of
+from dsv3_plugin.data.dataset_folder import Dataset, Part, find_dataset
+from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, check_fits, open_tokenizer
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.schema import Data
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What training needs of its data.
+
+    Attributes:
+        train_prefix: for upstream's `--train-data-path`.
+        valid_prefix: for `--valid-data-path`; None when nothing is held out.
+        tokenizer_dir: a Hugging Face tokenizer folder, for `--tokenizer-model`.
+        eos_id: the token that ends every document.
+        train_tokens, valid_tokens: how much there is, end-of-document tokens included.
+        fingerprint: equal for equal texts, tokenizers and settings.
+    """
+
+    train_prefix: Path
+    valid_prefix: Path | None
+    tokenizer_dir: Path
+    eos_id: int
+    train_tokens: int
+    valid_tokens: int
+    fingerprint: str
+
+
+def prepare(
+    data: Data,
+    out_dir: Path,
+    model: ModelConfig,
+    *,
+    seed: int = 1234,
+    resuming: bool = False,
+    workers: int = 1,
+) -> PreparedData:
+    """Make sure that the dataset a recipe asks for is in `out_dir`. Call it on one process.
+
+    A run that resumes reads the data it began with: the corpus is not looked at again (a new
+    release of Python would change the standard library), and a recipe that now asks for something
+    else is refused. A folder that the recipe names is never replaced; the run's own is.
+
+    Args:
+        data: the recipe's section.
+        out_dir: the dataset folder: the one that the section names, or one of the run's own.
+        model: its vocabulary has to hold the tokenizer's.
+        seed: of the FIM cuts.
+        resuming: whether the run has a checkpoint to go on from.
+        workers: processes that encode; 1 leaves it to the threads of the tokenizers library.
+
+    Raises:
+        UserError: whatever is wrong with the corpus, the tokenizer or the place; a tokenizer
+            larger than the model's vocabulary; a part shorter than one sequence.
+    """
+    tokenizer: TrainBpe | TextTokenizer
+    if isinstance(data.tokenizer, str):
+        tokenizer = open_tokenizer(Path(data.tokenizer).expanduser())
+    else:
+        tokenizer = TrainBpe(data.tokenizer.vocab_size)
+    check_fits(tokenizer, model.vocab_size, model.name)
+    choices = {
+        "held_out": data.held_out,
+        "fim_rate": data.fim_rate,
+        "seed": seed,
+        "text_key": data.text_key,
+    }
+    dataset = find_dataset(out_dir) if resuming else None
+    if dataset is None:
+        dataset = build_dataset(
+            data.corpus,
+            tokenizer,
+            out_dir,
+            **choices,
+            workers=workers,
+            replace=data.path is None,
+        )
+    else:
+        began_with = (dataset.manifest.settings, dataset.manifest.corpus.named)
+        if began_with != (settings_of(tokenizer, **choices), corpus_names(data.corpus)):
+            raise UserError(
+                f"the recipe asks for other data than {out_dir}, which this run began with: "
+                "restore the recipe's data section, or start a run in another folder."
+            )
+    _check_length("training", dataset.manifest.train, data.seq_length)
+    if dataset.manifest.held_out:
+        _check_length("held-out", dataset.manifest.held_out, data.seq_length)
+    return _prepared(dataset)
+
+
+def _check_length(name: str, part: Part, seq_length: int) -> None:
+    # One token more than a sequence: its last token is predicted too.
+    if part.tokens <= seq_length:
+        raise UserError(
+            f"the {name} part has {part.tokens} tokens, less than one sequence of {seq_length}: "
+            "take a larger corpus, another held_out share, or a smaller seq_length."
+        )
+
+
+def _prepared(dataset: Dataset) -> PreparedData:
+    manifest = dataset.manifest
+    return PreparedData(
+        train_prefix=dataset.train_prefix,
+        valid_prefix=dataset.held_out_prefix,
+        tokenizer_dir=dataset.tokenizer_folder,
+        eos_id=manifest.tokenizer.eos_id,
+        train_tokens=manifest.train.tokens,
+        valid_tokens=manifest.held_out.tokens if manifest.held_out else 0,
+        fingerprint=dataset.fingerprint,
+    )

@@ -1,0 +1,79 @@
+"""One pass over a corpus before building: how much there is, and where the held-out part ends.
+
+A document is held out by the hash of its text, so the choice does not depend on order, place or
+number of workers, a document that appears twice never stands on both sides, and adding documents
+moves none of the others.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dsv3_plugin.data.corpus import Document
+from dsv3_plugin.errors import UserError
+
+_HASHES = 2**64
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over a corpus finds.
+
+    Attributes:
+        documents: number of documents that are not empty.
+        bytes: UTF-8 bytes of all texts.
+        digest: fingerprint of all texts in order.
+        smallest_hash, largest_hash: extremes of `document_hash` over the documents.
+    """
+
+    documents: int
+    bytes: int
+    digest: str
+    smallest_hash: int
+    largest_hash: int
+
+
+def document_hash(document: Document) -> int:
+    """Uniform in [0, 2^64), from the text alone."""
+    return int.from_bytes(document.digest[:8], "little")
+
+
+def survey(documents: Iterable[Document]) -> Survey:
+    """Read every document once.
+
+    Raises:
+        UserError: there is none.
+    """
+    hasher = hashlib.blake2b(digest_size=16)
+    count = size = largest = 0
+    smallest = _HASHES
+    for document in documents:
+        count += 1
+        size += len(document.text.encode())
+        hasher.update(document.digest)
+        smallest = min(smallest, document_hash(document))
+        largest = max(largest, document_hash(document))
+    if not count:
+        raise UserError("the corpus is empty: none of its files holds a document.")
+    return Survey(count, size, hasher.hexdigest(), smallest, largest)
+
+
+def held_out_below(found: Survey, fraction: float) -> int:
+    """The bound such that the documents with `document_hash` below it are held out.
+
+    About `fraction` of the documents; where a fraction above 0 of a small corpus would leave
+    either side empty, the one document nearest to the bound changes sides.
+
+    Raises:
+        UserError: a fraction outside [0, 1), or fewer than two different documents to part.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"held_out is {fraction}: give a fraction of the documents in [0, 1).")
+    if fraction == 0:
+        return 0
+    if found.smallest_hash == found.largest_hash:
+        raise UserError(
+            "the corpus is one single document, so none can be held out: split it into several "
+            "files, or set held_out to 0."
+        )
+    return min(max(round(fraction * _HASHES), found.smallest_hash + 1), found.largest_hash)

@@ -1,0 +1,104 @@
+"""A run's data: built at first, the same when it resumes, and refused where it does not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from dsv3_plugin.data.prepare import prepare
+from dsv3_plugin.data.tokenizer import train_bpe
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.load import load_model
+from dsv3_plugin.recipe.schema import Data
+
+TEXTS = [f"document {i} of some words" for i in range(60)]
+
+
+@pytest.fixture
+def section(tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return Data(
+        corpus=str(corpus), tokenizer={"vocab_size": 300}, seq_length=32, held_out=0.2, fim_rate=0.1
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny")
+
+
+def changed(section: Data, **changes) -> Data:
+    return Data.model_validate(section.model_dump() | changes)
+
+
+def test_what_training_needs(section, tiny, tmp_path):
+    data = prepare(section, tmp_path / "data", tiny)
+    train = IndexedDataset(str(data.train_prefix))
+    valid = IndexedDataset(str(data.valid_prefix))
+
+    assert len(train) + len(valid) == len(TEXTS)
+    assert (train.sequence_lengths.sum(), valid.sequence_lengths.sum()) == (
+        data.train_tokens,
+        data.valid_tokens,
+    )
+    assert train[0][-1] == data.eos_id == 1
+    assert (data.tokenizer_dir / "tokenizer.json").is_file()
+    assert prepare(section, tmp_path / "data", tiny) == data
+    assert prepare(section, tmp_path / "data", tiny, seed=5).fingerprint != data.fingerprint
+
+
+def test_nothing_held_out(section, tiny, tmp_path):
+    data = prepare(changed(section, held_out=0.0), tmp_path / "data", tiny)
+    assert (data.valid_prefix, data.valid_tokens) == (None, 0)
+
+
+def test_a_run_that_resumes_keeps_its_data(section, tiny, tmp_path):
+    out = tmp_path / "data"
+    began = prepare(section, out, tiny)
+    Path(section.corpus).write_text('{"text": "the corpus has changed since"}\n')
+
+    assert prepare(section, out, tiny, resuming=True) == began
+    Path(section.corpus).unlink()
+    assert prepare(section, out, tiny, resuming=True) == began
+    for asked in (
+        changed(section, fim_rate=0.2),
+        changed(section, tokenizer={"vocab_size": 290}),
+        changed(section, corpus="stdlib"),
+    ):
+        with pytest.raises(UserError, match="which this run began with"):
+            prepare(asked, out, tiny, resuming=True)
+    assert prepare(section, out, tiny, resuming=True) == began
+
+
+def test_a_folder_the_recipe_names_is_never_replaced(section, tiny, tmp_path):
+    shared = changed(section, path=str(tmp_path / "shared"))
+    began = prepare(shared, tmp_path / "shared", tiny)
+
+    with pytest.raises(UserError, match="must not change"):
+        prepare(changed(shared, fim_rate=0.2), tmp_path / "shared", tiny)
+    assert prepare(shared, tmp_path / "shared", tiny) == began
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(section, tiny, tmp_path):
+    small = tiny.model_copy(update={"vocab_size": 299})
+    train_bpe(TEXTS, 300, tmp_path / "tokenizer")
+    for tokenizer, name in (
+        ({"vocab_size": 300}, "bpe:300"),
+        (str(tmp_path / "tokenizer"), str(tmp_path / "tokenizer")),
+    ):
+        asked = changed(section, tokenizer=tokenizer)
+        with pytest.raises(UserError) as error:
+            prepare(asked, tmp_path / "data", small)
+        assert f"tokenizer {name} has 300 tokens, model tiny has vocab_size 299" in str(error.value)
+        assert not (tmp_path / "data").exists()
+    prepare(asked, tmp_path / "data", small.model_copy(update={"vocab_size": 300}))
+
+
+def test_a_part_shorter_than_a_sequence(section, tiny, tmp_path):
+    data = prepare(section, tmp_path / "data", tiny)
+    for length, name in ((data.valid_tokens, "held-out"), (data.train_tokens, "training")):
+        with pytest.raises(UserError, match=f"the {name} part has {length} tokens"):
+            prepare(changed(section, seq_length=length), tmp_path / "data", tiny)
+    prepare(changed(section, seq_length=data.valid_tokens - 1), tmp_path / "data", tiny)
