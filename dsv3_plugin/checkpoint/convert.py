@@ -1,0 +1,419 @@
+"""Import and export: Hugging Face folder ↔ Megatron checkpoint, streamed, exact, continuable.
+
+Both directions are the same few steps: open the source (which checks it against the name table),
+decide for every tensor what it becomes, lay the target out, stream the tensors into place, and last
+of all write what makes the target a whole one. Nothing is loaded but the blocks in flight.
+
+A source in FP8 keeps its scales in the checkpoint whatever the weights become, so that `--fp8`
+later gives the same bytes back.
+"""
+
+import json
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dsv3_plugin.checkpoint import recode, tracker
+from dsv3_plugin.checkpoint.dist_writer import DistLayout
+from dsv3_plugin.checkpoint.hf_writer import HFLayout
+from dsv3_plugin.checkpoint.journal import Checksums
+from dsv3_plugin.checkpoint.mapped import same_bytes
+from dsv3_plugin.checkpoint.model_file import MODEL_FILE
+from dsv3_plugin.checkpoint.names import SCALE, Entry, extra_states
+from dsv3_plugin.checkpoint.stream import Job, Progress, Target, TargetFolder, as_sentence
+from dsv3_plugin.checkpoint.weights import (
+    E4M3,
+    DistWeights,
+    HFWeights,
+    Weights,
+    open_weights,
+)
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.hf_config import hf_config
+from dsv3_plugin.recipe.model import ModelConfig
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+
+CAST = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+TOKENIZER_FILES = (
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "merges.txt", "special_tokens_map.json", "tiktoken.model", "tokenizer.json", "tokenizer.model",
+    "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+"""What travels with the weights; no code (`*.py`), as transformers needs none for this family."""
+
+_SPECIAL = ("bos", "eos", "pad")
+
+FP8_CONFIG = {
+    "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
+    "weight_block_size": [128, 128],
+}  # fmt: skip
+"""`quantization_config` of DeepSeek's FP8 checkpoints."""
+
+# What upstream's loader reads from the common state of a checkpoint without a training state.
+_COMMON = {
+    "checkpoint_version": 3.0,
+    "iteration": 0,
+    "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a finished conversion did."""
+
+    tensors: int
+    """Tensors in the target."""
+    source_bytes: int
+    target_bytes: int
+    seconds: float
+
+
+def import_hf(
+    hf_dir: str | Path,
+    checkpoint: str | Path,
+    *,
+    workers: int = 2,
+    dtype: Literal["bf16", "fp32", "keep-fp8"] | None = None,
+    resume: bool = False,
+    allow_pickle: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Turns a Hugging Face folder into a Megatron checkpoint (`torch_dist`, a `release`).
+
+    Args:
+        hf_dir: config.json and safetensors in BF16, FP32 or DeepSeek's FP8; only read.
+        checkpoint: a new folder. Any later TP/PP/EP layout, and both backends, load it.
+        workers: threads.
+        dtype: type of the weights in the checkpoint; None keeps each tensor's own, FP8 becoming
+            BF16. "keep-fp8" leaves FP8 weights as they are: half the size, but nothing to train
+            from. The router bias keeps its type always.
+        resume: continue an unfinished import into the same folder.
+        allow_pickle: read `*.bin` or `*.pt` weights, as tensors only.
+        progress: called now and then with (source bytes done, source bytes in all).
+
+    Raises:
+        UserError: the source is damaged or not what config.json says, or the target cannot be
+            written. The target stays marked as incomplete, the source is untouched.
+    """
+    began = time.monotonic()
+    _require_known(dtype, (*CAST, "keep-fp8"))
+    root = Path(checkpoint)
+    source = open_weights(Path(hf_dir), allow_pickle=allow_pickle)
+    if not isinstance(source, HFWeights):
+        raise UserError(f"{hf_dir} is a Megatron checkpoint, not a Hugging Face folder.")
+    layout = DistLayout(_import_regions(source, dtype))
+    jobs = [_import_job(source, target) for target in layout.targets.values()]
+    jobs += [
+        _check_copy(source, e) for e in source.entries if e.copy_of and e.name in source.stored
+    ]
+    _require_consumed(source, jobs, {*source.stored} - {*source.dropped})
+
+    header = _header("import", source, dtype=dtype)
+    if not (resume and _is_done(root, header)):
+        folder = TargetFolder(root, root / tracker.RELEASE, layout.files)
+        try:
+            done = folder.begin(header, resume=resume)
+            checksums = folder.write(jobs, done, workers, progress or _silent)
+        finally:
+            folder.close()
+        with as_sentence(root):
+            layout.finish(root / tracker.RELEASE, _COMMON, extra_states(source.model))
+            source.model.write(root / MODEL_FILE)
+            _copy_tokenizer(source, root / TOKENIZER)
+            _write_manifest(root, header, source.model, layout.targets.values(), checksums)
+            tracker.write_tracker(root, tracker.RELEASE)
+            folder.complete()
+    return _report(jobs, layout.targets.values(), began)
+
+
+def export_hf(
+    checkpoint: str | Path,
+    hf_dir: str | Path,
+    *,
+    dtype: Literal["bf16", "fp32"] | None = None,
+    fp8: bool = False,
+    shard_size: int = 5 * 10**9,
+    workers: int = 2,
+    resume: bool = False,
+    model: ModelConfig | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Turns a Megatron checkpoint, imported or trained, into a Hugging Face folder.
+
+    Args:
+        checkpoint: a checkpoint folder (the iteration its tracker names) or an iteration's folder;
+            only read. Optimizer state is passed over.
+        hf_dir: a new folder.
+        dtype: type of the weights; None keeps each tensor's own, kept FP8 becoming BF16. The
+            router bias keeps its type always.
+        fp8: write the linear weights as DeepSeek's FP8: the imported bytes where their scales were
+            kept, quantised in 128×128 blocks otherwise.
+        shard_size: bytes of a safetensors file.
+        workers: threads.
+        resume: continue an unfinished export into the same folder.
+        model: instead of the checkpoint's own `model.yaml`.
+        progress: called now and then with (source bytes done, source bytes in all).
+
+    Raises:
+        UserError: as `import_hf`.
+    """
+    began = time.monotonic()
+    _require_known(dtype, tuple(CAST))
+    root = Path(hf_dir)
+    source = open_weights(Path(checkpoint), model=model)
+    if not isinstance(source, DistWeights):
+        raise UserError(f"{checkpoint} is a Hugging Face folder, not a Megatron checkpoint.")
+    layout = HFLayout(_export_tensors(source, dtype, fp8), shard_size)
+    jobs = [job for e in source.entries for job in _export_jobs(source, e, layout.targets)]
+    _require_consumed(source, jobs, {entry.name for entry in source.entries})
+    config = _config(source, layout.targets, fp8)
+
+    header = _header("export", source, dtype=dtype, fp8=fp8, shard_size=shard_size)
+    if not (resume and _is_done(root, header)):
+        folder = TargetFolder(root, root, layout.files)
+        try:
+            if resume:
+                layout.recall(root)
+            done = folder.begin(header, resume=resume)
+            for part, head in layout.headers.items():
+                folder.put(part, head, 0)
+            checksums = folder.write(jobs, done, workers, progress or _silent)
+            folder.sync()
+        finally:
+            folder.close()
+        with as_sentence(root):
+            tracker.replace_file(root / "config.json", json.dumps(config, indent=2).encode())
+            _copy_files(source.root / TOKENIZER, root)
+            _write_manifest(root, header, source.model, layout.targets.values(), checksums)
+            layout.publish(root)
+            folder.complete()
+    return _report(jobs, layout.targets.values(), began)
+
+
+# --- what each tensor becomes
+
+
+def _import_regions(source: HFWeights, dtype: str | None) -> list[tuple[Entry, torch.dtype]]:
+    """The regions an import writes and their types, in the order in which the source has them."""
+    regions = []
+    for entry in source.entries:
+        if entry.copy_of:
+            continue
+        stored = source.stored[entry.name].dtype
+        to = _cast(entry, stored, dtype)
+        regions.append((entry.quantised() if to == E4M3 else entry, to))
+        if stored == E4M3:
+            regions.append((entry.scale(), torch.float32))
+
+    def place(region: tuple[Entry, torch.dtype]) -> tuple[str, int]:
+        stored = source.stored[region[0].name]
+        return stored.file, stored.position
+
+    return sorted(regions, key=place)
+
+
+def _cast(entry: Entry, stored: torch.dtype, dtype: str | None) -> torch.dtype:
+    """The type that a tensor stored as `stored` is written in."""
+    if entry.precision == "fp32":
+        return stored
+    if stored == E4M3 and dtype == "keep-fp8":
+        return E4M3
+    return CAST.get(dtype, torch.bfloat16 if stored == E4M3 else stored)
+
+
+def _import_job(source: HFWeights, target: Target) -> Job:
+    name, stored = target.name, source.stored[target.name]
+    if stored.dtype == E4M3 and target.dtype != E4M3:
+        blocks = partial(recode.dequantised, source, name, target.dtype)
+    elif name.endswith(SCALE):
+        blocks = partial(recode.scales, source, name.removesuffix(SCALE))
+    else:
+        blocks = partial(recode.plain, source, name, target.dtype)
+    return Job((target,), blocks, (name,), stored.nbytes)
+
+
+def _check_copy(source: HFWeights, entry: Entry) -> Job:
+    """A job that holds the MTP layer's copy of a tensor against the original."""
+    name, original = entry.name, entry.copy_of
+    stored = source.stored[name]
+
+    def compare() -> recode.Blocks:
+        same = stored.dtype == source.stored[original].dtype
+        if same:
+            pairs = zip(
+                recode.plain(source, name, stored.dtype),
+                recode.plain(source, original, stored.dtype),
+                strict=True,
+            )
+            same = all(same_bytes(a, b) for (a,), (b,) in pairs)
+        if not same:
+            raise UserError(
+                f"{name} in {source.path / stored.file} differs from {original}, which the "
+                "multi-token prediction layer shares with the main model."
+            )
+        yield ()
+
+    return Job((), compare, (name,), stored.nbytes)
+
+
+def _export_tensors(
+    source: DistWeights, dtype: str | None, fp8: bool
+) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """(name, type, shape) of every tensor an export writes, in order."""
+    for entry in source.entries:
+        if fp8 and entry.precision == "fp8":
+            yield entry.name, E4M3, entry.shape
+            yield entry.name + SCALE, torch.float32, entry.scale().shape
+        else:
+            yield entry.name, _cast(entry, source.stored[entry.name].dtype, dtype), entry.shape
+
+
+def _export_jobs(source: DistWeights, entry: Entry, targets: dict[str, Target]) -> Iterator[Job]:
+    name, scale = entry.name, entry.name + SCALE
+    target, stored = targets[name], source.stored[name]
+    if target.dtype == E4M3:
+        if scale not in source.stored:
+            blocks = partial(recode.quantised, source, name)
+            yield Job((target, targets[scale]), blocks, (name,), stored.nbytes)
+            return
+        yield Job(
+            (targets[scale],), partial(recode.scales, source, name), (scale,),
+            source.stored[scale].nbytes,
+        )  # fmt: skip
+        if stored.dtype != E4M3:
+            yield Job((target,), partial(recode.requantised, source, name), (name,), stored.nbytes)
+            return
+    if stored.dtype == E4M3 and target.dtype != E4M3:
+        blocks = partial(recode.dequantised, source, name, target.dtype)
+    else:
+        blocks = partial(recode.plain, source, name, target.dtype)
+    yield Job((target,), blocks, (name,), stored.nbytes)
+
+
+# --- what goes with the tensors
+
+
+def _config(source: DistWeights, targets: dict[str, Target], fp8: bool) -> dict[str, Any]:
+    """The `config.json` of an export."""
+    ids = _token_ids(source.root / TOKENIZER)
+    dtype = str(targets["model.embed_tokens.weight"].dtype).removeprefix("torch.")
+    config = hf_config(source.model, torch_dtype=dtype, **ids)
+    return config | ({"quantization_config": FP8_CONFIG} if fp8 else {})
+
+
+def _token_ids(tokenizer: Path) -> dict[str, int]:
+    """Ids of the beginning, end and padding tokens, as far as the tokenizer's folder tells."""
+    said = _read_json(tokenizer / "generation_config.json")
+    words = _read_json(tokenizer / "tokenizer_config.json")
+    known = {
+        token["content"]: token["id"]
+        for token in _read_json(tokenizer / "tokenizer.json").get("added_tokens", ())
+    }
+    ids = {}
+    for kind in _SPECIAL:
+        word = words.get(f"{kind}_token")
+        word = word.get("content") if isinstance(word, dict) else word
+        found = said.get(f"{kind}_token_id", known.get(word))
+        if found is not None:
+            ids[f"{kind}_token_id"] = found
+    return ids
+
+
+def _copy_tokenizer(source: HFWeights, folder: Path) -> None:
+    """The tokenizer's files, and the token ids that config.json alone may know."""
+    folder.mkdir(exist_ok=True)
+    _copy_files(source.path, folder)
+    generation = folder / "generation_config.json"
+    keys = [f"{kind}_token_id" for kind in _SPECIAL]
+    ids = {key: source.config[key] for key in keys if source.config.get(key) is not None}
+    if ids and not generation.exists():
+        tracker.replace_file(generation, json.dumps(ids, indent=2).encode())
+
+
+def _copy_files(source: Path, folder: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            tracker.replace_file(folder / name, (source / name).read_bytes())
+
+
+def _write_manifest(
+    root: Path,
+    header: dict[str, Any],
+    model: ModelConfig,
+    targets: Iterable[Target],
+    checksums: Checksums,
+) -> None:
+    """Names, shapes, types and checksums of everything that was written.
+
+    A checksum is the CRC-32 of the tensor's bytes, of each of its pieces if it was cut.
+    """
+    tensors = [
+        {
+            "name": target.name,
+            "shape": target.shape,
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "crc32": checksums[target.name],
+        }
+        for target in targets
+    ]
+    content = {**header, "model": model.name, "tensors": tensors}
+    tracker.replace_file(root / MANIFEST, json.dumps(content).encode())
+
+
+def _header(kind: str, source: Weights, **options: Any) -> dict[str, Any]:
+    """What a conversion is of: a continued one has to be of the same."""
+    stored = [(name, str(s.dtype), s.shape, s.file) for name, s in source.stored.items()]
+    return {
+        "conversion": kind,
+        "source": str(source.path.resolve()),
+        "source_tensors": f"{zlib.crc32(repr(sorted(stored)).encode()):08x}",
+        **options,
+    }
+
+
+def _is_done(root: Path, header: dict[str, Any]) -> bool:
+    """Whether this very conversion has been finished already."""
+    manifest = _read_json(root / MANIFEST)
+    return not (root / tracker.INCOMPLETE).exists() and all(
+        key in manifest and manifest[key] == value for key, value in header.items()
+    )
+
+
+def _require_known(dtype: str | None, known: tuple[str, ...]) -> None:
+    if dtype is not None and dtype not in known:
+        raise UserError(f"the type '{dtype}' is not known; choose from {', '.join(known)}.")
+
+
+def _require_consumed(source: Weights, jobs: list[Job], names: set[str]) -> None:
+    """Refuses to convert less than everything."""
+    forgotten = names - {name for job in jobs for name in job.sources}
+    if forgotten:
+        raise UserError(f"{min(forgotten)} in {source.path} would not be converted.")
+
+
+def _report(jobs: list[Job], targets: Iterable[Target], began: float) -> Report:
+    sizes = [target.nbytes for target in targets]
+    read = sum(job.read_bytes for job in jobs)
+    return Report(len(sizes), read, sum(sizes), time.monotonic() - began)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one if there is none to read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _silent(done: int, total: int) -> None:
+    pass

@@ -1,0 +1,109 @@
+"""Reads boxes of tensors from a `torch_dist` checkpoint, whatever parallel layout wrote it.
+
+A box is a view of one mapped chunk when one chunk holds it, and is assembled from several
+otherwise. No model is built, no process group is needed, and nothing but what is asked for is read.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dsv3_plugin.checkpoint.dist_metadata import Place, StoredTensor, read_contents
+from dsv3_plugin.checkpoint.mapped import MappedFiles, tensor_at
+from dsv3_plugin.checkpoint.torch_zip import payload
+from dsv3_plugin.errors import UserError
+
+Slices = tuple[slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A box of a tensor that is held in one piece."""
+
+    offset: tuple[int, ...]
+    sizes: tuple[int, ...]
+    load: Callable[[Slices], torch.Tensor]
+    """Gives a part of the box."""
+
+
+class DistCheckpoint:
+    """One iteration's (or the `release`) folder of a distributed checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.contents = read_contents(path)
+        self._files = MappedFiles(path)
+        self._chunks = {key: self._index(t) for key, t in self.contents.tensors.items()}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._chunks
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        return self.contents.tensors[key].shape
+
+    def dtype(self, key: str) -> torch.dtype:
+        return getattr(torch, self.contents.tensors[key].dtype)
+
+    def file(self, key: str) -> str:
+        """Name of the file that holds (the first chunk of) a tensor."""
+        return self.contents.tensors[key].chunks[0][2].file
+
+    def read(self, key: str, offset: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
+        """The box of `sizes` at `offset` of the tensor `key`.
+
+        Raises UserError if the checkpoint does not hold all of it, or its file is damaged.
+        """
+        groups = self._chunks[key]
+        near = groups.get(offset[0]) if sizes[0] == 1 else None
+        chunks = near or [chunk for group in groups.values() for chunk in group]
+        try:
+            return assemble(chunks, offset, sizes, self.dtype(key))
+        except ValueError as error:
+            raise UserError(f"{key} in {self.path / self.file(key)}: {error}.") from error
+
+    def _index(self, tensor: StoredTensor) -> dict[int, list[Chunk]]:
+        """Chunks by their first offset, if all are one thick there: experts are found at once."""
+        groups: dict[int, list[Chunk]] = defaultdict(list)
+        thin = all(sizes and sizes[0] == 1 for _, sizes, _ in tensor.chunks)
+        for offset, sizes, place in tensor.chunks:
+            chunk = Chunk(offset, sizes, partial(self._load, place, sizes))
+            groups[offset[0] if thin else -1].append(chunk)
+        return dict(groups)
+
+    def _load(self, place: Place, sizes: tuple[int, ...], part: Slices) -> torch.Tensor:
+        data = self._files.map(place.file)
+        found = payload(data, place.position, place.length)
+        storage = tensor_at(data, found.position, found.dtype, (found.storage_numel,))
+        tensor = storage.as_strided(found.sizes, found.stride, found.storage_offset)
+        return tensor.reshape(sizes)[part]
+
+
+def assemble(
+    chunks: list[Chunk], offset: tuple[int, ...], sizes: tuple[int, ...], dtype: torch.dtype
+) -> torch.Tensor:
+    """The box of `sizes` at `offset`, cut from or put together of chunks.
+
+    A view if one chunk holds the box. Raises ValueError if part of the box is in no chunk.
+    """
+    result, found = None, 0
+    for chunk in chunks:
+        ranges = [
+            (max(a, b), min(a + m, b + n), a, b)
+            for a, m, b, n in zip(offset, sizes, chunk.offset, chunk.sizes, strict=True)
+        ]
+        if any(low >= high for low, high, _, _ in ranges):
+            continue
+        piece = chunk.load(tuple(slice(low - b, high - b) for low, high, _, b in ranges))
+        if tuple(piece.shape) == sizes:
+            return piece
+        if result is None:
+            result = torch.empty(sizes, dtype=dtype)
+        result[tuple(slice(low - a, high - a) for low, high, a, _ in ranges)] = piece
+        found += piece.numel()
+    if result is None or found != result.numel():
+        raise ValueError(f"part of the box of {list(sizes)} at {list(offset)} is not stored")
+    return result

@@ -1,0 +1,158 @@
+"""What a Hugging Face folder holds, read from its index and its safetensors headers without torch.
+
+Reading checks that index, headers and file sizes tell one story: nothing is missing, cut short,
+listed twice or listed nowhere. What is wrong is one sentence with the tensor and the file in it.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsv3_plugin.errors import UserError
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""safetensors' name of a type → torch's."""
+
+ITEMSIZE = {
+    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+
+_LONGEST_HEADER = 100_000_000
+"""safetensors' own limit, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A tensor in a safetensors file."""
+
+    dtype: str
+    """torch's name: "bfloat16"."""
+    shape: tuple[int, ...]
+    file: str
+    position: int
+    """Offset in the file of its first byte."""
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEMSIZE[self.dtype]
+
+
+def read_folder(folder: Path) -> dict[str, Described]:
+    """The tensors of all safetensors files of a folder; empty if it has none and no index."""
+    index = _read_index(folder)
+    files = sorted({*index.values()} if index else {p.name for p in folder.glob("*.safetensors")})
+    tensors: dict[str, Described] = {}
+    for file in files:
+        if not (folder / file).is_file():
+            name = next(name for name, shard in index.items() if shard == file)
+            raise UserError(f"{folder / file} is missing; {INDEX} says it holds {name}.")
+        for name, described in read_header(folder / file).items():
+            if name in tensors:
+                raise UserError(
+                    f"{name} is stored twice in {folder}: in {tensors[name].file} and in {file}."
+                )
+            tensors[name] = described
+    for name, file in index.items():
+        if name not in tensors or tensors[name].file != file:
+            raise UserError(f"{INDEX} says {name} is in {folder / file}; it is not.")
+    for name, described in tensors.items() if index else ():
+        if name not in index:
+            raise UserError(f"{name} in {folder / described.file} is not in {INDEX}.")
+    return tensors
+
+
+def read_header(path: Path) -> dict[str, Described]:
+    """The tensors of one safetensors file, which its header must describe to the last byte."""
+
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            if not 0 < length <= min(_LONGEST_HEADER, size - 8):
+                raise UserError(f"{path} is no whole safetensors file: its header is cut short.")
+            text = handle.read(length)
+        content = json.loads(text)
+        content.pop("__metadata__", None)
+        if text.count(b'"data_offsets"') > len(content):
+            raise UserError(f"{_repeated(text)} is stored twice in {path}.")
+        start = 8 + length
+        tensors = {name: _described(path, name, start, entry) for name, entry in content.items()}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no whole safetensors file: its header is damaged.") from error
+    end = start
+    for name, described in sorted(tensors.items(), key=lambda item: item[1].position):
+        if described.position != end:
+            raise UserError(f"{name} in {path} does not begin where the tensor before it ends.")
+        end += described.nbytes
+        if end > size:
+            raise UserError(
+                f"{path} is cut short: {name} should end at byte {end}, the file has {size}."
+            )
+    if end != size:
+        raise UserError(f"{path} has {size - end} bytes that no tensor accounts for.")
+    return tensors
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a Hugging Face folder."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: it says which model the tensors are.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return config
+
+
+def _described(path: Path, name: str, start: int, entry: dict[str, Any]) -> Described:
+    begin, end = entry["data_offsets"]
+    if entry["dtype"] not in DTYPES:
+        raise UserError(f"{name} in {path} has the unsupported type {entry['dtype']}.")
+    described = Described(DTYPES[entry["dtype"]], tuple(entry["shape"]), path.name, start + begin)
+    if end - begin != described.nbytes:
+        raise UserError(
+            f"{name} in {path} is damaged: its shape {entry['shape']} does not take the "
+            f"{end - begin} bytes it is given."
+        )
+    return described
+
+
+def _repeated(text: bytes) -> str:
+    """A name that a JSON object has more than once."""
+    names: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        # The outermost object is noted last.
+        names[:] = [name for name, _ in pairs]
+
+    json.loads(text, object_pairs_hook=note)
+    return next((name for name in names if names.count(name) > 1), "a tensor")
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """Tensor → file; empty if there is no index."""
+    path = folder / INDEX
+    if not path.is_file():
+        return {}
+    try:
+        weights = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if weights and all(Path(file).name == file for file in weights.values()):
+            return weights
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise UserError(f"{path} is damaged: it maps no tensors to files of its folder.")

@@ -1,0 +1,96 @@
+"""The layout of a Hugging Face folder: which shard a tensor goes to, and where in it.
+
+safetensors puts a header with every tensor's place before the first byte of data, so the whole
+folder is laid out before anything is written. Shards are named and indexed as transformers does.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from dsv3_plugin.checkpoint.hf_headers import DTYPES, INDEX
+from dsv3_plugin.checkpoint.stream import Piece, Target
+from dsv3_plugin.checkpoint.tracker import replace_file, sync_folder
+from dsv3_plugin.errors import UserError
+
+_NAMES = {getattr(torch, dtype): name for name, dtype in DTYPES.items()}
+_PART = ".part"
+"""Ending of a shard's name until all shards are whole."""
+
+
+def shard_bytes(text: str) -> int:
+    """Bytes of a shard size as people write it: "5GB" is 5·10⁹, "5GiB" 5·2³⁰."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    size = 0
+    if match:
+        base = 1024 if match[3] else 1000
+        size = int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+    if size < 1:
+        raise UserError(f"'{text}' is no size of a shard; write for example 5GB or 500MB.")
+    return size
+
+
+class HFLayout:
+    """Places tensors in shards of at most `shard_size` bytes (more if one tensor is larger)."""
+
+    def __init__(
+        self,
+        tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]],
+        shard_size: int,
+    ) -> None:
+        shards: list[list[tuple[str, torch.dtype, tuple[int, ...]]]] = [[]]
+        room = shard_size
+        for name, dtype, shape in tensors:
+            size = math.prod(shape) * dtype.itemsize
+            if size > room and shards[-1]:
+                shards.append([])
+                room = shard_size
+            shards[-1].append((name, dtype, shape))
+            room -= size
+        self.targets: dict[str, Target] = {}
+        self.headers: dict[str, bytes] = {}
+        self.files: dict[str, int] = {}
+        self._index: dict[str, str] = {}
+        self.total_size = 0
+        for number, shard in enumerate(shards, start=1):
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            self._place(shard, file if len(shards) > 1 else "model.safetensors")
+
+    def _place(self, shard: list[tuple[str, torch.dtype, tuple[int, ...]]], file: str) -> None:
+        described: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end, begins = 0, {}
+        for name, dtype, shape in shard:
+            begins[name], end = end, end + math.prod(shape) * dtype.itemsize
+            described[name] = {
+                "dtype": _NAMES[dtype], "shape": shape, "data_offsets": [begins[name], end],
+            }  # fmt: skip
+        header = json.dumps(described, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        header = len(header).to_bytes(8, "little") + header
+        part = file + _PART
+        for name, dtype, shape in shard:
+            piece = Piece(part, len(header) + begins[name], math.prod(shape) * dtype.itemsize)
+            self.targets[name] = Target(name, dtype, shape, (piece,))
+            self._index[name] = file
+        self.headers[part] = header
+        self.files[part] = len(header) + end
+        self.total_size += end
+
+    def recall(self, folder: Path) -> None:
+        """Takes the shards' names away again, for a run that was killed while publishing."""
+        for part in self.files:
+            if (folder / part.removesuffix(_PART)).exists():
+                (folder / part.removesuffix(_PART)).rename(folder / part)
+
+    def publish(self, folder: Path) -> None:
+        """Gives whole shards their names, then writes the index: the step that makes it a model."""
+        for part in self.files:
+            (folder / part).rename(folder / part.removesuffix(_PART))
+        sync_folder(folder)
+        if len(self.files) > 1:
+            index = {"metadata": {"total_size": self.total_size}, "weight_map": self._index}
+            replace_file(folder / INDEX, json.dumps(index, indent=2).encode())

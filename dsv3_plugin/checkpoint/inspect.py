@@ -1,0 +1,233 @@
+"""What is in a checkpoint or a Hugging Face folder, from headers alone.
+
+Reads no tensor and imports no torch, so it answers in a second. Unlike the converters it does not
+stop at the first thing that does not fit: it lists what is missing, what is foreign and what has
+another shape than the configuration says.
+"""
+
+import contextlib
+import gc
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.dist_metadata import read_contents
+from dsv3_plugin.checkpoint.hf_headers import CONFIG, ITEMSIZE, read_config, read_folder
+from dsv3_plugin.checkpoint.model_file import MODEL_FILE, model_of_checkpoint
+from dsv3_plugin.checkpoint.names import (
+    DERIVED,
+    QUANTISED,
+    SCALE,
+    WEIGHT_KEYS,
+    Entry,
+    layout,
+    stacked_key,
+)
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.hf_config import model_from_hf
+from dsv3_plugin.recipe.load import shipped_folder
+from dsv3_plugin.recipe.model import ModelConfig
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class Findings:
+    """What `inspect` tells."""
+
+    path: str
+    kind: str
+    """"Hugging Face folder" or "Megatron checkpoint", with the iteration."""
+    model: str | None = None
+    """Name of the shipped model that has this configuration, or what it was called."""
+    layers: str = ""
+    experts: str = ""
+    mtp: str = ""
+    tensors: int = 0
+    values: int = 0
+    """Values of the tensors that belong to the model, scales apart."""
+    bytes: int = 0
+    files: int = 0
+    dtypes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Type → number of tensors and bytes."""
+    unfinished: bool = False
+    optimizer_bytes: int = 0
+    missing: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything the configuration asks for is there, and nothing else."""
+        return not (self.unfinished or self.missing or self.foreign or self.misshapen)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "complete": self.complete}
+
+
+def inspect(path: str | Path) -> Findings:
+    """Looks at a Hugging Face folder, a Megatron checkpoint or one of its iterations.
+
+    Raises UserError if it is none of these, or a file of it is damaged or cut short.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder.")
+    with _without_collector():
+        return _inspect(path)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """A large model is 100,000 records, made at once: collecting in between doubles the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _inspect(path: Path) -> Findings:
+    if tracker.is_checkpoint(path):
+        return _inspect_checkpoint(path)
+    if (path / CONFIG).is_file() or any(path.glob("*.safetensors")):
+        return _inspect_folder(path)
+    raise UserError(
+        f"{path} is neither a Hugging Face folder (it has no {CONFIG}) nor a Megatron checkpoint "
+        f"(it has no {tracker.TRACKER})."
+    )
+
+
+def _inspect_folder(path: Path) -> Findings:
+    findings = Findings(str(path), "Hugging Face folder")
+    findings.unfinished = (path / tracker.INCOMPLETE).exists()
+    described = read_folder(path)
+    findings.files = len({d.file for d in described.values()})
+    _count(findings, [(d.dtype, d.shape) for d in described.values()])
+    if not (path / CONFIG).is_file():
+        findings.missing.append(CONFIG)
+        return findings
+    model = model_from_hf(read_config(path), path.resolve().name)
+    expected: dict[str, Shape] = {}
+    for entry in layout(model):
+        expected[entry.name] = entry.shape
+        if entry.precision == "fp8" and entry.name + SCALE in described:
+            expected[entry.name + SCALE] = entry.scale().shape
+        if entry.name not in described:
+            findings.missing.append(entry.name)
+        elif described[entry.name].dtype == "float8_e4m3fn":
+            expected[entry.name + SCALE] = entry.scale().shape
+            if entry.name + SCALE not in described:
+                findings.missing.append(entry.name + SCALE)
+    for name, tensor in described.items():
+        if name not in expected and not name.endswith(DERIVED):
+            findings.foreign.append(name)
+        elif name in expected and tensor.shape != expected[name]:
+            findings.misshapen.append(_misshapen(name, tensor.shape, expected[name]))
+    _describe(findings, model, "model.layers.{}.".format, described)
+    return findings
+
+
+def _inspect_checkpoint(path: Path) -> Findings:
+    unfinished = (path / tracker.INCOMPLETE).exists()
+    if unfinished:
+        return Findings(str(path), "Megatron checkpoint", unfinished=True)
+    folder = tracker.find(path)
+    findings = Findings(str(path), f"Megatron checkpoint, {folder.name}")
+    contents = read_contents(folder)
+    weights = {k: t for k, t in contents.tensors.items() if k.startswith(WEIGHT_KEYS)}
+    places = [place.file for tensor in contents.tensors.values() for _, _, place in tensor.chunks]
+    findings.files = len({*places, *(place.file for place in contents.objects.values())})
+    findings.optimizer_bytes = sum(
+        tensor.nbytes for key, tensor in contents.tensors.items() if key not in weights
+    )
+    try:
+        model = model_of_checkpoint(path, folder, contents)
+    except UserError:
+        _count(findings, [(t.dtype, t.shape) for t in weights.values()])
+        findings.missing.append(MODEL_FILE)
+        return findings
+    known: set[str] = set()
+    counted: dict[tuple, tuple[str, Shape]] = {}
+    for entry in layout(model):
+        found = [(key, shape) for key, shape in _keys(entry, model) if key in weights]
+        if not found:
+            findings.missing.append(entry.key)
+            continue
+        scale = entry.scale() if entry.precision == "fp8" else None
+        if scale is not None and scale.key in weights:
+            found.append((scale.key, scale.global_shape))
+        elif found[0][0].endswith(QUANTISED):
+            findings.missing.append(scale.key)
+        for key, shape in found:
+            stored = weights[key]
+            padded = (model.vocab_size, *stored.shape[1:]) == shape
+            if stored.shape != shape and not (padded and stored.shape[0] > shape[0]):
+                findings.misshapen.append(_misshapen(key, stored.shape, shape))
+            known.add(key)
+            # A second name for the same bytes counts once.
+            counted[stored.chunks[0][2]] = stored.dtype, stored.shape
+    findings.missing = list(dict.fromkeys(findings.missing))
+    findings.misshapen = list(dict.fromkeys(findings.misshapen))
+    findings.foreign = [key for key in weights if key not in known]
+    counted |= {weights[k].chunks[0][2]: (weights[k].dtype, weights[k].shape)
+                for k in findings.foreign}  # fmt: skip
+    _count(findings, list(counted.values()))
+    _describe(findings, model, lambda n: f"mtp.layers.{n - model.num_layers}.", weights)
+    return findings
+
+
+def _keys(entry: Entry, model: ModelConfig) -> list[tuple[str, Shape]]:
+    """Every key a checkpoint may keep an entry under, and its shape there."""
+    keys = [(entry.key, entry.global_shape)]
+    if entry.alias:
+        keys.append((entry.alias, entry.global_shape))
+    if entry.precision == "fp8":
+        keys.append((entry.key + QUANTISED, entry.global_shape))
+    for key, shape in list(keys):
+        if stacked := stacked_key(key):
+            keys.append((stacked[0], (model.num_layers, *shape)))
+    return keys
+
+
+def _count(findings: Findings, tensors: list[tuple[str, Shape]]) -> None:
+    number, size = Counter(), Counter()
+    for dtype, shape in tensors:
+        number[dtype] += 1
+        size[dtype] += math.prod(shape) * ITEMSIZE[dtype]
+    findings.tensors, findings.bytes = number.total(), size.total()
+    findings.dtypes = {
+        dtype: {"tensors": number[dtype], "bytes": size[dtype]} for dtype in sorted(number)
+    }
+
+
+def _describe(findings: Findings, model: ModelConfig, prefix: Any, names: Any) -> None:
+    findings.model = _shipped_name(model) or model.name
+    findings.values = sum(math.prod(entry.shape) for entry in layout(model))
+    dense = model.moe_layer_freq.count(0)
+    findings.layers = f"{model.num_layers} ({dense} dense, {model.num_layers - dense} MoE)"
+    if model.num_moe_experts:
+        findings.experts = f"{model.num_moe_experts} routed, {model.moe_router_topk} per token"
+    if model.mtp_num_layers:
+        starts = tuple(prefix(model.num_layers + d) for d in range(model.mtp_num_layers))
+        there = any(name.startswith(starts) for name in names)
+        findings.mtp = f"{model.mtp_num_layers} layer(s)" + ("" if there else ", MISSING")
+
+
+def _shipped_name(model: ModelConfig) -> str | None:
+    """The shipped model that differs in nothing but its name."""
+    for path in sorted((shipped_folder() / "models").glob("*.yaml")):
+        if ModelConfig.read(path).model_copy(update={"name": model.name}) == model:
+            return path.stem
+    return None
+
+
+def _misshapen(name: str, shape: Shape, expected: Shape) -> str:
+    return f"{name}: {list(shape)} instead of {list(expected)}"

@@ -1,0 +1,50 @@
+"""A model and its weights on one process, for logits, generation and tests."""
+
+from pathlib import Path
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+
+from dsv3_plugin.checkpoint.weights import DistWeights
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.model.build import build_model
+from dsv3_plugin.recipe.model import ModelConfig
+
+
+def load_for_inference(
+    directory: str | Path, dtype: torch.dtype = torch.float32
+) -> tuple[GPTModel, ModelConfig]:
+    """The newest model in a checkpoint folder, in evaluation mode, with the local backend.
+
+    Megatron's parallel state must be initialised (`upstream.process_groups.single_process`).
+
+    Args:
+        directory: an imported or trained checkpoint, saved under any parallel layout.
+        dtype: of the parameters; stored values are cast.
+
+    Raises:
+        UserError: there is no whole checkpoint, it is of another model than its `model.yaml` says,
+            or its weights were kept in FP8.
+    """
+    from megatron.core import dist_checkpointing
+
+    weights = DistWeights(Path(directory))
+    if weights.quantised:
+        raise UserError(
+            f"{directory} keeps its weights in FP8, which nothing computes with here: import the "
+            "model again without --dtype keep-fp8."
+        )
+    model = build_model(weights.model, dtype=dtype, perform_initialization=False)
+    iteration = str(weights.checkpoint.path)
+    metadata = dist_checkpointing.load_content_metadata(iteration) or {}
+    sharded = model.sharded_state_dict(metadata=metadata)
+    try:
+        state = dist_checkpointing.load(
+            {name: value for name, value in sharded.items() if not name.endswith("_extra_state")},
+            iteration,
+        )
+    except Exception as error:
+        raise UserError(f"{iteration} cannot be loaded: {error}") from error
+    parameters = {name: state[name] for name in model.state_dict() if name in state}
+    model.load_state_dict(parameters, strict=False)
+    return model.eval(), weights.model

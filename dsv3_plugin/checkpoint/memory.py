@@ -1,0 +1,151 @@
+"""A live model's weights under their Hugging Face names, without a disk in between.
+
+For rollout engines and for tests. The same table and the same cutting of boxes as for checkpoints:
+a rank's shards are the chunks, and what other ranks hold arrives by broadcast.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dsv3_plugin.checkpoint.dist_reader import Chunk, Slices, assemble
+from dsv3_plugin.checkpoint.names import WEIGHT_KEYS, Entry, layout
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.model import ModelConfig
+
+Shard = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]
+"""(key, offset, sizes, type) of what a rank holds."""
+
+
+@torch.no_grad()
+def iter_hf_tensors(
+    model: torch.nn.Module | Sequence[torch.nn.Module],
+    config: ModelConfig | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the model's Hugging Face checkpoint, one at a time, in that order.
+
+    Without a process group the model has to be whole. With one, every rank of it has to iterate to
+    the end: ranks hold different layers and experts, and each tensor is broadcast to all.
+
+    Args:
+        model: a GPTModel of either backend, or the virtual pipeline stages of this rank.
+        config: what the model is; taken from the model itself if not given. Then the vocabulary is
+            the model's, padding included.
+        dtype: type to cast to; the router bias keeps its own.
+        group: ranks that hold the model together.
+
+    Yields:
+        (name, tensor). A tensor may be a view of the parameter: copy it to keep it.
+    """
+    stages = list(model) if isinstance(model, Sequence) else [model]
+    held = _held(stages)
+    ranks = 1 if group is None else dist.get_world_size(group)
+    everybody: list[list[Shard]] = [list(held)]
+    if group is not None:
+        everybody = [[] for _ in range(ranks)]
+        dist.all_gather_object(everybody, list(held), group=group)
+    chunks: dict[str, dict[tuple, Chunk]] = {}
+    for rank, shards in enumerate(everybody):
+        for shard in shards:
+            key, offset, sizes, _ = shard
+            load = partial(_part, held.get(shard), shard, rank, group)
+            # Replicas hold the same box: the lowest rank's is the one that is sent.
+            chunks.setdefault(key, {}).setdefault((offset, sizes), Chunk(offset, sizes, load))
+    types = {shard[0]: shard[3] for shards in everybody for shard in shards}
+    for entry in layout(config or model_of(stages[0])):
+        key = next((k for k in (entry.key, entry.alias) if k in chunks), None)
+        if key is None:
+            raise UserError(f"the model has no {entry.key}, which {entry.name} is made of.")
+        tensor = _tensor(entry, list(chunks[key].values()), types[key])
+        yield entry.name, tensor if dtype is None or entry.precision == "fp32" else tensor.to(dtype)
+
+
+def model_of(model: torch.nn.Module) -> ModelConfig:
+    """The shape of a live GPTModel (what the table of names asks for; its rotary fields are not).
+
+    Args:
+        model: any pipeline stage of it.
+    """
+    model = _unwrapped(model)
+    config = model.config
+    pattern = config.moe_layer_freq
+    if config.num_moe_experts is None:
+        pattern = [0] * config.num_layers
+    fields = {
+        name: getattr(config, name)
+        for name in ModelConfig.model_fields
+        if getattr(config, name, None) is not None
+        and (not name.startswith("moe_") or config.num_moe_experts is not None)
+    }
+    fields |= {
+        "name": "model",
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": model.max_sequence_length,
+        "share_embeddings_and_output_weights": model.share_embeddings_and_output_weights,
+        "rope_type": "rope",
+        "moe_layer_freq": pattern,
+        "moe_router_load_balancing_type": "none",
+    }
+    return ModelConfig.model_validate(fields)
+
+
+def _held(stages: Sequence[torch.nn.Module]) -> dict[Shard, torch.Tensor]:
+    """What this rank holds of the distributed tensors."""
+    from megatron.core.dist_checkpointing import ShardedTensor
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import apply_factories
+
+    held = {}
+    for stage in stages:
+        state: dict[str, Any] = _unwrapped(stage).sharded_state_dict(metadata={})
+        apply_factories(state)
+        for value in nested_values(state):
+            if isinstance(value, ShardedTensor) and value.key.startswith(WEIGHT_KEYS):
+                sizes = (1,) * value.prepend_axis_num + tuple(value.local_shape)
+                held[value.key, tuple(value.global_offset), sizes, value.data.dtype] = value.data
+    return held
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The GPTModel inside upstream's wrappers (DDP, Float16Module)."""
+    while not hasattr(model, "share_embeddings_and_output_weights"):
+        model = model.module
+    return model
+
+
+def _part(
+    data: torch.Tensor | None,
+    shard: Shard,
+    rank: int,
+    group: dist.ProcessGroup | None,
+    part: Slices,
+) -> torch.Tensor:
+    """Part of a shard, from this rank's memory or from the rank that holds it."""
+    _, _, sizes, dtype = shard
+    if group is None:
+        return data.view(sizes)[part]
+    source = dist.get_global_rank(group, rank)
+    if dist.get_rank() == source:
+        piece = data.view(sizes)[part].contiguous()
+    else:
+        on_gpu = dist.get_backend(group) == "nccl"
+        piece = torch.empty(
+            [s.stop - s.start for s in part],
+            dtype=dtype,
+            device=torch.cuda.current_device() if on_gpu else "cpu",
+        )
+    dist.broadcast(piece, source, group=group)
+    return piece
+
+
+def _tensor(entry: Entry, chunks: list[Chunk], dtype: torch.dtype) -> torch.Tensor:
+    try:
+        return assemble(chunks, entry.offset, entry.sizes, dtype).view(entry.shape)
+    except ValueError as error:
+        raise UserError(f"{entry.name} ({entry.key}): {error}.") from error

@@ -1,0 +1,103 @@
+"""How a tensor's values change on their way: not at all, by a cast, out of FP8 or into it.
+
+Each function walks one stored tensor in blocks of rows and yields what goes to the target, so a
+block is all the memory it takes. Every change is exact where it can be: FP8 values times their
+scale are formed in FP32 and rounded once, and an FP8 weight is rebuilt from its kept scales to the
+same bytes it came from.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from dsv3_plugin.checkpoint.mapped import same_bytes
+from dsv3_plugin.checkpoint.names import BLOCK, SCALE, blocks_of
+from dsv3_plugin.checkpoint.stream import BLOCK_BYTES
+from dsv3_plugin.checkpoint.weights import Weights
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.fp8.quantize import dequantize_blocks, quantize_blocks, requantize_blocks
+
+Blocks = Iterator[tuple[torch.Tensor, ...]]
+
+
+def plain(source: Weights, name: str, dtype: torch.dtype) -> Blocks:
+    """The values themselves, cast to `dtype` (views of the source if that is their type)."""
+    for start, stop in steps(source, name, dtype):
+        yield (source.rows(name, start, stop).to(dtype),)
+
+
+def dequantised(source: Weights, name: str, dtype: torch.dtype) -> Blocks:
+    """An FP8 weight times its scales, in `dtype`."""
+    for start, stop in steps(source, name, dtype):
+        yield (dequantised_rows(source, name, start, stop, dtype),)
+
+
+def dequantised_rows(
+    source: Weights, name: str, start: int, stop: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Rows `start:stop` of an FP8 weight (`start` a multiple of 128) times their scales."""
+    scale = kept_scale(source, name, start // BLOCK, blocks_of(stop))
+    return dequantize_blocks(source.rows(name, start, stop), scale, out_dtype=dtype)
+
+
+def requantised(source: Weights, name: str) -> Blocks:
+    """The FP8 bytes that `dequantised` with the kept scales made these values from.
+
+    Raises UserError if the values are no such product: they have been changed since.
+    """
+    for start, stop in steps(source, name, torch.float32):
+        weight = source.rows(name, start, stop)
+        blocks = kept_scale(source, name, start // BLOCK, blocks_of(stop))
+        values = requantize_blocks(weight, blocks)
+        if not same_bytes(dequantize_blocks(values, blocks, out_dtype=weight.dtype), weight):
+            raise UserError(
+                f"{name} in {source.path / source.stored[name].file} does not fit the FP8 scales "
+                "stored beside it: it was changed after it was imported."
+            )
+        yield (values,)
+
+
+def quantised(source: Weights, name: str) -> Blocks:
+    """The weight in FP8 and the scales it is given: a pair of tensors per block."""
+    for start, stop in steps(source, name, torch.float32):
+        values, scale = quantize_blocks(source.rows(name, start, stop))
+        if not bool(scale.isfinite().all()):
+            raise UserError(
+                f"{name} in {source.path / source.stored[name].file} holds a NaN or an infinity "
+                "and has no FP8 form."
+            )
+        yield values, scale
+
+
+def scales(source: Weights, name: str) -> Blocks:
+    """The scales of a weight, checked."""
+    yield (kept_scale(source, name),)
+
+
+def kept_scale(source: Weights, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+    """The scales stored beside a weight, `[ceil(rows / 128), ceil(columns / 128)]` FP32.
+
+    Args:
+        start, stop: rows of blocks; all of them by default.
+
+    Raises UserError if one is not a finite number.
+    """
+    stored = source.stored[name + SCALE]
+    scale = source.rows(name + SCALE, start, stored.shape[0] if stop is None else stop)
+    if not bool(scale.isfinite().all()):
+        where = source.path / stored.file
+        raise UserError(f"{name + SCALE} in {where} holds a NaN or an infinity.")
+    return scale
+
+
+def steps(source: Weights, name: str, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
+    """Row ranges that are a block each in the wider of the source's type and `dtype`.
+
+    They begin at multiples of 128, so that FP8 scales divide with them.
+    """
+    stored = source.stored[name]
+    row = max(stored.dtype.itemsize, dtype.itemsize) * math.prod(stored.shape[1:])
+    step = max(1, BLOCK_BYTES // max(1, row * BLOCK)) * BLOCK
+    for start in range(0, stored.shape[0], step):
+        yield start, min(start + step, stored.shape[0])

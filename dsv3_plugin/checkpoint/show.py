@@ -1,0 +1,125 @@
+"""What conversions, comparisons and inspections print."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dsv3_plugin.checkpoint.convert import Report
+    from dsv3_plugin.checkpoint.inspect import Findings
+    from dsv3_plugin.checkpoint.verify import Comparison
+
+_LOG_SECONDS = 30.0
+_LONGEST_LIST = 20
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows bytes done, rate and time left: a bar on a terminal, a line now and then in a log."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(label)
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(label: str) -> Callable[[int, int], None]:
+    began = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _LOG_SECONDS or not done:
+            return
+        last, rate = now, done / (now - began)
+        left = (total - done) / rate
+        print(
+            f"{label}: {decimal(done)} of {decimal(total)}, {decimal(int(rate))}/s, "
+            f"{left / 60:.0f} min left",
+            flush=True,
+        )
+
+    return report
+
+
+def report_line(verb: str, target: object, report: "Report") -> str:
+    """One line on a finished conversion."""
+    rate = report.source_bytes / max(report.seconds, 1e-9)
+    return (
+        f"{verb} {report.tensors} tensors into {target}: {decimal(report.source_bytes)} read, "
+        f"{decimal(report.target_bytes)} written, {report.seconds:.1f} s ({decimal(int(rate))}/s)."
+    )
+
+
+def print_comparison(comparison: "Comparison", tolerance: float) -> None:
+    """The differences, largest first, or that there are none."""
+    how = f"within {tolerance:g}" if tolerance else "bit for bit"
+    print(f"{comparison.equal} tensors are the same, {how}.")
+    if comparison.absent_copies:
+        print(f"Left out on one side, as copies: {', '.join(comparison.absent_copies)}.")
+    if not comparison.differences:
+        return
+    print(f"{len(comparison.differences)} differ:")
+    order = sorted(comparison.differences, key=lambda d: _rank(d.largest), reverse=True)
+    for difference in order:
+        largest = "" if difference.largest is None else f", by up to {difference.largest:.3g}"
+        print(f"  {difference.name}: {difference.what}{largest}")
+
+
+def _rank(largest: float | None) -> float:
+    """Where a difference stands in the list: no comparison or NaN first, then by size."""
+    return float("inf") if largest is None or largest != largest else largest
+
+
+def print_findings(findings: "Findings") -> None:
+    """What was found in a folder."""
+    table = Table(show_header=False, box=None)
+    rows = {
+        "": findings.kind + (", UNFINISHED" if findings.unfinished else ""),
+        "model": findings.model,
+        "layers": findings.layers,
+        "experts": findings.experts,
+        "multi-token prediction": findings.mtp,
+        "values": f"{findings.values:,}" if findings.values else "",
+        "tensors": f"{findings.tensors:,} in {findings.files} files, {decimal(findings.bytes)}",
+        "optimizer and other state": (
+            decimal(findings.optimizer_bytes) if findings.optimizer_bytes else ""
+        ),
+    }
+    for dtype, count in findings.dtypes.items():
+        rows[f"  {dtype}"] = f"{count['tensors']:,} tensors, {decimal(count['bytes'])}"
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(findings.path)
+    console.print(table)
+    for title in ("missing", "foreign", "misshapen"):
+        names = getattr(findings, title)
+        if names:
+            shown = names[:_LONGEST_LIST]
+            rest = len(names) - len(shown)
+            print(f"{title} ({len(names)}):", *shown, sep="\n  ")
+            if rest:
+                print(f"  … and {rest} more")
+    if findings.complete:
+        print("complete: every tensor of the configuration is there, and nothing else.")

@@ -1,0 +1,294 @@
+"""Writes tensors into place, in parallel, so that a killed run can be continued.
+
+Both target formats have a layout that is known before the first byte: a `Target` says at which
+position of which file a tensor's bytes go. A `Job` produces the blocks of one or a few tensors;
+workers run jobs and write each block where it belongs, so memory is a few blocks per worker,
+whatever the size of the model. Reading, summing, converting and writing all happen outside Python's
+lock, so threads are enough.
+"""
+
+import contextlib
+import errno
+import os
+import queue
+import shutil
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from dsv3_plugin.checkpoint import journal
+from dsv3_plugin.checkpoint.journal import Checksums
+from dsv3_plugin.checkpoint.torch_zip import Container
+from dsv3_plugin.checkpoint.tracker import INCOMPLETE, sync_folder
+from dsv3_plugin.errors import UserError
+
+BLOCK_BYTES = 16 << 20
+"""Bytes of a block that a job produces at once: the unit of memory."""
+
+_CACHE_BYTES = 256 << 10
+"""Bytes that are summed and then written, so that they are still in the core's cache."""
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes of the source done, bytes in all)."""
+
+
+class Piece(NamedTuple):
+    """A run of a tensor's bytes in a target file, and the container around it, if any."""
+
+    file: str
+    position: int
+    nbytes: int
+    container: Container | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A tensor to be written and where its bytes go."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Produces the bytes of its targets, front to back; one without targets only checks."""
+
+    targets: tuple[Target, ...]
+    blocks: Callable[[], Iterator[tuple[torch.Tensor, ...]]]
+    """Yields one tensor per target at a time; their rows, put together, are the targets."""
+    sources: tuple[str, ...]
+    """Names of the source tensors it consumes."""
+    read_bytes: int
+
+
+class TargetFolder:
+    """The files of a conversion's target while they are written."""
+
+    def __init__(self, root: Path, folder: Path, files: dict[str, int]) -> None:
+        """`files` (name → bytes) go into `folder`; the mark of incompleteness into `root`."""
+        self.root, self._folder, self._files = root, folder, files
+        self._descriptors: dict[str, int] = {}
+
+    def begin(self, header: dict[str, Any], *, resume: bool) -> Checksums:
+        """Claims the folder and its room on the disk; returns what an earlier run has finished.
+
+        Args:
+            header: says what is converted and how; a run that is resumed must have said the same.
+            resume: continue an unfinished run, if there is one.
+
+        Raises UserError if something else is in the folder, it cannot be written, or is too small.
+        """
+        mark = self.root / INCOMPLETE
+        done: Checksums = {}
+        with as_sentence(self.root):
+            if mark.exists() and resume:
+                done = journal.read(mark, header)
+            elif mark.exists():
+                raise UserError(
+                    f"{self.root} holds an unfinished conversion: continue it with --resume, or "
+                    "remove the folder."
+                )
+            elif self.root.exists() and any(p.stem != INCOMPLETE for p in self.root.iterdir()):
+                raise UserError(f"{self.root} is not empty: choose another folder.")
+            self._require_room()
+            self.root.mkdir(parents=True, exist_ok=True)
+            journal.begin(mark, header, done)
+            self._folder.mkdir(exist_ok=True)
+        for file, size in self._files.items():
+            with as_sentence(self._folder / file):
+                descriptor = os.open(self._folder / file, os.O_RDWR | os.O_CREAT, 0o644)
+                self._descriptors[file] = descriptor
+                os.ftruncate(descriptor, size)
+        return done
+
+    def write(
+        self, jobs: Sequence[Job], done: Checksums, workers: int, progress: Progress
+    ) -> Checksums:
+        """Runs the jobs that are not `done`; returns the checksums of all targets.
+
+        What was done is read back and compared with its checksum; if it differs it is done again.
+        """
+        total, advanced = sum(job.read_bytes for job in jobs), 0
+        finished: Checksums = {}
+        notes = journal.Journal(self.root / INCOMPLETE, self.sync)
+        failed = threading.Event()
+
+        def run(job: Job) -> tuple[Checksums, bool]:
+            earlier = {t.name: done[t.name] for t in job.targets if t.name in done}
+            if (
+                job.targets
+                and len(earlier) == len(job.targets)
+                and all(self._checksums(target) == earlier[target.name] for target in job.targets)
+            ):
+                return earlier, False
+            return self._run(job, failed), True
+
+        answers: queue.SimpleQueue[tuple[Job, Future]] = queue.SimpleQueue()
+        with ThreadPoolExecutor(workers, thread_name_prefix="convert") as pool:
+            try:
+                for job in jobs:
+                    future = pool.submit(run, job)
+                    future.add_done_callback(lambda done, job=job: answers.put((job, done)))
+                for _ in jobs:
+                    job, future = answers.get()
+                    checksums, is_new = future.result()
+                    finished |= checksums
+                    advanced += job.read_bytes
+                    progress(advanced, total)
+                    if is_new:
+                        notes.add(checksums, sum(target.nbytes for target in job.targets))
+            except BaseException:
+                failed.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                with contextlib.suppress(OSError):
+                    notes.commit()
+                raise
+            with as_sentence(self.root):
+                notes.commit()
+        return finished
+
+    def close(self) -> None:
+        """Closes the files, as they are."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def complete(self) -> None:
+        """Takes the mark away: the very last step, after everything else is in place."""
+        sync_folder(self.root)
+        (self.root / INCOMPLETE).unlink()
+        sync_folder(self.root)
+
+    def _require_room(self) -> None:
+        """Refuses what cannot fit, before anything is written."""
+        existing = next(p for p in (self._folder, *self._folder.parents) if p.exists())
+        there = 0
+        for file in self._files:
+            with contextlib.suppress(FileNotFoundError):
+                there += (self._folder / file).stat().st_blocks * 512
+        needed, free = sum(self._files.values()) - there, shutil.disk_usage(existing).free
+        if needed > free:
+            raise UserError(
+                f"{self.root} needs {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB "
+                "free."
+            )
+
+    def sync(self) -> None:
+        """Makes everything written so far last."""
+        for descriptor in list(self._descriptors.values()):
+            os.fsync(descriptor)
+        sync_folder(self._folder)
+
+    def _run(self, job: Job, failed: threading.Event) -> Checksums:
+        sinks = [_Sink(target, self) for target in job.targets]
+        for block in job.blocks():
+            if failed.is_set():
+                break
+            for sink, tensor in zip(sinks, block, strict=True):
+                sink.write(tensor)
+        else:
+            return {sink.target.name: sink.finish() for sink in sinks}
+        raise UserError("stopped because another tensor failed.")
+
+    def put(self, file: str, data: memoryview | bytes, position: int) -> None:
+        """Writes bytes at a position of a file."""
+        with as_sentence(self._folder / file):
+            while data:
+                written = os.pwrite(self._descriptors[file], data, position)
+                data, position = data[written:], position + written
+
+    def _checksums(self, target: Target) -> list[str]:
+        """The checksums of what is in the files; those of a damaged container match nothing."""
+        found = []
+        for file, position, nbytes, container in target.pieces:
+            descriptor, crc = self._descriptors[file], 0
+            start = position + (container.start if container else 0)
+            for offset in range(0, nbytes, BLOCK_BYTES):
+                size = min(BLOCK_BYTES, nbytes - offset)
+                crc = zlib.crc32(os.pread(descriptor, size, start + offset), crc)
+            whole = container is None or (
+                os.pread(descriptor, container.start, position) == container.head(crc)
+                and os.pread(descriptor, container.length - container.start - nbytes,
+                             start + nbytes) == container.tail(crc)
+            )  # fmt: skip
+            found.append(f"{crc:08x}" if whole else "damaged")
+        return found
+
+
+class _Sink:
+    """Puts the bytes of one target where they go, in order, and sums them."""
+
+    def __init__(self, target: Target, folder: TargetFolder) -> None:
+        self.target, self._folder = target, folder
+        self._pieces = iter(target.pieces)
+        self._checksums: list[str] = []
+        self._next()
+
+    def write(self, tensor: torch.Tensor) -> None:
+        """Appends the values of a tensor of the target's type."""
+        if tensor.dtype != self.target.dtype:
+            raise AssertionError(f"{self.target.name}: {tensor.dtype} for {self.target.dtype}")
+        data = as_bytes(tensor)
+        while data:
+            if self._piece is None:
+                raise AssertionError(f"{self.target.name}: more bytes than it has place for")
+            size = min(len(data), _CACHE_BYTES, self._piece.nbytes - self._done)
+            self._crc = zlib.crc32(data[:size], self._crc)
+            self._folder.put(self._piece.file, data[:size], self._start + self._done)
+            self._done += size
+            data = data[size:]
+            if self._done == self._piece.nbytes:
+                self._end_piece(self._piece)
+
+    def finish(self) -> list[str]:
+        """The checksums; an error if bytes are still missing."""
+        if self._piece is not None:
+            raise AssertionError(f"{self.target.name}: fewer bytes than it has place for")
+        return self._checksums
+
+    def _next(self) -> None:
+        self._piece = next(self._pieces, None)
+        self._done, self._crc = 0, 0
+        if self._piece is not None:
+            container = self._piece.container
+            self._start = self._piece.position + (container.start if container else 0)
+
+    def _end_piece(self, piece: Piece) -> None:
+        if piece.container is not None:
+            end = self._start + piece.nbytes
+            self._folder.put(piece.file, piece.container.head(self._crc), piece.position)
+            self._folder.put(piece.file, piece.container.tail(self._crc), end)
+        self._checksums.append(f"{self._crc:08x}")
+        self._next()
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a CPU tensor in row-major order; no copy if it is contiguous."""
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+
+
+@contextlib.contextmanager
+def as_sentence(path: Path) -> Iterator[None]:
+    """What the operating system refuses, as a sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full: {path} cannot be written. Free some space and continue with "
+                "--resume."
+            ) from error
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"{path} cannot be written: {reason}.") from error

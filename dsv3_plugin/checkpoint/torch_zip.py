@@ -1,0 +1,273 @@
+"""The bytes in which `torch.save` keeps one tensor, written and read without holding the tensor.
+
+A `.distcp` file of a distributed checkpoint is a row of such containers, one per chunk: an
+uncompressed zip with a small pickle that describes the tensor and one record that is its bytes.
+`Container` says where those bytes lie before they exist, so that they can be streamed into place;
+`payload` finds them in a file that torch wrote, so that they can be mapped instead of loaded.
+Nothing here executes what a pickle asks for: only tensors are understood.
+"""
+
+import io
+import math
+import mmap
+import pickle
+import struct
+import zipfile
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+_ALIGN = 64
+"""torch aligns a storage's first byte to this within the container."""
+
+# Records torch writes besides the tensor, with the values torch writes.
+_BEFORE = ((".format_version", b"1"), (".storage_alignment", b"64"), ("byteorder", b"little"))
+_AFTER = (("version", b"3\n"),)
+
+_LOCAL = struct.Struct("<4s5H3L2H")
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_END = struct.Struct("<4s4H2LH")
+
+
+class Container:
+    """Layout of the container of one contiguous CPU tensor of `dtype` and `sizes`.
+
+    It is `head(crc)`, the tensor's `nbytes` bytes from `start` on, and `tail(crc)`, `length` bytes
+    in all. Both ends carry the CRC-32 of the tensor's bytes and have lengths that do not depend on
+    it, so the bytes can be in place before their checksum is known.
+    """
+
+    def __init__(self, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+        self.nbytes = math.prod(sizes) * dtype.itemsize
+        if self.nbytes >= 1 << 32:
+            raise ValueError(f"a chunk of {self.nbytes} bytes needs zip64; split it")
+        self._records = [("data.pkl", _describe(dtype, sizes)), *_BEFORE]
+        position = sum(_LOCAL.size + len(_name(n)) + len(data) for n, data in self._records)
+        position += _LOCAL.size + len(_name("data/0"))
+        self._padding = -position % _ALIGN
+        self.start = position + self._padding
+        self.length = self.start + self.nbytes + len(self.tail(0))
+
+    def head(self, crc: int) -> bytes:
+        """The bytes before the tensor's, given the CRC-32 of the tensor's bytes."""
+        parts = [_local(name, zlib.crc32(data), len(data)) + data for name, data in self._records]
+        return b"".join(parts) + _local("data/0", crc, self.nbytes, self._padding)
+
+    def tail(self, crc: int) -> bytes:
+        """The bytes after the tensor's, given the CRC-32 of the tensor's bytes."""
+        after = b"".join(_local(name, zlib.crc32(data), len(data)) + data for name, data in _AFTER)
+        directory, position = b"", 0
+        for name, data in self._records:
+            directory += _central(name, zlib.crc32(data), len(data), position)
+            position += _LOCAL.size + len(_name(name)) + len(data)
+        directory += _central("data/0", crc, self.nbytes, position)
+        position = self.start + self.nbytes
+        for name, data in _AFTER:
+            directory += _central(name, zlib.crc32(data), len(data), position)
+            position += _LOCAL.size + len(_name(name)) + len(data)
+        count = len(self._records) + 1 + len(_AFTER)
+        return after + directory + _END.pack(
+            b"PK\5\6", 0, 0, count, count, len(directory), position, 0
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Where a stored tensor's values are, and how they are strided."""
+
+    position: int
+    """Offset in the file of the storage's first byte."""
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+    stride: tuple[int, ...]
+    storage_offset: int
+    storage_numel: int
+
+
+def payload(data: mmap.mmap, offset: int, length: int) -> Payload:
+    """Finds the tensor in the container at `data[offset:offset + length]`.
+
+    Raises ValueError if that is not a container of one plain tensor.
+    """
+    try:
+        with zipfile.ZipFile(io.BufferedReader(_Slice(data, offset, length), 4096)) as container:
+            records = {info.filename.partition("/")[2]: info for info in container.infolist()}
+            description = _read(container.read(records["data.pkl"]))
+            record = records[f"data/{description.storage.key}"]
+    except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"not a stored tensor: {error}") from error
+    header = offset + record.header_offset
+    name_length, extra_length = struct.unpack_from("<2H", data, header + 26)
+    storage = description.storage
+    position = header + _LOCAL.size + name_length + extra_length
+    if position + storage.numel * storage.dtype.itemsize > offset + length:
+        raise ValueError("the stored tensor is cut short")
+    return Payload(
+        position, description.dtype, description.sizes, description.stride,
+        description.storage_offset,
+        storage.numel * storage.dtype.itemsize // description.dtype.itemsize,
+    )  # fmt: skip
+
+
+# --- the pickle that describes a tensor
+
+
+class _Storage:
+    """Stands for the storage in the pickle: torch finds the bytes by its persistent id."""
+
+    def __init__(self, dtype: torch.dtype, key: str, numel: int) -> None:
+        self.dtype, self.key, self.numel = dtype, key, numel
+
+
+_LEGACY = {
+    torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage",
+    torch.bfloat16: "BFloat16Storage", torch.int64: "LongStorage", torch.int32: "IntStorage",
+    torch.int16: "ShortStorage", torch.int8: "CharStorage", torch.uint8: "ByteStorage",
+    torch.bool: "BoolStorage",
+}  # fmt: skip
+"""Types with a storage class of their own; newer ones are stored as bytes, and name the type."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    storage: _Storage
+    storage_offset: int
+    sizes: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class _Tensor:
+    """Pickles as torch pickles a contiguous tensor with its own storage."""
+
+    def __init__(self, dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+        self.dtype, self.sizes = dtype, sizes
+
+    def __reduce__(self) -> tuple:
+        numel = math.prod(self.sizes)
+        stride = tuple(math.prod(self.sizes[axis + 1 :]) for axis in range(len(self.sizes)))
+        if self.dtype in _LEGACY:
+            storage = _Storage(self.dtype, "0", numel)
+            return torch._utils._rebuild_tensor_v2, (
+                storage, 0, self.sizes, stride, False, OrderedDict(),
+            )  # fmt: skip
+        storage = _Storage(torch.uint8, "0", numel * self.dtype.itemsize)
+        return torch._utils._rebuild_tensor_v3, (
+            storage, 0, self.sizes, stride, False, OrderedDict(), self.dtype, None,
+        )  # fmt: skip
+
+
+class _Writer(pickle.Pickler):
+    def __init__(self, file: io.BytesIO, untyped: bool) -> None:
+        super().__init__(file, protocol=2)
+        self._untyped = untyped
+
+    def persistent_id(self, obj: object) -> tuple | None:
+        if not isinstance(obj, _Storage):
+            return None
+        kind = torch.UntypedStorage if self._untyped else getattr(torch, _LEGACY[obj.dtype])
+        return "storage", kind, obj.key, "cpu", obj.numel
+
+
+def _describe(dtype: torch.dtype, sizes: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    _Writer(file, untyped=dtype not in _LEGACY).dump(_Tensor(dtype, tuple(sizes)))
+    return file.getvalue()
+
+
+def _rebuild_v2(storage, storage_offset, size, stride, *_) -> _Description:
+    return _Description(storage, storage_offset, tuple(size), tuple(stride), storage.dtype)
+
+
+def _rebuild_v3(storage, storage_offset, size, stride, grad, hooks, dtype, *_) -> _Description:
+    return _Description(storage, storage_offset, tuple(size), tuple(stride), dtype)
+
+
+def _rebuild_parameter(description: _Description, *_: object) -> _Description:
+    return description
+
+
+_STORAGE_DTYPES = {name: dtype for dtype, name in _LEGACY.items()} | {"UntypedStorage": torch.uint8}
+
+
+class _Reader(pickle.Unpickler):
+    """Understands tensors and nothing else."""
+
+    def find_class(self, module: str, name: str) -> object:
+        if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
+            return _STORAGE_DTYPES[name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        known = {
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
+            ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
+            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch", "Size"): tuple,
+        }
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of a tensor")
+        return known[module, name]
+
+    def persistent_load(self, pid: tuple) -> _Storage:
+        _, dtype, key, _, numel = pid
+        return _Storage(dtype, key, numel)
+
+
+def _read(data: bytes) -> _Description:
+    description = _Reader(io.BytesIO(data)).load()
+    if not isinstance(description, _Description):
+        raise pickle.UnpicklingError("not a single tensor")
+    return description
+
+
+# --- the zip around it
+
+
+def _name(record: str) -> bytes:
+    return f"archive/{record}".encode()
+
+
+def _local(record: str, crc: int, size: int, padding: int = 0) -> bytes:
+    # The padding rides in the extra field, as a record of torch's own kind ("FB") when it is long
+    # enough to be one; it is 0 to 63 bytes that no reader looks at.
+    extra = b"FB" + struct.pack("<H", padding - 4) if padding >= 4 else b""
+    name = _name(record)
+    header = _LOCAL.pack(b"PK\3\4", 0, 0, 0, 0, 0, crc, size, size, len(name), padding)
+    return header + name + extra.ljust(padding, b"Z")
+
+
+def _central(record: str, crc: int, size: int, position: int) -> bytes:
+    name = _name(record)
+    return _CENTRAL.pack(
+        b"PK\1\2", 0, 0, 0, 0, 0, 0, crc, size, size, len(name), 0, 0, 0, 0, 0, position
+    ) + name  # fmt: skip
+
+
+class _Slice(io.RawIOBase):
+    """A window of a mapped file, as the file object zipfile wants."""
+
+    def __init__(self, data: mmap.mmap, offset: int, length: int) -> None:
+        self._data, self._offset, self._length, self._position = data, offset, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise OSError("seek before the start")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = max(0, min(len(buffer), self._length - self._position))
+        start = self._offset + self._position
+        buffer[:count] = self._data[start : start + count]
+        self._position += count
+        return count

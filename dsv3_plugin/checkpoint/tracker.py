@@ -1,0 +1,162 @@
+"""Which iteration of a checkpoint folder is whole.
+
+Upstream writes an iteration's tensors first, then `.metadata`, then `metadata.json`, then the
+number into `latest_checkpointed_iteration.txt`; a kill in between leaves a folder or a tracker file
+that cannot be trusted. `newest_complete` trusts the tracker if what it names is whole, and looks
+for the newest whole iteration otherwise. Conversions mark their target with `INCOMPLETE` until
+everything is in place.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3_plugin.checkpoint.dist_metadata import METADATA, read_contents
+from dsv3_plugin.errors import UserError
+
+TRACKER = "latest_checkpointed_iteration.txt"
+INCOMPLETE = "INCOMPLETE"
+"""Marks a conversion's target that is not finished; it is also the conversion's journal."""
+RELEASE = "release"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A whole checkpoint."""
+
+    path: Path
+    """The folder of the iteration (or `release`)."""
+    iteration: int
+    """0 for `release`: weights without a training state."""
+    release: bool
+
+    @property
+    def tracked(self) -> str:
+        """What the tracker file says for it."""
+        return RELEASE if self.release else str(self.iteration)
+
+
+def newest_complete(directory: str | Path) -> Saved | None:
+    """The checkpoint to load from `directory`; None if there is no whole one.
+
+    The tracker file decides if it names a whole iteration. Otherwise (empty, cut short, missing, or
+    naming one that is damaged) it is the whole iteration of the highest number, or `release`.
+    """
+    directory = Path(directory)
+    if (directory / INCOMPLETE).exists():
+        return None
+    tracked = _tracked(directory)
+    if tracked is not None and is_complete(tracked.path):
+        return tracked
+    numbered = sorted(_iterations(directory), key=lambda saved: saved.iteration, reverse=True)
+    release = Saved(directory / RELEASE, 0, True)
+    return next((saved for saved in [*numbered, release] if is_complete(saved.path)), None)
+
+
+def repair(directory: str | Path) -> Saved | None:
+    """Makes the tracker file name what `newest_complete` finds, and returns that.
+
+    Without any whole checkpoint a tracker file is removed, so that upstream starts anew instead of
+    failing.
+    """
+    directory = Path(directory)
+    saved = newest_complete(directory)
+    path = directory / TRACKER
+    if saved is None:
+        if not (directory / INCOMPLETE).exists():
+            path.unlink(missing_ok=True)
+        return None
+    if not path.is_file() or path.read_text(encoding="utf-8").strip() != saved.tracked:
+        write_tracker(directory, saved.tracked)
+    return saved
+
+
+def write_tracker(directory: Path, text: str) -> None:
+    """Writes the tracker file so that a kill leaves the old one or the new one."""
+    replace_file(directory / TRACKER, text.encode())
+
+
+def is_complete(path: Path) -> bool:
+    """Whether an iteration folder has its metadata and every byte that it refers to."""
+    try:
+        json.loads((path / "metadata.json").read_text(encoding="utf-8"))
+        read_contents(path)
+    except (OSError, ValueError, UserError):
+        return False
+    return True
+
+
+def find(directory: str | Path) -> Path:
+    """The iteration folder to read from `directory`, which may itself be one.
+
+    What the tracker names is taken at its word: if it turns out damaged, the reader says so rather
+    than silently reading an older iteration. Raises UserError if there is nothing to read or a
+    conversion into it was not finished.
+    """
+    directory = Path(directory)
+    refuse_unfinished(directory)
+    if (directory / METADATA).exists():
+        refuse_unfinished(directory.parent)
+        return directory
+    if tracked := _tracked(directory):
+        return tracked.path
+    if saved := newest_complete(directory):
+        return saved.path
+    raise UserError(f"{directory} holds no complete checkpoint.")
+
+
+def refuse_unfinished(directory: Path) -> None:
+    """Raises UserError if a conversion into `directory` was not finished."""
+    if (directory / INCOMPLETE).exists():
+        raise UserError(
+            f"{directory} is unfinished ({INCOMPLETE} is there): finish the conversion that "
+            "writes it with --resume, or remove it."
+        )
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a small file whole or not at all, and makes that last."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes names created in (or removed from) a folder last."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a folder looks like a Megatron checkpoint, whole or not."""
+    names = (TRACKER, METADATA, RELEASE)
+    return any((directory / name).exists() for name in names) or bool(_iterations(directory))
+
+
+def _tracked(directory: Path) -> Saved | None:
+    try:
+        text = (directory / TRACKER).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    if text == RELEASE:
+        return Saved(directory / RELEASE, 0, True)
+    if re.fullmatch(r"\d+", text):
+        return Saved(directory / f"iter_{int(text):07d}", int(text), False)
+    return None
+
+
+def _iterations(directory: Path) -> list[Saved]:
+    found = []
+    for path in directory.glob("iter_*"):
+        if match := re.fullmatch(r"iter_(\d{7,})", path.name):
+            found.append(Saved(path, int(match[1]), False))
+    return found

@@ -1,0 +1,222 @@
+"""A model's weights under their Hugging Face names, wherever they are stored.
+
+`HFWeights` is a Hugging Face folder, `DistWeights` a Megatron checkpoint; both answer the same two
+questions: which tensors are stored and how (`stored`), and what rows a:b of one of them are
+(`rows`). Import, export and verify are written against these two and nothing else.
+
+Opening checks every name and shape against the table: a tensor that no row names, a row that no
+tensor answers, or a shape that the model does not have is a `UserError`.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.dist_reader import DistCheckpoint
+from dsv3_plugin.checkpoint.hf_headers import CONFIG, read_config
+from dsv3_plugin.checkpoint.hf_reader import HFFolder, Stored
+from dsv3_plugin.checkpoint.model_file import MODEL_FILE, model_of_checkpoint
+from dsv3_plugin.checkpoint.names import (
+    BLOCK,
+    DERIVED,
+    QUANTISED,
+    SCALE,
+    WEIGHT_KEYS,
+    Entry,
+    layout,
+    stacked_key,
+)
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.hf_config import model_from_hf
+from dsv3_plugin.recipe.model import ModelConfig
+
+E4M3 = torch.float8_e4m3fn
+FLOATS = (torch.bfloat16, torch.float16, torch.float32)
+
+
+class Weights(Protocol):
+    """Weights of a model by Hugging Face name."""
+
+    path: Path
+    model: ModelConfig
+    entries: list[Entry]
+    """What the model's Hugging Face checkpoint holds, in order (scales apart)."""
+    stored: dict[str, Stored]
+    """What is stored: the entries, and scales as `…_scale_inv`. A copy (MTP embedding, head) may
+    be missing."""
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows `start:stop` of a stored tensor, in the type it is stored in."""
+        ...
+
+
+class HFWeights:
+    """Weights in a Hugging Face folder; the model is what `config.json` says."""
+
+    def __init__(self, folder: Path, *, allow_pickle: bool = False) -> None:
+        self.path = folder
+        self.config = read_config(folder)
+        self.model = model_from_hf(self.config, folder.resolve().name)
+        self._folder = HFFolder(folder, allow_pickle=allow_pickle)
+        self.stored = self._folder.tensors
+        self.entries = layout(self.model)
+        self.dropped = [name for name in self.stored if name.endswith(DERIVED)]
+        """Tensors that carry no information (see names.DERIVED)."""
+        self._check()
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._folder.rows(name, start, stop)
+
+    def _check(self) -> None:
+        block = self.config.get("quantization_config", {}).get("weight_block_size", [BLOCK, BLOCK])
+        if list(block) != [BLOCK, BLOCK]:
+            raise UserError(
+                f"{self.path / 'config.json'}: quantization_config.weight_block_size {block} is "
+                f"not supported, only [{BLOCK}, {BLOCK}]."
+            )
+        expected: dict[str, Entry] = {}
+        for entry in self.entries:
+            expected[entry.name] = entry
+            if entry.precision == "fp8":
+                expected[entry.name + SCALE] = entry.scale()
+        for name, stored in self.stored.items():
+            if name.endswith(DERIVED):
+                continue
+            if name not in expected:
+                raise UserError(
+                    f"{name} in {self.path / stored.file} is no tensor of the model that "
+                    "config.json describes."
+                )
+            self._check_tensor(name, stored, expected[name])
+        for entry in self.entries:
+            if entry.name not in self.stored and entry.copy_of is None:
+                raise UserError(_missing(entry, self.path, self.model))
+
+    def _check_tensor(self, name: str, stored: Stored, entry: Entry) -> None:
+        where = self.path / stored.file
+        if stored.shape != entry.shape:
+            raise UserError(
+                f"{name} in {where} has shape {list(stored.shape)}; by config.json it is "
+                f"{list(entry.shape)}."
+            )
+        is_scale = name.endswith(SCALE)
+        allowed = (torch.float32,) if is_scale else FLOATS
+        if stored.dtype == E4M3 and entry.precision == "fp8":
+            if name + SCALE not in self.stored:
+                raise UserError(f"{name} in {where} is FP8 and has no {name}{SCALE} beside it.")
+        elif stored.dtype not in allowed:
+            raise UserError(f"{name} in {where} has the type {stored.dtype}, which is not one "
+                            "of its possible types.")  # fmt: skip
+        if is_scale:
+            weight = self.stored.get(name.removesuffix(SCALE))
+            if weight is None or weight.dtype != E4M3:
+                raise UserError(f"{name} in {where} scales no FP8 weight.")
+
+
+class DistWeights:
+    """Weights in a Megatron `torch_dist` checkpoint, imported or trained, of any layout.
+
+    Scales are present where an FP8 source was imported: they are what its FP8 form is rebuilt from.
+    """
+
+    def __init__(self, directory: Path, model: ModelConfig | None = None) -> None:
+        self.path = directory
+        iteration = tracker.find(directory)
+        self.checkpoint = DistCheckpoint(iteration)
+        self.root = iteration.parent
+        """The folder with what belongs to all iterations: `model.yaml`, `tokenizer/`."""
+        self.model = model or model_of_checkpoint(directory, iteration, self.checkpoint.contents)
+        self.entries = layout(self.model)
+        self.stored: dict[str, Stored] = {}
+        self._places: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {}
+        self._named: set[str] = set()
+        self.quantised = False
+        """Whether weights are stored in FP8, to be read with their scales."""
+        for entry in self.entries:
+            self._find(entry)
+        for key in self.checkpoint.contents.tensors:
+            if key.startswith(WEIGHT_KEYS) and key not in self._named:
+                raise UserError(
+                    f"{key} in {iteration / self.checkpoint.file(key)} is no weight of the model "
+                    f"that {MODEL_FILE} describes."
+                )
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        key, offset, shape = self._places[name]
+        axis = len(offset) - len(shape)
+        offset = (*offset[:axis], offset[axis] + start, *offset[axis + 1 :])
+        shape = (stop - start, *shape[1:])
+        return self.checkpoint.read(key, offset, (1,) * axis + shape).view(shape)
+
+    def _find(self, entry: Entry) -> None:
+        keys = [(entry.key, entry.offset, entry.global_shape)]
+        if entry.alias:
+            keys.append((entry.alias, entry.offset, entry.global_shape))
+        if entry.precision == "fp8":
+            keys.append((entry.key + QUANTISED, entry.offset, entry.global_shape))
+        for key, offset, shape in list(keys):
+            if stacked := stacked_key(key):
+                keys.append((stacked[0], (stacked[1], *offset), (self.model.num_layers, *shape)))
+        present = [place for place in keys if place[0] in self.checkpoint]
+        if not present:
+            raise UserError(_missing(entry, self.checkpoint.path, self.model))
+        self._named.update(key for key, _, _ in present)
+        self.quantised |= present[0][0].endswith(QUANTISED)
+        self._take(entry, *present[0])
+        if entry.precision == "fp8":
+            scale = entry.scale()
+            if scale.key in self.checkpoint:
+                self._named.add(scale.key)
+                self._take(scale, scale.key, scale.offset, scale.global_shape)
+            elif present[0][0].endswith(QUANTISED):
+                raise UserError(f"{self.checkpoint.path} holds {present[0][0]} without its scales.")
+
+    def _take(
+        self, entry: Entry, key: str, offset: tuple[int, ...], expected: tuple[int, ...]
+    ) -> None:
+        shape = self.checkpoint.shape(key)
+        # Upstream pads the vocabulary; what is beyond the model's own is padding.
+        padded = entry.shape[0] == self.model.vocab_size and shape[1:] == expected[1:]
+        if shape != expected and not (padded and shape[0] > expected[0]):
+            raise UserError(
+                f"{key} in {self.checkpoint.path / self.checkpoint.file(key)} has shape "
+                f"{list(shape)}; by {MODEL_FILE} it is {list(expected)}."
+            )
+        dtype = self.checkpoint.dtype(key)
+        if dtype not in (*FLOATS, E4M3):
+            raise UserError(f"{key} in {self.checkpoint.path} has the unsupported type {dtype}.")
+        self._places[entry.name] = key, offset, entry.shape
+        self.stored[entry.name] = Stored(dtype, entry.shape, self.checkpoint.file(key))
+
+
+def open_weights(
+    path: Path, *, model: ModelConfig | None = None, allow_pickle: bool = False
+) -> Weights:
+    """The weights at `path`: a Hugging Face folder or a Megatron checkpoint.
+
+    Raises UserError if it is neither, or marked as unfinished.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} is no folder.")
+    tracker.refuse_unfinished(path)
+    if tracker.is_checkpoint(path):
+        return DistWeights(path, model)
+    if not (path / CONFIG).is_file():
+        raise UserError(
+            f"{path} is neither a Hugging Face folder (it has no {CONFIG}) nor a Megatron "
+            f"checkpoint (it has no {tracker.TRACKER})."
+        )
+    return HFWeights(path, allow_pickle=allow_pickle)
+
+
+def _missing(entry: Entry, where: Path, model: ModelConfig) -> str:
+    sentence = f"{entry.name} ({entry.key}) is missing from {where}"
+    if entry.key.startswith("mtp.") and model.mtp_num_layers:
+        return (
+            f"{sentence}: the model is said to have {model.mtp_num_layers} multi-token prediction "
+            "layer(s); if these weights have none, set num_nextn_predict_layers to 0 in "
+            "config.json (mtp_num_layers in model.yaml)."
+        )
+    return f"{sentence}, though its configuration asks for it."

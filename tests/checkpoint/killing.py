@@ -1,0 +1,80 @@
+"""Conversions in processes that die: at a chosen moment, or at a chosen step.
+
+The processes are forked from a server that has imported torch, so a death costs no import. A step
+is anything that changes the disk: a write, a sync, a rename, a removal.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from dsv3_plugin.checkpoint import journal
+from dsv3_plugin.checkpoint.convert import export_hf, import_hf
+
+_processes = multiprocessing.get_context("forkserver")
+# The server does not search where pytest searches, so it is told what an installed package offers.
+_processes.set_forkserver_preload(["dsv3_plugin.checkpoint.convert"])
+
+DIRECTIONS = {"import": import_hf, "export": export_hf}
+
+
+def start(direction: str, source: Path, target: Path, **options) -> BaseProcess:
+    """A conversion in a process of its own, which notes its progress after every tensor."""
+    process = _processes.Process(target=_convert, args=(direction, source, target, options))
+    process.start()
+    return process
+
+
+def kill_after(process: BaseProcess, seconds: float) -> bool:
+    """kill -9 after so many seconds; whether it was still running then."""
+    time.sleep(seconds)
+    alive = process.exitcode is None
+    if alive:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    return alive
+
+
+def steps_of(direction: str, source: Path, target: Path, **options) -> int:
+    """How many steps a conversion takes."""
+    reader, writer = _processes.Pipe(duplex=False)
+    arguments = (direction, source, target, options, None, writer)
+    process = _processes.Process(target=_convert, args=arguments)
+    process.start()
+    writer.close()
+    process.join(120)
+    return reader.recv()
+
+
+def die_at(step: int, direction: str, source: Path, target: Path, **options) -> int:
+    """Runs a conversion whose process is gone the moment it would take that step; its exit code."""
+    arguments = (direction, source, target, options, step, None)
+    process = _processes.Process(target=_convert, args=arguments)
+    process.start()
+    process.join(120)
+    return process.exitcode
+
+
+def _convert(direction, source, target, options, die=None, answer=None):
+    journal._COMMIT_BYTES = 100_000
+    count = 0
+
+    def counted(function):
+        def call(*args, **kwargs):
+            nonlocal count
+            if count == die:
+                os._exit(9)
+            count += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    if die is not None or answer is not None:
+        for name in ("pwrite", "fsync", "replace", "rename", "unlink", "mkdir", "ftruncate"):
+            setattr(os, name, counted(getattr(os, name)))
+    DIRECTIONS[direction](source, target, **options)
+    if answer is not None:
+        answer.send(count)

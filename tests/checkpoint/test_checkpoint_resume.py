@@ -1,0 +1,147 @@
+"""A conversion killed at any step is never taken for complete, and a second run finishes it."""
+
+import os
+import random
+import shutil
+import time
+
+import pytest
+from checkpoint_samples import (
+    assert_same_bytes,
+    random_tensors,
+    read_tensors,
+    small_model,
+    write_folder,
+)
+from killing import die_at, kill_after, start, steps_of
+
+from dsv3_plugin.checkpoint import export_hf, import_hf, stream, tracker
+from dsv3_plugin.checkpoint.verify import verify
+from dsv3_plugin.errors import UserError
+
+MODEL = small_model(num_layers=2, moe_layer_freq="[0,1]")
+KILLS = int(os.environ.get("DSV3_KILLS", "6"))
+OPTIONS = {"import": {"dtype": None}, "export": {"fp8": True, "shard_size": 300_000}}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """What each direction converts."""
+    root = tmp_path_factory.mktemp("killed")
+    write_folder(root / "folder", MODEL, random_tensors(MODEL, "fp8"))
+    import_hf(root / "folder", root / "checkpoint")
+    return {"import": root / "folder", "export": root / "checkpoint"}
+
+
+def taken_for_complete(direction, target):
+    """Whether anybody would load what is there."""
+    if direction == "import":
+        if tracker.newest_complete(target) is not None:
+            return True
+        # Upstream goes by the tracker file alone.
+        return (target / tracker.TRACKER).exists() and not (target / tracker.INCOMPLETE).exists()
+    if (target / tracker.INCOMPLETE).exists():
+        return False
+    return any(target.glob("*.safetensors")) if target.exists() else False
+
+
+def finish(direction, source, target):
+    """Runs it again with --resume; everything is there and right."""
+    {"import": import_hf, "export": export_hf}[direction](
+        source, target, resume=True, **OPTIONS[direction]
+    )
+    assert not (target / tracker.INCOMPLETE).exists()
+    assert not verify(source, target).differences
+    assert not list(target.rglob("*.tmp"))
+    assert not list(target.rglob("*.part"))
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_death_at_any_step(sources, tmp_path, direction):
+    source, options = sources[direction], OPTIONS[direction]
+    steps = steps_of(direction, source, tmp_path / "whole", **options)
+    assert steps > 100
+    # The first and the last steps one by one: there the marks are set and taken away.
+    chosen = {*range(6), *range(steps - 10, steps), *range(6, steps, steps // 4)}
+    for step in sorted(chosen):
+        target = tmp_path / f"at-{step}"
+        assert die_at(step, direction, source, target, workers=1, **options) == 9
+        if taken_for_complete(direction, target):
+            assert not verify(source, target).differences  # nothing was left to do
+        finish(direction, source, target)
+        shutil.rmtree(target)
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_kill_minus_nine_at_random_moments(sources, tmp_path, direction):
+    """`DSV3_KILLS=100` makes it a hundred in each direction."""
+    source, options = sources[direction], OPTIONS[direction]
+    draw = random.Random(0)
+    for name in ("warm-up", "whole"):  # the first starts the server
+        began = time.monotonic()
+        start(direction, source, tmp_path / name, **options).join(120)
+        takes = time.monotonic() - began
+    killed = 0
+    for trial in range(KILLS // 2):
+        target = tmp_path / f"trial-{trial}"
+        for _ in range(2):  # the continued run is killed too
+            process = start(direction, source, target, resume=True, **options)
+            killed += kill_after(process, draw.uniform(0.0, takes))
+            if taken_for_complete(direction, target):
+                assert not verify(source, target).differences
+        finish(direction, source, target)
+        shutil.rmtree(target)
+    print(f"{direction}: {killed} of {KILLS // 2 * 2} runs were killed before they were done")
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_what_is_done_and_right_is_not_done_again(sources, tmp_path, direction, monkeypatch):
+    source, target, options = sources[direction], tmp_path / "t", OPTIONS[direction]
+    steps = steps_of(direction, source, tmp_path / "whole", **options)
+    assert die_at(steps - 15, direction, source, target, workers=1, **options) == 9
+    ran = []
+    run = stream.TargetFolder._run
+    monkeypatch.setattr(
+        stream.TargetFolder, "_run", lambda self, job, *a: ran.append(job) or run(self, job, *a)
+    )
+    # One tensor's bytes are spoilt behind the journal's back: that one is done again.
+    file = next(f for f in target.rglob("*") if f.name.endswith((".distcp", ".safetensors.part")))
+    with file.open("r+b") as handle:
+        handle.seek(file.stat().st_size // 2)
+        byte = handle.read(1)
+        handle.seek(-1, 1)
+        handle.write(bytes([byte[0] ^ 255]))
+    finish(direction, source, target)
+    assert sum(bool(job.targets) for job in ran) == 1
+
+
+def test_a_resumed_run_must_be_the_same(sources, tmp_path):
+    source, target = sources["import"], tmp_path / "t"
+    assert die_at(60, "import", source, target, workers=1) == 9
+    with pytest.raises(UserError, match="unfinished conversion: continue it with --resume"):
+        import_hf(source, target)
+    with pytest.raises(UserError, match="was begun with dtype None, not 'fp32'"):
+        import_hf(source, target, resume=True, dtype="fp32")
+    other = write_folder(tmp_path / "other", MODEL, random_tensors(MODEL, "fp8"))
+    with pytest.raises(UserError, match="was begun with source"):
+        import_hf(other, target, resume=True)
+    (target / "INCOMPLETE").write_bytes(b"no journal\n")
+    with pytest.raises(UserError, match="INCOMPLETE is damaged"):
+        import_hf(source, target, resume=True)
+
+
+def test_resume_without_anything_to_resume(sources, tmp_path):
+    import_hf(sources["import"], tmp_path / "t", resume=True)
+    assert not verify(sources["import"], tmp_path / "t").differences
+    before = (tmp_path / "t" / "manifest.json").stat().st_mtime_ns
+    import_hf(sources["import"], tmp_path / "t", resume=True)  # finished already
+    assert (tmp_path / "t" / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_resumed_export_has_the_same_bytes(sources, tmp_path):
+    export_hf(sources["export"], tmp_path / "whole", **OPTIONS["export"])
+    assert die_at(90, "export", sources["export"], tmp_path / "t", **OPTIONS["export"]) == 9
+    export_hf(sources["export"], tmp_path / "t", resume=True, **OPTIONS["export"])
+    assert_same_bytes(read_tensors(tmp_path / "t"), read_tensors(tmp_path / "whole"))
+    for file in (tmp_path / "whole").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "t" / file.name).read_bytes()
