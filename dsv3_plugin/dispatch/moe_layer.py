@@ -1,0 +1,159 @@
+"""Upstream's MoE layer with the dispatcher of the recipe, and with its load and traffic counted.
+
+Upstream builds one of its own dispatchers by `config.moe_token_dispatcher_type`; the layer here
+puts `two_hop` in its place where `configure_dispatch` said so, and keeps upstream's otherwise. For
+every kind it counts tokens per expert, and for the two that run over torch.distributed the bytes
+sent; `load_view.collect_step_metrics` takes both after a step.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe import fused_a2a
+from megatron.core.transformer.moe import moe_layer as upstream
+from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from dsv3_plugin.dispatch.topology import RanksPerNode, ranks_per_node
+from dsv3_plugin.dispatch.traffic import Traffic, link_class
+from dsv3_plugin.dispatch.two_hop import Precision, TwoHopTokenDispatcher
+from dsv3_plugin.errors import UserError
+
+Kind = Literal["alltoall", "two_hop", "deepep", "hybridep"]
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """The recipe's `dispatch:` section, as it hangs on upstream's configuration."""
+
+    kind: Kind = "alltoall"
+    ranks_per_node: RanksPerNode = "auto"
+    precision: Precision = "bf16"
+
+
+def configure_dispatch(
+    config: TransformerConfig,
+    kind: Kind = "alltoall",
+    ranks_per_node: RanksPerNode = "auto",
+    precision: Precision = "bf16",
+) -> None:
+    """Makes the MoE layers built from `config` use this dispatcher, in place.
+
+    Raises:
+        UserError: the kernels of `deepep` or `hybridep` are not installed, or FP8 is asked of a
+            dispatcher that has none.
+    """
+    if precision == "fp8" and kind != "two_hop":
+        raise UserError(f"dispatch.precision: fp8 needs dispatch.kind: two_hop, not {kind}")
+    if kind == "deepep" and not fused_a2a.HAVE_DEEP_EP:
+        raise UserError(
+            "dispatch.kind: deepep needs the Python package deep_ep: build it from DeepSeek's "
+            "DeepEP (with NVSHMEM), or use dispatch.kind: two_hop"
+        )
+    if kind == "hybridep" and not fused_a2a.HAVE_HYBRIDEP:
+        raise UserError(
+            "dispatch.kind: hybridep needs the Python package deep_ep built from the hybrid-ep "
+            "branch of DeepSeek's DeepEP, or use dispatch.kind: two_hop"
+        )
+    if kind in ("deepep", "hybridep"):
+        config.moe_token_dispatcher_type = "flex"
+        config.moe_flex_dispatcher_backend = kind
+    else:
+        config.moe_token_dispatcher_type = "alltoall"
+    config.dispatch = Dispatch(kind, ranks_per_node, precision)
+
+
+class MoELayer(upstream.MoELayer):
+    """Takes the arguments of upstream's; stands in its place in the layer spec.
+
+    Attributes:
+        traffic: bytes and messages this rank sent since they were last taken.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: upstream.MoESubmodules | None = None,
+        layer_number: int | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        is_mtp_layer: bool = False,
+        name: str | None = None,
+    ) -> None:
+        pg_collection = pg_collection or get_default_pg_collection()
+        super().__init__(config, submodules, layer_number, pg_collection, is_mtp_layer, name)
+        wanted: Dispatch = getattr(config, "dispatch", Dispatch())
+        if wanted.kind == "two_hop":
+            self.token_dispatcher = TwoHopTokenDispatcher(
+                self.num_local_experts,
+                self.local_expert_indices,
+                config,
+                pg_collection,
+                processes_per_node=wanted.ranks_per_node,
+                precision=wanted.precision,
+            )
+            if self.shared_expert_overlap:
+                self.token_dispatcher.set_shared_experts(self.shared_experts)
+        self._node_of = nodes_of_group(self.ep_group, wanted.ranks_per_node)
+        self._load: torch.Tensor | int = 0
+        self.traffic: Traffic = getattr(self.token_dispatcher, "traffic", Traffic())
+
+    def set_layer_number(self, layer_number: int) -> None:
+        super().set_layer_number(layer_number)
+        self.token_dispatcher.layer_number = layer_number
+
+    def preprocess(
+        self, hidden_states: torch.Tensor, probs: torch.Tensor, routing_map: torch.Tensor
+    ) -> Any:
+        # Once per micro-batch: recomputation runs the forward twice, once of them without
+        # gradients, and evaluation always without.
+        if torch.is_grad_enabled():
+            self._load = self._load + routing_map.detach().sum(0)
+        return super().preprocess(hidden_states, probs, routing_map)
+
+    def take_load(self) -> torch.Tensor | int:
+        """`[X]` int64, tokens this rank sent to each expert since the last call; 0 for none.
+
+        Under tensor parallelism without sequence parallelism every rank of a group routes the same
+        tokens, and only the first of them reports.
+        """
+        load, self._load = self._load, 0
+        repeats = self.attn_tp_group.rank() > 0 and not self.config.sequence_parallel
+        return 0 if repeats else load
+
+    def dispatch(self, hidden_states: torch.Tensor, probs: torch.Tensor) -> Any:
+        arrived = super().dispatch(hidden_states, probs)
+        if isinstance(self.token_dispatcher, MoEAlltoAllTokenDispatcher) and len(self._node_of) > 1:
+            self._count_all_to_all(hidden_states, probs)
+        return arrived
+
+    def _count_all_to_all(self, hidden: torch.Tensor, probs: torch.Tensor) -> None:
+        """What upstream's dispatcher sends from here: forward now, and the backward to come."""
+        dispatcher = self.token_dispatcher
+        row = hidden.shape[1] * hidden.element_size()
+        weight = probs.element_size()
+        passes = [(dispatcher.input_splits, (row, weight)), (dispatcher.output_splits, (row,))]
+        if torch.is_grad_enabled():
+            passes += [(dispatcher.input_splits, (row,)), (dispatcher.output_splits, (row, weight))]
+        me = dist.get_rank(self.ep_group)
+        for peer in range(len(self._node_of)):
+            link = link_class(self._node_of, me, peer)
+            if peer != me:
+                self.traffic.add(link, 8 * self.config.num_moe_experts)  # the token counts
+            for rows, widths in passes:
+                for width in widths:
+                    self.traffic.add(link, int(rows[peer]) * width)
+
+
+def nodes_of_group(group: dist.ProcessGroup, setting: RanksPerNode) -> list[int]:
+    """The node of every member of the group; all on one where nothing says otherwise."""
+    ranks = dist.get_process_group_ranks(group)
+    try:
+        per_node = ranks_per_node(setting, os.environ)
+    except UserError:
+        return [0] * len(ranks)
+    return [rank // per_node for rank in ranks]
