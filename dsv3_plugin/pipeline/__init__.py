@@ -1,0 +1,1 @@
+"""Pipeline schedules as data: proven, timed, drawn, searched for, and run."""

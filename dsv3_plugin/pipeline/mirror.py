@@ -1,0 +1,71 @@
+"""DualPipe's two copies of the model: kept equal.
+
+Rank r holds stage r of the first copy and stage P-1-r of the second; its mirror image, rank P-1-r,
+holds the same two the other way round. Each copy sees half of the micro-batches, so before
+anything is done with gradients, those of the two copies are added (arXiv 2412.19437, section
+3.2.1), and with them the token counts that move the router's biases. From equal weights and equal
+gradients the optimizer then keeps the copies equal.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from megatron.core import parallel_state
+
+from dsv3_plugin.pipeline.placement import Placement
+
+
+class Mirror:
+    """This rank and its mirror image.
+
+    Making one is collective: every rank of the world takes part.
+    """
+
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
+        mine = torch.distributed.get_process_group_ranks(
+            parallel_state.get_pipeline_model_parallel_group()
+        )
+        self._ranks = mine
+        everyone: list[list[int]] = [[] for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(everyone, mine)
+        for pipeline in sorted({tuple(ranks) for ranks in everyone}):
+            for rank in range(len(pipeline) // 2):
+                pair = [pipeline[rank], pipeline[-1 - rank]]
+                group = torch.distributed.new_group(pair)
+                if torch.distributed.get_rank() in pair:
+                    self._group = group
+
+    def _by_model_stage[C](self, chunks: list[C]) -> Iterator[tuple[int, C]]:
+        """(global rank of the first copy, chunk), in an order that both ranks of a pair share."""
+        rank = parallel_state.get_pipeline_model_parallel_rank()
+        stages = [self._placement.model_stage(stage) for stage in self._placement.chunks[rank]]
+        for stage, chunk in sorted(zip(stages, chunks, strict=True), key=lambda pair: pair[0]):
+            yield self._ranks[self._placement.rank_of(stage)], chunk
+
+    def equal_weights(self, chunks: list[torch.nn.Module]) -> None:
+        """Give the second copy the weights and buffers of the first."""
+        for source, chunk in self._by_model_stage(chunks):
+            for tensor in [*chunk.parameters(), *chunk.buffers()]:
+                torch.distributed.broadcast(tensor.data, source, group=self._group)
+
+    def add_gradients(self, chunks: list[torch.nn.Module]) -> None:
+        """Add the gradients and token counts of the two copies.
+
+        Args:
+            chunks: wrapped in upstream's DistributedDataParallel.
+        """
+        for _, chunk in self._by_model_stage(chunks):
+            for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
+                torch.distributed.all_reduce(buffer.grad_data, group=self._group)
+            for module in chunk.module.modules():
+                counts = getattr(module, "local_tokens_per_expert", None)
+                if counts is not None:
+                    torch.distributed.all_reduce(counts, group=self._group)
+
+
+@functools.cache
+def mirror_of(placement: Placement) -> Mirror:
+    """The mirror of a placement; made once, at the same place on every rank."""
+    return Mirror(placement)

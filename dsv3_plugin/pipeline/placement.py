@@ -1,0 +1,63 @@
+"""Where the stages of the model lie: read off a schedule, for those who build and run them.
+
+A schedule names stages and the ranks that compute them. Rank r's *chunks* are its stages from the
+embedding towards the loss: one for 1F1B, r and 2P-1-r for a V, and for DualPipe stage r of the
+model and, in a second copy that runs the other way, stage P-1-r. The copy's stages count on from
+the first's in the schedule (P..2P-1) but hold the same layers. No torch here.
+"""
+
+from dataclasses import dataclass
+
+from dsv3_plugin.pipeline.actions import Schedule
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which stages each rank holds.
+
+    Attributes:
+        chunks: per rank, the schedule's stage of each of its chunks.
+        depth: number of stages of the model.
+        copies: 1, or 2 for DualPipe.
+    """
+
+    chunks: tuple[tuple[int, ...], ...]
+    depth: int
+    copies: int
+
+    @property
+    def chunks_per_rank(self) -> int:
+        return len(self.chunks[0])
+
+    def model_stage(self, stage: int) -> int:
+        """The stage of the model that a stage of the schedule is, or copies."""
+        return stage % self.depth
+
+    def is_copy(self, stage: int) -> bool:
+        """Whether a stage of the schedule belongs to the second copy of the model."""
+        return stage >= self.depth
+
+    def rank_of(self, stage: int) -> int:
+        """The rank that holds a stage of the schedule."""
+        return next(rank for rank, chunks in enumerate(self.chunks) if stage in chunks)
+
+    @property
+    def ends_meet(self) -> bool:
+        """Whether the first and the last stage of the model share a rank.
+
+        Then embedding, head and multi-token prediction share one embedding physically.
+        """
+        return self.rank_of(0) == self.rank_of(self.copies * self.depth - 1)
+
+
+def placement_of(schedule: Schedule) -> Placement:
+    """The placement that a schedule implies."""
+    copies = len(schedule.streams)
+    depth = schedule.num_stages // copies
+    ranks = schedule.stage_ranks
+    chunks = tuple(
+        # By the stage of the model: upstream wants the last stage in the last chunk of its rank.
+        tuple(sorted((s for s in ranks if ranks[s] == rank), key=lambda stage: stage % depth))
+        for rank in range(schedule.pp)
+    )
+    return Placement(chunks, depth, copies)

@@ -1,0 +1,97 @@
+"""Tensors on their way between stages: to other ranks in ordered batches, or to a chunk next door.
+
+Shapes are known beforehand, so nothing but the tensors travels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.distributed import P2POp, batch_isend_irecv, irecv, isend
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.pipeline.messages import Message
+
+
+class PostOffice:
+    """The messages of one rank in one step.
+
+    Args:
+        group: the ranks of the pipeline.
+        shape: of every message, `[s, b, h]`.
+        config: upstream's configuration, for the type.
+    """
+
+    def __init__(self, group: Any, shape: tuple[int, int, int], config: Any) -> None:
+        self._group = group
+        self._shape = shape
+        self._dtype = config.pipeline_dtype
+        self._outgoing: dict[tuple[str, int, int], torch.Tensor] = {}
+        self._arrived: dict[tuple[str, int, int], torch.Tensor] = {}
+        self._expected: dict[tuple[str, int, int], tuple[Any, torch.Tensor, int]] = {}
+        self._sending: list[tuple[Any, torch.Tensor, int]] = []
+
+    def hand_on(self, direction: str, stage: int, micro_batch: int, tensor: torch.Tensor) -> None:
+        """Take a result of `stage`: `F` goes to the next stage, `B` to the one before."""
+        target = stage + 1 if direction == "F" else stage - 1
+        self._outgoing[direction, target, micro_batch] = tensor
+
+    def receive(self, direction: str, stage: int, micro_batch: int) -> torch.Tensor:
+        """The tensor for `stage`; waits until it is here."""
+        key = (direction, stage, micro_batch)
+        if key in self._outgoing:  # from a chunk of this rank
+            return self._outgoing.pop(key)
+        work, tensor, peer = self._expected.pop(key)
+        self._wait(work, peer)
+        return tensor
+
+    def exchange(self, messages: Sequence[Message]) -> None:
+        """Post one batch: sends of what was handed on, receives of what will be needed."""
+        if not messages:
+            return
+        operations, notes = [], []
+        for message in messages:
+            transfer = message.transfer
+            direction = transfer.kind[-1]
+            if transfer.sends:
+                key = (direction, transfer.partner.stage, transfer.micro_batch)
+                tensor = self._outgoing.pop(key).contiguous()
+                operation = isend
+            else:
+                key = (direction, transfer.stage, transfer.micro_batch)
+                tensor = torch.empty(
+                    self._shape, dtype=self._dtype, device=torch.cuda.current_device()
+                )
+                operation = irecv
+            operations.append(P2POp(operation, tensor, group=self._group, group_peer=message.peer))
+            notes.append((transfer.sends, key, tensor, message.peer))
+        try:
+            works = batch_isend_irecv(operations)
+        except RuntimeError as error:
+            raise self._lost(notes[0][3]) from error
+        if len(works) == 1:  # one for all, as NCCL gives
+            works = works * len(notes)
+        for work, (sends, key, tensor, peer) in zip(works, notes, strict=True):
+            if sends:
+                self._sending.append((work, tensor, peer))
+            else:
+                self._expected[key] = (work, tensor, peer)
+        self._sending = [entry for entry in self._sending if not entry[0].is_completed()]
+
+    def finish(self) -> None:
+        """Wait until everything sent has left."""
+        for work, _, peer in self._sending:
+            self._wait(work, peer)
+        self._sending.clear()
+
+    def _wait(self, work: Any, peer: int) -> None:
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._lost(peer) from error
+
+    def _lost(self, peer: int) -> UserError:
+        return UserError(
+            f"pipeline rank {self._group.rank()} lost pipeline rank {peer} (it died, or gave no "
+            f"sign within the timeout): see that rank's log; the last checkpoint is whole."
+        )

@@ -1,0 +1,52 @@
+"""A backward in two halves: the gradient of the input now, those of the weights when asked for.
+
+The layers of the local backend (`dsv3_plugin.model.linear`) and Transformer Engine's, built with
+`delay_wgrad_compute`, both keep owed weight gradients in a queue per module, first in, first out.
+TE's always do; so a whole backward there pays at once what it owes. When several micro-batches are
+outstanding, paying the oldest instead of a particular one gives the same sum.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from dsv3_plugin.model.linear import WeightGradients
+
+
+class SplitBackward:
+    """The weight gradients of one chunk."""
+
+    def __init__(self, chunk: torch.nn.Module) -> None:
+        modules = list(chunk.modules())
+        self._local: list[WeightGradients] = [
+            module.weight_gradients
+            for module in modules
+            if isinstance(getattr(module, "weight_gradients", None), WeightGradients)
+        ]
+        self._te = [module for module in modules if _postpones(module)]
+
+    @contextmanager
+    def keeping_weights_owed(self, owed: bool) -> Iterator[None]:
+        """Run a backward inside: of the input alone (`owed`), or whole."""
+        for gradients in self._local:
+            gradients.postpone = owed
+        yield
+        if not owed:
+            self._pay_te()
+
+    def weights(self) -> None:
+        """Compute the weight gradients of the oldest outstanding backward."""
+        for gradients in self._local:
+            gradients.pay_oldest()
+        self._pay_te()
+
+    def _pay_te(self) -> None:
+        for module in self._te:
+            module.backward_dw()
+
+
+def _postpones(module: torch.nn.Module) -> bool:
+    """Whether a module is one of TE's that leaves its weight gradient owed."""
+    store = getattr(module, "wgrad_store", None)
+    return store is not None and store.delay_wgrad_compute()

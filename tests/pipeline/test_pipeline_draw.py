@@ -1,0 +1,67 @@
+"""Pictures: both formats, everything in them, nothing over the edge."""
+
+from xml.etree import ElementTree
+
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.pipeline import draw as drawing
+from dsv3_plugin.pipeline.actions import Overlap
+from dsv3_plugin.pipeline.costs import Costs, even_stages
+from dsv3_plugin.pipeline.draw import draw
+from dsv3_plugin.pipeline.schedules import dualpipe, dualpipe_v, interleaved, zbv
+from dsv3_plugin.pipeline.simulate import Timeline, simulate
+
+
+def timed(schedule) -> Timeline:
+    return simulate(schedule, even_stages(schedule, Costs()))
+
+
+def test_png_and_svg_are_pictures(tmp_path):
+    timeline = timed(dualpipe_v(2, 5))
+    for name in ("v.png", "v.svg"):
+        draw(timeline, tmp_path / name)
+    assert (tmp_path / "v.png").read_bytes().startswith(b"\x89PNG")
+    root = ElementTree.fromstring((tmp_path / "v.svg").read_text())
+    assert root.tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [dualpipe(4, 8), dualpipe_v(3, 7), zbv(3, 5), interleaved(2, 4, 3, overlap=True)],
+    ids=lambda schedule: schedule.name,
+)
+def test_every_computation_has_its_box(schedule):
+    timeline = timed(schedule)
+    boxes, frames = drawing._boxes(timeline)
+    assert len(boxes) == sum(1 for _ in schedule.parts())
+    pairs = [a for row in schedule.rows for a in row if isinstance(a, Overlap)]
+    assert len(frames) == len(pairs)
+    assert len([box for box in boxes if box.kind == "pair"]) == 2 * len(pairs)
+    for box in boxes:
+        rank = int(box.top)
+        assert 0 <= box.left <= box.left + box.width <= timeline.makespan
+        assert rank <= box.top < box.top + box.height <= rank + 1
+
+
+def test_kinds_and_sides_have_colours_of_their_own():
+    shades = [drawing._shade(kind, depth) for kind in drawing._HUES for depth in (0.0, 1.0)]
+    assert len(set(shades)) == len(shades)
+    assert (1.0, 1.0, 1.0) not in shades  # idle alone is white
+    directions = drawing._depths(dualpipe(4, 8))
+    assert {directions[stage] for stage in range(4)} == {0.0}
+    assert {directions[stage] for stage in range(4, 8)} == {1.0}
+
+
+def test_the_title_gives_makespan_and_idle_time():
+    assert drawing._facts(timed(dualpipe_v(8, 20))) == (
+        "8 ranks, 20 micro-batches   makespan 59.5   idle 7.72 %"
+    )
+
+
+def test_other_endings_and_places_are_refused(tmp_path):
+    timeline = timed(zbv(2, 4))
+    with pytest.raises(UserError, match=r"must end in \.png or \.svg"):
+        draw(timeline, tmp_path / "v.pdf")
+    with pytest.raises(UserError, match="cannot draw to"):
+        draw(timeline, tmp_path / "no" / "v.png")

@@ -1,0 +1,155 @@
+"""`dsv3 schedule` from the command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from dsv3_plugin.cli import app
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.pipeline.actions import csv_text
+from dsv3_plugin.pipeline.report import parse_costs, parse_numbers
+from dsv3_plugin.pipeline.schedules import dualpipe_v
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["schedule", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: str) -> str:
+    with pytest.raises(UserError) as error:
+        CliRunner().invoke(app, ["schedule", *arguments], catch_exceptions=False)
+    return str(error.value)
+
+
+EIGHT = ("--pp", "8", "--micro-batches", "20")
+
+
+@pytest.mark.parametrize(
+    ("name", "makespan"),
+    [
+        ("1f1b", 81),
+        ("interleaved", 70.5),
+        ("zb1p", 67),
+        ("zbv", 63.5),
+        ("dualpipe", 59),
+        ("dualpipe_v", 59.5),
+    ],
+)
+def test_every_name_answers_in_json(name, makespan):
+    answer = json.loads(run(name, *EIGHT, "--json"))
+    assert answer["makespan"] == makespan
+    assert answer["schedule"].startswith(name)
+    assert (answer["pp"], answer["micro_batches"]) == (8, 20)
+
+
+def test_megatrons_overlapped_interleaving():
+    answer = json.loads(run("interleaved", *EIGHT, "--vp", "4", "--overlap", "--json"))
+    assert (answer["makespan"], answer["stages"]) == (59.125, 32)
+
+
+def test_words_tell_the_same():
+    out = run("dualpipe_v", *EIGHT)
+    assert "8 ranks, 20 micro-batches, 16 stages" in out
+    assert "makespan 59.5, idle 7.72 %, peak activations 8.5" in out
+
+
+def test_costs_change_times():
+    costs = "F=1,I=1,W=1,FB=3,comm=0.5"
+    assert (
+        json.loads(run("1f1b", "--pp", "2", "--micro-batches", "1", "--cost", costs, "--json"))[
+            "makespan"
+        ]
+        == 7.0
+    )
+
+
+def test_a_file_travels_both_ways(tmp_path):
+    path = tmp_path / "mine.csv"
+    run("dualpipe_v", *EIGHT, "--csv", str(path))
+    assert path.read_text() == csv_text(dualpipe_v(8, 20).rows)
+    assert json.loads(run("--from-csv", str(path), "--json"))["makespan"] == 59.5
+    assert "--pp 8, not 4" in refused("--from-csv", str(path), "--pp", "4")
+    path.write_text(path.read_text().replace("0F3,", ",", 1))
+    assert "slot" in refused("--from-csv", str(path))
+
+
+def test_search_reports_its_bound(tmp_path):
+    picture = tmp_path / "found.svg"
+    answer = json.loads(
+        run(
+            *("search", "--pp", "4", "--micro-batches", "5", "--effort", "0.01", "--json"),
+            *("--activations", "4", "--svg", str(picture)),
+        )
+    )
+    assert answer["makespan"] >= answer["lower_bound"]
+    assert answer["distance"] == pytest.approx(answer["makespan"] / answer["lower_bound"] - 1)
+    assert max(answer["peak_activations"]) <= 4
+    assert picture.exists()
+    words = run("search", "--pp", "4", "--micro-batches", "5", "--effort", "0.01")
+    assert "no schedule can be shorter than" in words
+
+
+def test_stages_of_a_model_and_by_hand():
+    sixteen = ("dualpipe_v", "--pp", "16", "--micro-batches", "60", "--json")
+    even = json.loads(run(*sixteen))["makespan"]
+    model = json.loads(run(*sixteen, "--model", "deepseek-v3"))["makespan"]
+    moved = json.loads(run(*sixteen, "--model", "deepseek-v3", "--layers", "0,2*14,3,2*15,0"))[
+        "makespan"
+    ]
+    by_hand = json.loads(run(*sixteen, "--stage-costs", "1,2*30,4"))["makespan"]
+    assert even == 169.5
+    assert even < moved < model
+    assert even < by_hand
+    both = ("dualpipe", "--pp", "4", "--micro-batches", "8", "--stage-costs", "1,1,1,2", "--json")
+    assert len(json.loads(run(*both))["idle_per_rank"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("dualpipe", "--pp", "7", "--micro-batches", "20"), "even number of ranks"),
+        (("dualpipe_v", "--pp", "8", "--micro-batches", "12"), "at least 2 x P = 16"),
+        (("zigzag", *EIGHT), "no schedule 'zigzag'; there are 1f1b, "),
+        ((), "name a schedule"),
+        (("zbv", "--pp", "8"), "needs its --micro-batches"),
+        (("zbv", "--pp", "0", "--micro-batches", "3"), "--pp must be at least 1"),
+        (("zbv", *EIGHT, "--vp", "2"), "belong to interleaved"),
+        (("zbv", *EIGHT, "--cost", "F"), "needs a number"),
+        (("zbv", *EIGHT, "--cost", "G=1"), "--cost knows no 'G'"),
+        (("zbv", *EIGHT, "--stage-costs", "1,2"), "gives 2 stages, but the schedule has 16"),
+        (("zbv", *EIGHT, "--layers", "1*16"), "name the model"),
+        (("zbv", *EIGHT, "--csv", "/no/such/folder/x.csv"), "cannot write"),
+        (("zbv", "--from-csv", "x.csv"), "not both"),
+        (("--from-csv", "no-such.csv"), "cannot read the schedule"),
+        (("search", *EIGHT, "--activations", "0.1"), "more than the limit"),
+    ],
+)
+def test_bad_requests_get_a_sentence(arguments, words):
+    assert words in refused(*arguments)
+
+
+def test_numbers_and_costs_are_parsed():
+    assert parse_numbers("--layers", "1,2*3,0.5") == [1, 2, 2, 2, 0.5]
+    assert parse_costs("F=2,I=2,W=2").pair == 5
+    assert parse_costs("").pair == 2.5
+    with pytest.raises(UserError, match="--layers takes numbers"):
+        parse_numbers("--layers", "1,x")
+
+
+def test_no_torch_nor_matplotlib_is_imported():
+    program = (
+        "import sys\n"
+        "from typer.testing import CliRunner\n"
+        "from dsv3_plugin.cli import app\n"
+        "result = CliRunner().invoke(app, ['schedule', 'dualpipe_v', '--pp', '8',"
+        " '--micro-batches', '20', '--json', '--model', 'deepseek-v3'])\n"
+        "assert result.exit_code == 0, result.output\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'megatron', 'transformers'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
