@@ -1,0 +1,99 @@
+"""`dsv3 doctor`: what this machine has, and what each missing thing costs."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report: a thing, whether it is there, and what its absence means."""
+
+    name: str
+    found: str | None
+    cost: str = ""
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _module(name: str, distribution: str | None = None) -> str | None:
+    """The version of an importable module; modules are looked for, not imported."""
+    if importlib.util.find_spec(name) is None:
+        return None
+    return _version(distribution or name) or "present"
+
+
+def _gpus() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{len(names)} × {names[0]}"
+
+
+def _slurm() -> str | None:
+    sbatch = shutil.which("sbatch")
+    if sbatch is None:
+        return None
+    answer = subprocess.run([sbatch, "--version"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or "present"
+
+
+def examine() -> list[Finding]:
+    """Look at this machine. Imports torch, and nothing else that is heavy."""
+    return [
+        Finding("Python", platform.python_version()),
+        Finding("torch", _version("torch"), "nothing trains"),
+        Finding("megatron-core", _version("megatron-core"), "nothing trains"),
+        Finding("transformers", _version("transformers"), "no tokenizers, no exports to check"),
+        Finding("CPU cores", str(os.cpu_count())),
+        Finding("GPUs", _gpus(), "host: cpu only: recipes can be checked, not run at full size"),
+        Finding(
+            "Transformer Engine",
+            _module("transformer_engine"),
+            "backend: local only; no FP8, no fused kernels (pip install 'dsv3_plugin[gpu]')",
+        ),
+        Finding(
+            "DeepEP", _module("deep_ep"), "dispatch: deepep is refused; alltoall and two_hop work"
+        ),
+        Finding(
+            "HybridEP",
+            _module("hybrid_ep_cpp", "deep_ep"),
+            "dispatch: hybridep is refused; alltoall and two_hop work",
+        ),
+        Finding(
+            "Apex",
+            _module("apex"),
+            "no fused gradient accumulation on the local backend (TE has its own)",
+        ),
+        Finding("ModelOpt", _version("nvidia-modelopt"), "no quantised export"),
+        Finding("Slurm", _slurm(), "runs start on this machine only, or under torchrun"),
+    ]
+
+
+def report(findings: list[Finding], console: Console | None = None) -> None:
+    """Print the findings as a table."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "found", "without it"):
+        table.add_column(heading)
+    for finding in findings:
+        table.add_row(
+            finding.name,
+            f"[green]{escape(finding.found)}[/green]" if finding.found else "[yellow]no[/yellow]",
+            "" if finding.found else escape(finding.cost),
+        )
+    (console or Console()).print(table)

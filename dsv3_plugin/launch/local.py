@@ -1,0 +1,163 @@
+"""The processes of one run on this machine: started together, stopped together.
+
+The standard launcher (`torchrun`) restarts workers and prints their tracebacks; a run on a laptop
+wants neither. Each rank gets the environment that torch.distributed reads (`RANK`, `WORLD_SIZE`,
+`LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`), its own log file, a pipe to its parent, and the
+parent's fate: if the parent dies, so does it.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3_plugin.launch.words import PIPE, Ear, Word
+
+LISTENER = "DSV3_STORE_FD"
+"""Environment variable with the descriptor of the socket on which rank 0 gathers the others."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed: the rank that did first, how it ended, and what it said, if anything."""
+
+    rank: int
+    exit_code: int
+    log: Path
+    word: Word | None
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The signal that ended the rank."""
+        return signal.Signals(-self.exit_code) if self.exit_code < 0 else None
+
+
+class LocalProcesses:
+    """`processes` copies of `python -m module arguments…`, one per rank."""
+
+    def __init__(
+        self,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        processes: int,
+        log_directory: Path,
+    ) -> None:
+        log_directory.mkdir(parents=True, exist_ok=True)
+        self.logs = [log_directory / f"rank{rank}.log" for rank in range(processes)]
+        self.ear = Ear()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        # Bound here and handed to rank 0, so that no other program can take the port in between.
+        with socket.create_server(("127.0.0.1", 0), backlog=processes) as listener:
+            common = {
+                **os.environ,
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(listener.getsockname()[1]),
+                "PYTHONUNBUFFERED": "1",
+                PIPE: str(self.ear.writer),
+            }
+            for rank, log in enumerate(self.logs):
+                environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                descriptors = [self.ear.writer]
+                if rank == 0:
+                    environment[LISTENER] = str(listener.fileno())
+                    descriptors.append(listener.fileno())
+                with log.open("ab") as output:
+                    output.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
+                    output.flush()
+                    self._processes.append(
+                        subprocess.Popen(
+                            [sys.executable, "-m", module, *arguments],
+                            env=environment,
+                            stdin=subprocess.DEVNULL,
+                            stdout=output,
+                            stderr=subprocess.STDOUT,
+                            pass_fds=descriptors,
+                            # Its own group: Ctrl-C reaches the parent alone, which asks politely,
+                            # and a kill reaches the rank's own helpers too.
+                            process_group=0,
+                            preexec_fn=_dying_with(os.getpid()),
+                        )
+                    )
+        self.ear.close_writer()
+
+    @property
+    def running(self) -> bool:
+        """Whether any rank is still there."""
+        return any(process.poll() is None for process in self._processes)
+
+    @property
+    def failed(self) -> bool:
+        """Whether any rank ended with an error."""
+        return any(process.poll() not in (None, 0) for process in self._processes)
+
+    def failure(self) -> Failure | None:
+        """What went wrong first, None if nothing did.
+
+        When one rank dies the others fail in their collectives moments later. A sentence for the
+        user explains most, then a signal from outside, then the crash that was told first.
+        """
+        ended = {
+            rank: process.returncode
+            for rank, process in enumerate(self._processes)
+            if process.poll() not in (None, 0)
+        }
+        self.ear.listen()
+
+        def failure(rank: int, word: Word | None = None) -> Failure:
+            return Failure(rank, ended[rank], self.logs[rank], word)
+
+        said = sorted(self.ear.heard, key=lambda word: word.time)
+        refusals = [word for word in said if word.kind == "refused" and word.rank in ended]
+        crashes = [word for word in said if word.kind == "crashed" and word.rank in ended]
+        killed = [rank for rank, code in ended.items() if code < 0]
+        if refusals:
+            return failure(refusals[0].rank, refusals[0])
+        if killed:
+            return failure(killed[0])
+        if crashes:
+            return failure(crashes[0].rank, crashes[0])
+        return failure(min(ended)) if ended else None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to every rank that is still there; SIGKILL takes its helpers along."""
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                if number == signal.SIGKILL and process.poll() != 0:
+                    os.killpg(process.pid, number)
+                elif process.poll() is None:
+                    os.kill(process.pid, number)
+
+    def stop(self, patience: float = 10.0) -> None:
+        """Ask every rank to end, and after `patience` seconds make it."""
+        self.signal(signal.SIGTERM)
+        deadline = time.monotonic() + patience
+        while self.running and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.signal(signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+        self.ear.close()
+
+
+def _dying_with(parent: int) -> Callable[[], None]:
+    """For the moment between fork and exec: the kernel kills this process when `parent` dies."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def arrange() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the arrangement
+            os._exit(1)
+
+    return arrange

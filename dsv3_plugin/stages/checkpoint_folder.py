@@ -1,0 +1,86 @@
+"""What a run's checkpoint folder carries beside upstream's files, and how many are kept.
+
+`model.yaml`, `tokenizer/` and `recipe.yaml` stand there before the first checkpoint does, so that
+`logits`, `generate` and `export` need nothing but the folder. No torch here.
+"""
+
+import shutil
+from pathlib import Path
+
+from dsv3_plugin.checkpoint.tracker import TRACKER, replace_file
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.schema import Recipe
+
+
+def refuse_another_model(recipe: Recipe) -> None:
+    """Look whether the checkpoints in a recipe's folder are of its model; names may differ.
+
+    Raises:
+        UserError: they are not; it names the first field in which the two models differ.
+    """
+    folder, wanted = recipe.checkpoint_folder, recipe.model
+    description = folder / "model.yaml"
+    if not description.exists() or not any([*folder.glob("iter_*"), *folder.glob("release")]):
+        return
+    saved = ModelConfig.read(description)
+    for field in ModelConfig.model_fields:
+        if field != "name" and getattr(saved, field) != getattr(wanted, field):
+            raise UserError(
+                f"{folder} holds checkpoints of another model ({field} is {getattr(saved, field)}, "
+                f"the recipe says {getattr(wanted, field)}): choose another folder with "
+                f"directory=PATH."
+            )
+
+
+def refuse_another_optimizer(recipe: Recipe) -> None:
+    """Look whether upstream can divide the saved optimizer states as the recipe wants them.
+
+    Raises:
+        UserError: it cannot; the sentence says what to restore.
+    """
+    description = recipe.checkpoint_folder / "recipe.yaml"
+    if not description.exists():
+        return
+    before = yaml_text.read_mapping(description).get("parallel", {}).get("zero1", False)
+    if before != recipe.parallel.zero1:
+        raise UserError(
+            f"{recipe.checkpoint_folder} was written with parallel.zero1: {str(before).lower()}, "
+            f"whose optimizer states do not go over: restore it, or choose another folder with "
+            f"directory=PATH."
+        )
+
+
+def describe(recipe: Recipe, tokenizer: Path) -> None:
+    """Write what a run's checkpoints are of into their folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    folder = recipe.checkpoint_folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "model.yaml", recipe.model.to_yaml().encode())
+        replace_file(folder / "recipe.yaml", recipe.to_yaml().encode())
+        shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the checkpoint folder {folder} cannot be written ({error.strerror or error}): make "
+            f"room, or choose another with checkpoint.directory=PATH."
+        ) from error
+
+
+def steps_saved(folder: Path) -> int:
+    """The step of the newest checkpoint, as upstream's tracker file has it; 0 if there is none."""
+    try:
+        return int((folder / TRACKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+
+
+def retire(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` iterations."""
+    iterations = sorted(folder.glob("iter_*"), key=lambda path: int(path.name[5:]))
+    for old in iterations[:-keep]:
+        shutil.rmtree(old)

@@ -1,0 +1,29 @@
+"""How a run stands when its command ends. No torch here."""
+
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.stages import metrics_file
+from dsv3_plugin.stages.checkpoint_folder import steps_saved
+from dsv3_plugin.stages.progress import describe
+from dsv3_plugin.stages.run import RunDirectory
+
+NOTHING_TO_DO = "Nothing to do: the run in {} has had all its tokens."
+
+
+def is_done(recipe: Recipe) -> bool:
+    """Whether the run has had all its tokens, and they are saved."""
+    if steps_saved(recipe.checkpoint_folder) < recipe.total_steps:
+        return False
+    saved = tracker.newest_complete(recipe.checkpoint_folder)
+    return saved is not None and saved.iteration >= recipe.total_steps
+
+
+def closing_sentence(recipe: Recipe, stopped: str = "Stopped") -> str:
+    """Done with which numbers, or stopped, and from where the same command goes on."""
+    directory = RunDirectory(recipe.folder)
+    if is_done(recipe):
+        last = metrics_file.read(directory.metrics)[-1]
+        return f"Done: {describe(last)}. Everything is in {directory.root}."
+    saved = steps_saved(recipe.checkpoint_folder)
+    where = f"goes on from step {saved:,}" if saved else "begins anew"
+    return f"{stopped}: the same command {where}. The run is in {directory.root}."

@@ -1,0 +1,89 @@
+"""What one rank does for all before training: the data, and a checkpoint folder in order.
+
+Everything that can be refused is looked at before anything is written.
+"""
+
+import shutil
+from pathlib import Path
+
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.tracker import Saved
+from dsv3_plugin.data.dataset_folder import find_dataset
+from dsv3_plugin.data.prepare import PreparedData
+from dsv3_plugin.data.prepare import prepare as prepare_data
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch.words import say
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.stages import metrics_file
+from dsv3_plugin.stages.checkpoint_folder import (
+    describe,
+    refuse_another_model,
+    refuse_another_optimizer,
+)
+from dsv3_plugin.stages.run import Run
+
+
+def prepare(run: Run) -> None:
+    """Put the folders of a run in order, and its data in place.
+
+    Raises:
+        UserError: for whatever is wrong with the data, the checkpoints or the disk.
+    """
+    recipe = run.recipe
+    refuse_another_model(recipe)
+    saved = whole_checkpoint(recipe.checkpoint_folder)
+    if saved is not None and not saved.release:
+        refuse_another_optimizer(recipe)
+    data = _data(recipe, resuming=saved is not None)
+    describe(recipe, data.tokenizer_dir)
+    run.directory.write_recipe(recipe)
+    metrics_file.keep_until(run.directory.metrics, saved.iteration if saved else -1)
+    if saved is not None and not saved.release:
+        say("note", f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
+
+
+def whole_checkpoint(folder: Path) -> Saved | None:
+    """The checkpoint to go on from; the tracker file names it afterwards. None: from the beginning.
+
+    What a killed save left behind is removed. A checkpoint that was finished and is damaged now is
+    passed over, and the person is told.
+
+    Raises:
+        UserError: there are checkpoints, and every one of them is damaged.
+    """
+    if not folder.is_dir():
+        return None
+    for iteration in folder.glob("iter_*"):
+        if not (iteration / "metadata.json").exists():  # the last file of a save
+            shutil.rmtree(iteration)
+    saved = tracker.repair(folder)
+    newest = max((path.name for path in folder.glob("iter_*")), default=None)
+    if saved is None and newest is not None:
+        raise UserError(
+            f"no checkpoint in {folder} is whole: files of {newest} are missing or cut short. "
+            f"Restore them, or move the folder away to begin anew."
+        )
+    if saved is not None and newest is not None and newest > saved.path.name:
+        _explain_older(folder / newest, saved)
+    return saved
+
+
+def _explain_older(newer: Path, saved: Saved) -> None:
+    if not tracker.is_complete(newer):
+        say(
+            "note",
+            f"The checkpoint {newer} is damaged (files are missing or cut short); going on from "
+            f"the newest whole one, step {saved.iteration}.",
+        )
+
+
+def _data(recipe: Recipe, *, resuming: bool) -> PreparedData:
+    if find_dataset(recipe.data_folder) is None:
+        say("note", f"Building the dataset in {recipe.data_folder} (once).")
+    return prepare_data(
+        recipe.data,
+        recipe.data_folder,
+        recipe.model,
+        seed=recipe.training.seed,
+        resuming=resuming,
+    )

@@ -1,0 +1,76 @@
+"""What a recipe will do, said before it does it. No torch here."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dsv3_plugin.planner.counts import parameter_counts
+from dsv3_plugin.recipe.curve import Curve
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.stages.progress import human_tokens
+
+
+def summary(recipe: Recipe) -> RenderableType:
+    """The recipe in a few lines: model, data, ranks, tokens, and the phases of its curves."""
+    counts = parameter_counts(recipe.model)
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        (
+            "model",
+            f"{recipe.model.name}: {human_count(counts.main)} parameters, "
+            f"{human_count(counts.active)} active, "
+            f"{human_count(counts.total)} with multi-token prediction",
+        ),
+        ("data", f"{recipe.data.corpus}, sequences of {recipe.data.seq_length} tokens"),
+        ("ranks", _ranks(recipe)),
+        ("steps", f"{recipe.total_steps:,} ({human_tokens(recipe.total_tokens)} tokens)"),
+        ("folder", recipe.directory),
+    ):
+        facts.add_row(Text(name, style="bold"), value)
+
+    phases = Table(box=None, pad_edge=False, padding=(0, 2))
+    phases.add_column("curve", style="bold")
+    phases.add_column("phases, by consumed tokens")
+    for name in ("learning_rate", "batch_size", "router_bias_speed", "mtp_weight"):
+        phases.add_row(name, describe_curve(getattr(recipe.curves, name)))
+    return Group(Text(recipe.name, style="bold"), facts, phases)
+
+
+def human_count(number: int) -> str:
+    """671026404352 as 671.0B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def describe_curve(curve: Curve) -> str:
+    """A curve's pieces in words: `linear 0 → 0.00022 until 34.4B, constant 0.00022 until 10T`."""
+    pieces = []
+    for segment in curve.segments:
+        if segment.shape == "constant":
+            text = f"constant {segment.last:.4g}"
+        else:
+            text = f"{segment.shape} {segment.first:.4g} → {segment.last:.4g}"
+        if segment.end is not None:
+            text += f" until {human_tokens(segment.end)}"
+        pieces.append(text)
+    return ", ".join(pieces)
+
+
+def _ranks(recipe: Recipe) -> str:
+    parallel = recipe.parallel
+    degrees = [
+        f"{name} {degree}"
+        for name, degree in (
+            ("data", recipe.data_parallel),
+            ("expert", parallel.expert),
+            ("pipeline", parallel.pipeline),
+            ("tensor", parallel.tensor),
+            ("context", parallel.context),
+        )
+        if degree > 1
+    ]
+    if parallel.pipeline > 1:
+        degrees.append(f"schedule {recipe.pipeline.schedule}")
+    return f"{parallel.processes}" + (f" ({', '.join(degrees)})" if degrees else "")

@@ -1,0 +1,172 @@
+"""`dsv3 train`: from a recipe to a running run.
+
+Resolves the recipe, says what will happen, holds the run's folder, and starts one process per rank
+on this machine, or becomes a rank itself where torchrun or srun already did. Ctrl-C and SIGTERM
+save and stop: the ranks finish the step they are in, write a checkpoint and end. A second one ends
+them at once.
+"""
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+
+from rich.console import Console
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch.local import Failure, LocalProcesses
+from dsv3_plugin.recipe import machine
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.stages import disk, worker
+from dsv3_plugin.stages.checkpoint_folder import refuse_another_model, steps_saved
+from dsv3_plugin.stages.ending import NOTHING_TO_DO, closing_sentence, is_done
+from dsv3_plugin.stages.metrics_file import Follower
+from dsv3_plugin.stages.progress import ProgressDisplay
+from dsv3_plugin.stages.run import RunDirectory
+from dsv3_plugin.stages.summary import summary
+
+_POLL_SECONDS = 0.2
+
+_OTHERS_SECONDS = 0.3
+"""How long to wait, when a rank has failed, for the one that it may have failed because of."""
+
+
+def train(name: str, overrides: list[str], console: Console | None = None) -> int:
+    """Train a recipe to its end, or until it is asked to stop.
+
+    Args:
+        name: a shipped recipe (`pretrain/tiny`) or a path.
+        overrides: `key.path=value` for this run.
+
+    Returns:
+        The exit code: 0 when the run ended or saved and stopped on request, 1 when it broke, 130
+        when it was made to end without saving.
+
+    Raises:
+        UserError: the recipe is wrong, the folder is taken, or a rank met something to mend.
+    """
+    if worker.under_a_launcher():
+        return worker.be_rank(name, overrides)
+    recipe = load_recipe(name, overrides)
+    refuse_missing_gpus(recipe)
+    console = console or Console()
+    console.print(summary(recipe))
+    try:
+        return _locally(name, overrides, recipe, console)
+    except OSError as error:
+        if disk.is_full(error):
+            raise UserError(
+                f"no space left for the run in {recipe.directory}: make room and start again."
+            ) from error
+        raise
+
+
+def refuse_missing_gpus(recipe: Recipe) -> None:
+    """Raise UserError if the ranks need more GPUs than this machine has."""
+    gpus = machine.gpu_count()
+    if recipe.on_gpu(gpus > 0) and gpus < recipe.parallel.processes:
+        raise UserError(
+            f"the recipe takes {recipe.parallel.processes} GPUs and this machine has {gpus}: start "
+            f"it with torchrun or srun on as many, or try it small on this machine with host=cpu "
+            f"backend=local parallel.processes=N."
+        )
+
+
+def _locally(name: str, overrides: list[str], recipe: Recipe, console: Console) -> int:
+    """Start the ranks on this machine, show their progress, and see them to their end."""
+    directory = RunDirectory(recipe.folder)
+    lock = directory.lock()
+    try:
+        refuse_another_model(recipe)
+        if is_done(recipe):
+            console.print(NOTHING_TO_DO.format(directory.root), highlight=False, soft_wrap=True)
+            return 0
+        return _supervise(name, overrides, recipe, directory, console)
+    finally:
+        os.close(lock)
+
+
+def _supervise(
+    name: str, overrides: list[str], recipe: Recipe, directory: RunDirectory, console: Console
+) -> int:
+    follower = Follower(directory.metrics)
+    stop_requests = 0
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stop_requests
+        stop_requests += 1
+        if ranks is not None:
+            ranks.signal(signal.SIGTERM if stop_requests == 1 else signal.SIGKILL)
+
+    last = None
+    told_to_stop = False
+    ranks = None
+    handlers = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    ranks = LocalProcesses(
+        "dsv3_plugin.stages.worker",
+        [name, *overrides],
+        processes=recipe.parallel.processes,
+        log_directory=directory.logs,
+    )
+    try:
+        if stop_requests:
+            ranks.signal(signal.SIGTERM)
+        with ProgressDisplay(recipe.total_tokens, recipe.training.log_interval, console) as display:
+            ended = False
+            while not ended:
+                # Looked at before the records, so that the last ones are shown too.
+                ended = ranks.failed or not ranks.running
+                for word in ranks.ear.listen():
+                    if word.kind == "note":
+                        display.note(word.text)
+                for record in follower.new_records():
+                    display.show(record)
+                    last = record
+                if stop_requests and not told_to_stop:
+                    display.note("Saving, then stopping. Once more ends it without saving.")
+                    told_to_stop = True
+                if not ended:
+                    time.sleep(_POLL_SECONDS)
+        if ranks.failed:
+            time.sleep(_OTHERS_SECONDS)
+        failure = ranks.failure()
+    finally:
+        ranks.stop()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    if stop_requests >= 2:
+        console.print(
+            closing_sentence(recipe, "Ended without saving"), highlight=False, soft_wrap=True
+        )
+        return 128 + signal.SIGINT
+    if failure is not None and not (stop_requests and failure.signal == signal.SIGTERM):
+        step = last["iteration"] if last is not None else steps_saved(recipe.checkpoint_folder)
+        print(f"dsv3: {_explain(failure, step)}", file=sys.stderr)
+        return 1
+    console.print(closing_sentence(recipe), highlight=False, soft_wrap=True)
+    return 0
+
+
+def _explain(failure: Failure, step: int) -> str:
+    """One sentence on why a rank ended.
+
+    Raises:
+        UserError: it ended with a sentence for the person.
+    """
+    if failure.word is not None and failure.word.kind == "refused":
+        raise UserError(failure.word.text)
+    if failure.signal is not None:
+        how = f"was killed by signal {failure.signal.value} ({failure.signal.name})"
+        if failure.signal == signal.SIGKILL:
+            how += ", as the system does when memory runs out,"
+    elif failure.word is not None:
+        how = f"crashed ({failure.word.text})"
+    else:
+        how = f"ended with exit code {failure.exit_code}"
+    return (
+        f"rank {failure.rank} {how} after step {step:,}: see {failure.log}; the same command goes "
+        f"on from the last checkpoint."
+    )

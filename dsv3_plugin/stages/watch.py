@@ -1,0 +1,36 @@
+"""Showing a run's progress while it goes on, from the lines it adds to metrics.jsonl."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.stages.metrics_file import Follower
+from dsv3_plugin.stages.progress import ProgressDisplay
+from dsv3_plugin.stages.run import RunDirectory
+
+_SECONDS = 0.5
+
+
+@contextlib.contextmanager
+def watching(recipe: Recipe, directory: RunDirectory, console: Console) -> Iterator[None]:
+    """Show progress from a thread of this process for as long as the block lasts."""
+    follower = Follower(directory.metrics)
+    ended = threading.Event()
+
+    with ProgressDisplay(recipe.total_tokens, recipe.training.log_interval, console) as display:
+
+        def watch() -> None:
+            while not ended.wait(_SECONDS):
+                display.show_all(follower.new_records())
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            display.show_all(follower.new_records())

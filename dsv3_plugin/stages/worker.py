@@ -1,0 +1,259 @@
+"""One rank of a run, from its first moment to its end.
+
+`dsv3 train` starts `python -m dsv3_plugin.stages.worker RECIPE [key=value …]` once per rank;
+torchrun and srun start `dsv3 train` itself, which then becomes a rank here. A rank makes its
+process a host for Megatron (a GPU with NCCL, or the CPU with gloo), waits until rank 0 has put the
+run's folders in order, and hands over to the recipe's stage. Whatever it has to tell the person
+goes through `launch.words`; everything else lands in its log.
+"""
+
+import contextlib
+import datetime
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+from rich.console import Console
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch import slurm
+from dsv3_plugin.launch.local import LISTENER
+from dsv3_plugin.launch.words import PIPE, has_log, say, speak_on
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.stages import disk
+from dsv3_plugin.stages.ending import NOTHING_TO_DO, closing_sentence, is_done
+from dsv3_plugin.stages.run import Run, RunDirectory, activate
+from dsv3_plugin.stages.summary import summary
+from dsv3_plugin.stages.watch import watching
+
+
+def under_a_launcher() -> bool:
+    """Whether torchrun or srun started this process as one rank of several."""
+    return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or slurm.is_task(os.environ)
+
+
+def be_rank(name: str, overrides: list[str]) -> int:
+    """Be one rank of the run of a recipe. May end the process instead of returning.
+
+    Returns:
+        The exit code: 0 when the run ended or stopped on request.
+    """
+    try:
+        _run(name, overrides)
+    except SystemExit as end:
+        return _exit_code(end)
+    except BaseException as error:
+        code = _tell(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not sys.exit: the other ranks wait in a collective, and the interpreter would wait for
+        # them on its way out.
+        os._exit(code)
+    return 0
+
+
+def _run(name: str, overrides: list[str]) -> None:
+    signal.signal(signal.SIGINT, _interrupt)
+    if slurm.is_task(os.environ):
+        os.environ.update(slurm.variables(os.environ))
+    recipe = _load(name, overrides)
+    directory = RunDirectory(recipe.folder)
+    if PIPE in os.environ:
+        join_world(recipe)
+        train_as_rank(recipe, directory)
+        return
+
+    # Under a launcher there is no parent of ours: rank 0 does its part too.
+    console = Console()
+    if _rank() == 0:
+        console.print(summary(recipe))
+    join_world(recipe)
+    with contextlib.ExitStack() as stack:
+        first_on_rank_zero("lock", lambda: stack.callback(os.close, directory.lock()))
+        if is_done(recipe):
+            if _rank() == 0:
+                console.print(NOTHING_TO_DO.format(directory.root), highlight=False, soft_wrap=True)
+            return
+        console = _output_into_log(directory)
+        if _rank() != 0:
+            train_as_rank(recipe, directory)
+            return
+        try:
+            with watching(recipe, directory, console):
+                train_as_rank(recipe, directory)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+        console.print(closing_sentence(recipe), highlight=False, soft_wrap=True)
+
+
+def train_as_rank(recipe: Recipe, directory: RunDirectory) -> None:
+    """Train in this process, which is part of the run's world already.
+
+    Raises:
+        UserError: for whatever the user can mend.
+    """
+    run = Run(recipe, directory)
+    activate(run)
+    from dsv3_plugin.stages.prepare import prepare
+
+    first_on_rank_zero("prepare", lambda: prepare(run))
+
+    from dsv3_plugin.stages.pretrain import pretrain
+
+    pretrain(run)
+
+
+def _load(name: str, overrides: list[str]) -> Recipe:
+    """The recipe; what is wrong with it, every rank finds, and rank 0 says."""
+    try:
+        recipe = load_recipe(name, overrides)
+        refuse_other_world(recipe)
+    except UserError as error:
+        if _rank() == 0:
+            raise
+        raise _SaidElsewhere(str(error)) from error
+    return recipe
+
+
+def refuse_other_world(recipe: Recipe) -> None:
+    """Raise UserError unless as many ranks were started as the recipe divides its work among."""
+    world_size = int(os.environ["WORLD_SIZE"])
+    if world_size != recipe.parallel.processes:
+        raise UserError(
+            f"the recipe is for {recipe.parallel.processes} processes and the launcher started "
+            f"{world_size}: start as many, or set parallel.processes={world_size}."
+        )
+
+
+def join_world(recipe: Recipe) -> None:
+    """Choose the device of this process, and join the process group of the run.
+
+    Raises:
+        UserError: the recipe wants a GPU and there is none for this rank.
+    """
+    import torch
+
+    local_rank = int(os.environ["LOCAL_RANK"])
+    on_gpu = recipe.on_gpu(torch.cuda.is_available())
+    if on_gpu and local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"rank {_rank()} has no GPU: torch sees {torch.cuda.device_count()} on this machine. "
+            f"Run it where there are more, or with host=cpu backend=local."
+        )
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    else:
+        from dsv3_plugin.upstream import cpu_host
+
+        cpu_host.enable()
+        if "OMP_NUM_THREADS" not in os.environ:
+            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    timeout = datetime.timedelta(minutes=recipe.parallel.timeout_minutes)
+    store = None
+    if PIPE in os.environ:
+        store = torch.distributed.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            int(os.environ["WORLD_SIZE"]),
+            is_master=_rank() == 0,
+            timeout=timeout,
+            master_listen_fd=int(os.environ[LISTENER]) if _rank() == 0 else None,
+        )
+    torch.distributed.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=store,
+        rank=_rank(),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=timeout,
+    )
+
+
+class _SaidElsewhere(UserError):
+    """A sentence that rank 0 has told the person already."""
+
+
+def first_on_rank_zero(what: str, work: Callable[[], object]) -> None:
+    """Do `work` on rank 0 while the others wait, however long it takes.
+
+    A barrier would give up after the run's timeout, and building a large dataset takes longer.
+
+    Raises:
+        UserError: on every rank, if `work` raised it.
+    """
+    from torch.distributed import distributed_c10d
+
+    store = distributed_c10d._get_default_store()
+    key = f"dsv3_plugin/{what}"
+    if _rank() == 0:
+        try:
+            work()
+        except UserError as error:
+            store.set(key, str(error))
+            raise
+        store.set(key, "")
+    else:
+        store.wait([key], datetime.timedelta(days=365))
+        if sentence := store.get(key).decode():
+            raise _SaidElsewhere(sentence)
+
+
+def _output_into_log(directory: RunDirectory) -> Console:
+    """Let everything this process prints land in its log; words and progress stay outside.
+
+    Returns:
+        A console on what was standard output.
+    """
+    directory.logs.mkdir(parents=True, exist_ok=True)
+    terminal = os.fdopen(os.dup(1), "w")
+    speak_on(os.fdopen(os.dup(2), "w"))
+    with (directory.logs / f"rank{_rank()}.log").open("ab") as log:
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+    return Console(file=terminal)
+
+
+def _rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C is a request to save and stop, as SIGTERM is to upstream; a second one ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _tell(error: BaseException) -> int:
+    """Tell the person why this rank ends; the traceback is for the log alone."""
+    refusal = disk.user_error_in(error)
+    if refusal is None or has_log():
+        with contextlib.suppress(OSError):  # the disk may be full
+            traceback.print_exception(error)
+    if refusal is None and disk.is_full(error):
+        refusal = UserError(
+            "no space left on the disk of the run: make room and start again; the run goes on from "
+            "its last checkpoint."
+        )
+    if refusal is not None:
+        if not isinstance(refusal, _SaidElsewhere):
+            say("refused", str(refusal))
+        return 2
+    summary = str(error).strip().split("\n")[0]
+    say("crashed", f"{type(error).__name__}: {summary}" if summary else type(error).__name__)
+    return 1
+
+
+def _exit_code(end: SystemExit) -> int:
+    if end.code in (None, 0):
+        return 0
+    say("crashed", f"Megatron stopped with exit code {end.code}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(be_rank(sys.argv[1], sys.argv[2:]))

@@ -1,0 +1,66 @@
+"""A full disk while saving: one sentence, and nothing that was safe is lost."""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_runs import Command, numbers
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.stages import disk
+from dsv3_plugin.stages.checkpoint_folder import steps_saved
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: float) -> Iterator[None]:
+    """A file system in memory of that size, mounted at `folder`."""
+    folder.mkdir()
+    size = f"size={int(megabytes * 1024)}k"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_checkpoint_that_does_not_fit_costs_only_the_steps_since_the_last(trained, tmp_path):
+    place = tmp_path / "disk"
+    arguments = ("train", trained.recipe, f"directory={place}/run", f"data.path={trained.data}")
+    with small_disk(place, 6):
+        ended = Command(*arguments).end()
+        assert ended.code == 2, ended.output
+        assert ended.output.splitlines()[-1] == (
+            f"dsv3: no space left for the checkpoint of step 8 in {place}/run/checkpoints: make "
+            "room and start again; the run goes on from the checkpoint before."
+        )
+        assert "Traceback" not in ended.output
+        assert steps_saved(place / "run/checkpoints") == 4
+
+        subprocess.run(["mount", "-o", "remount,size=50m", place], check=True)
+        ended = Command(*arguments).end()
+        assert ended.code == 0, ended.output
+        assert "Going on from step 4 of 12." in ended.output
+        assert numbers(place / "run") == numbers(trained.folder)
+
+
+def test_a_full_disk_is_known_by_number_and_by_text_however_deep():
+    def wrapped(cause: Exception) -> Exception:
+        try:
+            try:
+                raise cause
+            except Exception as error:
+                raise RuntimeError("a layer between") from error
+        except RuntimeError as error:
+            return error
+
+    assert disk.is_full(wrapped(OSError(28, "No space left on device")))
+    assert disk.is_full(wrapped(OSError(122, "Disk quota exceeded")))
+    assert disk.is_full(wrapped(RuntimeError("PytorchStreamWriter failed: No space left")))
+    assert not disk.is_full(wrapped(OSError(2, "No such file")))
+    assert disk.user_error_in(wrapped(UserError("the sentence"))).args == ("the sentence",)

@@ -1,0 +1,135 @@
+"""Which checkpoint a run goes on from, and what it refuses before it writes anything."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dsv3_plugin.checkpoint.tracker import TRACKER
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.stages import prepare as preparing
+from dsv3_plugin.stages.checkpoint_folder import retire, steps_saved
+from dsv3_plugin.stages.prepare import prepare, whole_checkpoint
+from dsv3_plugin.stages.run import Run, RunDirectory
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """What the person is told."""
+    sentences: list[str] = []
+    monkeypatch.setattr(preparing, "say", lambda kind, text: sentences.append(text))
+    return sentences
+
+
+@pytest.fixture
+def checkpoints(trained, tmp_path) -> Path:
+    """A copy of the checkpoints of steps 4, 8 and 12."""
+    return Path(shutil.copytree(trained.checkpoints, tmp_path / "checkpoints"))
+
+
+def cut_short(checkpoint: Path) -> None:
+    tensors = next(checkpoint.glob("*.distcp"))
+    tensors.write_bytes(tensors.read_bytes()[:-1000])
+
+
+def test_the_newest_checkpoint_is_the_one(checkpoints, said):
+    assert whole_checkpoint(checkpoints).iteration == 12
+    assert said == []
+
+
+def test_a_folder_without_checkpoints_begins_anew(tmp_path, said):
+    assert whole_checkpoint(tmp_path) is None
+    assert whole_checkpoint(tmp_path / "nowhere") is None
+    assert said == []
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(checkpoints, said):
+    cut_short(checkpoints / "iter_0000012")
+    assert whole_checkpoint(checkpoints).iteration == 8
+    assert steps_saved(checkpoints) == 8
+    assert said == [
+        f"The checkpoint {checkpoints}/iter_0000012 is damaged (files are missing or cut short); "
+        "going on from the newest whole one, step 8."
+    ]
+    assert (checkpoints / "iter_0000012").exists(), "it may be of use to somebody"
+
+
+def test_what_a_killed_save_left_behind_is_removed_without_a_word(checkpoints, said):
+    (checkpoints / "iter_0000012" / "metadata.json").unlink()
+    assert whole_checkpoint(checkpoints).iteration == 8
+    assert not (checkpoints / "iter_0000012").exists()
+    assert said == []
+
+
+def test_a_kill_between_checkpoint_and_tracker_loses_no_checkpoint_before(checkpoints, said):
+    (checkpoints / TRACKER).write_text("8")
+    assert whole_checkpoint(checkpoints).iteration == 8
+    (checkpoints / TRACKER).write_text("")
+    assert whole_checkpoint(checkpoints).iteration == 12
+    assert said == []
+
+
+def test_when_every_checkpoint_is_damaged_nothing_begins_anew_over_them(checkpoints, said):
+    for checkpoint in checkpoints.glob("iter_*"):
+        cut_short(checkpoint)
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole: files of iter_0000012"):
+        whole_checkpoint(checkpoints)
+
+
+def test_the_newest_are_kept_by_number(tmp_path):
+    for iteration in (999_9999, 1000_0000, 8):
+        (tmp_path / f"iter_{iteration:07d}").mkdir()
+    retire(tmp_path, keep=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"iter_9999999", "iter_10000000"}
+
+
+@pytest.fixture
+def copied(trained, tmp_path) -> Path:
+    """A copy of the whole run."""
+    return Path(shutil.copytree(trained.folder, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("model.hidden_size=32", r"another model .hidden_size is 64, the recipe says 32"),
+        ("data.fim_rate=0.5", r"asks for other data than .* which this run began with"),
+        ("data.corpus=/nowhere", r"asks for other data than .* which this run began with"),
+        ("data.tokenizer.vocab_size=600", r"tokenizer.*600.*512"),
+        ("parallel.zero1=true", r"written with parallel.zero1: false, whose optimizer states"),
+    ],
+)
+def test_what_does_not_fit_the_run_is_refused_and_nothing_changes(
+    trained, copied, change, sentence, said
+):
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+
+    before = contents()
+    recipe = load_recipe(trained.recipe, [f"directory={copied}", change])
+    with pytest.raises(UserError, match=sentence):
+        prepare(Run(recipe, RunDirectory(copied)))
+    assert contents() == before
+
+
+@pytest.mark.parametrize(
+    ("corpus", "sentence"),
+    [("missing", "does not exist"), ("empty", "no text|empty|holds no")],
+)
+def test_a_corpus_that_is_not_there_is_refused(recipe, tmp_path, corpus, sentence, said):
+    (tmp_path / "empty").mkdir()
+    loaded = load_recipe(recipe, [f"directory={tmp_path}/run", f"data.corpus={tmp_path}/{corpus}"])
+    with pytest.raises(UserError, match=sentence):
+        prepare(Run(loaded, RunDirectory(tmp_path / "run")))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_resumed_run_says_where_and_drops_the_lines_it_will_write_again(trained, copied, said):
+    shutil.rmtree(copied / "checkpoints" / "iter_0000012")
+    recipe = load_recipe(trained.recipe, [f"directory={copied}"])
+    prepare(Run(recipe, RunDirectory(copied)))
+    assert said == ["Going on from step 8 of 12."]
+    kept = [yaml.safe_load(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in kept] == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8]

@@ -1,0 +1,85 @@
+"""What a person sees: a bar on a terminal, plain lines in a log."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from dsv3_plugin.stages.progress import (
+    Pace,
+    ProgressDisplay,
+    describe,
+    human_time,
+    human_tokens,
+)
+
+STEP = {
+    "iteration": 10,
+    "tokens": 20_480,
+    "loss": 6.12345,
+    "mtp_loss": 6.5,
+    "learning_rate": 4e-3,
+    "grad_norm": 0.5,
+    "tokens_per_second": 2345.6,
+    "time": 100.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"), [(512, "512"), (8192, "8.192K"), (14.8e12, "14.8T"), (1.2345e9, "1.234B")]
+)
+def test_tokens_are_told_in_the_size_people_use(tokens, text):
+    assert human_tokens(tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "5s"), (65, "1m05s"), (5400, "1h30m"), (90_000 * 24, "25d00h"), (59.7, "1m00s")],
+)
+def test_time_left_is_told_in_two_units(seconds, text):
+    assert human_time(seconds) == text
+
+
+def test_a_record_is_one_plain_line():
+    assert describe(STEP) == (
+        "step 10  20.48K tokens  loss 6.1235  mtp loss 6.5000  lr 0.004  grad norm 0.500  "
+        "2,346 tokens/s"
+    )
+
+
+def test_pace_is_judged_by_the_clock_and_saving_counts():
+    pace = Pace(total_tokens=10_000)
+    assert pace.seconds_left is None
+    pace.note({"time": 0.0, "tokens": 4000})  # a resumed run does not begin at 0
+    assert pace.seconds_left is None
+    pace.note({"time": 10.0, "tokens": 5000})
+    assert pace.seconds_left == pytest.approx(50)
+    pace.note({"time": 30.0, "tokens": 6000})  # a checkpoint was saved meanwhile
+    assert pace.seconds_left == pytest.approx(60)
+
+
+def shown(terminal: bool, *records: dict, notes: tuple[str, ...] = ()) -> str:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=140, height=20)
+    with ProgressDisplay(40_960, interval=10, console=console) as display:
+        for note in notes:
+            display.note(note)
+        display.show_all(records)
+    return text.getvalue()
+
+
+def test_a_log_has_every_tenth_step_and_every_evaluation():
+    records = [{**STEP, "iteration": step, "time": float(step)} for step in range(8, 12)]
+    records.append({"iteration": 11, "tokens": 1, "validation_loss": 6.25, "time": 12.0})
+    lines = shown(False, *records, notes=("[a sentence]",)).splitlines()
+    assert lines[0] == "[a sentence]"
+    assert [line.split("  ")[0] for line in lines[1:]] == ["step 10", "step 11"]
+    assert lines[2] == "step 11  1 tokens  held-out loss 6.2500"
+
+
+def test_a_terminal_has_tokens_losses_speed_and_time_left():
+    later = {**STEP, "tokens": 30_720, "loss": 6.0, "time": 110.0}
+    text = shown(True, STEP, {**STEP, "validation_loss": 6.2}, later)
+    assert "30.72K/40.96K tokens" in text
+    assert "75%" in text
+    assert "loss 6.000 · held-out 6.200 · 2,346 tok/s · 10s left" in text

@@ -1,0 +1,28 @@
+"""Ranks of a run without `dsv3 train` around them: forked, so that they cost no imports."""
+
+import os
+import sys
+from pathlib import Path
+
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.stages.run import RunDirectory
+from dsv3_plugin.stages.worker import train_as_rank
+
+
+def train(rank: int, recipe: Path, overrides: list[str]) -> None:
+    """For `gloo_ranks.run_ranks`: be this rank of the recipe's run."""
+    # These processes are daemons, which may have no children: no workers that read ahead.
+    loaded = load_recipe(recipe, [*overrides, "megatron_args.num-workers=0"])
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(loaded.parallel.processes),
+    }
+    log = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+    try:
+        train_as_rank(loaded, RunDirectory(loaded.folder))
+    except SystemExit as end:  # how upstream stops before the end
+        if end.code not in (None, 0):
+            raise RuntimeError(f"exit code {end.code}") from end
