@@ -1,0 +1,1 @@
+"""Makes the helpers beside this file (`gloo_ranks`, `oracles`) importable from every test."""

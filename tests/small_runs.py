@@ -1,0 +1,200 @@
+"""A run small enough to be started many times: its recipe, and `dsv3 train` as a user calls it.
+
+300K parameters with every feature of DeepSeek-V3, twelve steps, all curves in motion, on the
+source of two packages of the standard library.
+"""
+
+import contextlib
+import email
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from dsv3_plugin.stages import metrics_file
+
+STEPS = 12
+
+MODEL = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "vocab_size": 512,
+    "max_position_embeddings": 128,
+    "ffn_hidden_size": 128,
+    "layernorm_epsilon": 1e-6,
+    "init_method_std": 0.02,
+    "num_attention_heads": 2,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_head_dim": 16,
+    "qk_pos_emb_head_dim": 8,
+    "v_head_dim": 16,
+    "rope_type": "rope",
+    "rotary_base": 10000.0,
+    "moe_layer_freq": [0, 1],
+    "num_moe_experts": 8,
+    "moe_ffn_hidden_size": 32,
+    "moe_shared_expert_intermediate_size": 32,
+    "moe_router_topk": 2,
+    "moe_router_num_groups": 4,
+    "moe_router_group_topk": 2,
+    "moe_router_score_function": "sigmoid",
+    "moe_router_topk_scaling_factor": 2.5,
+    "moe_router_enable_expert_bias": True,
+    "moe_router_load_balancing_type": "seq_aux_loss",
+    "moe_aux_loss_coeff": 1e-4,
+    "mtp_num_layers": 1,
+}
+
+CURVES = {
+    "learning_rate": [
+        {"linear": 4e-3, "from": 0, "for": "3 steps"},
+        {"constant": 4e-3, "until": "8 steps"},
+        {"cosine": 4e-4, "for": "3 steps"},
+        {"constant": 4e-4},
+    ],
+    "batch_size": [{"linear": 16, "from": 8, "until": "3K"}, {"constant": 16}],
+    "router_bias_speed": [{"constant": 1e-3, "until": "9 steps"}, {"constant": 0}],
+    "mtp_weight": [{"constant": 0.3, "until": "6 steps"}, {"constant": 0.1}],
+}
+
+
+def write_recipe(folder: Path) -> Path:
+    """Write the small recipe and its corpus into `folder`; the recipe's path."""
+    corpus = folder / "corpus"
+    for package in (json, email):
+        source = Path(package.__file__).parent
+        shutil.copytree(
+            source,
+            corpus / source.name,
+            ignore=lambda _, names: [n for n in names if n[-3:] != ".py"],
+        )
+    recipe = {
+        "model": {"name": "small", **MODEL},
+        "backend": "local",
+        "host": "cpu",
+        "precision": {"dtype": "fp32"},
+        "data": {
+            "corpus": str(corpus),
+            "tokenizer": {"kind": "bpe", "vocab_size": 512},
+            "seq_length": 64,
+            "fim_rate": 0.1,
+            "held_out": 0.05,
+        },
+        "training": {
+            "steps": STEPS,
+            "micro_batch_size": 2,
+            "eval_interval": 6,
+            "eval_steps": 2,
+            "log_interval": 2,
+        },
+        "curves": CURVES,
+        "parallel": {"processes": 2, "expert": 2, "timeout_minutes": 1.0},
+        "checkpoint": {"interval": 4, "keep": 3},
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    code: int
+    output: str
+
+
+class Command:
+    """A `dsv3` command as a user starts it."""
+
+    def __init__(
+        self, *arguments: str | Path, prefix: Iterable[str] = (), **variables: str
+    ) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *prefix, "dsv3_plugin.cli", *map(str, arguments)],
+            env={**_environment(), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ranks(self) -> list[int]:
+        """Process ids of its ranks, in order; as many as are there by now."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return sorted(int(child) for child in children)
+
+    def when(self, happened: Callable[[], object], seconds: float = 120) -> "Command":
+        """Wait until something has happened; it fails when the command ends before."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert self._process.poll() is None, f"ended before: {self._process.stdout.read()}"
+            assert time.monotonic() < deadline, "it never happened"
+            time.sleep(0.005)
+        return self
+
+    def send(self, number: signal.Signals, to: int | None = None) -> "Command":
+        """Send a signal to the command, or to another process."""
+        os.kill(self.pid if to is None else to, number)
+        return self
+
+    def send_everyone(self, number: signal.Signals) -> "Command":
+        """Send a signal to the command and all that it started, as a cluster's scheduler does."""
+        command = psutil.Process(self.pid)
+        for process in [command, *command.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        return self
+
+    def end(self, seconds: float = 240) -> Ended:
+        """Wait for its end."""
+        try:
+            output, _ = self._process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+        return Ended(self._process.returncode, output)
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without what a launcher or a terminal would have put there."""
+    foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "COLUMNS", "FORCE_COLOR")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    # One thread, so that a run computes the same under every launcher.
+    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none before there is one."""
+    path = folder / "metrics.jsonl"
+    return metrics_file.read(path) if path.exists() else []
+
+
+def steps_taken(folder: Path) -> int:
+    """The last step in a run's metrics."""
+    return max((record["iteration"] for record in records(folder)), default=0)
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl without those that tell the time."""
+    clock = {"time", "step_seconds", "tokens_per_second"}
+    return [
+        {key: value for key, value in record.items() if key not in clock}
+        for record in records(folder)
+    ]
