@@ -4,6 +4,7 @@ Nothing of the plugin's trainer is involved: a `--spec` on the command line, the
 without a GPU needs, and upstream's mock data.
 """
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ COMMAND = """
 
 def pretrain_gpt(rank: int, log: Path) -> list[tuple[float, float]]:
     """What pretrain_gpt.py does with that command line; the loss of each step, and MTP's."""
+    os.environ["WORLD_SIZE"] = "2"  # upstream's arguments read it before there is a process group
     import dsv3_plugin
 
     dsv3_plugin.register()  # upstream refuses to initialise without CUDA
@@ -97,8 +99,7 @@ def pretrain_gpt(rank: int, log: Path) -> list[tuple[float, float]]:
     return losses
 
 
-def test_loss_falls_with_nothing_but_the_spec(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_loss_falls_with_nothing_but_the_spec(tmp_path):
     per_rank = run_ranks(2, pretrain_gpt, tmp_path / "log", scratch=tmp_path)
     for losses in per_rank:
         assert len(losses) == 8
