@@ -1,9 +1,11 @@
 """Conversions in processes that die: at a chosen moment, or at a chosen step.
 
 The processes are forked from a server that has imported torch, so a death costs no import. A step
-is anything that changes the disk: a write, a sync, a rename, a removal.
+is anything that changes the disk: a write, a sync, a rename, a removal. Steps are counted with one
+worker and without the clock, so that every run of a conversion takes the same ones.
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -41,7 +43,7 @@ def kill_after(process: BaseProcess, seconds: float) -> bool:
 def steps_of(direction: str, source: Path, target: Path, **options) -> int:
     """How many steps a conversion takes."""
     reader, writer = _processes.Pipe(duplex=False)
-    arguments = (direction, source, target, options, None, writer)
+    arguments = (direction, source, target, {**options, "workers": 1}, None, writer)
     process = _processes.Process(target=_convert, args=arguments)
     process.start()
     writer.close()
@@ -51,7 +53,7 @@ def steps_of(direction: str, source: Path, target: Path, **options) -> int:
 
 def die_at(step: int, direction: str, source: Path, target: Path, **options) -> int:
     """Runs a conversion whose process is gone the moment it would take that step; its exit code."""
-    arguments = (direction, source, target, options, step, None)
+    arguments = (direction, source, target, {**options, "workers": 1}, step, None)
     process = _processes.Process(target=_convert, args=arguments)
     process.start()
     process.join(120)
@@ -60,14 +62,13 @@ def die_at(step: int, direction: str, source: Path, target: Path, **options) -> 
 
 def _convert(direction, source, target, options, die=None, answer=None):
     journal._COMMIT_BYTES = 100_000
-    count = 0
+    journal._COMMIT_SECONDS = float("inf")
+    steps = itertools.count()  # the worker and the main thread both take steps
 
     def counted(function):
         def call(*args, **kwargs):
-            nonlocal count
-            if count == die:
+            if next(steps) == die:
                 os._exit(9)
-            count += 1
             return function(*args, **kwargs)
 
         return call
@@ -77,4 +78,4 @@ def _convert(direction, source, target, options, die=None, answer=None):
             setattr(os, name, counted(getattr(os, name)))
     DIRECTIONS[direction](source, target, **options)
     if answer is not None:
-        answer.send(count)
+        answer.send(next(steps))

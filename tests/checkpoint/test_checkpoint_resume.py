@@ -65,7 +65,7 @@ def test_death_at_any_step(sources, tmp_path, direction):
     chosen = {*range(6), *range(steps - 10, steps), *range(6, steps, steps // 4)}
     for step in sorted(chosen):
         target = tmp_path / f"at-{step}"
-        assert die_at(step, direction, source, target, workers=1, **options) == 9
+        assert die_at(step, direction, source, target, **options) == 9
         if taken_for_complete(direction, target):
             assert not verify(source, target).differences  # nothing was left to do
         finish(direction, source, target)
@@ -98,7 +98,7 @@ def test_kill_minus_nine_at_random_moments(sources, tmp_path, direction):
 def test_what_is_done_and_right_is_not_done_again(sources, tmp_path, direction, monkeypatch):
     source, target, options = sources[direction], tmp_path / "t", OPTIONS[direction]
     steps = steps_of(direction, source, tmp_path / "whole", **options)
-    assert die_at(steps - 15, direction, source, target, workers=1, **options) == 9
+    assert die_at(steps - 15, direction, source, target, **options) == 9
     ran = []
     run = stream.TargetFolder._run
     monkeypatch.setattr(
@@ -117,7 +117,7 @@ def test_what_is_done_and_right_is_not_done_again(sources, tmp_path, direction, 
 
 def test_a_resumed_run_must_be_the_same(sources, tmp_path):
     source, target = sources["import"], tmp_path / "t"
-    assert die_at(60, "import", source, target, workers=1) == 9
+    assert die_at(60, "import", source, target) == 9
     with pytest.raises(UserError, match="unfinished conversion: continue it with --resume"):
         import_hf(source, target)
     with pytest.raises(UserError, match="was begun with dtype None, not 'fp32'"):
