@@ -1,12 +1,13 @@
 """An overlapped pair hides its all-to-all: shown with a slow link between two ranks.
 
-    python benchmarks/overlap.py [--delays 0 5 10 20] [--repeats 5]
+    python benchmarks/overlap.py [--delays 5 10 20] [--repeats 7]
 
 Two processes divide the experts of a chunk of MoE layers. Every all-to-all (upstream's dispatcher)
 is given an extra delay, as a slow link would; the forward of one micro-batch and the backward of
-another then run one after the other, and as a pair (`pipeline/turns.py`). Printed are medians in
-milliseconds: computation alone, communication alone (the delays of both), the sum that a pair would
-take without overlap, and what it takes. A pair cannot be shorter than the longer of the two.
+another then run one after the other, and as a pair (`pipeline/turns.py`). Each round measures every
+case once, so that all meet the same machine. Printed are medians in milliseconds: computation (one
+after the other, no delay; gloo's own time is in it), communication (what the delays add to that),
+their sum as measured, and the pair, also as a multiple of the longer of the two.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +85,9 @@ def _rank(rank: int, delays: list[float], repeats: int, folder: str) -> None:
         shape, pre_process=False, post_process=False, expert_model_parallel_size=2
     ).train()
     exchange = torch.distributed.all_to_all_single
-    link = {"delay": 0.0, "exchanges": 0}
+    link = {"delay": 0.0}
 
     def slow(*args: Any, async_op: bool = False, **kwargs: Any) -> Any:
-        link["exchanges"] += 1
         work = _Slow(exchange(*args, async_op=True, **kwargs), link["delay"])
         if async_op:
             return work
@@ -100,39 +101,45 @@ def _rank(rank: int, delays: list[float], repeats: int, folder: str) -> None:
         chunk.set_input_tensor(x)
         return chunk(None, None, None)
 
-    def timed(step: Any) -> float:
-        seconds = []
-        for _ in range(repeats):
-            output = forward()
-            gradient = torch.ones_like(output)
-            torch.distributed.barrier()
-            begin = time.perf_counter()
-            step(lambda output=output, gradient=gradient: output.backward(gradient))
-            seconds.append(time.perf_counter() - begin)
-        return statistics.median(seconds)
-
-    def in_turn(backward: Any) -> None:
+    def in_turn(backward: Callable[[], None]) -> None:
         forward()
         backward()
 
-    def as_pair(backward: Any) -> None:
+    def as_pair(backward: Callable[[], None]) -> None:
         turns.run_pair(forward, backward)
 
-    timed(as_pair)
-    computation = timed(in_turn)
+    def seconds(step: Callable[[Callable[[], None]], None], delay: float) -> float:
+        output = forward()
+        gradient = torch.ones_like(output)
+        link["delay"] = delay / 1e3
+        torch.distributed.barrier()
+        begin = time.perf_counter()
+        step(lambda: output.backward(gradient))
+        taken = time.perf_counter() - begin
+        link["delay"] = 0.0
+        return taken
+
+    cases = [(step, delay) for delay in [0.0, *delays] for step in (in_turn, as_pair)]
+    measured: dict[Any, list[float]] = {case: [] for case in cases}
+    for turn in range(repeats + 1):
+        for case in cases:
+            taken = seconds(*case)
+            if turn:  # the first round warms up
+                measured[case].append(1e3 * taken)
+    median = {case: statistics.median(values) for case, values in measured.items()}
+    computation = median[in_turn, 0.0]
     rows = []
     for delay in delays:
-        link["delay"], link["exchanges"] = delay / 1e3, 0
-        one_after_other = timed(in_turn)
-        # Each repeat is one forward outside the clock and a forward and a backward inside.
-        per_pass = link["exchanges"] / repeats / 3
+        one_after_other, pair = median[in_turn, delay], median[as_pair, delay]
+        communication = one_after_other - computation
         rows.append(
             {
                 "delay": delay,
-                "computation": computation * 1e3,
-                "communication": 2 * per_pass * delay,
-                "in turn": one_after_other * 1e3,
-                "pair": timed(as_pair) * 1e3,
+                "computation": computation,
+                "communication": communication,
+                "in turn": one_after_other,
+                "pair": pair,
+                "pair / longer": pair / max(computation, communication),
             }
         )
     if rank == 0:
@@ -144,17 +151,18 @@ def _rank(rank: int, delays: list[float], repeats: int, folder: str) -> None:
 def main() -> None:
     """Run, print the table and a JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--delays", type=float, nargs="+", default=[0, 5, 10, 20], help="ms")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--delays", type=float, nargs="+", default=[5, 10, 20], help="ms")
+    parser.add_argument("--repeats", type=int, default=7)
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_rank, (wanted.delays, wanted.repeats, folder), nprocs=2)
         rows = json.loads(Path(folder, "rows.json").read_text())
     table = Table(title=f"{LAYERS} MoE layers, {TOKENS} tokens, expert parallel 2; ms, medians")
-    for heading in ("delay per exchange", "computation", "communication", "in turn", "pair"):
+    for heading in ("delay per exchange", *list(rows[0])[1:]):
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(*(f"{value:.0f}" for value in row.values()))
+        *times, ratio = row.values()
+        table.add_row(*(f"{value:.0f}" for value in times), f"{ratio:.2f}")
     Console().print(table)
     print(json.dumps(rows))
 

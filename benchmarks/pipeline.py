@@ -1,6 +1,6 @@
 """Every schedule for real, on stages that sleep instead of computing: does it take what we say?
 
-    python benchmarks/pipeline.py [--pp 8] [--micro-batches 20] [--unit 0.05]
+    python benchmarks/pipeline.py [--pp 8] [--micro-batches 20] [--unit 0.1]
 
 Eight ranks fit two cores, because a sleeping stage needs none. The executor, its messages over gloo
 and its overlapped pairs are the real ones; a stage sleeps F = 1 unit forward, I = W = 1 backward
@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pp", type=int, default=8)
     parser.add_argument("--micro-batches", type=int, default=20)
-    parser.add_argument("--unit", type=float, default=0.05, help="seconds")
+    parser.add_argument("--unit", type=float, default=0.1, help="seconds")
     wanted = parser.parse_args()
     pp, count = wanted.pp, wanted.micro_batches
     costs = Costs()
@@ -211,7 +211,7 @@ def main() -> None:
         dualpipe_v(pp, count),
     ]
     stages = even_stages(schedules[-1], costs)
-    schedules.append(search(pp, count, stages, pp + 0.5, effort=0.5).schedule)
+    schedules.append(search(pp, count, stages, pp + 0.5).schedule)
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_rank, (schedules, wanted.unit, folder), nprocs=pp)
         results = json.loads(Path(folder, "results.json").read_text())
