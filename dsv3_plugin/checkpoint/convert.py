@@ -233,7 +233,7 @@ def _cast(entry: Entry, stored: torch.dtype, dtype: str | None) -> torch.dtype:
 def _import_job(source: HFWeights, target: Target) -> Job:
     name, stored = target.name, source.stored[target.name]
     if stored.dtype == E4M3 and target.dtype != E4M3:
-        blocks = partial(recode.dequantised, source, name, target.dtype)
+        blocks = partial(recode.released, source, name, target.dtype)
     elif name.endswith(SCALE):
         blocks = partial(recode.scales, source, name.removesuffix(SCALE))
     else:

@@ -16,7 +16,12 @@ from dsv3_plugin.checkpoint.names import BLOCK, SCALE, blocks_of
 from dsv3_plugin.checkpoint.stream import BLOCK_BYTES
 from dsv3_plugin.checkpoint.weights import Weights
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.fp8.quantize import dequantize_blocks, quantize_blocks, requantize_blocks
+from dsv3_plugin.fp8.quantize import (
+    REVERSIBLE,
+    dequantize_blocks,
+    quantize_blocks,
+    requantize_blocks,
+)
 
 Blocks = Iterator[tuple[torch.Tensor, ...]]
 
@@ -31,6 +36,28 @@ def dequantised(source: Weights, name: str, dtype: torch.dtype) -> Blocks:
     """An FP8 weight times its scales, in `dtype`."""
     for start, stop in steps(source, name, dtype):
         yield (dequantised_rows(source, name, start, stop, dtype),)
+
+
+def released(source: Weights, name: str, dtype: torch.dtype) -> Blocks:
+    """As `dequantised`, for good: `requantised` will give the same bytes back.
+
+    Raises UserError where it would not: products that overflow, or get denormal, or are all 0
+    under a scale of 0, no longer tell which codes they came from.
+    """
+    for start, stop in steps(source, name, dtype):
+        weight = source.rows(name, start, stop)
+        scale = kept_scale(source, name, start // BLOCK, blocks_of(stop))
+        values = dequantize_blocks(weight, scale, out_dtype=dtype)
+        size, (least, most) = scale.abs(), REVERSIBLE
+        # Nearly always all scales are ordinary, and nothing has to be tried.
+        ordinary = bool(((size >= least) & (size <= most)).all())
+        if not (ordinary or same_bytes(requantize_blocks(values, scale), weight)):
+            raise UserError(
+                f"{name} in {source.path / source.stored[name].file} has FP8 scales so small or "
+                "large that its values do not survive outside FP8: import it with "
+                "--dtype keep-fp8, which is exact."
+            )
+        yield (values,)
 
 
 def dequantised_rows(

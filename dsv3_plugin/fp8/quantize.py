@@ -38,6 +38,9 @@ _MIN_SCALE = 2.0**-117
 # The largest: 448 times this is finite.
 _MAX_SCALE = 2.0**119 * (1 + 1 / 7 - 2.0**-23)
 
+REVERSIBLE = 2.0**-117, 2.0**119
+"""Scales between these two: every product with a code, in BF16 or FP32, is a normal number."""
+
 # Values per slice on the CPU: the FP32 copy of a slice is 1 MiB, the size of a core's L2 cache.
 _SLICE = 256 * 1024
 
@@ -90,7 +93,8 @@ def requantize_blocks(
     """The E4M3 values `[n, k]` of a weight under scales that it has already.
 
     Undoes `dequantize_blocks` to the byte: rounding to BF16 or FP32 moves a value by far less than
-    the distance of two E4M3 values, so each one finds its way back.
+    the distance of two E4M3 values, so each one finds its way back. That holds while products
+    neither overflow nor get denormal (see `REVERSIBLE`), and for zeros and signed NaNs always.
     """
     return _quantize(weight.detach(), (block, block), scale_inv=scale_inv)[0]
 
@@ -142,6 +146,9 @@ def _quantize(
             # The innermost axis first: contiguous, and what is left is 128 times smaller.
             scale_inv[block_rows] = _scale_of_max(blocks.abs().amax(-1).amax(1), power_of_two)
         scale = scale_inv[block_rows]
+        if not choose:
+            # What a scale of 0 has made is ±0, and 0/0 would make it NaN.
+            scale = torch.where(scale == 0, 1.0, scale)
         values[rows] = blocks.div_(scale[:, None, :, None]).view(scratch.shape)[:height, :k]
     return values, scale_inv
 
@@ -174,29 +181,50 @@ def _dequantize(
         height = rows.stop - rows.start
         if bits.numel() != height * k:
             bits = torch.empty(height, k, dtype=torch.int16, device=values.device)
-        _e4m3_to_float32(values[rows], bits, scratch[:height, :k])
+        has_nan = _e4m3_to_float32(values[rows], bits, scratch[:height, :k])
         scale = scale_inv[block_rows][:, None, :, None]
         _as_blocks(scratch, block).mul_(scale)
         out[rows] = scratch[:height, :k]
+        if has_nan and out_dtype in _NAN_BITS:
+            _write_nans(values[rows], out[rows])
     return out
 
 
-def _e4m3_to_float32(values: torch.Tensor, bits: torch.Tensor, out: torch.Tensor) -> None:
+def _e4m3_to_float32(values: torch.Tensor, bits: torch.Tensor, out: torch.Tensor) -> bool:
     """Writes E4M3 `values` to the FP32 `out` through the FP16 bit pattern, in `bits`.
 
     E4M3 and FP16 order their bits alike, so sign, exponent and mantissa shifted into place read as
     value / 2^8 (the difference of the exponent biases), denormals included. On the CPU this runs
-    ten times as fast as torch's own conversion. Only NaN (all ones) needs its own step.
+    ten times as fast as torch's own conversion. Only NaN (all ones) needs its own step; returns
+    whether there is one, as far as that was looked at (on the CPU).
     """
     if values.device.type != "cpu":
         out.copy_(values)
-        return
+        return False
     signed = values.view(torch.int8)
     bits.copy_(signed).mul_(128)  # sign-extended, then shifted left by 7: bit 14 repeats the sign
     bits.bitwise_and_(~0x4000)
     out.copy_(bits.view(torch.float16)).mul_(256.0)
-    if signed.numel() and int(signed.bitwise_or(-128).amax()) == -1:
+    has_nan = signed.numel() > 0 and int(signed.bitwise_or(-128).amax()) == -1
+    if has_nan:
         out.masked_fill_(signed.bitwise_or(-128) == -1, float("nan"))
+    return has_nan
+
+
+_NAN_BITS = {torch.bfloat16: (torch.int16, 0x7FC0), torch.float32: (torch.int32, 0x7FC00000)}
+"""Type → integers of its size and the bits of its positive quiet NaN."""
+
+
+def _write_nans(values: torch.Tensor, out: torch.Tensor) -> None:
+    """Gives every NaN among E4M3 `values` the same bits in `out`, but for its sign.
+
+    torch's casts choose a NaN's sign and bits by how a loop was vectorised; E4M3 has two NaNs, and
+    quantising again must know which it was.
+    """
+    bits, positive = _NAN_BITS[out.dtype]
+    signed, out = values.view(torch.int8), out.view(bits)
+    out.masked_fill_(signed == 127, positive)
+    out.masked_fill_(signed == -1, torch.iinfo(bits).min + positive)
 
 
 def _scale_of_max(amax: torch.Tensor, power_of_two: bool) -> torch.Tensor:

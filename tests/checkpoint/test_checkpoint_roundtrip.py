@@ -15,7 +15,7 @@ from checkpoint_samples import (
     small_model,
     write_folder,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
@@ -100,6 +100,51 @@ def test_weights_taken_out_of_fp8_go_back_to_the_same_bytes(fp8_source, tmp_path
     assert not verify(folder, tmp_path / "checkpoint").differences
     export_hf(tmp_path / "checkpoint", tmp_path / "out", fp8=True, dtype="bf16")
     assert_same_bytes(read_tensors(tmp_path / "out"), tensors)
+
+
+O_PROJ = "model.layers.0.self_attn.o_proj.weight"
+
+
+@given(
+    scale=st.sampled_from([0.0, 1e-42, 1e-38, 2.0**-118, 2.0**-117, 1e-3, 1.0, 2.0**119, 3e37])
+    | st.floats(0, width=32, allow_infinity=False),
+    zeros=st.booleans(),
+    dtype=st.sampled_from(["bf16", "fp32"]),
+)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@example(scale=0.0, zeros=True, dtype="bf16")
+@example(scale=1e-42, zeros=False, dtype="bf16")
+@example(scale=3e37, zeros=False, dtype="fp32")
+@example(scale=1e-3, zeros=False, dtype="bf16")
+def test_all_codes_come_back_or_the_import_says_they_would_not(fp8_source, scale, zeros, dtype):
+    """All 256 codes under any scale: the same bytes, or a sentence; never other bytes."""
+    _, model, tensors = fp8_source
+    tensors = dict(tensors)
+    codes = torch.arange(256).repeat(tensors[O_PROJ].numel() // 256 + 1)[: tensors[O_PROJ].numel()]
+    codes = (codes % 2 * 128 if zeros else codes).to(torch.uint8)
+    tensors[O_PROJ] = codes.view(tensors[O_PROJ].shape).view(E4M3)
+    tensors[O_PROJ + "_scale_inv"] = torch.full_like(tensors[O_PROJ + "_scale_inv"], scale)
+    with tempfile.TemporaryDirectory() as scratch:
+        source, checkpoint, target = (Path(scratch, name) for name in "abc")
+        write_folder(source, model, tensors)
+        sentence = ""
+        try:
+            import_hf(source, checkpoint, dtype=dtype)
+        except UserError as error:
+            sentence = str(error)
+        if sentence:
+            assert not zeros
+            assert not 2.0**-117 <= scale <= 2.0**119
+            assert sentence.startswith(f"{O_PROJ} in {source}")
+            assert "safetensors has FP8 scales so small or large" in sentence
+            assert "--dtype keep-fp8" in sentence
+            checkpoint = Path(scratch, "kept")
+            import_hf(source, checkpoint, dtype="keep-fp8")
+        else:
+            assert zeros or scale >= 1e-40
+            assert not verify(source, checkpoint).differences
+        export_hf(checkpoint, target, fp8=True, dtype="bf16")
+        assert_same_bytes(read_tensors(target), tensors)
 
 
 def test_dequantised_values_are_weight_times_scale(fp8_source, tmp_path):

@@ -9,10 +9,12 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.fp8.quantize import (
     E4M3,
+    REVERSIBLE,
     dequantize_blocks,
     dequantize_tiles,
     quantize_blocks,
     quantize_tiles,
+    requantize_blocks,
 )
 
 FLOAT32_ULP = 2.0**-23
@@ -131,6 +133,29 @@ def test_every_code_reads_as_torch_reads_it():
     codes = torch.arange(256, dtype=torch.uint8).view(E4M3).view(1, 256)
     read = dequantize_tiles(codes, torch.ones(1, 2), torch.float32)
     torch.testing.assert_close(read, codes.float(), rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scale=st.floats(*REVERSIBLE, width=32) | st.sampled_from([*REVERSIBLE, 1.0]),
+    sign=st.sampled_from([-1.0, 1.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_every_code_comes_back_under_every_reversible_scale(scale, sign, dtype):
+    # Both NaNs and both zeros too; the width leaves a ragged edge.
+    codes = torch.arange(256, dtype=torch.uint8).repeat(3).view(E4M3).view(4, 192)
+    scales = torch.full((1, 2), sign * scale)
+    restored = requantize_blocks(dequantize_blocks(codes, scales, out_dtype=dtype), scales)
+    assert torch.equal(restored.view(torch.uint8), codes.view(torch.uint8))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-42, 3e37, 3.4e38])
+def test_zeros_and_nans_come_back_under_any_scale(scale):
+    codes = torch.tensor([0x00, 0x80, 0x7F, 0xFF], dtype=torch.uint8).repeat(32).view(1, 128)
+    scales = torch.full((1, 1), scale)
+    for dtype in (torch.float32, torch.bfloat16):
+        values = dequantize_blocks(codes.view(E4M3), scales, out_dtype=dtype)
+        assert torch.equal(requantize_blocks(values, scales).view(torch.uint8), codes)
 
 
 def test_ragged_edges_ignore_what_lies_beyond():
