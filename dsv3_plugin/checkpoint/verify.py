@@ -1,8 +1,11 @@
 """Are two sets of weights the same? Streamed, tensor by tensor, whatever each is stored as.
 
-Two FP8 forms are compared as they are, bytes and scales. An FP8 weight and any other are compared
-as values in the other's type, which is what a conversion between the two promises; the rest is
-compared as FP32.
+Two FP8 forms are the same if their bytes and scales are; if not, their values tell by how much they
+differ. An FP8 weight and any other are compared as values in the other's type, which is what a
+conversion between the two promises; other types that differ are compared as FP32. Two NaNs are no
+distance apart, nor are two equal infinities.
+
+The models are compared too: the same tensors under another rope_theta are another model.
 """
 
 from collections.abc import Iterator
@@ -17,11 +20,19 @@ from dsv3_plugin.checkpoint.mapped import same_bytes
 from dsv3_plugin.checkpoint.names import SCALE, Entry
 from dsv3_plugin.checkpoint.stream import Progress
 from dsv3_plugin.checkpoint.weights import E4M3, Weights, open_weights
+from dsv3_plugin.recipe.model import ModelConfig
+
+_TRAINED_WITH = frozenset(
+    {"name", "init_method_std", "moe_aux_loss_coeff", "moe_router_load_balancing_type"}
+)
+"""Fields of a model that say nothing of what its weights compute."""
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor that is not the same on both sides."""
+    """One tensor, or field of the model's configuration, that is not the same on both sides."""
 
     name: str
     what: str
@@ -46,6 +57,7 @@ def verify(
     *,
     tolerance: float = 0.0,
     workers: int = 2,
+    allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compares any two of {Hugging Face folder, Megatron checkpoint}.
@@ -54,12 +66,13 @@ def verify(
         a, b: the folders; only read.
         tolerance: absolute difference of values that counts as none; 0 means bit for bit.
         workers: threads.
+        allow_pickle: read `*.bin` or `*.pt` weights, as tensors only.
         progress: called with (bytes of `a` compared, bytes in all).
 
     Raises UserError if one of them cannot be read or is not whole.
     """
-    left, right = open_weights(Path(a)), open_weights(Path(b))
-    differences, absent = [], []
+    left, right = (open_weights(Path(path), allow_pickle=allow_pickle) for path in (a, b))
+    differences, absent = _configuration(left.model, right.model, a, b), []
     theirs = {entry.name: entry for entry in right.entries}
     common = []
     for entry in left.entries:
@@ -91,42 +104,80 @@ def verify(
 
 def compare(left: Weights, right: Weights, entry: Entry, tolerance: float) -> Difference | None:
     """The difference of one tensor, None if there is none."""
-    scale = entry.name + SCALE
-    largest, same = 0.0, True
-    names = [entry.name]
-    if scale in left.stored and scale in right.stored:
-        names.append(scale)
-    for name in names:
-        for mine, other in _blocks(left, right, name):
-            if _identical(mine, other):
-                continue
-            same = False
-            gap = (mine.float() - other.float()).abs()
-            # Two NaNs are no difference, one is the largest there is.
-            gap = torch.where(mine.isnan() & other.isnan(), 0.0, gap).max().item()
-            largest = gap if gap > largest or gap != gap else largest
-    if same or largest <= tolerance > 0:
+    name, scale = entry.name, entry.name + SCALE
+    scaled = scale in left.stored and scale in right.stored
+    both_fp8 = left.stored[name].dtype == right.stored[name].dtype == E4M3
+    same_scales = not scaled or _same_rows(left, right, scale)
+    if both_fp8 and same_scales and _same_rows(left, right, name):
         return None
-    return Difference(entry.name, "values differ" if largest else "signs of zero differ", largest)
+    largest, what = 0.0, set()
+    for mine, other in _blocks(left, right, name):
+        if mine.dtype == other.dtype and same_bytes(mine, other):
+            continue
+        gap, kinds = _gap(mine, other)
+        largest = gap if gap > largest or gap != gap else largest
+        what |= kinds
+    if largest <= tolerance > 0:
+        return None
+    if largest:
+        return Difference(name, "values differ", largest)
+    if both_fp8:
+        return Difference(name, "FP8 bytes or scales differ, their products do not", 0.0)
+    if not same_scales:
+        return Difference(name, "the FP8 scales beside it differ")
+    return Difference(name, f"{' and '.join(sorted(what))} differ", 0.0) if what else None
+
+
+def _gap(mine: torch.Tensor, other: torch.Tensor) -> tuple[float, set[str]]:
+    """The largest distance of two values, and what differs that is no distance.
+
+    The latter (signs of zero, bits of NaNs) is asked of values of one type only: a cast may change
+    it.
+    """
+    a, b = mine.float(), other.float()
+    nan = a.isnan() & b.isnan()
+    gap = torch.where((a == b) | nan, 0.0, (a - b).abs()).max().item()
+    what = set()
+    if mine.dtype == other.dtype:
+        bits = _BITS[mine.itemsize]
+        changed = mine.contiguous().view(bits) != other.contiguous().view(bits)
+        what |= {"bits of NaNs"} if bool((changed & nan).any()) else set()
+        what |= {"signs of zero"} if bool((changed & (a == b)).any()) else set()
+    return gap, what
+
+
+def _configuration(
+    mine: ModelConfig, other: ModelConfig, a: str | Path, b: str | Path
+) -> list[Difference]:
+    """The fields in which two models differ, those apart that only training asks for."""
+    left, right = mine.to_mapping(), other.to_mapping()
+    return [
+        Difference(f"model configuration: {field}", f"{left[field]} in {a}, {right[field]} in {b}")
+        for field in left
+        if field not in _TRAINED_WITH and left[field] != right[field]
+    ]
+
+
+def _same_rows(left: Weights, right: Weights, name: str) -> bool:
+    """Whether a tensor has the same bytes on both sides, where it has one type."""
+    return all(
+        same_bytes(left.rows(name, start, stop), right.rows(name, start, stop))
+        for start, stop in recode.steps(left, name, torch.float32)
+    )
 
 
 def _blocks(
     left: Weights, right: Weights, name: str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Both sides' values of a tensor, block by block, in types that can be compared."""
+    """Both sides' values of a tensor, block by block, FP8 taken out into the other's type."""
     mine, other = left.stored[name].dtype, right.stored[name].dtype
-    both_fp8 = mine == other == E4M3
-    steps = recode.steps(left, name, torch.float32)
-    for start, stop in steps:
+    wide = torch.float32 if mine == other == E4M3 else None
+    for start, stop in recode.steps(left, name, torch.float32):
         yield (
-            left.rows(name, start, stop)
-            if mine != E4M3 or both_fp8
-            else recode.dequantised_rows(left, name, start, stop, other),
-            right.rows(name, start, stop)
-            if other != E4M3 or both_fp8
-            else recode.dequantised_rows(right, name, start, stop, mine),
+            recode.dequantised_rows(left, name, start, stop, wide or other)
+            if mine == E4M3
+            else left.rows(name, start, stop),
+            recode.dequantised_rows(right, name, start, stop, wide or mine)
+            if other == E4M3
+            else right.rows(name, start, stop),
         )
-
-
-def _identical(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return same_bytes(a, b) if a.dtype == b.dtype else torch.equal(a.float(), b.float())

@@ -14,6 +14,7 @@ from dsv3_plugin.checkpoint.verify import verify
 
 MODEL = small_model()
 O_PROJ = "model.layers.0.self_attn.o_proj.weight"
+NORM = "model.norm.weight"
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
 
 
@@ -83,6 +84,97 @@ def test_changed_scale_is_found_between_two_fp8_forms(root, tmp_path):
     write_folder(tmp_path / "other", MODEL, tensors)
     found = verify(root / "kept-fp8", tmp_path / "other")
     assert [difference.name for difference in found.differences] == [O_PROJ]
+
+
+def changed(root, form, folder, **tensors):
+    """A folder with the tensors of `form` but for these, written and compared with it."""
+    write_folder(folder, MODEL, random_tensors(MODEL, form) | tensors)
+    return folder
+
+
+def test_fp8_forms_are_measured_by_their_values(root, tmp_path):
+    """A distance, and a tolerance, is one of values and not of codes and scales."""
+    tensors = random_tensors(MODEL, "fp8")
+    scale = tensors[O_PROJ + "_scale_inv"]
+    codes = tensors[O_PROJ].view(torch.uint8).clone()
+    codes[0, 0] = 0x7E  # 448
+    tensors[O_PROJ] = codes.view(torch.float8_e4m3fn)
+    one = write_folder(tmp_path / "one", MODEL, tensors)
+    other = codes.clone()
+    other[0, 0] = 0x7D  # 416
+    kept = import_and_keep(one, tmp_path / "kept")
+    two = changed(root, "fp8", tmp_path / "two", **{O_PROJ: other.view(torch.float8_e4m3fn)})
+    (difference,) = verify(kept, two).differences
+    assert (difference.name, difference.what) == (O_PROJ, "values differ")
+    assert difference.largest == pytest.approx(32 * float(scale[0, 0]), rel=1e-6)
+    # The codes are 32 apart, the scales below hardly at all.
+    assert not verify(kept, two, tolerance=33 * float(scale[0, 0])).differences
+    doubled = changed(root, "fp8", tmp_path / "doubled",
+                      **{O_PROJ: tensors[O_PROJ], O_PROJ + "_scale_inv": scale * 2})  # fmt: skip
+    (difference,) = verify(kept, doubled, tolerance=2 * float(scale.max())).differences
+    assert difference.largest == pytest.approx(448 * float(scale.max()), rel=0.01)
+
+
+def import_and_keep(folder, checkpoint):
+    import_hf(folder, checkpoint, dtype="keep-fp8")
+    return checkpoint
+
+
+def test_fp8_forms_of_the_same_values_and_other_bytes_are_said_so(root, tmp_path):
+    name = O_PROJ + "_scale_inv"
+    half = {O_PROJ: torch.full((136, 40), 2.0).to(torch.float8_e4m3fn), name: torch.ones(2, 1)}
+    twice = {O_PROJ: torch.full((136, 40), 1.0).to(torch.float8_e4m3fn), name: torch.ones(2, 1) * 2}
+    a = changed(root, "fp8", tmp_path / "a", **half)
+    b = changed(root, "fp8", tmp_path / "b", **twice)
+    (difference,) = verify(a, b).differences
+    assert difference.what == "FP8 bytes or scales differ, their products do not"
+    assert not verify(a, b, tolerance=1e-9).differences
+    # Taken out of FP8 the weights are the same; the scales that an export takes are not.
+    import_hf(a, tmp_path / "from-a")
+    import_hf(b, tmp_path / "from-b")
+    (difference,) = verify(tmp_path / "from-a", tmp_path / "from-b").differences
+    assert difference.what == "the FP8 scales beside it differ"
+
+
+def test_nans_and_infinities_are_equal_to_themselves(root, tmp_path):
+    odd = torch.tensor([float("nan"), float("inf"), float("-inf"), 0.0, 1.0])
+    odd = odd.repeat(28)[:136]
+    wide = changed(root, "fp32", tmp_path / "wide", **{NORM: odd})
+    half = changed(root, "fp32", tmp_path / "half", **{NORM: odd.bfloat16()})
+    assert not verify(wide, half).differences
+    assert not verify(wide, wide).differences
+    bits = odd.clone().view(torch.int32)
+    bits[0] += 1
+    payload = changed(root, "fp32", tmp_path / "payload", **{NORM: bits.view(torch.float32)})
+    (difference,) = verify(wide, payload).differences
+    assert (difference.what, difference.largest) == ("bits of NaNs differ", 0.0)
+    minus = odd.clone()
+    minus[3] = -0.0
+    minus = changed(root, "fp32", tmp_path / "minus", **{NORM: minus})
+    (difference,) = verify(wide, minus).differences
+    assert (difference.what, difference.largest) == ("signs of zero differ", 0.0)
+    (difference,) = verify(payload, minus).differences
+    assert difference.what == "bits of NaNs and signs of zero differ"
+    one = odd.clone()
+    one[1] = 5.0
+    (difference,) = verify(wide, changed(root, "fp32", tmp_path / "one", **{NORM: one})).differences
+    assert difference.largest == float("inf")
+
+
+def test_models_that_read_the_same_tensors_otherwise_differ(root, tmp_path, capsys, monkeypatch):
+    other = small_model(
+        rotary_base=5e6, moe_router_num_groups=None, moe_router_group_topk=None, init_method_std=0.5
+    )
+    write_folder(tmp_path / "other", other, random_tensors(MODEL, "fp32"))
+    found = verify(root / "fp32", tmp_path / "other")
+    assert found.equal == len(random_tensors(MODEL, "bf16"))
+    assert {d.name.removeprefix("model configuration: ") for d in found.differences} == {
+        "rotary_base", "moe_router_num_groups", "moe_router_group_topk",
+    }  # fmt: skip
+    code, said = run(capsys, monkeypatch, "verify", root / "from-fp32", tmp_path / "other")
+    assert code == 1
+    assert "model configuration: rotary_base: 10000.0 in" in said
+    assert "5000000.0 in" in said
 
 
 def test_models_of_other_shape_differ_everywhere(root, tmp_path):
