@@ -1,6 +1,6 @@
 """One full training step of the same model, side by side: this project, upstream, transformers.
 
-    python benchmarks/train_step.py [--repeats 7] [--threads 2] [--width 1 2]
+    python benchmarks/train_step.py [--repeats 7] [--threads 2] [--width 1 4]
 
 A step is forward, backward, gradient clipping and AdamW on one batch of 8 × 256 tokens, FP32, on
 the CPU. The contenders:
@@ -9,24 +9,29 @@ the CPU. The contenders:
 * `upstream local`: megatron-core's own local spec (a loop over experts) under the same, with our
   SDPA core attention, because upstream's refuses MLA's head sizes;
 * `transformers`: DeepseekV3ForCausalLM with its grouped and its eager experts and torch's fused
-  AdamW.
+  AdamW, from the same weights: its first loss must be ours. (Its batched experts copy an expert's
+  weights for every token: 4 GB for each product of the smaller model.)
 
-They take turns within one run; printed are medians, and tokens/s as a multiple of the best of
-transformers. Model: 6 layers, hidden 256, 16 experts of which 4 are used (12.3M parameters), and
-the same `--width` times as wide.
+They take turns within one run, a round each; printed are medians over the rounds, tokens/s as a
+multiple of the best of transformers, and the smallest and largest of that ratio in a round. Model:
+6 layers, hidden 256, 16 experts of which 4 are used (12.3M parameters), and the same `--width`
+times as wide.
 """
 
 import argparse
 import json
 import logging
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import save_file
 
 from dsv3_plugin.upstream import cpu_host
 
@@ -39,8 +44,9 @@ from megatron.core.distributed import (  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec  # noqa: E402
 from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM  # noqa: E402
+from transformers import DeepseekV3ForCausalLM  # noqa: E402
 
+from dsv3_plugin.checkpoint import iter_hf_tensors  # noqa: E402
 from dsv3_plugin.model.attention import CausalAttention  # noqa: E402
 from dsv3_plugin.model.build import build_model  # noqa: E402
 from dsv3_plugin.model.config import transformer_config  # noqa: E402
@@ -115,9 +121,11 @@ def megatron_step(model: torch.nn.Module) -> Step:
     return step
 
 
-def ours(model: ModelConfig) -> Step:
-    """This project's model."""
-    return megatron_step(build_model(model))
+def write_hf(built: torch.nn.Module, model: ModelConfig, folder: Path) -> None:
+    """The model as a Hugging Face folder."""
+    tensors = {name: tensor.clone() for name, tensor in iter_hf_tensors(built, model)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(hf_config(model)))
 
 
 def upstream_local(model: ModelConfig) -> Step:
@@ -136,10 +144,9 @@ def upstream_local(model: ModelConfig) -> Step:
     return megatron_step(built)
 
 
-def transformers_step(model: ModelConfig, experts: str) -> Step:
+def transformers_step(model: ModelConfig, folder: Path, experts: str) -> Step:
     """transformers' model with one of its expert implementations, and torch's fused AdamW."""
-    torch.manual_seed(0)
-    built = DeepseekV3ForCausalLM(DeepseekV3Config.from_dict(hf_config(model))).float().train()
+    built = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     built.set_experts_implementation(experts)
     optimizer = torch.optim.AdamW(built.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
     tokens, labels, _ = batch(model.vocab_size)
@@ -156,41 +163,61 @@ def transformers_step(model: ModelConfig, experts: str) -> Step:
     return step
 
 
-def measure(contenders: dict[str, tuple[Step, bool]], repeats: int) -> dict[str, float]:
-    """Median seconds of each contender's step; they take turns, after one warm-up round.
+def measure(
+    contenders: dict[str, tuple[Step, bool]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each contender's step in every round, and its loss in the warm-up round.
 
     Args:
         contenders: a step, and whether it runs with the plugin's patches applied.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    losses: dict[str, float] = {}
     for turn in range(repeats + 1):
         for name, (step, patched) in contenders.items():
             (patches.register if patched else patches.unregister)()
             begin = time.perf_counter()
-            step()
+            loss = step()
             if turn:
                 seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            else:
+                losses[name] = float(loss.detach())
+    return seconds, losses
 
 
 def compare(width: int, repeats: int) -> None:
     """Measure one model, print the table and a JSON line."""
     model = model_config(width)
     patches.register()
-    contenders = {"dsv3_plugin": (ours(model), True)}
-    patches.unregister()
-    contenders["upstream local"] = (upstream_local(model), False)
-    for experts in ("grouped_mm", "eager"):
-        contenders[f"transformers {experts}"] = (transformers_step(model, experts), False)
-    medians = measure(contenders, repeats)
-    best = min(value for name, value in medians.items() if name.startswith("transformers"))
+    built = build_model(model)
+    contenders = {"dsv3_plugin": (megatron_step(built), True)}
+    with tempfile.TemporaryDirectory() as name:
+        write_hf(built, model, Path(name))
+        patches.unregister()
+        contenders["upstream local"] = (upstream_local(model), False)
+        for experts in ("grouped_mm", "eager"):
+            step = transformers_step(model, Path(name), experts)
+            contenders[f"transformers {experts}"] = (step, False)
+    seconds, losses = measure(contenders, repeats)
+    theirs = [name for name in contenders if name.startswith("transformers")]
+    for name in theirs:
+        if abs(losses[name] - losses["dsv3_plugin"]) > 1e-4:
+            raise SystemExit(f"{name} computes another loss: {losses}")
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    best = min(theirs, key=medians.__getitem__)
     parameters = parameter_counts(model).main
     table = Table(title=f"{parameters / 1e6:.1f}M parameters, {BATCH} × {LENGTH} tokens")
-    for heading in ("", "ms per step", "tokens/s", "× transformers' best"):
+    for heading in ("", "ms per step", "tokens/s", "× transformers' best", "in a round"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, value in medians.items():
-        rate = BATCH * LENGTH / value
-        table.add_row(name, f"{value * 1e3:.0f}", f"{rate:,.0f}", f"{best / value:.2f}")
+    for name, values in seconds.items():
+        ratios = [b / mine for b, mine in zip(seconds[best], values, strict=True)]
+        table.add_row(
+            name,
+            f"{medians[name] * 1e3:.0f}",
+            f"{BATCH * LENGTH / medians[name]:,.0f}",
+            f"{medians[best] / medians[name]:.2f}",
+            f"{min(ratios):.2f} to {max(ratios):.2f}",
+        )
     Console().print(table)
     print(json.dumps({"parameters": parameters, "median_seconds": medians}))
 
@@ -200,7 +227,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--width", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--width", type=int, nargs="+", default=[1, 4])
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
     logging.disable(logging.WARNING)  # upstream says every parameter's name
