@@ -6,7 +6,9 @@ DeepSeek's convention (arXiv 2412.19437, §3.3.2): every block keeps its own FP3
 
     value = quantised × scale_inv,        scale_inv = max|block| / 448.
 
-Two refinements make quantise → dequantise → quantise return the same bytes:
+Two refinements make quantise → dequantise → quantise return the same bytes, where the values between
+are FP32 (BF16 rounds the largest, and with it may move an FP32 scale; power-of-two scales have
+products that BF16 holds exactly):
 
 * FP32 scales: `max/448` is rounded once through 448 (`fl(fl(448·s)/448)`), the fixed point of that
   map; it differs from the plain quotient by one unit in the last place, and seldom.
@@ -14,8 +16,9 @@ Two refinements make quantise → dequantise → quantise return the same bytes:
   most 448, which is up to 464. With `ceil(log2(max/448))` a maximum in (448, 464] would round down
   to half the range and change its scale the second time.
 
-A block that holds a NaN or an infinity comes back as NaN; nothing is silently clipped. Edge blocks
-are ragged: they use the values that exist. Work is done in slices that stay in a core's cache.
+A block that holds a NaN or an infinity comes back as NaN; nothing is silently clipped: even at the
+ends of FP32's range a value is off by no more than E4M3 rounds. Edge blocks are ragged: they use the
+values that exist. Work is done in slices that stay in a core's cache.
 """
 
 from collections.abc import Iterator
@@ -37,6 +40,12 @@ TILE = 128
 _MIN_SCALE = 2.0**-117
 # The largest: 448 times this is finite.
 _MAX_SCALE = 2.0**119 * (1 + 1 / 7 - 2.0**-23)
+# The largest power of two. Its code 256 would be infinite, so values end at its code 240; they lose
+# at most 2^-4 by it, which is what E4M3 rounds.
+_MAX_POWER = 2.0**120
+_MAX_UNDER_POWER = 240 * _MAX_POWER
+# Half the smallest code times the smallest scale: up to here everything rounds to 0.
+_ROUNDS_TO_ZERO = 2.0**-10 * _MIN_SCALE
 
 REVERSIBLE = 2.0**-117, 2.0**119
 """Scales between these two: every product with a code, in BF16 or FP32, is a normal number."""
@@ -149,6 +158,9 @@ def _quantize(
         if not choose:
             # What a scale of 0 has made is ±0, and 0/0 would make it NaN.
             scale = torch.where(scale == 0, 1.0, scale)
+        elif power_of_two and (x.device.type != "cpu" or bool((scale == _MAX_POWER).any())):
+            # On the CPU looking costs nothing; elsewhere it would make the host wait.
+            blocks.clamp_(-_MAX_UNDER_POWER, _MAX_UNDER_POWER)
         values[rows] = blocks.div_(scale[:, None, :, None]).view(scratch.shape)[:height, :k]
     return values, scale_inv
 
@@ -238,7 +250,8 @@ def _scale_of_max(amax: torch.Tensor, power_of_two: bool) -> torch.Tensor:
     else:
         scale = (amax / E4M3_MAX).clamp(_MIN_SCALE, _MAX_SCALE)
         scale = ((scale * E4M3_MAX) / E4M3_MAX).clamp(_MIN_SCALE, _MAX_SCALE)
-    scale = torch.where(amax == 0, 1.0, scale)
+    # Codes that are all 0 do not tell their scale: the second time it has to be the same.
+    scale = torch.where(amax <= _ROUNDS_TO_ZERO, 1.0, scale)
     return torch.where(amax.isfinite(), scale, float("nan"))
 
 
