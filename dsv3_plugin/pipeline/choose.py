@@ -1,18 +1,17 @@
 """From a recipe's `pipeline` section to schedules. No torch here."""
 
+import functools
 from collections.abc import Callable
-from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.pipeline.actions import Schedule
 from dsv3_plugin.pipeline.costs import Costs
 from dsv3_plugin.pipeline.model_costs import model_stages
-from dsv3_plugin.pipeline.placement import placement_of
 from dsv3_plugin.pipeline.schedules import PUBLISHED, interleaved
-from dsv3_plugin.pipeline.search import search, stage_placement
-from dsv3_plugin.pipeline.validate import read_schedule
+from dsv3_plugin.pipeline.search import search
 from dsv3_plugin.recipe.arguments import layout_of
 from dsv3_plugin.recipe.layout import expand
+from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
 
 
@@ -20,10 +19,12 @@ def schedules_of(recipe: Recipe) -> Callable[[int], Schedule]:
     """The function that gives the recipe's schedule for a number of micro-batches.
 
     Where the micro-batches of a growing batch are too few for the recipe's schedule, its
-    `ramp_schedule` answers.
+    `ramp_schedule` answers. It is asked in many places and remembers its answers, since a search
+    takes its time.
     """
     wanted = recipe.pipeline
 
+    @functools.cache
     def schedule(micro_batches: int) -> Schedule:
         try:
             return _named(recipe, wanted.schedule, micro_batches)
@@ -39,8 +40,7 @@ def _named(recipe: Recipe, name: str, micro_batches: int) -> Schedule:
     """A schedule by its name in a recipe.
 
     Raises:
-        UserError: it does not exist for this number of ranks and micro-batches, or the file is no
-            schedule for them.
+        UserError: it does not exist for this number of ranks and micro-batches.
     """
     pp = recipe.parallel.pipeline
     if name in PUBLISHED:
@@ -49,16 +49,12 @@ def _named(recipe: Recipe, name: str, micro_batches: int) -> Schedule:
         return interleaved(pp, micro_batches, recipe.pipeline.virtual_stages or 2)
     if name == "search":
         return _searched(recipe, micro_batches)
-    schedule = read_schedule(Path(name))
-    placement = placement_of(schedule)
-    if (schedule.pp, schedule.num_micro_batches) != (pp, micro_batches):
+    schedule = recipe.schedule_file
+    assert schedule is not None
+    if schedule.num_micro_batches != micro_batches:
         raise UserError(
-            f"{name} is a schedule of {schedule.pp} ranks and {schedule.num_micro_batches} "
-            f"micro-batches; the recipe has {pp} ranks and a batch of {micro_batches}."
-        )
-    if placement.depth != recipe.stages:
-        raise UserError(
-            f"{name} has {placement.depth} stages; the recipe lays the model over {recipe.stages}."
+            f"{name} is a schedule of {schedule.num_micro_batches} micro-batches; the batch has "
+            f"{micro_batches}."
         )
     return schedule
 
@@ -66,12 +62,16 @@ def _named(recipe: Recipe, name: str, micro_batches: int) -> Schedule:
 def _searched(recipe: Recipe, micro_batches: int) -> Schedule:
     """The best schedule found for the recipe's own stages, holding what DualPipeV would hold.
 
-    Every rank searches for itself: equal seeds find equal schedules.
+    The effort grows with the schedule: a small one is as good after a second.
     """
     pp = recipe.parallel.pipeline
     layers = [stage.count("t") for stage in expand(layout_of(recipe)).split("|")]
     costs = model_stages(recipe.model, layers, pp, Costs(), recipe.data.seq_length)
     held = [0.0] * pp
-    for stage, rank in enumerate(stage_placement(pp, len(layers) // pp)):
-        held[rank] += costs.activation[stage]
-    return search(pp, micro_batches, costs, (pp + 0.5) * max(held)).schedule
+    for rank, stages in enumerate(placement(recipe, "search").chunks):
+        held[rank] = sum(costs.activation[stage] for stage in stages)
+    effort = min(1.0, pp * micro_batches / _SIZE_OF_FULL_EFFORT)
+    return search(pp, micro_batches, costs, (pp + 0.5) * max(held), effort=effort).schedule
+
+
+_SIZE_OF_FULL_EFFORT = 1000  # ranks x micro-batches

@@ -38,6 +38,8 @@ class PlacedLayout(PipelineParallelLayerLayout):
         self.input_data = text
         self.placement = placement
         self.stages = self.parse_str_to_list(text)
+        # Otherwise a stage of the schedule would stand for another one of the model.
+        assert placement.depth == len(self.stages), (placement.depth, text)
         # Read by upstream as layout[pp_rank][vp_stage].
         self.layout = [
             [self.stages[placement.model_stage(stage)] for stage in chunks]
@@ -92,6 +94,10 @@ def place(model: PlacedModelConfig, layout: PlacedLayout) -> None:
     chunks = layout.placement.chunks_per_rank
     config.virtual_pipeline_model_parallel_size = chunks if chunks > 1 else None
     config.mtp_standalone = False
+    if config.transformer_impl == "transformer_engine":
+        # TE's layers then leave every weight gradient owed, and `SplitBackward` has it computed.
+        # Past upstream's validation, which knows the flag only together with its own overlap.
+        config.delay_wgrad_compute = True
     model.pre_wrap_hooks.append(functools.partial(join_chunks, placement=layout.placement))
 
 

@@ -6,7 +6,6 @@ layer, `m` multi-token-prediction layer, `L` output head and loss, `|` between s
 """
 
 import re
-from pathlib import Path
 
 
 def expand(text: str) -> str:
@@ -44,18 +43,3 @@ def even(num_layers: int, stages: int, mtp_layers: int) -> str:
     held[0] = "E" + held[0]
     held[-1] += "m" * mtp_layers + "L"
     return "|".join(held)
-
-
-def stages_of_csv(path: str) -> int:
-    """Number of stages in a schedule file in the form of torch.distributed.pipelining.
-
-    Its cells are actions such as `0F7`, `3I2` and `(0F7;7B3)OVERLAP_F_B`.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"pipeline.schedule {path} cannot be read") from error
-    stages = [int(stage) for stage in re.findall(r"(\d+)[FBIW]\d+", text)]
-    if not stages:
-        raise ValueError(f"pipeline.schedule {path} holds no actions")
-    return max(stages) + 1

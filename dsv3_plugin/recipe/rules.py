@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.pipeline.placement import placement_of
 from dsv3_plugin.recipe import layout as layouts
+from dsv3_plugin.recipe.placing import placement
 
 if TYPE_CHECKING:
     from dsv3_plugin.recipe.schema import Recipe
 
 SCHEDULES = ("1f1b", "interleaved", "zb1p", "zbv", "dualpipe", "dualpipe_v", "search")
+RAMPS = ("zbv", "search", "1f1b")
+"""Schedules for any number of micro-batches."""
 
 
 def check(recipe: Recipe) -> None:
@@ -154,12 +159,60 @@ def schedule(recipe: Recipe) -> Iterator[str]:
         yield f"pipeline.schedule: dualpipe needs an even number of devices, not {devices}"
 
 
+def schedule_file(recipe: Recipe) -> Iterator[str]:
+    """A schedule from a file is proven, and made for as many devices in a shape we can build."""
+    name, devices = recipe.pipeline.schedule, recipe.parallel.pipeline
+    try:
+        written = recipe.schedule_file
+    except UserError as error:
+        yield f"pipeline.schedule: {error}"
+        return
+    if written is None:
+        return
+    if written.pp != devices:
+        yield (
+            f"pipeline.schedule {name} is of {written.pp} ranks, and the recipe has {devices} "
+            f"pipeline devices: set pipeline.devices to {written.pp}"
+        )
+    depths = {len(stream) for stream in written.streams}
+    placed = placement_of(written)
+    if len(depths) > 1 or placed.copies > 2:
+        yield (
+            f"pipeline.schedule {name} has {placed.copies} pipelines of {sorted(depths)} stages; "
+            "there may be one, or two over the same number of stages"
+        )
+        return
+    if len({len(chunks) for chunks in placed.chunks}) > 1:
+        yield (
+            f"pipeline.schedule {name} puts different numbers of stages on its ranks; Megatron "
+            "builds as many on each"
+        )
+    # The gradients of the two copies are added by ranks that face each other.
+    if placed.copies == 2 and any(
+        placed.rank_of(placed.depth + stage) != written.pp - 1 - placed.rank_of(stage)
+        for stage in range(placed.depth)
+    ):
+        yield (
+            f"pipeline.schedule {name} runs two pipelines that are not each other's mirror image: "
+            "stage s of the second must lie on rank P-1-r where the first's lies on rank r"
+        )
+
+
 def micro_batches(recipe: Recipe) -> Iterator[str]:
-    """Each schedule has as many micro-batches as it needs at the smallest batch."""
+    """Each schedule has as many micro-batches as it needs at every batch."""
     wanted, devices = recipe.pipeline, recipe.parallel.pipeline
     per_micro_batch = recipe.training.micro_batch_size * recipe.data_parallel
-    fewest = min(batch for _, batch in recipe.batch_schedule.entries) // per_micro_batch
+    batches = sorted({batch // per_micro_batch for _, batch in recipe.batch_schedule.entries})
+    fewest = batches[0]
     name = wanted.schedule
+    if recipe.schedule_file is not None and not wanted.ramp_schedule:
+        holds = recipe.schedule_file.num_micro_batches
+        for other in set(batches) - {holds}:
+            yield (
+                f"pipeline.schedule {name} is of {holds} micro-batches, and a batch of "
+                f"curves.batch_size gives {other}: make the batch {holds * per_micro_batch} "
+                "sequences, or name a pipeline.ramp_schedule for the others"
+            )
     if name in ("dualpipe", "dualpipe_v") and fewest < 2 * devices and not wanted.ramp_schedule:
         yield (
             f"{name} on {devices} devices needs {2 * devices} micro-batches, and the smallest "
@@ -168,7 +221,7 @@ def micro_batches(recipe: Recipe) -> Iterator[str]:
 
 
 def layout(recipe: Recipe) -> Iterator[str]:
-    """The layers can be laid out over the stages."""
+    """The layers can be laid out over the stages that the schedule has."""
     layers, devices = recipe.model.num_layers, recipe.parallel.pipeline
     written = recipe.pipeline.layout
     if written is None:
@@ -178,9 +231,63 @@ def layout(recipe: Recipe) -> Iterator[str]:
     stages = layouts.stage_count(written)
     if stages % devices:
         yield f"pipeline.layout has {stages} stages, which {devices} devices do not divide"
+        return
+    name = recipe.pipeline.schedule
+    wanted = placement(recipe, name).depth
+    if stages != wanted:
+        yield f"pipeline.layout has {stages} stages, and {name} on {devices} devices has {wanted}"
     held = layouts.expand(written).count("t")
     if held != layers:
         yield f"pipeline.layout has {held} layers (t), and the model has {layers}"
+    yield from _prediction_layers(recipe, layouts.expand(written).split("|"))
+
+
+def _prediction_layers(recipe: Recipe, stages: list[str]) -> Iterator[str]:
+    """Multi-token prediction is laid out, all of it where it can be computed."""
+    count = recipe.model.mtp_num_layers or 0
+    held = sum(stage.count("m") for stage in stages)
+    if held != count:
+        yield (
+            f"pipeline.layout has {held} multi-token-prediction layers (m), and the model has "
+            f"{count} (mtp_num_layers)"
+        )
+    if not held:
+        return
+    if recipe.executor == "ours" and stages[-1].count("m") != held:
+        yield (
+            "pipeline.layout puts multi-token prediction (m) apart from the head (L); with "
+            "executor ours both are on the last stage: end the layout in mL"
+        )
+    # Upstream's own rules, which it would only tell once every process runs.
+    last_chunks = stages[-recipe.parallel.pipeline :]
+    if max(stage.count("m") for stage in last_chunks) != held:
+        yield (
+            "pipeline.layout must hold all multi-token-prediction layers (m) on one stage, the "
+            "last of its device"
+        )
+    if "t" in "".join(stages).partition("m")[2]:
+        yield "pipeline.layout has a layer (t) after multi-token prediction (m), which comes last"
+
+
+def ramp(recipe: Recipe) -> Iterator[str]:
+    """What runs the first batches finds the stages where the schedule after it wants them."""
+    name, first = recipe.pipeline.schedule, recipe.pipeline.ramp_schedule
+    if first is None:
+        return
+    if recipe.executor == "upstream":
+        yield (
+            f"pipeline.ramp_schedule goes with our executor, and upstream runs {name}: leave it "
+            "out, or say pipeline.executor: ours"
+        )
+        return
+    wanted = placement(recipe, name)
+    if placement(recipe, first) != wanted:
+        alike = [other for other in RAMPS if placement(recipe, other) == wanted]
+        way_out = f"name {' or '.join(alike)}" if alike else "raise the smallest batch instead"
+        yield (
+            f"pipeline.ramp_schedule: {first} places the model's stages otherwise than {name}, and "
+            f"they cannot move while training: {way_out}"
+        )
 
 
 def combinations(recipe: Recipe) -> Iterator[str]:
@@ -188,6 +295,12 @@ def combinations(recipe: Recipe) -> Iterator[str]:
     flags = {flag_name(flag): value for flag, value in recipe.megatron_args.items()}
     if flags.get("step-batch-size-schedule") or flags.get("global-batch-size"):
         yield "the batch size is curves.batch_size, not a flag in megatron_args"
+    for flag, (key, value) in _said_in_the_recipe(recipe).items():
+        if flags.get(flag, False) not in (False, value):
+            yield (
+                f"megatron_args: {flag} {flags[flag]} contradicts {key}, which is {value}: say it "
+                "there, not here"
+            )
     if recipe.executor != "ours":
         return
     what = f"pipeline.schedule: {recipe.pipeline.schedule} with executor ours"
@@ -196,6 +309,24 @@ def combinations(recipe: Recipe) -> Iterator[str]:
             yield f"{what} cannot run under CUDA graphs ({flag}): its order changes per step"
     if flags.get("cuda-graph-impl", "none") != "none":
         yield f"{what} cannot run under CUDA graphs (cuda-graph-impl): its order changes per step"
+    for flag in ("cuda-graph-scope", "cuda-graph-modules"):
+        if flags.get(flag):
+            yield f"{what} cannot run under CUDA graphs ({flag}): its order changes per step"
+    if flags.get("overlap-moe-expert-parallel-comm"):
+        yield (
+            f"{what} overlaps the experts' communication by itself, in pairs: leave out "
+            "overlap-moe-expert-parallel-comm, which changes the order of upstream's schedule"
+        )
+    if flags.get("delay-wgrad-compute"):
+        yield (
+            f"{what} puts off weight gradients by itself: leave out delay-wgrad-compute, which "
+            "makes upstream's schedule compute them"
+        )
+    if flags.get("variable-seq-lengths"):
+        yield (
+            f"{what} sends tensors of one shape, known beforehand (variable-seq-lengths): every "
+            "sequence has data.seq_length tokens"
+        )
     if flags.get("defer-embedding-wgrad-compute"):
         yield (
             f"{what} cannot defer the embedding's weight gradient (defer-embedding-wgrad-compute): "
@@ -209,6 +340,26 @@ def combinations(recipe: Recipe) -> Iterator[str]:
             )
     if recipe.parallel.context > 1:
         yield f"{what} does not divide sequences: parallel.context must be 1"
+    if recipe.parallel.tensor > 1 or flags.get("sequence-parallel"):
+        yield (
+            f"{what} sends whole sequences between stages, and tensor parallelism divides them "
+            "(sequence-parallel): parallel.tensor must be 1"
+        )
+
+
+def _said_in_the_recipe(recipe: Recipe) -> dict[str, tuple[str, int | str | None]]:
+    """Flags that a key of the recipe answers for: (key, its value)."""
+    parallel = recipe.parallel
+    return {
+        "tensor-model-parallel-size": ("parallel.tensor", parallel.tensor),
+        "pipeline-model-parallel-size": ("parallel.pipeline", parallel.pipeline),
+        "pipeline-model-parallel-layout": ("pipeline.layout", recipe.pipeline.layout),
+        "context-parallel-size": ("parallel.context", parallel.context),
+        "expert-model-parallel-size": ("parallel.expert", parallel.expert),
+        "micro-batch-size": ("training.micro_batch_size", recipe.training.micro_batch_size),
+        "seq-length": ("data.seq_length", recipe.data.seq_length),
+        "transformer-impl": ("backend", recipe.backend),
+    }
 
 
 def flag_name(written: str) -> str:
@@ -224,8 +375,10 @@ RULES = (
     sequence,
     evaluation,
     curves,
+    schedule_file,
     micro_batches,
     layout,
+    ramp,
     precision,
     dispatch,
     combinations,

@@ -14,7 +14,9 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from dsv3_plugin.recipe import layout, rules, yaml_text
+from dsv3_plugin.pipeline.actions import Schedule
+from dsv3_plugin.pipeline.validate import read_schedule
+from dsv3_plugin.recipe import layout, placing, rules, yaml_text
 from dsv3_plugin.recipe.batch import BatchSchedule, batch_schedule
 from dsv3_plugin.recipe.curve import Curve, CurveSpec, resolve
 from dsv3_plugin.recipe.model import ModelConfig
@@ -22,9 +24,6 @@ from dsv3_plugin.recipe.size import Tokens
 
 Backend = Literal["local", "transformer_engine"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-V_SCHEDULES = ("zbv", "dualpipe_v", "search")
-"""Schedules in which device r holds stages r and 2·devices − 1 − r."""
 
 
 class _Section(pydantic.BaseModel):
@@ -259,16 +258,23 @@ class Recipe(pydantic.BaseModel):
     @property
     def stages(self) -> int:
         """Number of different pipeline stages the layers are divided into."""
-        devices = self.parallel.pipeline
-        if self.pipeline.layout is not None:
-            return layout.stage_count(self.pipeline.layout)
-        if self.pipeline.schedule.endswith(".csv"):
-            return layout.stages_of_csv(self.pipeline.schedule)
-        if self.pipeline.schedule == "interleaved":
-            return devices * (self.pipeline.virtual_stages or 1)
-        if self.pipeline.schedule in V_SCHEDULES:
-            return devices * 2
-        return devices
+        return self.layout_stages or placing.placement(self, self.pipeline.schedule).depth
+
+    @property
+    def layout_stages(self) -> int | None:
+        """Number of stages that pipeline.layout writes out, where there is one."""
+        written = self.pipeline.layout
+        return None if written is None else layout.stage_count(written)
+
+    @cached_property
+    def schedule_file(self) -> Schedule | None:
+        """The schedule in the CSV file that the recipe names, proven; None where it names none.
+
+        Raises:
+            UserError: it cannot be read, or is no schedule.
+        """
+        name = self.pipeline.schedule
+        return read_schedule(Path(name)) if name.endswith(".csv") else None
 
     @cached_property
     def curves(self) -> Curves:

@@ -27,8 +27,9 @@ from dsv3_plugin.model.config import adjust_config
 from dsv3_plugin.pipeline import execute
 from dsv3_plugin.pipeline.choose import schedules_of
 from dsv3_plugin.pipeline.chunks import PlacedLayout, PlacedModelConfig, place
-from dsv3_plugin.pipeline.placement import placement_of
+from dsv3_plugin.pipeline.one_search import found_once
 from dsv3_plugin.recipe.arguments import layout_of, megatron_arguments
+from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.stages import metrics
 from dsv3_plugin.stages.run import Run
@@ -44,7 +45,7 @@ def pretrain(run: Run) -> None:
     patches.register()
     parse_arguments(megatron_arguments(run.recipe, has_gpu=torch.cuda.is_available()))
     args = get_args()
-    layout = placed_layout(run.recipe, args)
+    layout = placed_layout(run.recipe)
     config_class = PlacedModelConfig if layout else GPTModelConfig
     model = gpt_config_from_args(args, model_config_cls=config_class)
     adjust_config(model.transformer, run.recipe.model)
@@ -64,7 +65,7 @@ def pretrain(run: Run) -> None:
     )
 
 
-def placed_layout(recipe: Recipe, args: Any) -> PlacedLayout | None:
+def placed_layout(recipe: Recipe) -> PlacedLayout | None:
     """Where the recipe's schedule is ours to run: lay the stages out for it, and take over.
 
     Returns:
@@ -73,12 +74,11 @@ def placed_layout(recipe: Recipe, args: Any) -> PlacedLayout | None:
     if recipe.parallel.pipeline == 1 or recipe.executor == "upstream":
         return None
     schedules = schedules_of(recipe)
-    first_batch = recipe.batch_schedule.batch(0)
-    placement = placement_of(
-        schedules(first_batch // (args.micro_batch_size * args.data_parallel_size))
-    )
+    wanted = recipe.pipeline
+    if "search" in (wanted.schedule, wanted.ramp_schedule):
+        schedules = found_once(schedules, recipe.folder, recipe.parallel.timeout_minutes)
     execute.use(execute.Executor(schedules))
-    return PlacedLayout(layout_of(recipe), placement)
+    return PlacedLayout(layout_of(recipe), placement(recipe, wanted.schedule))
 
 
 def embedding_ranks(pipeline: list[int]) -> list[int]:

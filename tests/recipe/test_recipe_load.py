@@ -1,8 +1,15 @@
 """Recipes: shipped ones, inheritance, overrides, rules and sentences."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.pipeline import choose
+from dsv3_plugin.pipeline.actions import csv_text
+from dsv3_plugin.pipeline.choose import schedules_of
+from dsv3_plugin.pipeline.placement import placement_of
+from dsv3_plugin.pipeline.schedules import PUBLISHED
 from dsv3_plugin.recipe import rules, yaml_text
 from dsv3_plugin.recipe.load import (
     load_model,
@@ -12,6 +19,7 @@ from dsv3_plugin.recipe.load import (
     shipped_folder,
 )
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
 
 RECIPES = sorted(
@@ -251,6 +259,67 @@ PIPED = ["parallel.processes=4", "pipeline.devices=2", "training.micro_batch_siz
             "does not divide sequences: parallel.context must be 1",
         ),
         (
+            ["pipeline.schedule=zbv", "megatron_args={context-parallel-size: 2}"],
+            "context-parallel-size 2 contradicts parallel.context, which is 1",
+        ),
+        (
+            ["megatron_args={transformer-impl: transformer_engine}"],
+            "transformer-impl transformer_engine contradicts backend, which is local",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={overlap-moe-expert-parallel-comm: true}"],
+            "overlaps the experts' communication by itself",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={delay_wgrad_compute: true}"],
+            "puts off weight gradients by itself",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={variable-seq-lengths: true}"],
+            "sends tensors of one shape",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={cuda-graph-scope: [attn]}"],
+            "cannot run under CUDA graphs (cuda-graph-scope)",
+        ),
+        (
+            ["pipeline.schedule=zbv", "parallel.tensor=2", "parallel.processes=8"],
+            "sends whole sequences between stages, and tensor parallelism divides them",
+        ),
+        (
+            ["pipeline.ramp_schedule=search"],
+            "pipeline.ramp_schedule goes with our executor, and upstream runs 1f1b",
+        ),
+        (
+            ["pipeline.schedule=zbv", "pipeline.layout=Ett|ttmL"],
+            "pipeline.layout has 2 stages, and zbv on 2 devices has 4",
+        ),
+        (
+            ["pipeline.schedule=zbv", "pipeline.layout=Et|t|t|t||mL"],
+            "pipeline.layout has 6 stages, and zbv on 2 devices has 4",
+        ),
+        (
+            ["pipeline.schedule=dualpipe", "pipeline.layout=Et|t|t|tmL"],
+            "pipeline.layout has 4 stages, and dualpipe on 2 devices has 2",
+        ),
+        (
+            ["pipeline.schedule=zbv", "pipeline.layout=Et|t|t|tL"],
+            "has 0 multi-token-prediction layers (m), and the model has 1",
+        ),
+        (
+            ["pipeline.schedule=zbv", "pipeline.layout=Et|t|ttm|L"],
+            "with executor ours both are on the last stage: end the layout in mL",
+        ),
+        (
+            ["pipeline.schedule=interleaved", "pipeline.virtual_stages=2",
+             "pipeline.layout=Ett|ttm||L"],
+            "must hold all multi-token-prediction layers (m) on one stage, the last of its device",
+        ),
+        (
+            ["pipeline.layout=Et|ttmtL"],
+            "has a layer (t) after multi-token prediction (m), which comes last",
+        ),
+        (
             ["pipeline.schedule=interleaved", "pipeline.virtual_stages=2",
              "curves.batch_size=6"],
             "is not a multiple of 4 sequences (micro_batch_size 1 × 2 data-parallel ranks × 2",
@@ -263,6 +332,78 @@ def test_pipelines_that_cannot_run(overrides, sentence):
     assert sentence in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("0F0,0B0\n1F0\n", "rank 1, slot 0: 1F0 has no backward"),
+        ("0F0,0B0\n", "is of 1 ranks, and the recipe has 2 pipeline devices: set pipeline.dev"),
+        ("0F0,0B0\n1F0,1B0\n", "is of 1 micro-batches, and a batch of curves.batch_size gives 4"),
+        ("0F0,2F0,2B0,0B0\n1F0,1B0\n", "puts different numbers of stages on its ranks"),
+        ("0F0,0B0,2F1,2B1\n1F0,1B0,3F1,3B1\n", "that are not each other's mirror image"),
+    ],
+)
+def test_a_schedules_file_is_proven_when_the_recipe_loads(text, sentence, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    overrides = [*PIPED, "curves.batch_size=8", f"pipeline.schedule={path}"]
+    with pytest.raises(UserError) as caught:
+        load_recipe("pretrain/tiny", overrides)
+    assert str(path) in str(caught.value)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"), [("dualpipe", 2), ("dualpipe_v", 4), ("1f1b", 2), ("zbv", 4)]
+)
+def test_every_schedule_comes_back_from_its_file(name, stages, tmp_path):
+    """DualPipe's two pipelines hold one model, so two devices are two stages."""
+    path = tmp_path / "mine.csv"
+    path.write_text(csv_text(PUBLISHED[name](2, 4).rows))
+    overrides = [*PIPED, "curves.batch_size=8"]
+    named = load_recipe("pretrain/tiny", [*overrides, f"pipeline.schedule={name}"])
+    read = load_recipe("pretrain/tiny", [*overrides, f"pipeline.schedule={path}"])
+    assert read.stages == named.stages == stages
+    assert schedules_of(read)(4).rows == schedules_of(named)(4).rows
+    assert placement(read, str(path)) == placement(named, name)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "ramp", "way_out"),
+    [
+        ("dualpipe_v", "1f1b", "name zbv or search"),
+        ("dualpipe", "zbv", "raise the smallest batch instead"),
+        ("dualpipe", "1f1b", "raise the smallest batch instead"),
+        ("dualpipe_v", "zbv", None),
+        ("dualpipe_v", "search", None),
+        ("zb1p", "1f1b", None),
+    ],
+)
+def test_a_ramp_schedule_places_stages_alike(schedule, ramp, way_out):
+    overrides = [*PIPED, f"pipeline.schedule={schedule}", f"pipeline.ramp_schedule={ramp}"]
+    if way_out is None:
+        recipe = load_recipe("pretrain/tiny", overrides)
+        few = schedules_of(recipe)(1)
+        assert placement_of(few) == placement(recipe, schedule)
+        return
+    with pytest.raises(UserError, match="places the model's stages otherwise") as caught:
+        load_recipe("pretrain/tiny", overrides)
+    assert str(caught.value).endswith(f"{way_out}.")
+
+
+def test_a_search_is_made_once(monkeypatch):
+    asked = []
+
+    def search_nothing(pp, micro_batches, costs, limit, *, effort):
+        asked.append((micro_batches, effort))
+        return SimpleNamespace(schedule=PUBLISHED["zbv"](pp, micro_batches))
+
+    monkeypatch.setattr(choose, "search", search_nothing)
+    schedules = schedules_of(load_recipe("pretrain/tiny", [*PIPED, "pipeline.schedule=search"]))
+    assert schedules(3) is schedules(3)
+    assert schedules(600) is not schedules(3)
+    assert asked == [(3, 6 / 1000), (600, 1.0)]
+
+
 @pytest.mark.parametrize("schedule", sorted(set(rules.SCHEDULES) - {"interleaved"}))
 def test_every_schedule_has_a_recipe(schedule):
     recipe = load_recipe("pretrain/tiny", [*PIPED, f"pipeline.schedule={schedule}"])
@@ -271,10 +412,11 @@ def test_every_schedule_has_a_recipe(schedule):
 
 
 def test_schedule_from_a_csv_beside_the_recipe(tmp_path):
-    (tmp_path / "mine.csv").write_text("0F0,3F0,,3B0\n1F0,2F0,2B0,1B0\n")
+    (tmp_path / "mine.csv").write_text("0F0,,3F0,3B0,,0B0\n1F0,2F0,,2B0,1B0\n")
     (tmp_path / "run.yaml").write_text(
         "base: pretrain/tiny\nparallel: {processes: 4, pipeline: 2}\n"
-        "training: {micro_batch_size: 1}\npipeline: {schedule: mine.csv}\n"
+        "training: {micro_batch_size: 1}\ncurves: {batch_size: 2}\n"
+        "pipeline: {schedule: mine.csv}\n"
     )
     recipe = load_recipe(tmp_path / "run.yaml")
     assert recipe.pipeline.schedule == str(tmp_path / "mine.csv")
