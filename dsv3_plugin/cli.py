@@ -48,12 +48,15 @@ def args(
         list[str] | None, typer.Argument(help="key.path=value for this run.")
     ] = None,
 ) -> None:
-    """Print the equivalent command line of upstream Megatron-LM, one flag a line."""
+    """Print upstream Megatron-LM's command line, one flag a line; what has no flag, on stderr."""
     from dsv3_plugin.recipe import machine
-    from dsv3_plugin.recipe.arguments import command_line
+    from dsv3_plugin.recipe.arguments import beyond_the_line, command_line
     from dsv3_plugin.recipe.load import load_recipe
 
-    print(command_line(load_recipe(recipe, overrides or []), has_gpu=machine.has_gpu()))
+    loaded = load_recipe(recipe, overrides or [])
+    print(command_line(loaded, has_gpu=machine.has_gpu()))
+    for phrase in beyond_the_line(loaded):
+        print(f"dsv3: upstream has no flag for this: {phrase}", file=sys.stderr)
 
 
 @app.command()
@@ -394,18 +397,34 @@ def export(
 @app.command()
 def verify(
     a: Annotated[Path, typer.Argument(help="Hugging Face folder or checkpoint.")],
-    b: Annotated[Path, typer.Argument(help="Hugging Face folder or checkpoint.")],
+    b: Annotated[
+        Path | None, typer.Argument(help="The other one; `a`'s own manifest by default.")
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(help="Absolute difference that counts as none; 0: bit for bit.", min=0)
     ] = 0.0,
     workers: Annotated[int, typer.Option(help="Threads.", min=1)] = 2,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read *.bin weights, as tensors only.")
+    ] = False,
 ) -> None:
-    """Compare all tensors of two models; exit code 1 if any differs."""
+    """Compare all tensors of two models, or one with its manifest; exit code 1 if any differs."""
+    from dsv3_plugin.checkpoint.manifest import check
     from dsv3_plugin.checkpoint.show import print_comparison, progress
     from dsv3_plugin.checkpoint.verify import verify as compare
 
     with progress("verify") as shown:
-        comparison = compare(a, b, tolerance=tolerance, workers=workers, progress=shown)
+        if b is None:
+            comparison = check(a, workers=workers, progress=shown)
+        else:
+            comparison = compare(
+                a,
+                b,
+                tolerance=tolerance,
+                workers=workers,
+                allow_pickle=allow_pickle,
+                progress=shown,
+            )
     print_comparison(comparison, tolerance)
     raise typer.Exit(1 if comparison.differences else 0)
 

@@ -50,6 +50,30 @@ def command_line(
     )
 
 
+def beyond_the_line(recipe: Recipe) -> list[str]:
+    """What of a recipe `dsv3 train` does and upstream's flags cannot say, a phrase each.
+
+    A run started from the command line alone trains without it.
+    """
+    curves = {
+        "learning rate": recipe.curves.learning_rate,
+        "router-bias speed γ": recipe.curves.router_bias_speed,
+        "MTP weight λ": recipe.curves.mtp_weight,
+    }
+    phrases = [
+        f"{name} {curve.minimum:g} to {curve.maximum:g} over tokens (the line has the largest)"
+        for name, curve in curves.items()
+        if curve.minimum != curve.maximum
+    ]
+    if recipe.parallel.pipeline > 1 and recipe.executor == "ours":
+        phrases.append(f"pipeline schedule {recipe.pipeline.schedule}")
+    if recipe.model.moe_layers and recipe.dispatch.kind == "two_hop":
+        phrases.append(f"two-hop dispatch in {recipe.dispatch.precision}")
+    if recipe.model.rope_type == "yarn":
+        phrases.append("YaRN's betas and original length")
+    return phrases
+
+
 def _flags(
     recipe: Recipe, has_gpu: bool, has_transformer_engine: bool | None
 ) -> Iterator[tuple[str, ...]]:

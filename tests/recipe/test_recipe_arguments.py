@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dsv3_plugin.recipe import layout
-from dsv3_plugin.recipe.arguments import command_line, megatron_arguments
+from dsv3_plugin.recipe.arguments import beyond_the_line, command_line, megatron_arguments
 from dsv3_plugin.recipe.load import load_model, load_recipe
 
 # A shape of run that every model can take, whatever it was trained with.
@@ -135,6 +135,15 @@ def test_the_printed_line_says_the_same():
     assert printed.splitlines()[0] == "--num-layers 4 \\"
     assert "--spec dsv3_plugin.model.specs deepseek_v3_spec" in printed
     assert words[-3:] == ["--log-throughput", "--num-workers", "0"]
+
+
+def test_what_has_no_flag_is_said():
+    phrases = beyond_the_line(load_recipe("pretrain/deepseek-v3"))
+    assert phrases[0] == "learning rate 0 to 0.00022 over tokens (the line has the largest)"
+    assert "pipeline schedule dualpipe_v" in phrases
+    assert "two-hop dispatch in fp8" in phrases
+    plain = ["curves={learning_rate: 1e-3, router_bias_speed: 0.001, mtp_weight: 0.3}"]
+    assert beyond_the_line(load_recipe("pretrain/tiny", plain)) == []
 
 
 def test_passed_through_flags_come_last_and_win(upstream):

@@ -1,8 +1,8 @@
 """Builds DeepSeek-V3 at full width and depth on the meta device with Transformer Engine's layers.
 
 Run in a process of its own, because it pretends to have a GPU: TE's modules ask for one when they
-are made, and nothing is computed. Prints one JSON object: the parameters' number, and the shape of
-every tensor of a distributed checkpoint by its key.
+are made, and nothing is computed. Prints one JSON object: the parameters' number, the shape of
+every tensor of a distributed checkpoint by its key, the kinds of modules and the FP8 recipe.
 """
 
 import json
@@ -68,7 +68,11 @@ def main() -> None:
             shapes[tensor.key] = tensor.global_shape
     modules = {type(module).__name__ for module in model.modules()}
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(json.dumps({"parameters": parameters, "shapes": shapes, "modules": sorted(modules)}))
+    answer = {"parameters": parameters, "shapes": shapes, "modules": sorted(modules)}
+    # As the layers themselves hold them: what the build was told may not have reached them.
+    configs = {(c.fp8, c.fp8_recipe) for c in (layer.config for layer in model.decoder.layers)}
+    (fp8,) = configs
+    print(json.dumps(answer | {"fp8": fp8}))
 
 
 def _flat(value: object) -> list[object]:

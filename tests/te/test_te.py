@@ -39,9 +39,14 @@ def full_size() -> dict:
 
 
 def test_the_layers_are_transformer_engines(full_size: dict) -> None:
-    assert {"TELayerNormColumnParallelLinear", "TEGroupedMLP", "TENorm"} & set(full_size["modules"])
-    assert "TEGroupedMLP" in full_size["modules"]
-    assert "GroupedExperts" not in full_size["modules"]
+    modules = set(full_size["modules"])
+    assert modules >= {"TELayerNormColumnParallelLinear", "TERowParallelLinear", "TEGroupedMLP"}
+    assert modules >= {"LatentAttention", "DeepSeekRouter", "MoELayer", "MultiTokenPredictionLayer"}
+    assert not modules & {"GroupedExperts", "SequentialMLP", "ColumnLinear"}
+
+
+def test_the_fp8_recipe_is_the_reports(full_size: dict) -> None:
+    assert full_size["fp8"] == ["e4m3", "blockwise"]
 
 
 def test_every_name_and_shape_is_in_the_name_table(full_size: dict) -> None:
