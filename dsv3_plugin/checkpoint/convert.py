@@ -20,6 +20,12 @@ from typing import Any, Literal
 import torch
 
 from dsv3_plugin.checkpoint import recode, tracker
+from dsv3_plugin.checkpoint.config_json import (
+    FP8_CONFIG,
+    HF_CONFIG,
+    exported_config,
+    wants_power_of_two,
+)
 from dsv3_plugin.checkpoint.dist_writer import DistLayout
 from dsv3_plugin.checkpoint.hf_writer import HFLayout
 from dsv3_plugin.checkpoint.journal import Checksums
@@ -51,12 +57,6 @@ TOKENIZER_FILES = (
 """What travels with the weights; no code (`*.py`), as transformers needs none for this family."""
 
 _SPECIAL = ("bos", "eos", "pad")
-
-FP8_CONFIG = {
-    "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
-    "weight_block_size": [128, 128],
-}  # fmt: skip
-"""`quantization_config` of DeepSeek's FP8 checkpoints."""
 
 # What upstream's loader reads from the common state of a checkpoint without a training state.
 _COMMON = {
@@ -128,7 +128,10 @@ def import_hf(
         with as_sentence(root):
             layout.finish(root / tracker.RELEASE, _COMMON, extra_states(source.model))
             source.model.write(root / MODEL_FILE)
-            _copy_tokenizer(source, root / TOKENIZER)
+            (root / TOKENIZER).mkdir(exist_ok=True)
+            _copy_files(source.path, root / TOKENIZER)
+            said = (source.path / "config.json").read_bytes()
+            tracker.replace_file(root / HF_CONFIG, said)
             _write_manifest(root, header, source.model, layout.targets.values(), checksums)
             tracker.write_tracker(root, tracker.RELEASE)
             folder.complete()
@@ -155,8 +158,8 @@ def export_hf(
         hf_dir: a new folder.
         dtype: type of the weights; None keeps each tensor's own, kept FP8 becoming BF16. The
             router bias keeps its type always.
-        fp8: write the linear weights as DeepSeek's FP8: the imported bytes where their scales were
-            kept, quantised in 128×128 blocks otherwise.
+        fp8: write the linear weights as DeepSeek's FP8. Of an FP8 import these are the same
+            weights and the same bytes as there; otherwise all, quantised in 128×128 blocks.
         shard_size: bytes of a safetensors file.
         workers: threads.
         resume: continue an unfinished export into the same folder.
@@ -269,8 +272,11 @@ def _export_tensors(
     source: DistWeights, dtype: str | None, fp8: bool
 ) -> Iterator[tuple[str, torch.dtype, tuple[int, ...]]]:
     """(name, type, shape) of every tensor an export writes, in order."""
+    # Scales say which weights of an FP8 source were FP8: the others go back as they came.
+    imported = any(name.endswith(SCALE) for name in source.stored)
     for entry in source.entries:
-        if fp8 and entry.precision == "fp8":
+        known = not imported or entry.name + SCALE in source.stored
+        if fp8 and entry.precision == "fp8" and known:
             yield entry.name, E4M3, entry.shape
             yield entry.name + SCALE, torch.float32, entry.scale().shape
         else:
@@ -282,7 +288,8 @@ def _export_jobs(source: DistWeights, entry: Entry, targets: dict[str, Target]) 
     target, stored = targets[name], source.stored[name]
     if target.dtype == E4M3:
         if scale not in source.stored:
-            blocks = partial(recode.quantised, source, name)
+            power_of_two = wants_power_of_two(source.config)
+            blocks = partial(recode.quantised, source, name, power_of_two=power_of_two)
             yield Job((target, targets[scale]), blocks, (name,), stored.nbytes)
             return
         yield Job(
@@ -304,8 +311,10 @@ def _export_jobs(source: DistWeights, entry: Entry, targets: dict[str, Target]) 
 
 def _config(source: DistWeights, targets: dict[str, Target], fp8: bool) -> dict[str, Any]:
     """The `config.json` of an export."""
-    ids = _token_ids(source.root / TOKENIZER)
     dtype = str(targets["model.embed_tokens.weight"].dtype).removeprefix("torch.")
+    if source.config is not None:
+        return exported_config(source.config, source.model, dtype, fp8)
+    ids = _token_ids(source.root / TOKENIZER)
     config = hf_config(source.model, torch_dtype=dtype, **ids)
     return config | ({"quantization_config": FP8_CONFIG} if fp8 else {})
 
@@ -316,7 +325,7 @@ def _token_ids(tokenizer: Path) -> dict[str, int]:
     words = _read_json(tokenizer / "tokenizer_config.json")
     known = {
         token["content"]: token["id"]
-        for token in _read_json(tokenizer / "tokenizer.json").get("added_tokens", ())
+        for token in _read_json(tokenizer / "tokenizer.json").get("added_tokens") or ()
     }
     ids = {}
     for kind in _SPECIAL:
@@ -326,17 +335,6 @@ def _token_ids(tokenizer: Path) -> dict[str, int]:
         if found is not None:
             ids[f"{kind}_token_id"] = found
     return ids
-
-
-def _copy_tokenizer(source: HFWeights, folder: Path) -> None:
-    """The tokenizer's files, and the token ids that config.json alone may know."""
-    folder.mkdir(exist_ok=True)
-    _copy_files(source.path, folder)
-    generation = folder / "generation_config.json"
-    keys = [f"{kind}_token_id" for kind in _SPECIAL]
-    ids = {key: source.config[key] for key in keys if source.config.get(key) is not None}
-    if ids and not generation.exists():
-        tracker.replace_file(generation, json.dumps(ids, indent=2).encode())
 
 
 def _copy_files(source: Path, folder: Path) -> None:

@@ -105,9 +105,9 @@ def read_header(path: Path) -> dict[str, Described]:
     return tensors
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The `config.json` of a Hugging Face folder."""
-    path = folder / CONFIG
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """The `config.json` of a Hugging Face folder, or where a checkpoint keeps that."""
+    path = folder / name
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

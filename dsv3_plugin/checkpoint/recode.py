@@ -85,10 +85,11 @@ def requantised(source: Weights, name: str) -> Blocks:
         yield (values,)
 
 
-def quantised(source: Weights, name: str) -> Blocks:
+def quantised(source: Weights, name: str, *, power_of_two: bool = False) -> Blocks:
     """The weight in FP8 and the scales it is given: a pair of tensors per block."""
     for start, stop in steps(source, name, torch.float32):
-        values, scale = quantize_blocks(source.rows(name, start, stop))
+        weight = source.rows(name, start, stop)
+        values, scale = quantize_blocks(weight, power_of_two=power_of_two)
         if not bool(scale.isfinite().all()):
             raise UserError(
                 f"{name} in {source.path / source.stored[name].file} holds a NaN or an infinity "

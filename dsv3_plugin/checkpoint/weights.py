@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.config_json import kept_config
 from dsv3_plugin.checkpoint.dist_reader import DistCheckpoint
 from dsv3_plugin.checkpoint.hf_headers import CONFIG, read_config
 from dsv3_plugin.checkpoint.hf_reader import HFFolder, Stored
@@ -127,6 +128,8 @@ class DistWeights:
         self.checkpoint = DistCheckpoint(iteration)
         self.root = iteration.parent
         """The folder with what belongs to all iterations: `model.yaml`, `tokenizer/`."""
+        self.config = kept_config(self.root)
+        """The `config.json` of the folder it was imported from."""
         self.model = model or model_of_checkpoint(directory, iteration, self.checkpoint.contents)
         self.entries = layout(self.model)
         self.stored: dict[str, Stored] = {}

@@ -287,6 +287,35 @@ def hf_config(
     return config
 
 
+_SPELLED_TWICE = {
+    "rope_parameters": ("rope_theta", "rope_scaling"),
+    "num_mtp_layers": ("num_nextn_predict_layers",),
+}
+"""A key of transformers 5's own → the published keys that say the same."""
+
+
+def brought_up_to_date(config: Mapping[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """A parsed `config.json` with what it says of the model replaced where `model` is another.
+
+    All else stays as it is. Two things change always, as the code that a folder may carry does not
+    travel with it: `auto_map` goes, and a family that transformers knows by another name gets that.
+    """
+    updated = {key: value for key, value in config.items() if key != "auto_map"}
+    if config["model_type"] not in ("deepseek_v2", "deepseek_v3"):
+        updated["model_type"] = "deepseek_v3"
+        updated["architectures"] = ["DeepseekV3ForCausalLM"]
+    before = model_from_hf(config, model.name)
+    if before == model:
+        return updated
+    old, new = hf_config(before), hf_config(model)
+    changed = {key for key in new if new[key] != old.get(key)}
+    for key, published in _SPELLED_TWICE.items():
+        if key in updated and changed & {*published}:
+            del updated[key]
+            changed |= {*published}
+    return updated | {key: new[key] for key in new if key in changed}
+
+
 def _rope_scaling(model: ModelConfig) -> dict[str, Any] | None:
     if model.rope_type == "rope":
         return None

@@ -9,6 +9,7 @@ import oracles
 import torch
 from safetensors.torch import load_file, save_file
 
+from dsv3_plugin.checkpoint.config_json import FP8_CONFIG
 from dsv3_plugin.checkpoint.dist_metadata import read_contents
 from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.checkpoint.torch_zip import payload
@@ -54,7 +55,10 @@ def write_folder(
 ) -> Path:
     """Writes a Hugging Face folder with the safetensors library."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(hf_config(model)))
+    config = hf_config(model)
+    if any(tensor.dtype == E4M3 for tensor in tensors.values()):
+        config["quantization_config"] = FP8_CONFIG
+    (folder / "config.json").write_text(json.dumps(config))
     names = list(tensors)
     index = {}
     for number in range(shards):

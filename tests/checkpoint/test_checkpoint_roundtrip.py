@@ -254,6 +254,7 @@ def test_token_ids_of_a_trained_run_come_from_its_tokenizer(tmp_path):
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(words))
     added = [{"id": 7, "content": "<s>"}, {"id": 9, "content": "</s>"}]
     (tokenizer / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    (tmp_path / "checkpoint" / "hf_config.json").unlink()  # training writes none
     # An iteration's own folder finds what belongs to all.
     export_hf(tmp_path / "checkpoint" / "release", tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
