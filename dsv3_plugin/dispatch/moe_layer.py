@@ -3,9 +3,10 @@
 Upstream builds one of its own dispatchers by `config.moe_token_dispatcher_type`; the layer here
 puts `two_hop` in its place where `configure_dispatch` said so, and keeps upstream's otherwise. For
 every kind it counts tokens per expert, and for the two that run over torch.distributed the bytes
-sent; `load_view.collect_step_metrics` takes both after a step.
+sent; `step_metrics.collect_step_metrics` takes both after a step.
 """
 
+import copy
 import os
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,13 +17,19 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe import fused_a2a
 from megatron.core.transformer.moe import moe_layer as upstream
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
-from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+from megatron.core.transformer.moe.shared_experts import SharedExpertState
+from megatron.core.transformer.moe.token_dispatcher import (
+    MoEAlltoAllTokenDispatcher,
+    MoETokenDispatcher,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from dsv3_plugin.dispatch.topology import RanksPerNode, ranks_per_node
+from dsv3_plugin.dispatch.kernels import KERNELS
+from dsv3_plugin.dispatch.topology import RanksPerNode, launched_per_node
 from dsv3_plugin.dispatch.traffic import Traffic, link_class
 from dsv3_plugin.dispatch.two_hop import Precision, TwoHopTokenDispatcher
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.pipeline.turns import PerSide
 
 Kind = Literal["alltoall", "two_hop", "deepep", "hybridep"]
 
@@ -50,17 +57,10 @@ def configure_dispatch(
     """
     if precision == "fp8" and kind != "two_hop":
         raise UserError(f"dispatch.precision: fp8 needs dispatch.kind: two_hop, not {kind}")
-    if kind == "deepep" and not fused_a2a.HAVE_DEEP_EP:
-        raise UserError(
-            "dispatch.kind: deepep needs the Python package deep_ep: build it from DeepSeek's "
-            "DeepEP (with NVSHMEM), or use dispatch.kind: two_hop"
-        )
-    if kind == "hybridep" and not fused_a2a.HAVE_HYBRIDEP:
-        raise UserError(
-            "dispatch.kind: hybridep needs the Python package deep_ep built from the hybrid-ep "
-            "branch of DeepSeek's DeepEP, or use dispatch.kind: two_hop"
-        )
-    if kind in ("deepep", "hybridep"):
+    usable = {"deepep": fused_a2a.HAVE_DEEP_EP, "hybridep": fused_a2a.HAVE_HYBRIDEP}
+    if not usable.get(kind, True):
+        raise UserError(KERNELS[kind].absent)
+    if kind in KERNELS:
         config.moe_token_dispatcher_type = "flex"
         config.moe_flex_dispatcher_backend = kind
     else:
@@ -72,7 +72,8 @@ class MoELayer(upstream.MoELayer):
     """Takes the arguments of upstream's; stands in its place in the layer spec.
 
     Attributes:
-        traffic: bytes and messages this rank sent since they were last taken.
+        traffic: bytes and messages this rank sent since they were last taken; nothing is counted
+            with upstream's flex dispatcher.
     """
 
     def __init__(
@@ -101,6 +102,15 @@ class MoELayer(upstream.MoELayer):
         self._node_of = nodes_of_group(self.ep_group, wanted.ranks_per_node)
         self._load: torch.Tensor | int = 0
         self.traffic: Traffic = getattr(self.token_dispatcher, "traffic", Traffic())
+
+    @property
+    def token_dispatcher(self) -> MoETokenDispatcher:
+        """The dispatcher of the side of an overlapped pair that runs; outside a pair, the one."""
+        return self._dispatchers.here
+
+    @token_dispatcher.setter
+    def token_dispatcher(self, dispatcher: MoETokenDispatcher) -> None:
+        self._dispatchers = PerSide(dispatcher, _second)
 
     def set_layer_number(self, layer_number: int) -> None:
         super().set_layer_number(layer_number)
@@ -149,11 +159,24 @@ class MoELayer(upstream.MoELayer):
                     self.traffic.add(link, int(rows[peer]) * width)
 
 
+def _second(dispatcher: MoETokenDispatcher) -> MoETokenDispatcher:
+    """A dispatcher over the same groups, links, counters and weights, with a state of its own."""
+    second = copy.copy(dispatcher)
+    if second.shared_experts is not None:
+        # They keep intermediate results likewise, and the first's may be in the middle by now.
+        second.shared_experts = copy.copy(second.shared_experts)
+        second.shared_experts._overlap_state = SharedExpertState.IDLE
+    return second
+
+
 def nodes_of_group(group: dist.ProcessGroup, setting: RanksPerNode) -> list[int]:
-    """The node of every member of the group; all on one where nothing says otherwise."""
+    """The node of every member of the group; all on one where nothing says otherwise.
+
+    Raises:
+        UserError: `auto`, and the launcher tells of nodes with different numbers of ranks.
+    """
     ranks = dist.get_process_group_ranks(group)
-    try:
-        per_node = ranks_per_node(setting, os.environ)
-    except UserError:
+    per_node = launched_per_node(os.environ) if setting == "auto" else setting
+    if per_node is None:
         return [0] * len(ranks)
     return [rank // per_node for rank in ranks]

@@ -11,8 +11,9 @@ every rank of an expert-parallel group, as a process group demands.
 Outside a pair `wait(work)` is `work.wait()`.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -63,6 +64,61 @@ def wait(work: Work) -> None:
     work.wait()
 
 
+class PerSide[T]:
+    """An object that keeps what its caller is in the middle of: one for each side of a pair.
+
+    From one call to the next a dispatcher holds the tokens under way on itself. Where both sides
+    are in the same layer (a pair of one stage with itself, when the backward computes the layer
+    again), either would find what the other left there while it waited.
+
+    Args:
+        own: what the forward uses, and everything outside a pair.
+        duplicate: makes of it, when first needed, what the backward of a pair uses.
+    """
+
+    def __init__(self, own: T, duplicate: Callable[[T], T]) -> None:
+        self._own = own
+        self._duplicate = duplicate
+        self._backwards: T | None = None
+
+    @property
+    def here(self) -> T:
+        """The one that the running side uses."""
+        pair = _pair
+        if pair is None or _my_side(pair) is pair.forward:
+            return self._own
+        if self._backwards is None:
+            self._backwards = self._duplicate(self._own)
+        return self._backwards
+
+
+def _thread_settings() -> list[contextlib.AbstractContextManager[Any]]:
+    """What torch keeps per thread, as it is on this one, to be entered on another."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings: list[contextlib.AbstractContextManager[Any]] = [
+        _threads(torch.get_num_threads()),
+        torch.set_grad_enabled(torch.is_grad_enabled()),
+        torch.autocast(
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+            cache_enabled=torch.is_autocast_cache_enabled(),
+        ),
+    ]
+    if device == "cuda":
+        settings += [
+            torch.cuda.device(torch.cuda.current_device()),
+            torch.cuda.stream(torch.cuda.current_stream()),
+        ]
+    return settings
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    torch.set_num_threads(number)  # OpenMP keeps this per thread
+    yield
+
+
 # The backward's thread lives as long as the process: making one for every pair would cost more
 # than a small layer computes.
 _backward_thread = ThreadPoolExecutor(1, thread_name_prefix="backward")
@@ -79,7 +135,7 @@ def run_pair[F, B](forward: Callable[[], F], backward: Callable[[], B]) -> tuple
     """
     global _pair
     pair = _pair = _Pair()
-    threads = torch.get_num_threads()
+    settings = _thread_settings()
 
     def side(me: _Side, body: Callable[[], Any]) -> Any:
         me.turn.acquire()
@@ -90,8 +146,10 @@ def run_pair[F, B](forward: Callable[[], F], backward: Callable[[], B]) -> tuple
             pair.other(me).turn.release()
 
     def backward_side() -> B:
-        torch.set_num_threads(threads)  # OpenMP keeps this per thread
-        return side(pair.backward, backward)
+        with contextlib.ExitStack() as stack:
+            for setting in settings:
+                stack.enter_context(setting)
+            return side(pair.backward, backward)
 
     pending = _backward_thread.submit(backward_side)
     pair.forward.turn.release()

@@ -7,15 +7,22 @@ import torch.distributed as dist
 from gloo_ranks import run_ranks
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from megatron.core.tensor_parallel import mappings, model_parallel_cuda_manual_seed
 from megatron.core.transformer.moe import fused_a2a, token_dispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from dsv3_plugin.dispatch.moe_layer import configure_dispatch
-from dsv3_plugin.dispatch.step_metrics import collect_step_metrics, tensorboard_scalars
+from dsv3_plugin.dispatch.alltoall import AllToAll
+from dsv3_plugin.dispatch.moe_layer import MoELayer, configure_dispatch
+from dsv3_plugin.dispatch.step_metrics import (
+    collect_step_metrics,
+    discard_counts,
+    load_of_nodes,
+    tensorboard_scalars,
+)
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.config import transformer_config
 from dsv3_plugin.model.specs import deepseek_v3_spec, mtp_block_spec
+from dsv3_plugin.pipeline import turns
 from dsv3_plugin.upstream.alltoall_on_cpu import move_to_host
 
 RANKS, SEQUENCES, LENGTH, STEPS = 4, 8, 16, 20
@@ -63,6 +70,20 @@ def gradients_of(dispatch: dict, **overrides) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), **gradients}
 
 
+def gradients_of_two(dispatch: dict, *, paired: bool, **overrides) -> dict[str, torch.Tensor]:
+    """Of two micro-batches: the forward of the second before, or beside, the first's backward."""
+    model = build(dispatch, **overrides).train()
+    first = loss_of(model, 0)
+    if paired:
+        second, _ = turns.run_pair(lambda: loss_of(model, 1), first.backward)
+    else:
+        second = loss_of(model, 1)
+        first.backward()
+    second.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    return {"losses": torch.stack([first.detach(), second.detach()]), **gradients}
+
+
 def curve(dispatch: dict) -> list[float]:
     """Loss of twenty steps of plain gradient descent, averaged over ranks."""
     model = build(dispatch).train()
@@ -83,22 +104,50 @@ def curve(dispatch: dict) -> list[float]:
     return losses
 
 
-def counts_of(dispatch: dict) -> dict:
-    """Metrics of one step with two micro-batches and an evaluation, which does not count."""
-    model = build(dispatch).train()
-    for step in range(2):
-        loss_of(model, step).backward()
+def counts_of(dispatch: dict, **overrides) -> dict:
+    """Metrics of a step of two micro-batches; of the same after an evaluation; of nothing."""
+    model = build(dispatch, **overrides).train()
+
+    def metrics_of_step() -> dict:
+        discard_counts([model])
+        for step in range(2):
+            loss_of(model, step).backward()
+        return collect_step_metrics([model])
+
+    metrics = metrics_of_step()
     with torch.no_grad():
         loss_of(model, 5)
-    metrics = collect_step_metrics([model])
+    metrics["again"] = metrics_of_step()
     metrics["after"] = collect_step_metrics([model])
     return metrics
+
+
+def flex_of(kind: str) -> dict:
+    """What upstream builds where a library is there, as far as this can be seen without it."""
+    fused_a2a.HAVE_DEEP_EP = fused_a2a.HAVE_HYBRIDEP = True
+    token_dispatcher.fused_dispatch = token_dispatcher.hybrid_ep_dispatch = object()
+    token_dispatcher.set_deepep_num_sms = lambda number: None
+    zeros = torch.zeros
+    torch.zeros = lambda *size, device=None, **options: zeros(*size, **options)  # no GPU here
+    try:
+        model = build({"kind": kind})
+    finally:
+        torch.zeros = zeros
+    dispatchers = [
+        module.token_dispatcher for module in model.modules() if isinstance(module, MoELayer)
+    ]
+    return {
+        "dispatchers": {type(dispatcher) for dispatcher in dispatchers},
+        "managers": {type(dispatcher._comm_manager) for dispatcher in dispatchers},
+        "metrics": set(collect_step_metrics([model])),
+    }
 
 
 def on_ranks(rank: int) -> dict:
     token_dispatcher.maybe_move_tensor_to_cpu = move_to_host(
         token_dispatcher.maybe_move_tensor_to_cpu
     )
+    mappings._AllToAll = AllToAll
     parallel_state.initialize_model_parallel(expert_model_parallel_size=RANKS)
     hidden = {"moe_shared_expert_overlap": True}
     recomputed = {
@@ -112,7 +161,17 @@ def on_ranks(rank: int) -> dict:
         "recomputed": gradients_of(TWO_HOP, **recomputed),
         "fp8": gradients_of(TWO_HOP | {"precision": "fp8"}),
         "curves": (curve({"kind": "alltoall"}), curve(TWO_HOP)),
+        "one after the other": gradients_of_two({"kind": "alltoall"}, paired=False),
+        "pairs": {
+            "alltoall": gradients_of_two({"kind": "alltoall"}, paired=True, **recomputed),
+            "two_hop": gradients_of_two(TWO_HOP, paired=True, **recomputed),
+            "two_hop, hidden shared expert": gradients_of_two(
+                TWO_HOP, paired=True, **recomputed, **hidden
+            ),
+        },
         "counts": {kind: counts_of(TWO_HOP | {"kind": kind}) for kind in ("alltoall", "two_hop")},
+        "recomputed counts": counts_of({"kind": "alltoall"}, **recomputed),
+        "flex": {kind: flex_of(kind) for kind in ("deepep", "hybridep")},
     }
 
 
@@ -128,6 +187,15 @@ def test_loss_and_every_gradient_equal_upstreams(ranks, way):
         for name, expected in rank["alltoall"].items():
             # FP32 through a whole model: the order of additions differs in every layer.
             error = (rank[way][name] - expected).norm() / (expected.norm() + 1e-12)
+            assert float(error) < 1e-5, name
+
+
+@pytest.mark.parametrize("way", ["alltoall", "two_hop", "two_hop, hidden shared expert"])
+def test_a_layer_recomputed_beside_its_own_forward_gives_the_same_gradients(ranks, way):
+    # In the pair both sides are in one layer, whose dispatcher keeps state from call to call.
+    for rank in ranks:
+        for name, expected in rank["one after the other"].items():
+            error = (rank["pairs"][way][name] - expected).norm() / (expected.norm() + 1e-12)
             assert float(error) < 1e-5, name
 
 
@@ -163,6 +231,8 @@ def test_load_and_traffic_are_counted(ranks):
             assert metrics["max_vio"][layer] == pytest.approx(
                 max(load) * 16 / sum(load) - 1, abs=1e-4
             )
+        again = metrics["again"]  # an evaluation lies between
+        assert again == {name: metrics[name] for name in again}
         assert metrics["after"]["expert_load"] == {}
         assert metrics["after"]["traffic"]["other_node"]["bytes"] == 0
         scalars = tensorboard_scalars(metrics)
@@ -173,14 +243,34 @@ def test_load_and_traffic_are_counted(ranks):
 
 
 def test_upstreams_traffic_is_the_closed_form(ranks):
-    metrics = ranks[0]["counts"]["alltoall"]
-    rows = sum(sum(load) for load in metrics["expert_load"].values())
-    evaluated = SEQUENCES * LENGTH * 4 * 3
-    row, weight, micro_batches = 32 * 4, 4, 2
-    # Forward and backward: two passages with weights, two without; evaluation only forward.
-    data = rows * (4 * row + 2 * weight) + evaluated * (2 * row + weight)
-    counts = (micro_batches + 1) * 3 * RANKS * (RANKS - 1) * 16 * 8
-    assert sum(link["bytes"] for link in metrics["traffic"].values()) == data + counts
+    rows, row, weight = 2 * SEQUENCES * LENGTH * 4 * 3, 32 * 4, 4
+    counts = 2 * 3 * RANKS * (RANKS - 1) * 16 * 8
+    # Forward and backward: two passages with weights, two without.
+    expected = rows * (4 * row + 2 * weight) + counts
+    # Recomputed, the forward comes twice; the experts' load is the same.
+    forward = rows * (2 * row + weight) + counts
+    plain, recomputed = ranks[0]["counts"]["alltoall"], ranks[0]["recomputed counts"]
+    for metrics, sent in ((plain, expected), (recomputed, expected + forward)):
+        assert sum(link["bytes"] for link in metrics["traffic"].values()) == sent
+        assert metrics["expert_load"] == plain["expert_load"]
+
+
+def test_a_node_has_the_load_of_its_ranks():
+    assert load_of_nodes([1, 2, 3, 4], [0, 0, 1, 1]) == [3, 7]
+    assert load_of_nodes([1, 2, 3, 4], [2, 2, 2, 3]) == [6, 4]
+    assert load_of_nodes([5], [0]) == [5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "manager"),
+    [("deepep", token_dispatcher._DeepepManager), ("hybridep", token_dispatcher._HybridEPManager)],
+)
+def test_kernels_are_those_of_upstreams_flex_dispatcher(ranks, kind, manager):
+    built = ranks[0]["flex"][kind]
+    assert built["dispatchers"] == {token_dispatcher.MoEFlexTokenDispatcher}
+    assert built["managers"] == {manager}
+    # What the kernels send is not known, and zeros would say that it is.
+    assert built["metrics"] == {"expert_load", "rank_load", "node_load", "max_vio"}
 
 
 def test_absent_kernels_are_named():
