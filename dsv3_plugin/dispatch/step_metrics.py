@@ -24,35 +24,45 @@ def collect_step_metrics(model_chunks: Sequence[torch.nn.Module]) -> dict[str, A
         On every rank, with layers as text (it becomes JSON):
 
         * `expert_load`: {layer: tokens per expert `[X]`},
-        * `rank_load`, `node_load`: {layer: tokens per expert-parallel rank, per node},
+        * `rank_load`, `node_load`: {layer: tokens per expert-parallel rank, per node}, on the nodes
+          that this rank's expert-parallel group lies on,
         * `max_vio`: {layer: max load / mean load − 1} over experts (arXiv 2408.15664, eq. 4),
-        * `traffic`: {link class: {"bytes", "messages"}}, summed over ranks and layers.
+        * `traffic`: {link class: {"bytes", "messages"}}, summed over ranks and layers; absent with
+          upstream's flex dispatcher, whose kernels do not tell what they send.
 
         Empty for a model without experts.
     """
     config = get_model_config(model_chunks[0])
     if not config.num_moe_experts:
         return {}
-    layers = [
-        module
-        for chunk in model_chunks
-        for module in chunk.modules()
-        if isinstance(module, MoELayer)
-    ]
-    load, traffic = _sum_over_world(config, layers)
+    load, traffic = _sum_over_world(config, _moe_layers(model_chunks))
     group = parallel_state.get_expert_model_parallel_group()
     nodes = nodes_of_group(group, getattr(config, "dispatch", Dispatch()).ranks_per_node)
     per_layer = {str(index): row for index, row in enumerate(load.tolist()) if any(row)}
-    return {
+    per_rank = {layer: _parts(row, len(nodes)) for layer, row in per_layer.items()}
+    metrics = {
         "expert_load": per_layer,
-        "rank_load": {layer: _parts(row, len(nodes)) for layer, row in per_layer.items()},
-        "node_load": {layer: _parts(row, len(set(nodes))) for layer, row in per_layer.items()},
+        "rank_load": per_rank,
+        "node_load": {layer: load_of_nodes(row, nodes) for layer, row in per_rank.items()},
         "max_vio": {layer: round(max_violation(row), 4) for layer, row in per_layer.items()},
-        "traffic": {
+    }
+    if config.moe_token_dispatcher_type == "alltoall":  # two_hop stands in its place
+        metrics["traffic"] = {
             link: {"bytes": traffic.bytes[link], "messages": traffic.messages[link]}
             for link in LINK_CLASSES
-        },
-    }
+        }
+    return metrics
+
+
+def discard_counts(model_chunks: Sequence[torch.nn.Module]) -> None:
+    """Forgets what this rank dispatched since the last step: an evaluation's tokens travel too.
+
+    A step begins with it. What counts cannot be told by whether gradients are wanted: the first
+    forward of a recomputed layer wants none, and what it sends belongs to the step.
+    """
+    for layer in _moe_layers(model_chunks):
+        layer.take_load()
+        layer.traffic.take()
 
 
 def tensorboard_scalars(metrics: dict[str, Any]) -> dict[str, float]:
@@ -67,6 +77,24 @@ def tensorboard_scalars(metrics: dict[str, Any]) -> dict[str, float]:
     if violations:
         scalars["max_vio/mean"] = sum(violations.values()) / len(violations)
     return scalars
+
+
+def load_of_nodes(rank_load: Sequence[int], nodes: Sequence[int]) -> list[int]:
+    """Load of each node from that of the ranks; a node may hold more ranks than another.
+
+    Args:
+        rank_load: of every rank of an expert-parallel group. `[E]`
+        nodes: the node of every rank. `[E]`
+    """
+    loads = dict.fromkeys(nodes, 0)
+    for load, node in zip(rank_load, nodes, strict=True):
+        loads[node] += load
+    return list(loads.values())
+
+
+def _moe_layers(model_chunks: Sequence[torch.nn.Module]) -> list[MoELayer]:
+    modules = (module for chunk in model_chunks for module in chunk.modules())
+    return [module for module in modules if isinstance(module, MoELayer)]
 
 
 def _sum_over_world(

@@ -78,20 +78,38 @@ def ranks_per_node(setting: RanksPerNode, environment: Mapping[str, str]) -> int
     Raises:
         UserError: `auto`, and the environment does not say.
     """
-    if setting != "auto":
-        return setting
+    per_node = launched_per_node(environment) if setting == "auto" else setting
+    if per_node is None:
+        raise UserError(
+            "dispatch.ranks_per_node: auto found no "
+            + ", ".join(_LOCAL_WORLD_SIZES)
+            + " in the environment: start with torchrun or srun, or give the number"
+        )
+    return per_node
+
+
+def launched_per_node(environment: Mapping[str, str]) -> int | None:
+    """Processes per node as torchrun or Slurm says; None where neither says anything.
+
+    Raises:
+        UserError: nodes differ, or what is said cannot be read.
+    """
     for name in _LOCAL_WORLD_SIZES:
-        entries = filter(None, environment.get(name, "").split(","))
-        counts = {int(entry.partition("(x")[0]) for entry in entries}
-        if len(counts) > 1:
-            raise UserError(f"{name}={environment[name]}: dispatch needs equal nodes")
-        if counts:
-            return counts.pop()
-    raise UserError(
-        "dispatch.ranks_per_node: auto found no "
-        + ", ".join(_LOCAL_WORLD_SIZES)
-        + " in the environment: start with torchrun or srun, or give the number"
-    )
+        said = environment.get(name, "")
+        numbers = {entry.partition("(x")[0] for entry in said.split(",") if entry}
+        if not all(number.isdecimal() and int(number) for number in numbers):
+            raise UserError(
+                f"{name}={said} in the environment is no number of processes per node, such as 8 "
+                "or 8(x4): correct it, or set dispatch.ranks_per_node"
+            )
+        if len(numbers) > 1:
+            raise UserError(
+                f"{name}={said}: dispatch needs equal nodes; start the same number of processes on "
+                "each, or set dispatch.ranks_per_node"
+            )
+        if numbers:
+            return int(numbers.pop())
+    return None
 
 
 def group_topology(global_ranks: Sequence[int], ranks_per_node: int, experts: int) -> Topology:

@@ -6,9 +6,9 @@ DeepSeek's convention (arXiv 2412.19437, §3.3.2): every block keeps its own FP3
 
     value = quantised × scale_inv,        scale_inv = max|block| / 448.
 
-Two refinements make quantise → dequantise → quantise return the same bytes, where the values between
-are FP32 (BF16 rounds the largest, and with it may move an FP32 scale; power-of-two scales have
-products that BF16 holds exactly):
+Two refinements make quantise → dequantise → quantise return the same bytes and scales, where the
+values between are FP32 (BF16 rounds the largest value, and with it may move an FP32 scale; the
+products of power-of-two scales it holds exactly):
 
 * FP32 scales: `max/448` is rounded once through 448 (`fl(fl(448·s)/448)`), the fixed point of that
   map; it differs from the plain quotient by one unit in the last place, and seldom.
@@ -17,8 +17,8 @@ products that BF16 holds exactly):
   to half the range and change its scale the second time.
 
 A block that holds a NaN or an infinity comes back as NaN; nothing is silently clipped: even at the
-ends of FP32's range a value is off by no more than E4M3 rounds. Edge blocks are ragged: they use the
-values that exist. Work is done in slices that stay in a core's cache.
+end of FP32's range a value is off by no more than E4M3 rounds. Edge blocks are ragged: they use
+the values that exist. Work is done in slices that stay in a core's cache.
 """
 
 from collections.abc import Iterator

@@ -16,7 +16,7 @@ from megatron.core.optimizer_param_scheduler import (
 )
 from megatron.training import get_args
 
-from dsv3_plugin.dispatch.step_metrics import collect_step_metrics
+from dsv3_plugin.dispatch.step_metrics import collect_step_metrics, discard_counts
 from dsv3_plugin.stages import metrics
 from dsv3_plugin.stages import run as runs
 
@@ -77,6 +77,7 @@ def step_on_curves(train_step: Callable[..., Any]) -> Callable[..., Any]:
         config.mtp_loss_scaling_factor = run.recipe.curves.mtp_weight(tokens)
         learning_rate = get_canonical_lr_for_logging(optimizer.param_groups)
         micro_batches = get_num_microbatches()
+        discard_counts(model)
         begin = time.perf_counter()
         answer = train_step(
             forward_step, data_iterator, model, optimizer, scheduler, config, *args, **kwargs

@@ -192,7 +192,7 @@ def test_a_non_finite_value_poisons_its_own_block_only(bad, power_of_two):
 
 
 @pytest.mark.parametrize("power_of_two", [False, True])
-# Around the points where a code, a scale or its clamp changes; the last but one ulp of FP32's range.
+# Around the points where a code, a scale or its clamp changes; the last is FP32's own limit.
 @pytest.mark.parametrize("largest", [1.0, 1.5, 464 / 256, 1.82, 1.9375, 1.95, 2 - FLOAT32_ULP])
 def test_every_magnitude_of_float32_stays_finite_and_idempotent(largest, power_of_two):
     exponents = torch.arange(-149, 128)
