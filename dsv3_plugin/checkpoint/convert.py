@@ -11,7 +11,7 @@ later gives the same bytes back.
 import json
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,16 @@ from typing import Any, Literal
 
 import torch
 
-from dsv3_plugin.checkpoint import recode, tracker
+from dsv3_plugin.checkpoint import journal, manifest, recode, tracker
 from dsv3_plugin.checkpoint.config_json import (
     FP8_CONFIG,
     HF_CONFIG,
     exported_config,
     wants_power_of_two,
 )
+from dsv3_plugin.checkpoint.dist_metadata import METADATA
 from dsv3_plugin.checkpoint.dist_writer import DistLayout
+from dsv3_plugin.checkpoint.hf_headers import CONFIG
 from dsv3_plugin.checkpoint.hf_writer import HFLayout
 from dsv3_plugin.checkpoint.journal import Checksums
 from dsv3_plugin.checkpoint.mapped import same_bytes
@@ -44,7 +46,6 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.model import ModelConfig
 
-MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 
 CAST = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -75,6 +76,10 @@ class Report:
     source_bytes: int
     target_bytes: int
     seconds: float
+    was_complete: bool = False
+    """Whether all was there already; then the target was checked against its own manifest."""
+    dropped: tuple[str, ...] = ()
+    """Tensors of the source that carry no information (see names.DERIVED)."""
 
 
 def import_hf(
@@ -110,6 +115,7 @@ def import_hf(
     source = open_weights(Path(hf_dir), allow_pickle=allow_pickle)
     if not isinstance(source, HFWeights):
         raise UserError(f"{hf_dir} is a Megatron checkpoint, not a Hugging Face folder.")
+    _require_apart(source.path, root)
     layout = DistLayout(_import_regions(source, dtype))
     jobs = [_import_job(source, target) for target in layout.targets.values()]
     jobs += [
@@ -117,8 +123,9 @@ def import_hf(
     ]
     _require_consumed(source, jobs, {*source.stored} - {*source.dropped})
 
-    header = _header("import", source, dtype=dtype)
-    if not (resume and _is_done(root, header)):
+    header = _header("import", source, dtype=dtype, dropped=source.dropped)
+    was_complete = resume and _was_complete(root, header, workers, progress)
+    if not was_complete:
         folder = TargetFolder(root, root / tracker.RELEASE, layout.files)
         try:
             done = folder.begin(header, resume=resume)
@@ -132,10 +139,10 @@ def import_hf(
             _copy_files(source.path, root / TOKENIZER)
             said = (source.path / "config.json").read_bytes()
             tracker.replace_file(root / HF_CONFIG, said)
-            _write_manifest(root, header, source.model, layout.targets.values(), checksums)
+            manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
             tracker.write_tracker(root, tracker.RELEASE)
             folder.complete()
-    return _report(jobs, layout.targets.values(), began)
+    return _report(jobs, layout.targets.values(), began, was_complete, source.dropped)
 
 
 def export_hf(
@@ -175,17 +182,21 @@ def export_hf(
     source = open_weights(Path(checkpoint), model=model)
     if not isinstance(source, DistWeights):
         raise UserError(f"{checkpoint} is a Hugging Face folder, not a Megatron checkpoint.")
+    _require_apart(source.root, root)
     layout = HFLayout(_export_tensors(source, dtype, fp8), shard_size)
-    jobs = [job for e in source.entries for job in _export_jobs(source, e, layout.targets)]
+    known = manifest.recorded(source)
+    jobs = [job for e in source.entries for job in _export_jobs(source, e, layout.targets, known)]
     _require_consumed(source, jobs, {entry.name for entry in source.entries})
     config = _config(source, layout.targets, fp8)
 
     header = _header("export", source, dtype=dtype, fp8=fp8, shard_size=shard_size)
-    if not (resume and _is_done(root, header)):
+    was_complete = resume and _was_complete(root, header, workers, progress)
+    if not was_complete:
         folder = TargetFolder(root, root, layout.files)
         try:
             if resume:
-                layout.recall(root)
+                with as_sentence(root):
+                    layout.recall(root)
             done = folder.begin(header, resume=resume)
             for part, head in layout.headers.items():
                 folder.put(part, head, 0)
@@ -196,10 +207,10 @@ def export_hf(
         with as_sentence(root):
             tracker.replace_file(root / "config.json", json.dumps(config, indent=2).encode())
             _copy_files(source.root / TOKENIZER, root)
-            _write_manifest(root, header, source.model, layout.targets.values(), checksums)
+            manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
             layout.publish(root)
             folder.complete()
-    return _report(jobs, layout.targets.values(), began)
+    return _report(jobs, layout.targets.values(), began, was_complete)
 
 
 # --- what each tensor becomes
@@ -283,8 +294,11 @@ def _export_tensors(
             yield entry.name, _cast(entry, source.stored[entry.name].dtype, dtype), entry.shape
 
 
-def _export_jobs(source: DistWeights, entry: Entry, targets: dict[str, Target]) -> Iterator[Job]:
-    name, scale = entry.name, entry.name + SCALE
+def _export_jobs(
+    source: DistWeights, entry: Entry, targets: dict[str, Target], recorded: dict[str, str]
+) -> Iterator[Job]:
+    """Args: recorded: checksums of the source's tensors, as far as they are known."""
+    name, scale, check = entry.name, entry.name + SCALE, None
     target, stored = targets[name], source.stored[name]
     if target.dtype == E4M3:
         if scale not in source.stored:
@@ -294,7 +308,7 @@ def _export_jobs(source: DistWeights, entry: Entry, targets: dict[str, Target]) 
             return
         yield Job(
             (targets[scale],), partial(recode.scales, source, name), (scale,),
-            source.stored[scale].nbytes,
+            source.stored[scale].nbytes, _same_as_recorded(source, targets[scale], recorded),
         )  # fmt: skip
         if stored.dtype != E4M3:
             yield Job((target,), partial(recode.requantised, source, name), (name,), stored.nbytes)
@@ -303,7 +317,32 @@ def _export_jobs(source: DistWeights, entry: Entry, targets: dict[str, Target]) 
         blocks = partial(recode.dequantised, source, name, target.dtype)
     else:
         blocks = partial(recode.plain, source, name, target.dtype)
-    yield Job((target,), blocks, (name,), stored.nbytes)
+        if stored.dtype == target.dtype:
+            check = _same_as_recorded(source, target, recorded)
+    yield Job((target,), blocks, (name,), stored.nbytes, check)
+
+
+def _same_as_recorded(
+    source: DistWeights, target: Target, recorded: dict[str, str]
+) -> Callable[[Checksums], None] | None:
+    """A check that a tensor's bytes, which go to the target unchanged, are those the import wrote.
+
+    Their checksum is then the target's own, so this costs nothing. Bytes that are changed on the
+    way would have to be summed once more: `dsv3 verify CHECKPOINT` does that.
+    """
+    name = target.name
+    if name not in recorded:
+        return None
+
+    def check(checksums: Checksums) -> None:
+        if manifest.whole(target, checksums[name]) != recorded[name]:
+            raise UserError(
+                f"{name} in {source.path / source.stored[name].file} is damaged: its checksum is "
+                f"not the one in {source.root / manifest.MANIFEST}, which the import wrote. If "
+                "you changed it on purpose, remove that file."
+            )
+
+    return check
 
 
 # --- what goes with the tensors
@@ -343,47 +382,47 @@ def _copy_files(source: Path, folder: Path) -> None:
             tracker.replace_file(folder / name, (source / name).read_bytes())
 
 
-def _write_manifest(
-    root: Path,
-    header: dict[str, Any],
-    model: ModelConfig,
-    targets: Iterable[Target],
-    checksums: Checksums,
-) -> None:
-    """Names, shapes, types and checksums of everything that was written.
-
-    A checksum is the CRC-32 of the tensor's bytes, of each of its pieces if it was cut.
-    """
-    tensors = [
-        {
-            "name": target.name,
-            "shape": target.shape,
-            "dtype": str(target.dtype).removeprefix("torch."),
-            "crc32": checksums[target.name],
-        }
-        for target in targets
-    ]
-    content = {**header, "model": model.name, "tensors": tensors}
-    tracker.replace_file(root / MANIFEST, json.dumps(content).encode())
-
-
 def _header(kind: str, source: Weights, **options: Any) -> dict[str, Any]:
     """What a conversion is of: a continued one has to be of the same."""
     stored = [(name, str(s.dtype), s.shape, s.file) for name, s in source.stored.items()]
+    described = repr((sorted(stored), source.model.model_dump()))
     return {
         "conversion": kind,
         "source": str(source.path.resolve()),
-        "source_tensors": f"{zlib.crc32(repr(sorted(stored)).encode()):08x}",
+        "source_tensors": f"{zlib.crc32(described.encode()):08x}",
+        "source_files": _states(source),
         **options,
     }
 
 
-def _is_done(root: Path, header: dict[str, Any]) -> bool:
-    """Whether this very conversion has been finished already."""
-    manifest = _read_json(root / MANIFEST)
-    return not (root / tracker.INCOMPLETE).exists() and all(
-        key in manifest and manifest[key] == value for key, value in header.items()
-    )
+def _states(source: Weights) -> dict[str, list[int]]:
+    """File of the source → its size and when it was changed (ns): another file has another."""
+    if isinstance(source, DistWeights):
+        folder, tensors = source.checkpoint.path, source.checkpoint.contents.tensors.values()
+        names = {METADATA, *(place.file for t in tensors for _, _, place in t.chunks)}
+    else:
+        folder, names = source.path, {CONFIG, *(stored.file for stored in source.stored.values())}
+    found = {name: (folder / name).stat() for name in sorted(names)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
+
+
+def _was_complete(
+    root: Path, header: dict[str, Any], workers: int, progress: Progress | None
+) -> bool:
+    """Whether this very conversion was finished earlier and all it wrote is still there.
+
+    Raises UserError if another one was, or if what is there is not what was written.
+    """
+    finished = manifest.read(root)
+    if not finished or (root / tracker.INCOMPLETE).exists():
+        return False
+    journal.require_same(root, finished, header)
+    for difference in manifest.check(root, workers=workers, progress=progress).differences:
+        raise UserError(
+            f"{root} was finished and has been damaged since: {difference.name}: "
+            f"{difference.what}; remove the folder and convert again."
+        )
+    return True
 
 
 def _require_known(dtype: str | None, known: tuple[str, ...]) -> None:
@@ -398,10 +437,27 @@ def _require_consumed(source: Weights, jobs: list[Job], names: set[str]) -> None
         raise UserError(f"{min(forgotten)} in {source.path} would not be converted.")
 
 
-def _report(jobs: list[Job], targets: Iterable[Target], began: float) -> Report:
+def _require_apart(source: Path, target: Path) -> None:
+    """Refuses to write into what is only to be read, and the other way round."""
+    source, target = source.resolve(), target.resolve()
+    if source in target.parents or target in source.parents:
+        raise UserError(
+            f"{target} and {source} lie inside each other: choose a folder beside the source, "
+            "which a conversion leaves as it is."
+        )
+
+
+def _report(
+    jobs: list[Job],
+    targets: Iterable[Target],
+    began: float,
+    done: bool,
+    dropped: Iterable[str] = (),
+) -> Report:
     sizes = [target.nbytes for target in targets]
     read = sum(job.read_bytes for job in jobs)
-    return Report(len(sizes), read, sum(sizes), time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Report(len(sizes), read, sum(sizes), seconds, done, tuple(dropped))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ class Journal:
         self._path, self._sync = path, sync
         self._batch: Checksums = {}
         self._bytes, self._since = 0, time.monotonic()
+        self._lost = False
 
     def add(self, checksums: Checksums, nbytes: int) -> None:
         """Notes tensors of `nbytes` bytes that have been written (though not synced)."""
@@ -41,9 +42,17 @@ class Journal:
             self.commit()
 
     def commit(self) -> None:
-        """Makes everything noted so far last."""
+        """Makes everything noted so far last.
+
+        After a sync that failed it does nothing any more: the kernel has let go of bytes that did
+        not reach the disk, and would call a second sync a success.
+        """
+        if self._lost:
+            return
         if self._batch:
+            self._lost = True
             self._sync()
+            self._lost = False
             with self._path.open("ab") as handle:
                 handle.write(_line({"done": self._batch}))
                 handle.flush()
@@ -62,22 +71,43 @@ def read(path: Path, header: dict[str, Any]) -> Checksums:
     Raises UserError if that run converted something else than `header` says. A last line that was
     cut short by a kill counts for nothing.
     """
+    first, done = peek(path)
+    if first:
+        require_same(path.parent, first, header)
+    return done
+
+
+def peek(path: Path) -> tuple[dict[str, Any], Checksums]:
+    """What is converted, by the first line (empty if it was not written), and what is finished."""
     done: Checksums = {}
-    with path.open("rb") as handle:
-        lines = [line for line in handle if line.endswith(b"\n")]
     try:
-        first = json.loads(lines[0]) if lines else header
+        with path.open("rb") as handle:
+            lines = [line for line in handle if line.endswith(b"\n")]
+        first = dict(json.loads(lines[0])) if lines else {}
         for line in lines[1:]:
             done |= json.loads(line)["done"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged; remove {path.parent} and start again.") from error
+    return first, done
+
+
+def require_same(folder: Path, earlier: dict[str, Any], header: dict[str, Any]) -> None:
+    """Raises UserError if `folder` was begun with something else than `header` says."""
     for key, value in header.items():
-        if first.get(key) != value:
+        before = earlier.get(key)
+        if before == value:
+            continue
+        if isinstance(value, dict):
+            before = before or {}
+            file = next(f for f in {**before, **value} if before.get(f) != value.get(f))
             raise UserError(
-                f"{path.parent} was begun with {key} {first.get(key)!r}, not {value!r}: repeat "
-                "the first command with --resume, or remove the folder."
+                f"{folder} was begun when {file} in {header['source']} had another size or time "
+                "of change: put that file back, or remove the folder."
             )
-    return done
+        raise UserError(
+            f"{folder} was begun with {key} {before!r}, not {value!r}: repeat the first command "
+            "with --resume, or remove the folder."
+        )
 
 
 def _line(content: dict[str, Any]) -> bytes:

@@ -71,6 +71,8 @@ class Job:
     sources: tuple[str, ...]
     """Names of the source tensors it consumes."""
     read_bytes: int
+    check: Callable[[Checksums], None] | None = None
+    """Looks at the checksums of its targets; what it raises fails the job."""
 
 
 class TargetFolder:
@@ -148,11 +150,12 @@ class TargetFolder:
                     advanced += job.read_bytes
                     progress(advanced, total)
                     if is_new:
-                        notes.add(checksums, sum(target.nbytes for target in job.targets))
+                        with as_sentence(self.root):
+                            notes.add(checksums, sum(target.nbytes for target in job.targets))
             except BaseException:
                 failed.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, UserError):
                     notes.commit()
                 raise
             with as_sentence(self.root):
@@ -187,9 +190,11 @@ class TargetFolder:
 
     def sync(self) -> None:
         """Makes everything written so far last."""
-        for descriptor in list(self._descriptors.values()):
-            os.fsync(descriptor)
-        sync_folder(self._folder)
+        for file, descriptor in list(self._descriptors.items()):
+            with as_sentence(self._folder / file):
+                os.fsync(descriptor)
+        with as_sentence(self._folder):
+            sync_folder(self._folder)
 
     def _run(self, job: Job, failed: threading.Event) -> Checksums:
         sinks = [_Sink(target, self) for target in job.targets]
@@ -199,12 +204,15 @@ class TargetFolder:
             for sink, tensor in zip(sinks, block, strict=True):
                 sink.write(tensor)
         else:
-            return {sink.target.name: sink.finish() for sink in sinks}
+            checksums = {sink.target.name: sink.finish() for sink in sinks}
+            if job.check:
+                job.check(checksums)
+            return checksums
         raise UserError("stopped because another tensor failed.")
 
-    def put(self, file: str, data: memoryview | bytes, position: int) -> None:
-        """Writes bytes at a position of a file."""
-        with as_sentence(self._folder / file):
+    def put(self, file: str, data: memoryview | bytes, position: int, tensor: str = "") -> None:
+        """Writes bytes, of a tensor, at a position of a file."""
+        with as_sentence(self._folder / file, tensor):
             while data:
                 written = os.pwrite(self._descriptors[file], data, position)
                 data, position = data[written:], position + written
@@ -246,7 +254,8 @@ class _Sink:
                 raise AssertionError(f"{self.target.name}: more bytes than it has place for")
             size = min(len(data), _CACHE_BYTES, self._piece.nbytes - self._done)
             self._crc = zlib.crc32(data[:size], self._crc)
-            self._folder.put(self._piece.file, data[:size], self._start + self._done)
+            position = self._start + self._done
+            self._folder.put(self._piece.file, data[:size], position, self.target.name)
             self._done += size
             data = data[size:]
             if self._done == self._piece.nbytes:
@@ -268,8 +277,9 @@ class _Sink:
     def _end_piece(self, piece: Piece) -> None:
         if piece.container is not None:
             end = self._start + piece.nbytes
-            self._folder.put(piece.file, piece.container.head(self._crc), piece.position)
-            self._folder.put(piece.file, piece.container.tail(self._crc), end)
+            head, tail = piece.container.head(self._crc), piece.container.tail(self._crc)
+            self._folder.put(piece.file, head, piece.position, self.target.name)
+            self._folder.put(piece.file, tail, end, self.target.name)
         self._checksums.append(f"{self._crc:08x}")
         self._next()
 
@@ -280,15 +290,16 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 @contextlib.contextmanager
-def as_sentence(path: Path) -> Iterator[None]:
-    """What the operating system refuses, as a sentence about `path`."""
+def as_sentence(path: Path, tensor: str = "") -> Iterator[None]:
+    """What the operating system refuses, as a sentence about `path` and the tensor in hand."""
+    what = f"{tensor} in {path}" if tensor else str(path)
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"the disk is full: {path} cannot be written. Free some space and continue with "
+                f"the disk is full: {what} cannot be written. Free some space and continue with "
                 "--resume."
             ) from error
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"{path} cannot be written: {reason}.") from error
+        raise UserError(f"{what} cannot be written: {reason}.") from error
