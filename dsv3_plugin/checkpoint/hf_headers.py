@@ -14,6 +14,7 @@ from dsv3_plugin.errors import UserError
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -26,6 +27,9 @@ ITEMSIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
+
+_NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
+"""How the names of the pickles begin that transformers' Trainer leaves beside the weights."""
 
 _LONGEST_HEADER = 100_000_000
 """safetensors' own limit, in bytes."""
@@ -49,12 +53,20 @@ class Described:
 
 def read_folder(folder: Path) -> dict[str, Described]:
     """The tensors of all safetensors files of a folder; empty if it has none and no index."""
-    index = _read_index(folder)
+    index = _read_index(folder / INDEX)
     files = sorted({*index.values()} if index else {p.name for p in folder.glob("*.safetensors")})
+    unlisted = {path.name for path in folder.glob("*.safetensors")}.difference(files)
+    if unlisted:
+        raise UserError(
+            f"{folder / min(unlisted)} is in no entry of {INDEX}: its tensors would be left out; "
+            "remove it if the model has none of them."
+        )
     tensors: dict[str, Described] = {}
     for file in files:
         if not (folder / file).is_file():
-            name = next(name for name, shard in index.items() if shard == file)
+            name = next((name for name, shard in index.items() if shard == file), None)
+            if name is None:
+                raise UserError(f"{folder / file} is no file, but a folder or a link to nothing.")
             raise UserError(f"{folder / file} is missing; {INDEX} says it holds {name}.")
         for name, described in read_header(folder / file).items():
             if name in tensors:
@@ -69,6 +81,25 @@ def read_folder(folder: Path) -> dict[str, Described]:
         if name not in index:
             raise UserError(f"{name} in {folder / described.file} is not in {INDEX}.")
     return tensors
+
+
+def pickled_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold pickled weights.
+
+    Those its index names, all of which are there; without one, `pytorch_model*.bin`, or else any
+    pickle that is not known to be something else. Raises UserError naming a file that is missing.
+    """
+    index = _read_index(folder / PICKLE_INDEX)
+    for name, file in index.items():
+        if not (folder / file).is_file():
+            raise UserError(f"{folder / file} is missing; {PICKLE_INDEX} says it holds {name}.")
+    found = [folder / file for file in {*index.values()}] or [*folder.glob("pytorch_model*.bin")]
+    found = found or [
+        path
+        for path in folder.glob("*")
+        if path.suffix in (".bin", ".pt", ".pth") and not path.name.startswith(_NO_WEIGHTS)
+    ]
+    return sorted(found)
 
 
 def read_header(path: Path) -> dict[str, Described]:
@@ -144,9 +175,8 @@ def _repeated(text: bytes) -> str:
     return next((name for name in names if names.count(name) > 1), "a tensor")
 
 
-def _read_index(folder: Path) -> dict[str, str]:
+def _read_index(path: Path) -> dict[str, str]:
     """Tensor → file; empty if there is no index."""
-    path = folder / INDEX
     if not path.is_file():
         return {}
     try:

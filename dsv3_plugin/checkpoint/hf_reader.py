@@ -5,12 +5,13 @@ only.
 """
 
 import math
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dsv3_plugin.checkpoint.hf_headers import read_folder
+from dsv3_plugin.checkpoint.hf_headers import pickled_files, read_folder
 from dsv3_plugin.checkpoint.mapped import MappedFiles, tensor_at
 from dsv3_plugin.errors import UserError
 
@@ -54,7 +55,7 @@ class HFFolder:
         return tensor_at(data, stored.position + start * row, stored.dtype, shape)
 
     def _read_pickles(self, folder: Path, allowed: bool) -> None:
-        files = sorted(p for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+        files = pickled_files(folder)
         if not files:
             raise UserError(f"{folder} holds no *.safetensors file.")
         if not allowed:
@@ -65,10 +66,13 @@ class HFFolder:
             )
         for file in files:
             try:
-                content = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
+                # What torch wrote before 1.6 is no zip; it is read, but into memory.
+                mapped = zipfile.is_zipfile(file)
+                content = torch.load(file, weights_only=True, mmap=mapped, map_location="cpu")
                 stored = {n: Stored(t.dtype, tuple(t.shape), file.name) for n, t in content.items()}
             except Exception as error:
-                raise UserError(f"{file} cannot be read as tensors only.") from error
+                reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+                raise UserError(f"{file} cannot be read as tensors only: {reason}.") from error
             if twice := self.tensors.keys() & stored.keys():
                 name = min(twice)
                 raise UserError(

@@ -14,10 +14,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsv3_plugin.checkpoint import tracker
-from dsv3_plugin.checkpoint.dist_metadata import read_contents
-from dsv3_plugin.checkpoint.hf_headers import CONFIG, ITEMSIZE, read_config, read_folder
-from dsv3_plugin.checkpoint.model_file import MODEL_FILE, model_of_checkpoint
+from dsv3_plugin.checkpoint import journal, tracker
+from dsv3_plugin.checkpoint.dist_metadata import METADATA, read_contents
+from dsv3_plugin.checkpoint.hf_headers import (
+    CONFIG,
+    ITEMSIZE,
+    pickled_files,
+    read_config,
+    read_folder,
+)
+from dsv3_plugin.checkpoint.model_file import MODEL_FILE, model_of_checkpoint, saved_arguments
 from dsv3_plugin.checkpoint.names import (
     DERIVED,
     QUANTISED,
@@ -55,15 +61,23 @@ class Findings:
     dtypes: dict[str, dict[str, int]] = field(default_factory=dict)
     """Type → number of tensors and bytes."""
     unfinished: bool = False
+    """Whether a conversion into it was not finished; then nothing else is looked at."""
+    written: int = 0
+    """Tensors that the unfinished conversion is sure to have written."""
+    pickled: list[str] = field(default_factory=list)
+    """Files of pickled weights, which are not opened: nothing is known of their tensors."""
     optimizer_bytes: int = 0
     missing: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     misshapen: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """Sentences on what cannot be read."""
 
     @property
     def complete(self) -> bool:
         """Whether everything the configuration asks for is there, and nothing else."""
-        return not (self.unfinished or self.missing or self.foreign or self.misshapen)
+        odd = self.missing or self.foreign or self.misshapen or self.damaged
+        return not (self.unfinished or self.pickled or odd)
 
     def to_mapping(self) -> dict[str, Any]:
         """For JSON."""
@@ -95,6 +109,10 @@ def _without_collector() -> Iterator[None]:
 
 
 def _inspect(path: Path) -> Findings:
+    for folder in (path, path.parent):
+        # The mark of a checkpoint lies beside the iterations.
+        if (folder / tracker.INCOMPLETE).exists() and (folder == path or _is_iteration(path)):
+            return _inspect_unfinished(path, folder / tracker.INCOMPLETE)
     if tracker.is_checkpoint(path):
         return _inspect_checkpoint(path)
     if (path / CONFIG).is_file() or any(path.glob("*.safetensors")):
@@ -105,14 +123,37 @@ def _inspect(path: Path) -> Findings:
     )
 
 
+def _is_iteration(path: Path) -> bool:
+    return path.name == tracker.RELEASE or (path / METADATA).exists()
+
+
+def _inspect_unfinished(path: Path, mark: Path) -> Findings:
+    """What the journal of a conversion says: that it is unfinished, and how far it came."""
+    kinds = {"import": "Megatron checkpoint", "export": "Hugging Face folder"}
+    findings = Findings(str(path), "unfinished conversion", unfinished=True)
+    try:
+        header, done = journal.peek(mark)
+    except UserError as error:
+        findings.damaged.append(str(error))
+        return findings
+    findings.kind = kinds.get(header.get("conversion"), findings.kind)
+    findings.written = len(done)
+    return findings
+
+
 def _inspect_folder(path: Path) -> Findings:
     findings = Findings(str(path), "Hugging Face folder")
-    findings.unfinished = (path / tracker.INCOMPLETE).exists()
     described = read_folder(path)
     findings.files = len({d.file for d in described.values()})
     _count(findings, [(d.dtype, d.shape) for d in described.values()])
     if not (path / CONFIG).is_file():
         findings.missing.append(CONFIG)
+        return findings
+    if not described and (pickles := pickled_files(path)):
+        findings.pickled = [file.name for file in pickles]
+        findings.files = len(pickles)
+        findings.bytes = sum(file.stat().st_size for file in pickles)
+        _describe(findings, model_from_hf(read_config(path), path.resolve().name))
         return findings
     model = model_from_hf(read_config(path), path.resolve().name)
     expected: dict[str, Shape] = {}
@@ -135,10 +176,38 @@ def _inspect_folder(path: Path) -> Findings:
     return findings
 
 
+def first_misfit(folder: Path, model: ModelConfig) -> str | None:
+    """The first difference between the weights in an iteration's folder and a model's, in words.
+
+    Returns:
+        None: as far as names and shapes tell, they are the model's.
+    """
+    stored = {
+        key: tensor.shape
+        for key, tensor in read_contents(folder).tensors.items()
+        if key.startswith(WEIGHT_KEYS)
+    }
+    known: set[str] = set()
+    for entry in layout(model):
+        found = [(key, shape) for key, shape in keys_of(entry, model) if key in stored]
+        if not found:
+            return f"{entry.key} is missing"
+        for key, shape in found:
+            if not fits(stored[key], shape, model):
+                return f"{key} is {list(stored[key])}, the model's is {list(shape)}"
+            known.add(key)
+        if entry.precision == "fp8":
+            known.add(entry.scale().key)
+    return next((f"{key} belongs to no layer of the model" for key in stored.keys() - known), None)
+
+
+def fits(stored: Shape, shape: Shape, model: ModelConfig) -> bool:
+    """Whether a stored tensor is what a model has there; a vocabulary may have been padded."""
+    padded = (model.vocab_size, *stored[1:]) == shape
+    return stored == shape or (padded and stored[0] > shape[0])
+
+
 def _inspect_checkpoint(path: Path) -> Findings:
-    unfinished = (path / tracker.INCOMPLETE).exists()
-    if unfinished:
-        return Findings(str(path), "Megatron checkpoint", unfinished=True)
     folder = tracker.find(path)
     findings = Findings(str(path), f"Megatron checkpoint, {folder.name}")
     contents = read_contents(folder)
@@ -150,14 +219,18 @@ def _inspect_checkpoint(path: Path) -> Findings:
     )
     try:
         model = model_of_checkpoint(path, folder, contents)
-    except UserError:
+    except UserError as error:
         _count(findings, [(t.dtype, t.shape) for t in weights.values()])
-        findings.missing.append(MODEL_FILE)
+        described = any((where / MODEL_FILE).exists() for where in (path, folder.parent))
+        if saved_arguments(folder, contents) is None and not described:
+            findings.missing.append(MODEL_FILE)
+        else:
+            findings.damaged.append(str(error))
         return findings
     known: set[str] = set()
     counted: dict[tuple, tuple[str, Shape]] = {}
     for entry in layout(model):
-        found = [(key, shape) for key, shape in _keys(entry, model) if key in weights]
+        found = [(key, shape) for key, shape in keys_of(entry, model) if key in weights]
         if not found:
             findings.missing.append(entry.key)
             continue
@@ -168,8 +241,7 @@ def _inspect_checkpoint(path: Path) -> Findings:
             findings.missing.append(scale.key)
         for key, shape in found:
             stored = weights[key]
-            padded = (model.vocab_size, *stored.shape[1:]) == shape
-            if stored.shape != shape and not (padded and stored.shape[0] > shape[0]):
+            if not fits(stored.shape, shape, model):
                 findings.misshapen.append(_misshapen(key, stored.shape, shape))
             known.add(key)
             # A second name for the same bytes counts once.
@@ -184,7 +256,7 @@ def _inspect_checkpoint(path: Path) -> Findings:
     return findings
 
 
-def _keys(entry: Entry, model: ModelConfig) -> list[tuple[str, Shape]]:
+def keys_of(entry: Entry, model: ModelConfig) -> list[tuple[str, Shape]]:
     """Every key a checkpoint may keep an entry under, and its shape there."""
     keys = [(entry.key, entry.global_shape)]
     if entry.alias:
@@ -208,7 +280,10 @@ def _count(findings: Findings, tensors: list[tuple[str, Shape]]) -> None:
     }
 
 
-def _describe(findings: Findings, model: ModelConfig, prefix: Any, names: Any) -> None:
+def _describe(
+    findings: Findings, model: ModelConfig, prefix: Any = None, names: Any = None
+) -> None:
+    """Args: prefix, names: how an MTP layer's tensors begin, and the tensors; None if unknown."""
     findings.model = _shipped_name(model) or model.name
     findings.values = sum(math.prod(entry.shape) for entry in layout(model))
     dense = model.moe_layer_freq.count(0)
@@ -216,8 +291,10 @@ def _describe(findings: Findings, model: ModelConfig, prefix: Any, names: Any) -
     if model.num_moe_experts:
         findings.experts = f"{model.num_moe_experts} routed, {model.moe_router_topk} per token"
     if model.mtp_num_layers:
-        starts = tuple(prefix(model.num_layers + d) for d in range(model.mtp_num_layers))
-        there = any(name.startswith(starts) for name in names)
+        there = names is None
+        if names is not None:
+            starts = tuple(prefix(model.num_layers + d) for d in range(model.mtp_num_layers))
+            there = any(name.startswith(starts) for name in names)
         findings.mtp = f"{model.mtp_num_layers} layer(s)" + ("" if there else ", MISSING")
 
 

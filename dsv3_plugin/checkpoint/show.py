@@ -63,11 +63,23 @@ def _lines(label: str) -> Callable[[int, int], None]:
 
 def report_line(verb: str, target: object, report: "Report") -> str:
     """One line on a finished conversion."""
+    if report.was_complete:
+        return (
+            f"{target} was complete already: {report.tensors} tensors, "
+            f"{decimal(report.target_bytes)}, are as its manifest says "
+            f"(checked in {report.seconds:.1f} s)."
+        )
     rate = report.source_bytes / max(report.seconds, 1e-9)
-    return (
+    line = (
         f"{verb} {report.tensors} tensors into {target}: {decimal(report.source_bytes)} read, "
         f"{decimal(report.target_bytes)} written, {report.seconds:.1f} s ({decimal(int(rate))}/s)."
     )
+    if report.dropped:
+        line += (
+            f" Dropped {len(report.dropped)} that every reader computes itself: "
+            f"{report.dropped[0]}{', …' if len(report.dropped) > 1 else ''}."
+        )
+    return line
 
 
 def print_comparison(comparison: "Comparison", tolerance: float) -> None:
@@ -94,13 +106,20 @@ def print_findings(findings: "Findings") -> None:
     """What was found in a folder."""
     table = Table(show_header=False, box=None)
     rows = {
-        "": findings.kind + (", UNFINISHED" if findings.unfinished else ""),
+        "": findings.kind + _state(findings),
         "model": findings.model,
         "layers": findings.layers,
         "experts": findings.experts,
         "multi-token prediction": findings.mtp,
         "values": f"{findings.values:,}" if findings.values else "",
-        "tensors": f"{findings.tensors:,} in {findings.files} files, {decimal(findings.bytes)}",
+        "tensors": (
+            f"{findings.tensors:,} in {findings.files} files, {decimal(findings.bytes)}"
+            if findings.tensors
+            else ""
+        ),
+        "weights": f"{', '.join(findings.pickled)}, {decimal(findings.bytes)}"
+        if findings.pickled
+        else "",
         "optimizer and other state": (
             decimal(findings.optimizer_bytes) if findings.optimizer_bytes else ""
         ),
@@ -113,7 +132,7 @@ def print_findings(findings: "Findings") -> None:
     console = Console(soft_wrap=True, highlight=False)
     console.print(findings.path)
     console.print(table)
-    for title in ("missing", "foreign", "misshapen"):
+    for title in ("damaged", "missing", "foreign", "misshapen"):
         names = getattr(findings, title)
         if names:
             shown = names[:_LONGEST_LIST]
@@ -123,3 +142,10 @@ def print_findings(findings: "Findings") -> None:
                 print(f"  … and {rest} more")
     if findings.complete:
         print("complete: every tensor of the configuration is there, and nothing else.")
+
+
+def _state(findings: "Findings") -> str:
+    """What is to be said of a folder before anything in it."""
+    if findings.unfinished:
+        return f", UNFINISHED: {findings.written:,} tensors are sure to be written"
+    return ", pickled: what is in it is not known" if findings.pickled else ""

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +14,16 @@ from checkpoint_samples import E4M3, random_tensors, small_model, write_folder
 from safetensors.torch import load_file, save_file
 
 from dsv3_plugin import cli
-from dsv3_plugin.checkpoint import export_hf, import_hf
+from dsv3_plugin.checkpoint import convert, export_hf, import_hf, journal
+from dsv3_plugin.checkpoint.inspect import inspect
+from dsv3_plugin.checkpoint.verify import verify
 from dsv3_plugin.checkpoint.weights import open_weights
 from dsv3_plugin.errors import UserError
 
 MODEL = small_model()
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
 O_PROJ = "model.layers.0.self_attn.o_proj.weight"
 
 
@@ -123,6 +128,26 @@ def test_index_and_shards_disagree(source, tmp_path):
     refused(source, tmp_path / "t", O_PROJ, "is not in", INDEX)
 
 
+def test_file_that_the_index_does_not_name(source, tmp_path):
+    save_file({"model.extra": torch.ones(3)}, source / "more.safetensors")
+    refused(source, tmp_path / "t", source / "more.safetensors", f"in no entry of {INDEX}")
+
+
+def test_what_is_dropped_is_said(source, tmp_path, monkeypatch, capsys):
+    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    edit(source, lambda t: t.update({name.format(2 * len(t) % 3): torch.ones(4)}))
+    dropped = [n for f in (FIRST, SECOND) for n in load_file(source / f) if "inv_freq" in n]
+    words = ["dsv3", "import", str(source), str(tmp_path / "t")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert f"Dropped {len(dropped)} that every reader computes itself: {dropped[0]}" in said
+    assert json.loads((tmp_path / "t" / "manifest.json").read_text())["dropped"] == dropped
+    assert import_hf(source, tmp_path / "again").dropped == tuple(dropped)
+
+
 def test_damaged_index(source, tmp_path):
     (source / INDEX).write_text('{"weight_map": {"a": "../../etc/passwd"}}')
     refused(source, tmp_path / "t", source / INDEX, "damaged")
@@ -211,6 +236,40 @@ def test_other_block_size(fp8_source, tmp_path):
     refused(fp8_source, tmp_path / "t", "weight_block_size", "[64, 64]")
 
 
+@pytest.mark.parametrize(
+    ("form", "said", "words"),
+    [
+        ("bf16", {"quant_method": "fp8"}, ["quantization_config", "no tensor beside it is FP8"]),
+        ("bf16", {"quant_method": "gptq", "bits": 4}, ["quant_method 'gptq'", "only 'fp8'"]),
+        (
+            "fp8",
+            None,
+            ["is FP8, but", "has no quantization_config", "model.layers.", "safetensors"],
+        ),
+        ("fp8", [], ["quantization_config [] is no object"]),
+        ("fp8", "fp8", ["quantization_config 'fp8' is no object"]),
+        ("fp8", {"weight_block_size": None}, ["weight_block_size None", "only [128, 128]"]),
+        ("fp8", {"weight_block_size": 128}, ["weight_block_size 128", "only [128, 128]"]),
+        ("fp8", {"quant_method": "compressed-tensors"}, ["quant_method 'compressed-tensors'"]),
+    ],
+)
+def test_quantisation_that_config_and_tensors_tell_otherwise(sources, tmp_path, form, said, words):
+    folder = shutil.copytree(sources / form, tmp_path / "source")
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": said}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, tmp_path / "t", folder / "config.json", *words)
+
+
+def test_fields_that_are_null_are_absent(source, tmp_path):
+    config = json.loads((source / "config.json").read_text()) | {"quantization_config": None}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "tokenizer.json").write_text(json.dumps({"added_tokens": None}))
+    import_hf(source, tmp_path / "t")
+    (tmp_path / "t" / "hf_config.json").unlink()  # now the tokenizer is asked for the ids
+    export_hf(tmp_path / "t", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["bos_token_id"] is None
+
+
 def test_type_that_is_no_weight(source, tmp_path):
     edit(source, lambda t: t.update({O_PROJ: t[O_PROJ].to(torch.int8)} if O_PROJ in t else {}))
     refused(source, tmp_path / "t", O_PROJ, "int8", "safetensors")
@@ -249,6 +308,79 @@ def test_pickles_are_refused_unless_asked_for(source, tmp_path):
     export_hf(tmp_path / "t", tmp_path / "out")
     out = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(out[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.fixture
+def pickled(source):
+    """The folder with its weights in two pickles and an index, and what a training leaves."""
+    index = {}
+    for number, file in enumerate((FIRST, SECOND), start=1):
+        tensors = load_file(source / file)
+        (source / file).unlink()
+        torch.save(tensors, source / f"pytorch_model-{number:05d}-of-00002.bin")
+        index |= dict.fromkeys(tensors, f"pytorch_model-{number:05d}-of-00002.bin")
+    (source / INDEX).unlink()
+    (source / PICKLE_INDEX).write_text(json.dumps({"weight_map": index}))
+    for name in ("training_args.bin", "optimizer.pt", "rng_state.pth"):
+        torch.save({"state": {"lr": 1.0}}, source / name)
+    return source
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_pickles_beside_the_weights_are_passed_over(pickled, checkpoint, tmp_path, index):
+    if not index:
+        (pickled / PICKLE_INDEX).unlink()
+    import_hf(pickled, tmp_path / "t", allow_pickle=True)
+    assert not verify(pickled, checkpoint, allow_pickle=True).differences
+    with pytest.raises(UserError, match="--allow-pickle"):
+        verify(pickled, checkpoint)
+
+
+def test_weights_pickled_under_another_name(pickled, tmp_path):
+    (pickled / PICKLE_INDEX).unlink()
+    for number, file in enumerate(sorted(pickled.glob("pytorch_model*.bin"))):
+        file.rename(pickled / f"part-{number}.pt")
+    import_hf(pickled, tmp_path / "t", allow_pickle=True)
+
+
+def test_missing_pickled_shard_is_named(pickled, tmp_path):
+    (pickled / "pytorch_model-00002-of-00002.bin").unlink()
+    refused(pickled, tmp_path / "t", "pytorch_model-00002-of-00002.bin is missing", PICKLE_INDEX,
+            "says it holds model.", allow_pickle=True)  # fmt: skip
+
+
+def test_pickles_of_an_old_torch_are_read(pickled, checkpoint, tmp_path):
+    for file in pickled.glob("pytorch_model*.bin"):
+        content = torch.load(file)
+        torch.save(content, file, _use_new_zipfile_serialization=False)
+    import_hf(pickled, tmp_path / "t", allow_pickle=True)
+    assert not verify(tmp_path / "t", checkpoint).differences
+
+
+def test_pickle_that_is_damaged_says_how(pickled, tmp_path):
+    file = pickled / "pytorch_model-00001-of-00002.bin"
+    file.write_bytes(b"no pickle at all")
+    refused(pickled, tmp_path / "t", f"{file} cannot be read as tensors only: ", "eights",
+            allow_pickle=True)  # fmt: skip
+
+
+def test_inspect_says_that_weights_are_pickled(pickled, monkeypatch, capsys):
+    found = inspect(pickled)
+    assert found.pickled == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    assert not found.complete
+    assert not found.missing
+    monkeypatch.setattr(sys, "argv", ["dsv3", "inspect", str(pickled)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "Hugging Face folder, pickled" in capsys.readouterr().out
+
+
+def test_verify_takes_allow_pickle(pickled, checkpoint, monkeypatch):
+    words = ["dsv3", "verify", str(pickled), str(checkpoint), "--allow-pickle"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
 
 
 class Evil:
@@ -290,8 +422,9 @@ def test_target_that_is_in_use(source, tmp_path):
 
 
 def test_target_that_cannot_be_written(source, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written: not a directory"):
-        import_hf(source, source / "config.json" / "t")
+        import_hf(source, tmp_path / "file" / "t")
     opened = os.open
 
     def read_only(path, flags, *mode, **options):
@@ -331,6 +464,77 @@ def test_disk_that_fills_up(source, checkpoint, tmp_path, monkeypatch):
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
         stored = open_weights(tmp_path / "t").rows(name, 0, tensor.shape[0])
         assert torch.equal(tensor, stored)
+
+
+def test_disk_that_is_full_names_the_tensor(source, tmp_path, monkeypatch):
+    def full(descriptor, data, position):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    sentence = refused(source, tmp_path / "t", "disk is full", "__0_0.distcp", workers=1)
+    assert re.search(r"full: \S+weight in \S+distcp cannot be written", sentence)
+
+
+def test_sync_that_fails_vouches_for_nothing(source, checkpoint, tmp_path, monkeypatch):
+    """The kernel forgets what it could not write: the next sync succeeds, the bytes are gone."""
+    fsync, failures = os.fsync, []
+
+    def lossy(descriptor):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path.endswith((".distcp", ".part")) and not failures:
+            failures.append(path)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", lossy)
+    for committed in (0, 1 << 40):  # with every tensor, and at the end
+        monkeypatch.setattr(journal, "_COMMIT_BYTES", committed)
+        failures.clear()
+        refused(source, tmp_path / f"t{committed}", "disk is full", "__0_0.distcp")
+        assert (tmp_path / f"t{committed}" / "INCOMPLETE").read_bytes().count(b"\n") == 1
+        failures.clear()
+        with pytest.raises(UserError, match=r"disk is full: .*part cannot be written"):
+            export_hf(checkpoint, tmp_path / f"out{committed}")
+        assert (tmp_path / f"out{committed}" / "INCOMPLETE").read_bytes().count(b"\n") == 1
+
+
+def test_a_rename_that_fails_is_a_sentence(checkpoint, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(convert.manifest, "write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export_hf(checkpoint, tmp_path / "out")
+    part = tmp_path / "out" / "model.safetensors.part"
+    part.rename(tmp_path / "out" / "model.safetensors")
+
+    def refuse(self, target):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(UserError, match="out cannot be written: read-only file system"):
+        export_hf(checkpoint, tmp_path / "out", resume=True)
+
+
+def test_link_to_a_shard_that_is_gone(source, tmp_path):
+    for file in (FIRST, SECOND, INDEX):
+        (source / file).unlink()
+    (source / FIRST).symlink_to(tmp_path / "blob")
+    for read in (inspect, lambda folder: import_hf(folder, tmp_path / "t")):
+        with pytest.raises(UserError, match=f"{FIRST} is no file, but a folder or a link to noth"):
+            read(source)
+
+
+def test_target_inside_the_source_and_the_other_way_round(source, checkpoint, tmp_path):
+    for convert_, reads in ((import_hf, source), (export_hf, checkpoint),
+                            (export_hf, checkpoint / "release")):  # fmt: skip
+        before = sorted(reads.rglob("*"))
+        with pytest.raises(UserError, match="lie inside each other: choose a folder beside"):
+            convert_(reads, reads / "new" / "t")
+        with pytest.raises(UserError, match="lie inside each other"):
+            convert_(reads, tmp_path)
+        assert sorted(reads.rglob("*")) == before
+    (tmp_path / "link").symlink_to(source)
+    with pytest.raises(UserError, match="lie inside each other"):
+        import_hf(source, tmp_path / "link" / "t")
 
 
 def test_truncated_checkpoint(checkpoint, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from checkpoint_samples import overwrite, random_tensors, small_model, write_folder
 
 from dsv3_plugin import cli
-from dsv3_plugin.checkpoint import export_hf, import_hf
+from dsv3_plugin.checkpoint import export_hf, import_hf, journal
 from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.checkpoint.verify import verify
 
@@ -226,6 +226,52 @@ def test_inspect_knows_shipped_models_and_unfinished_targets(root, tmp_path):
     assert inspect(tmp_path / "my-tiny").model == "tiny"
     (tmp_path / "my-tiny" / "INCOMPLETE").write_text("{}")
     assert not inspect(tmp_path / "my-tiny").complete
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_inspect_says_how_far_an_unfinished_conversion_came(
+    root, tmp_path, monkeypatch, capsys, direction
+):
+    convert, reads = {
+        "import": (import_hf, root / "fp8"), "export": (export_hf, root / "from-fp8"),
+    }[direction]  # fmt: skip
+    monkeypatch.setattr(journal, "_COMMIT_BYTES", 0)
+    written = []
+
+    def stop(done, total):
+        written.append(done)
+        if len(written) == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(reads, tmp_path / "t", progress=stop, workers=1)
+    found = inspect(tmp_path / "t")
+    assert found.kind.startswith({"import": "Megatron", "export": "Hugging"}[direction])
+    # The one that was in hand, and MTP copies that an import only compares, are not counted.
+    assert 20 <= found.written < 30
+    assert not found.complete
+    said = run(capsys, monkeypatch, "inspect", tmp_path / "t")[1]
+    assert f"UNFINISHED: {found.written} tensors" in said
+    assert "neither" not in said
+    if direction == "import":
+        assert inspect(tmp_path / "t" / "release").written == found.written
+    (tmp_path / "t" / "INCOMPLETE").write_bytes(b"no journal\n")
+    assert "INCOMPLETE is damaged" in inspect(tmp_path / "t").damaged[0]
+
+
+def test_inspect_says_what_is_wrong_with_a_model_file(root, tmp_path, monkeypatch, capsys):
+    import shutil
+
+    shutil.copytree(root / "from-fp32", tmp_path / "t")
+    for content in (b"hidden_size: [", b"hidden_size: many\n", b"\xff\xfe\x00"):
+        (tmp_path / "t" / "model.yaml").write_bytes(content)
+        found = inspect(tmp_path / "t")
+        assert not found.missing
+        assert "model.yaml" in found.damaged[0]
+        assert not found.complete
+        assert "damaged (1):" in run(capsys, monkeypatch, "inspect", tmp_path / "t")[1]
+    (tmp_path / "t" / "model.yaml").unlink()
+    assert inspect(tmp_path / "t").missing == ["model.yaml"]
 
 
 def test_inspect_imports_no_torch(root):
