@@ -4,6 +4,7 @@ Every verb imports what it needs inside its body, so that `dsv3 plan` and `dsv3 
 pay for torch. A `UserError` becomes one sentence on stderr and exit code 2.
 """
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -142,7 +143,9 @@ def schedule(
     layers: Annotated[
         str | None, typer.Option(help="Its decoder layers on each stage: 1,2*30,0")
     ] = None,
-    seq_length: Annotated[int, typer.Option(help="Tokens per sequence, for --model.")] = 4096,
+    seq_length: Annotated[
+        int, typer.Option(help="Tokens per sequence, for --model.", min=1)
+    ] = 4096,
     activations: Annotated[
         float | None,
         typer.Option(
@@ -150,10 +153,11 @@ def schedule(
             "by default what dualpipe_v holds."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="search: seed.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="search: seed; 0 by default.")] = None,
     effort: Annotated[
-        float, typer.Option(help="search: 1 is about half a minute of one core.", min=0.0)
-    ] = 1.0,
+        float | None,
+        typer.Option(help="search: 1, the default, is about half a minute of one core."),
+    ] = None,
 ) -> None:
     """Show, time, prove, draw or search for a pipeline schedule."""
     from json import dumps
@@ -161,29 +165,42 @@ def schedule(
     from dsv3_plugin.pipeline.report import (
         Stages,
         as_text,
+        check_pictures,
         choose_schedule,
         found_as_text,
         parse_costs,
+        parse_layers,
         parse_numbers,
+        refuse_options_of_search,
         searched,
         stages_of,
         write_csv,
     )
     from dsv3_plugin.pipeline.simulate import simulate
 
+    check_pictures(png, svg)
     costs = parse_costs(cost)
     stages = Stages(
-        sizes=parse_numbers("--stage-costs", stage_costs) if stage_costs else None,
+        sizes=parse_numbers("--stage-costs", stage_costs) if stage_costs is not None else None,
         model=model,
-        layers=parse_numbers("--layers", layers) if layers else None,
+        layers=parse_layers(layers) if layers is not None else None,
         seq_length=seq_length,
     )
     if name == "search" and from_csv is None:
         found = searched(
-            pp, micro_batches, vp, stages, costs, activations=activations, seed=seed, effort=effort
+            pp,
+            micro_batches,
+            vp,
+            stages,
+            costs,
+            overlap=overlap,
+            activations=activations,
+            seed=seed,
+            effort=effort,
         )
         timeline, summary, text = found.timeline, found.summary(), found_as_text(found)
     else:
+        refuse_options_of_search({"--activations": activations, "--seed": seed, "--effort": effort})
         chosen = choose_schedule(name, from_csv, pp, micro_batches, vp, overlap)
         timeline = simulate(chosen, stages_of(chosen, stages, costs))
         summary, text = timeline.summary(), as_text(timeline)
@@ -313,7 +330,7 @@ def generate(
     top_p: Annotated[
         float, typer.Option(help="Sample from this share of the probability.", min=0, max=1)
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Continue a text."""
     from dsv3_plugin.upstream.process_groups import single_process
@@ -475,14 +492,32 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Entry point of the console script; turns `UserError` into a sentence and exit code 2."""
+    """Entry point of the console script: whatever goes wrong becomes one sentence.
+
+    Exit code 2 for what a person can mend, 1 for a fault of ours; DSV3_DEBUG=1 shows where.
+    """
     if not sys.warnoptions:  # a library's warnings are for developers; `-W default` shows them
         warnings.simplefilter("ignore")
     try:
         app()
-    except UserError as error:
-        print(f"dsv3: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        if os.environ.get("DSV3_DEBUG") == "1":
+            raise
+        sentence, code = explain(error)
+        print(f"dsv3: {sentence}", file=sys.stderr)
+        sys.exit(code)
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """The sentence and the exit code for what ended a command."""
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, OSError) and error.strerror:
+        about = f"{error.filename}: " if error.filename is not None else ""
+        return f"{about}{error.strerror}.", 2
+    first = str(error).strip().partition("\n")[0]
+    what = f"{type(error).__name__}: {first}" if first else type(error).__name__
+    return f"unexpected {what} (a fault of dsv3; DSV3_DEBUG=1 shows where it happened).", 1
 
 
 if __name__ == "__main__":

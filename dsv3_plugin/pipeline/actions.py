@@ -236,9 +236,12 @@ def parse_cell(text: str) -> Action | Transfer | None:
 
 
 def parse_csv(text: str, name: str) -> list[list[Action | Transfer | None]]:
-    """Cells of a schedule in text form, one row per rank; `name` (of the file) is for errors."""
+    """Cells of a schedule in text form, one row per rank; `name` (of the file) is for errors.
+
+    Empty lines at the end are nobody's.
+    """
     rows = []
-    for rank, cells in enumerate(csv.reader(io.StringIO(text))):
+    for rank, cells in enumerate(csv.reader(io.StringIO(text.rstrip("\r\n\t ")))):
         row = []
         for slot, cell in enumerate(cells):
             try:

@@ -1,6 +1,7 @@
 """What `dsv3 schedule` reads from its options and prints: costs, stages, a schedule in words."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from dsv3_plugin.pipeline.schedules import PUBLISHED, interleaved
 from dsv3_plugin.pipeline.search import Found, search, stage_placement
 from dsv3_plugin.pipeline.simulate import Timeline
 from dsv3_plugin.pipeline.validate import read_schedule
+from dsv3_plugin.recipe.whole_file import whole_file
 
 _COSTS = {
     "F": "forward",
@@ -34,7 +36,7 @@ def parse_costs(text: str) -> Costs:
         if key not in _COSTS:
             raise UserError(f"--cost knows no '{key}'; it takes {', '.join(_COSTS)}")
         try:
-            given[_COSTS[key]] = float(value)
+            given[_COSTS[key]] = _finite(value)
         except ValueError:
             raise UserError(f"--cost {key} needs a number, not '{value}'") from None
     serial = sum(given.get(part, 1.0) for part in ("forward", "input", "weight"))
@@ -47,10 +49,31 @@ def parse_numbers(option: str, text: str) -> list[float]:
     for item in text.split(","):
         value, _, times = item.partition("*")
         try:
-            numbers += [float(value)] * (int(times) if times else 1)
+            number = _finite(value)
+            repeats = int(times) if times else 1
         except ValueError:
             raise UserError(f"{option} takes numbers such as 1,2*30,0, not '{item}'") from None
+        if number < 0 or repeats < 1:
+            raise UserError(f"{option} takes no negative numbers, such as in '{item}'")
+        numbers += [number] * repeats
     return numbers
+
+
+def parse_layers(text: str) -> list[int]:
+    """Layers of each stage by commas, `2*30` being thirty times two."""
+    numbers = parse_numbers("--layers", text)
+    for number in numbers:
+        if not number.is_integer():
+            raise UserError(f"--layers takes whole numbers of layers, not {number:g}")
+    return [int(number) for number in numbers]
+
+
+def _finite(text: str) -> float:
+    """The number; ValueError for what is none, and for inf and nan."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 @dataclass(frozen=True)
@@ -64,7 +87,7 @@ class Stages:
 
     sizes: Sequence[float] | None = None
     model: str | None = None
-    layers: Sequence[float] | None = None
+    layers: Sequence[int] | None = None
     seq_length: int = 4096
 
     def costs(
@@ -76,13 +99,15 @@ class Stages:
         """
         count = len(stage_ranks)
         if self.model is not None:
+            if self.sizes is not None:
+                raise UserError("--model and --stage-costs both size the stages; give one of them")
             from dsv3_plugin.pipeline.model_costs import even_layers, model_stages
             from dsv3_plugin.recipe.load import load_model
 
             model = load_model(self.model)
             layers = self.layers or even_layers(model, stage_ranks, self.seq_length)
             _check_count("--layers", layers, count)
-            one = model_stages(model, [int(n) for n in layers], pp, costs, self.seq_length)
+            one = model_stages(model, layers, pp, costs, self.seq_length)
         else:
             if self.layers is not None:
                 raise UserError("--layers says where the layers of a --model lie; name the model")
@@ -135,6 +160,8 @@ def choose_schedule(
         ):
             if wanted not in (None, has):
                 raise UserError(f"{from_csv} has {option} {has}, not {wanted}")
+        if vp is not None or overlap:
+            raise UserError(f"--vp and --overlap belong to interleaved; {from_csv} has its own")
         return schedule
     if name is None:
         raise UserError("name a schedule, or give a file with --from-csv")
@@ -160,6 +187,20 @@ def _size(pp: int | None, micro_batches: int | None) -> tuple[int, int]:
     return pp, micro_batches
 
 
+def refuse_options_of_search(given: Mapping[str, object]) -> None:
+    """Options that only `search` reads are refused elsewhere; None is an option not given."""
+    for option, value in given.items():
+        if value is not None:
+            raise UserError(f"{option} belongs to search; leave it out")
+
+
+def check_pictures(png: Path | None, svg: Path | None) -> None:
+    """A picture's name must end in what its option says, or the file would hold something else."""
+    for option, ending, path in (("--png", ".png", png), ("--svg", ".svg", svg)):
+        if path is not None and path.suffix.lower() != ending:
+            raise UserError(f"{option} writes {ending} files; {path} does not end so")
+
+
 def searched(
     pp: int | None,
     micro_batches: int | None,
@@ -167,12 +208,18 @@ def searched(
     stages: Stages,
     costs: Costs,
     *,
+    overlap: bool,
     activations: float | None,
-    seed: int,
-    effort: float,
+    seed: int | None,
+    effort: float | None,
 ) -> Found:
     """A search; `activations` defaults to what DualPipeV holds on such stages, P + 1/2 of them."""
     pp, micro_batches = _size(pp, micro_batches)
+    if overlap:
+        raise UserError("--overlap belongs to interleaved; search pairs wherever it saves time")
+    for option, value in (("--activations", activations), ("--effort", effort)):
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"{option} must be a number from 0 up, not {value:g}")
     if vp is not None and vp < 1:
         raise UserError(f"--vp must be at least 1, not {vp}")
     placement = stage_placement(pp, 2 if vp is None else vp)
@@ -182,13 +229,21 @@ def searched(
         for stage, rank in enumerate(placement):
             per_rank[rank] += stage_costs.activation[stage]
         activations = (pp + 0.5) * max(per_rank)
-    return search(pp, micro_batches, stage_costs, activations, seed=seed, effort=effort)
+    return search(
+        pp,
+        micro_batches,
+        stage_costs,
+        activations,
+        seed=0 if seed is None else seed,
+        effort=1.0 if effort is None else effort,
+    )
 
 
 def write_csv(schedule: Schedule, path: Path) -> None:
     """Write the schedule in torch's text form."""
     try:
-        path.write_text(csv_text(schedule.rows))
+        with whole_file(path) as beside:
+            beside.write_text(csv_text(schedule.rows))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 

@@ -31,7 +31,7 @@ from dsv3_plugin.pipeline.order import execution_order
 def read_schedule(path: Path) -> Schedule:
     """The schedule in a CSV file, validated; also the sends and receives, where it has them."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin theirs with a mark
     except OSError as error:
         raise UserError(f"cannot read the schedule {path}: {error.strerror}") from None
     except UnicodeDecodeError:

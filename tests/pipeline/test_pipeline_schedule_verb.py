@@ -127,10 +127,36 @@ def test_stages_of_a_model_and_by_hand():
         (("zbv", "--from-csv", "x.csv"), "not both"),
         (("--from-csv", "no-such.csv"), "cannot read the schedule"),
         (("search", *EIGHT, "--activations", "0.1"), "more than the limit"),
+        (("search", *EIGHT, "--activations", "nan"), "--activations must be a number from 0 up"),
+        (("search", *EIGHT, "--effort", "inf"), "--effort must be a number from 0 up"),
+        (("search", *EIGHT, "--effort", "-1"), "--effort must be a number from 0 up"),
+        (("search", *EIGHT, "--overlap"), "--overlap belongs to interleaved"),
+        (("zbv", *EIGHT, "--activations", "4"), "--activations belongs to search"),
+        (("zbv", *EIGHT, "--effort", "1"), "--effort belongs to search"),
+        (("zbv", *EIGHT, "--seed", "0"), "--seed belongs to search"),
+        (("zbv", *EIGHT, "--cost", "comm=inf"), "--cost comm needs a number, not 'inf'"),
+        (("zbv", *EIGHT, "--cost", "F=nan"), "--cost F needs a number, not 'nan'"),
+        (("zbv", *EIGHT, "--stage-costs", "inf,1*15"), "--stage-costs takes numbers"),
+        (("zbv", *EIGHT, "--stage-costs", "-1,1*15"), "takes no negative numbers"),
+        (("zbv", *EIGHT, "--model", "tiny", "--layers", "0.5,1*15"), "whole numbers of layers"),
+        (("zbv", *EIGHT, "--model", "tiny", "--layers", "-1,1*15"), "takes no negative numbers"),
+        (("zbv", *EIGHT, "--model", "tiny", "--stage-costs", "1*16"), "give one of them"),
+        (("zbv", *EIGHT, "--png", "v.svg"), "--png writes .png files; v.svg does not end so"),
+        (("zbv", *EIGHT, "--svg", "v.png"), "--svg writes .svg files; v.png does not end so"),
     ],
 )
 def test_bad_requests_get_a_sentence(arguments, words):
     assert words in refused(*arguments)
+
+
+def test_a_file_from_a_spreadsheet_is_read(tmp_path):
+    path = tmp_path / "mine.csv"
+    text = csv_text(dualpipe_v(2, 4).rows).replace("\n", "\r\n")
+    path.write_bytes(("\ufeff" + text + "\r\n \r\n").encode())
+    assert json.loads(run("--from-csv", str(path), "--json"))["pp"] == 2
+    assert "--vp and --overlap belong to interleaved" in refused(
+        "--from-csv", str(path), "--vp", "2"
+    )
 
 
 def test_numbers_and_costs_are_parsed():
