@@ -2,7 +2,7 @@
 
 A layout string lists the stages from the embedding to the loss: `E` embedding, `t` transformer
 layer, `m` multi-token-prediction layer, `L` output head and loss, `|` between stages, `x*n` and
-`(…)*n` repeat. "Ett|(tt|)*29t|mL" lays DeepSeek-V3 over 32 stages.
+`(…)*n` repeat. "Et|(tt|)*30mL" lays DeepSeek-V3 over 32 stages.
 """
 
 import re

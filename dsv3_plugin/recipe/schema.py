@@ -161,7 +161,7 @@ class Pipeline(_Section):
     virtual_stages: PositiveInt | None = None
     """Stages per device of the interleaved schedule."""
     layout: str | None = None
-    """Layers per stage in upstream's notation ("Ett|(tt|)*29t|mL"); None: as even as can be."""
+    """Layers per stage in upstream's notation ("Et|(tt|)*30mL"); None: as even as can be."""
     ramp_schedule: Literal["zbv", "search", "1f1b"] | None = None
     """Runs while a growing batch still gives fewer micro-batches than `schedule` needs."""
     timeout: PositiveFloat | None = None

@@ -8,9 +8,12 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.pipeline import choose
 from dsv3_plugin.pipeline.actions import csv_text
 from dsv3_plugin.pipeline.choose import schedules_of
+from dsv3_plugin.pipeline.model_costs import even_layers
 from dsv3_plugin.pipeline.placement import placement_of
 from dsv3_plugin.pipeline.schedules import PUBLISHED
+from dsv3_plugin.pipeline.search import stage_placement
 from dsv3_plugin.recipe import rules, yaml_text
+from dsv3_plugin.recipe.layout import expand
 from dsv3_plugin.recipe.load import (
     load_model,
     load_recipe,
@@ -74,6 +77,9 @@ def test_deepseek_v3_is_the_report():
     assert recipe.precision.moments == "bf16"
     assert {"norms", "mla_up_proj"} <= set(recipe.recompute)
     assert recipe.stages == 32
+    # The layout is the one that gives devices equal work.
+    layers = [stage.count("t") for stage in expand(recipe.pipeline.layout).split("|")]
+    assert layers == even_layers(recipe.model, stage_placement(16, 2))
 
 
 def test_tiny_runs_on_two_processes():
@@ -197,7 +203,12 @@ def test_devices_and_pipeline_are_one_number():
         (["dispatch.precision=fp8"], "dispatch.precision: fp8 needs dispatch.kind: two_hop"),
         (
             ["dispatch={kind: two_hop, ranks_per_node: 3}"],
-            "dispatch.ranks_per_node 3 does not divide expert 2",
+            "dispatch.ranks_per_node 3 does not divide expert 2: set it to one of 1, or to a "
+            "multiple of 2",
+        ),
+        (
+            ["parallel={processes: 8, expert: 8}", "dispatch={ranks_per_node: 3}"],
+            "does not divide expert 8: set it to one of 1, 2, 4, or to a multiple of 8",
         ),
         (["pipeline.schedule=dualpype"], "pipeline.schedule 'dualpype' is unknown"),
         (["pipeline.schedule=interleaved"], "needs pipeline.virtual_stages of 2 or more"),
@@ -255,7 +266,8 @@ PIPED = ["parallel.processes=4", "pipeline.devices=2", "training.micro_batch_siz
             "cannot overlap the data-parallel reduction",
         ),
         (
-            ["pipeline.schedule=zbv", "parallel.context=2", "parallel.processes=8"],
+            ["pipeline.schedule=zbv", "parallel.context=2", "parallel.processes=8",
+             "host=gpu", "backend=transformer_engine"],
             "does not divide sequences: parallel.context must be 1",
         ),
         (
