@@ -18,6 +18,7 @@ from megatron.core.pipeline_parallel.schedules import backward_step, forward_ste
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from megatron.core.utils import get_attr_wrapped_model, get_model_config
 
+from dsv3_plugin.dispatch.lost_peers import watch
 from dsv3_plugin.pipeline import turns
 from dsv3_plugin.pipeline.actions import (
     BACKWARD,
@@ -30,11 +31,13 @@ from dsv3_plugin.pipeline.actions import (
     Schedule,
 )
 from dsv3_plugin.pipeline.forward_only import forward_only
+from dsv3_plugin.pipeline.lost import naming_lost, set_timeout, step_groups
 from dsv3_plugin.pipeline.messages import Step, message_steps
 from dsv3_plugin.pipeline.mirror import mirror_of
 from dsv3_plugin.pipeline.placement import Placement, placement_of
 from dsv3_plugin.pipeline.post_office import PostOffice
 from dsv3_plugin.pipeline.split_backward import SplitBackward
+from dsv3_plugin.pipeline.step_numbers import Form, agree
 
 Losses = list[dict[str, torch.Tensor]]
 
@@ -44,10 +47,17 @@ class Executor:
 
     Args:
         schedule_for: the schedule for a number of micro-batches; all of them place stages alike.
+        timeout_s: how long a step waits for another rank of its pipeline; None: as long as the
+            process groups were made for.
     """
 
-    def __init__(self, schedule_for: Callable[[int], Schedule]) -> None:
+    def __init__(
+        self, schedule_for: Callable[[int], Schedule], timeout_s: float | None = None
+    ) -> None:
         self._schedule_for = schedule_for
+        self._timeout_s = timeout_s
+        self._began = False
+        self._forms: dict[bool, Form] = {}
         self._plans: dict[tuple[int, bool], tuple[Placement, list[list[Step]]]] = {}
         self.peak_live = 0
         """Largest number of chunk micro-batches whose activations this rank held at once."""
@@ -92,6 +102,9 @@ class Executor:
         config = get_model_config(chunks[0])
         placement, steps = self.plan(num_microbatches, forward_only)
         group = parallel_state.get_pipeline_model_parallel_group()
+        pipeline = torch.distributed.get_process_group_ranks(group)
+        if not self._began:
+            self._begin(placement)
         batches = [_Batches(iterator, num_microbatches) for iterator in iterators]
         timers, config.timers = config.timers, None  # they do not expect two threads
         rank_run = _RankRun(
@@ -115,10 +128,33 @@ class Executor:
                     chunk_batches.pass_over_rest()
         finally:
             config.timers = timers
+        if collect_non_loss_data:  # whatever a function of the user's makes
+            with naming_lost("the sharing of what was collected", pipeline):
+                return _share_objects(rank_run.losses, group)
+        totals = {} if forward_only else {_TOKENS: rank_run.tokens, **_mtp_numbers()}
+        with naming_lost("the sharing of the losses", pipeline):
+            if forward_only not in self._forms:
+                self._forms[forward_only] = agree(rank_run.losses, totals, group)
+            form = self._forms[forward_only]
+            vector = form.pack(
+                num_microbatches, rank_run.losses, totals, torch.cuda.current_device()
+            )
+            torch.distributed.all_reduce(vector, group=group)
+        losses, totals = form.unpack(num_microbatches, vector)
         if not forward_only:
             self.peak_live = rank_run.peak_live
-            _finish_gradients(config, chunks, placement, rank_run.tokens, group, force_all_reduce)
-        return _share_losses(rank_run.losses, group)
+            tokens = totals.pop(_TOKENS)
+            _keep_mtp_numbers(totals)
+            _finish_gradients(config, chunks, placement, tokens, force_all_reduce)
+        return losses
+
+    def _begin(self, placement: Placement) -> None:
+        """Once, before the first step: how long to wait for others, and who is there."""
+        watch()
+        if self._timeout_s is not None:
+            mirror = [mirror_of(placement).group] if placement.copies == 2 else []
+            set_timeout(self._timeout_s, [*step_groups(), *mirror])
+        self._began = True
 
 
 class _Batches:
@@ -214,7 +250,7 @@ class _RankRun:
         index = self._chunk_of[stage]
         model_stage = self._placement.model_stage(stage)
         last = model_stage == self._placement.depth - 1
-        activation = None if model_stage == 0 else self.post.receive("F", stage, micro_batch)
+        activation = None if model_stage == 0 else self.post.receive(part)
         if activation is not None:
             activation.requires_grad_(not self._only_forward)
 
@@ -255,7 +291,7 @@ class _RankRun:
         stage, micro_batch = part.stage, part.micro_batch
         split = self._split[self._chunk_of[stage]]
         last = self._placement.model_stage(stage) == self._placement.depth - 1
-        gradient = None if last else self.post.receive("B", stage, micro_batch)
+        gradient = None if last else self.post.receive(part)
 
         def backward() -> None:
             activation, output = self._live[stage, micro_batch]
@@ -276,45 +312,46 @@ def _finish_gradients(
     chunks: list[torch.nn.Module],
     placement: Placement,
     tokens: torch.Tensor,
-    group: Any,
     force_all_reduce: bool | None,
 ) -> None:
     """What upstream does with gradients after the last backward, and what precedes it here."""
     if placement.copies == 2:
         mirror_of(placement).add_gradients(chunks)
-    _share_mtp_numbers(group)
     if config.finalize_model_grads_func is None:
         return
-    if config.calculate_per_token_loss:
-        # Upstream takes the count from the last rank; here the loss may lie on another.
-        torch.distributed.all_reduce(tokens, group=group)
-    config.finalize_model_grads_func(
-        chunks,
-        tokens if config.calculate_per_token_loss else None,
-        force_all_reduce=force_all_reduce,
-    )
+    with naming_lost("the sum of the gradients", range(torch.distributed.get_world_size())):
+        config.finalize_model_grads_func(
+            chunks,
+            tokens if config.calculate_per_token_loss else None,
+            force_all_reduce=force_all_reduce,
+        )
 
 
-def _share_mtp_numbers(group: Any) -> None:
-    """Give every rank the MTP losses, which upstream logs on the last rank.
+_TOKENS = "tokens"
+"""The token count's name among a step's totals, beside MTP's."""
 
-    They arise where the last stage lies, the first rank of a V.
-    """
+
+def _mtp_numbers() -> dict[str, torch.Tensor]:
+    """The MTP losses that arose on this rank. Upstream logs them on the last."""
+    return {
+        name: value
+        for name, value in MTPLossLoggingHelper.tracker.items()
+        if isinstance(value, torch.Tensor) and "cumulative" not in name
+    }
+
+
+def _keep_mtp_numbers(numbers: dict[str, torch.Tensor]) -> None:
+    """Put the pipeline's MTP losses where upstream looks for them, on every rank."""
+    if not numbers:
+        return
     tracker = MTPLossLoggingHelper.tracker
-    present: list[Any] = [None] * group.size()
-    mine = {key: value for key, value in tracker.items() if isinstance(value, torch.Tensor)}
-    torch.distributed.all_gather_object(present, mine, group=group)
-    for name in {name for numbers in present for name in numbers if "cumulative" not in name}:
-        tracker[name] = sum(numbers[name] for numbers in present if name in numbers)
-        tracker.setdefault("reduce_group", None)
-        tracker["avg_group"] = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    tracker.update(numbers)
+    tracker.setdefault("reduce_group", None)
+    tracker["avg_group"] = parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
-def _share_losses(mine: dict[int, Any], group: Any) -> Losses:
-    """The reports of all micro-batches in order, on every rank.
-
-    Upstream reads them on the last rank of the pipeline, wherever the loss was computed.
-    """
+def _share_objects(mine: dict[int, Any], group: Any) -> list[Any]:
+    """What each micro-batch gave, in order, on every rank."""
     everyone: list[Any] = [None] * group.size()
     torch.distributed.all_gather_object(everyone, mine, group=group)
     together = {number: report for reports in everyone for number, report in reports.items()}

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from megatron.core import parallel_state
 
+from dsv3_plugin.pipeline.lost import naming_lost
 from dsv3_plugin.pipeline.placement import Placement
 
 
@@ -35,7 +36,7 @@ class Mirror:
                 pair = [pipeline[rank], pipeline[-1 - rank]]
                 group = torch.distributed.new_group(pair)
                 if torch.distributed.get_rank() in pair:
-                    self._group = group
+                    self.group = group
 
     def _by_model_stage[C](self, chunks: list[C]) -> Iterator[tuple[int, C]]:
         """(global rank of the first copy, chunk), in an order that both ranks of a pair share."""
@@ -48,7 +49,7 @@ class Mirror:
         """Give the second copy the weights and buffers of the first."""
         for source, chunk in self._by_model_stage(chunks):
             for tensor in [*chunk.parameters(), *chunk.buffers()]:
-                torch.distributed.broadcast(tensor.data, source, group=self._group)
+                torch.distributed.broadcast(tensor.data, source, group=self.group)
 
     def add_gradients(self, chunks: list[torch.nn.Module]) -> None:
         """Add the gradients and token counts of the two copies.
@@ -57,12 +58,16 @@ class Mirror:
             chunks: wrapped in upstream's DistributedDataParallel.
         """
         for _, chunk in self._by_model_stage(chunks):
-            for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]:
-                torch.distributed.all_reduce(buffer.grad_data, group=self._group)
+            tensors = [
+                buffer.grad_data for buffer in [*chunk.buffers, *chunk.expert_parallel_buffers]
+            ]
             for module in chunk.module.modules():
                 counts = getattr(module, "local_tokens_per_expert", None)
                 if counts is not None:
-                    torch.distributed.all_reduce(counts, group=self._group)
+                    tensors.append(counts)
+            with naming_lost("the sum of the two copies' gradients", self._ranks):
+                for tensor in tensors:
+                    torch.distributed.all_reduce(tensor, group=self.group)
 
 
 @functools.cache

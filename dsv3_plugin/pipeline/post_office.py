@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch.distributed import P2POp, batch_isend_irecv, irecv, isend
 
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.dispatch.exchange import timeout_of
+from dsv3_plugin.pipeline.actions import FORWARD, Compute, Transfer
+from dsv3_plugin.pipeline.lost import LostRank, lost_rank
 from dsv3_plugin.pipeline.messages import Message
 
 
@@ -17,7 +19,7 @@ class PostOffice:
     """The messages of one rank in one step.
 
     Args:
-        group: the ranks of the pipeline.
+        group: the ranks of the pipeline, with their timeout.
         shape: of every message, `[s, b, h]`.
         config: upstream's configuration, for the type.
     """
@@ -26,23 +28,27 @@ class PostOffice:
         self._group = group
         self._shape = shape
         self._dtype = config.pipeline_dtype
+        # gloo's messages know nothing of the group's timeout; NCCL's are watched from outside, and
+        # would hold up the host if they were waited for in this way.
+        on_gloo = torch.distributed.get_backend(group) == "gloo"
+        self._patience = (timeout_of(group),) if on_gloo else ()
         self._outgoing: dict[tuple[str, int, int], torch.Tensor] = {}
         self._arrived: dict[tuple[str, int, int], torch.Tensor] = {}
-        self._expected: dict[tuple[str, int, int], tuple[Any, torch.Tensor, int]] = {}
-        self._sending: list[tuple[Any, torch.Tensor, int]] = []
+        self._expected: dict[tuple[str, int, int], tuple[Any, torch.Tensor]] = {}
+        self._sending: list[tuple[Any, torch.Tensor, Transfer]] = []
 
     def hand_on(self, direction: str, stage: int, micro_batch: int, tensor: torch.Tensor) -> None:
         """Take a result of `stage`: `F` goes to the next stage, `B` to the one before."""
         target = stage + 1 if direction == "F" else stage - 1
         self._outgoing[direction, target, micro_batch] = tensor
 
-    def receive(self, direction: str, stage: int, micro_batch: int) -> torch.Tensor:
-        """The tensor for `stage`; waits until it is here."""
-        key = (direction, stage, micro_batch)
+    def receive(self, part: Compute) -> torch.Tensor:
+        """The tensor that a computation starts from; waits until it is here."""
+        key = ("F" if part.kind == FORWARD else "B", part.stage, part.micro_batch)
         if key in self._outgoing:  # from a chunk of this rank
             return self._outgoing.pop(key)
-        work, tensor, peer = self._expected.pop(key)
-        self._wait(work, peer)
+        work, tensor = self._expected.pop(key)
+        self._wait(work, part)
         return tensor
 
     def exchange(self, messages: Sequence[Message]) -> None:
@@ -64,34 +70,31 @@ class PostOffice:
                 )
                 operation = irecv
             operations.append(P2POp(operation, tensor, group=self._group, group_peer=message.peer))
-            notes.append((transfer.sends, key, tensor, message.peer))
+            notes.append((transfer, key, tensor))
         try:
             works = batch_isend_irecv(operations)
         except RuntimeError as error:
-            raise self._lost(notes[0][3]) from error
+            raise self._lost(notes[0][0]) from error
         if len(works) == 1:  # one for all, as NCCL gives
             works = works * len(notes)
-        for work, (sends, key, tensor, peer) in zip(works, notes, strict=True):
-            if sends:
-                self._sending.append((work, tensor, peer))
+        for work, (transfer, key, tensor) in zip(works, notes, strict=True):
+            if transfer.sends:
+                self._sending.append((work, tensor, transfer))
             else:
-                self._expected[key] = (work, tensor, peer)
+                self._expected[key] = (work, tensor)
         self._sending = [entry for entry in self._sending if not entry[0].is_completed()]
 
     def finish(self) -> None:
         """Wait until everything sent has left."""
-        for work, _, peer in self._sending:
-            self._wait(work, peer)
+        for work, _, transfer in self._sending:
+            self._wait(work, transfer)
         self._sending.clear()
 
-    def _wait(self, work: Any, peer: int) -> None:
+    def _wait(self, work: Any, what: Compute | Transfer) -> None:
         try:
-            work.wait()
+            work.wait(*self._patience)
         except RuntimeError as error:
-            raise self._lost(peer) from error
+            raise self._lost(what) from error
 
-    def _lost(self, peer: int) -> UserError:
-        return UserError(
-            f"pipeline rank {self._group.rank()} lost pipeline rank {peer} (it died, or gave no "
-            f"sign within the timeout): see that rank's log; the last checkpoint is whole."
-        )
+    def _lost(self, what: Compute | Transfer) -> LostRank:
+        return lost_rank(str(what), torch.distributed.get_process_group_ranks(self._group))

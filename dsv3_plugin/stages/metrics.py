@@ -14,6 +14,7 @@ from megatron.training import get_args, get_tensorboard_writer, global_vars, tra
 from dsv3_plugin.dispatch.step_metrics import tensorboard_scalars
 from dsv3_plugin.stages import metrics_file
 from dsv3_plugin.stages import run as runs
+from dsv3_plugin.stages.lost_rank import naming_step
 
 # Upstream's TensorBoard names, and ours in metrics.jsonl.
 _NAMES = {
@@ -121,9 +122,10 @@ def log_evaluation(evaluate_and_print_results: Callable[..., Any]) -> Callable[.
         nonlocal evaluated
         if runs.active() is not None and iteration == evaluated:
             return None
-        answer = evaluate_and_print_results(
-            prefix, forward_step, data, model, iteration, *args, **kwargs
-        )
+        with naming_step(f"the evaluation after step {iteration:,}"):
+            answer = evaluate_and_print_results(
+                prefix, forward_step, data, model, iteration, *args, **kwargs
+            )
         evaluated = iteration
         writer = get_tensorboard_writer()
         if isinstance(writer, MetricsWriter):

@@ -77,7 +77,8 @@ def placed_layout(recipe: Recipe) -> PlacedLayout | None:
     wanted = recipe.pipeline
     if "search" in (wanted.schedule, wanted.ramp_schedule):
         schedules = found_once(schedules, recipe.folder, recipe.parallel.timeout_minutes)
-    execute.use(execute.Executor(schedules))
+    timeout = wanted.timeout or 60 * recipe.parallel.timeout_minutes
+    execute.use(execute.Executor(schedules, timeout))
     return PlacedLayout(layout_of(recipe), placement(recipe, wanted.schedule))
 
 

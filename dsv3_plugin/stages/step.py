@@ -19,6 +19,7 @@ from megatron.training import get_args
 from dsv3_plugin.dispatch.step_metrics import collect_step_metrics, discard_counts
 from dsv3_plugin.stages import metrics
 from dsv3_plugin.stages import run as runs
+from dsv3_plugin.stages.lost_rank import naming_step
 
 micro_batches: int | None = None
 """How many micro-batches the step before had in this process; None before the first."""
@@ -79,9 +80,10 @@ def step_on_curves(train_step: Callable[..., Any]) -> Callable[..., Any]:
         micro_batches = get_num_microbatches()
         discard_counts(model)
         begin = time.perf_counter()
-        answer = train_step(
-            forward_step, data_iterator, model, optimizer, scheduler, config, *args, **kwargs
-        )
+        with naming_step(f"step {get_args().curr_iteration + 1:,}"):
+            answer = train_step(
+                forward_step, data_iterator, model, optimizer, scheduler, config, *args, **kwargs
+            )
         metrics.note_step(
             learning_rate=learning_rate,  # upstream logs the one of the step to come
             router_bias_speed=config.moe_router_bias_update_rate,

@@ -69,7 +69,7 @@ SCHEDULES = {
 }
 
 
-def _batches(count: int) -> Iterator[dict[str, torch.Tensor]]:
+def batches(count: int) -> Iterator[dict[str, torch.Tensor]]:
     for number in range(count):
         drawn = torch.randint(64, (MICRO, SEQ + 1), generator=torch.Generator().manual_seed(number))
         yield {
@@ -79,7 +79,7 @@ def _batches(count: int) -> Iterator[dict[str, torch.Tensor]]:
         }
 
 
-def _forward_step(iterator: Iterator[Any], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+def forward_step(iterator: Iterator[Any], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     from megatron.core.utils import get_attr_wrapped_model
 
     parts = ("pre_process", "post_process", "mtp_process")
@@ -154,8 +154,8 @@ def _in_one_process(micro_batches: int) -> tuple[list[float], dict[str, torch.Te
     wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
     wrapped.zero_grad_buffer()
     reports = forward_backward_no_pipelining(
-        forward_step_func=_forward_step,
-        data_iterator=_batches(micro_batches),
+        forward_step_func=forward_step,
+        data_iterator=batches(micro_batches),
         model=wrapped,
         num_microbatches=micro_batches,
         seq_length=SEQ,
@@ -166,18 +166,14 @@ def _in_one_process(micro_batches: int) -> tuple[list[float], dict[str, torch.Te
     return answer
 
 
-def _in_a_pipeline(
-    schedule: Schedule,
-) -> tuple[list[float], dict[str, torch.Tensor], int, list[float]]:
-    """The same step by the executor on this rank's chunks, then an evaluation."""
+def chunks_of(schedule: Schedule) -> list[torch.nn.Module]:
+    """This rank's chunks, built where the schedule wants them, each in its DDP."""
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     from dsv3_plugin.model.build import build_model
     from dsv3_plugin.pipeline.chunks import PlacedLayout, join_chunks
-    from dsv3_plugin.pipeline.execute import Executor
-    from dsv3_plugin.pipeline.mirror import mirror_of
     from dsv3_plugin.pipeline.placement import placement_of
     from dsv3_plugin.recipe.model import ModelConfig
 
@@ -217,16 +213,29 @@ def _in_a_pipeline(
     ]
     for chunk in wrapped:
         chunk.zero_grad_buffer()
+    return wrapped
+
+
+def _in_a_pipeline(
+    schedule: Schedule,
+) -> tuple[list[float], dict[str, torch.Tensor], int, list[float]]:
+    """The same step by the executor on this rank's chunks, then an evaluation."""
+    from megatron.core import parallel_state
+
+    from dsv3_plugin.pipeline.execute import Executor
+    from dsv3_plugin.pipeline.mirror import mirror_of
+
+    wrapped = chunks_of(schedule)
     executor = Executor(lambda count: schedule)
     micro_batches = schedule.num_micro_batches
     arguments = {
-        "forward_step_func": _forward_step,
+        "forward_step_func": forward_step,
         "model": wrapped,
         "seq_length": SEQ,
         "micro_batch_size": MICRO,
     }
     reports = executor(
-        data_iterator=[_batches(micro_batches) for _ in wrapped],
+        data_iterator=[batches(micro_batches) for _ in wrapped],
         num_microbatches=micro_batches,
         **arguments,
     )
@@ -234,7 +243,7 @@ def _in_a_pipeline(
     gradients = _gradients(wrapped)
     peak = executor.peak_live
     evaluated = executor(
-        data_iterator=[_batches(3) for _ in wrapped],
+        data_iterator=[batches(3) for _ in wrapped],
         num_microbatches=3,
         forward_only=True,
         **arguments,

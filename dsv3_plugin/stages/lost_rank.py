@@ -1,0 +1,48 @@
+"""When another rank is lost: which step it was, and what there is to go on from."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dsv3_plugin.checkpoint.tracker import newest_complete
+from dsv3_plugin.dispatch.lost_peers import watch
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.pipeline.lost import LostRank, is_loss, lost_rank
+from dsv3_plugin.stages import run as runs
+
+
+@contextlib.contextmanager
+def naming_step(where: str) -> Iterator[None]:
+    """Add to the loss of a rank where the run was, and its last whole checkpoint.
+
+    Args:
+        where: "step 12", "the evaluation after step 12".
+
+    Raises:
+        UserError: another rank died or gave no sign, inside the pipeline or elsewhere in a step.
+    """
+    run = runs.active()
+    if run is None or torch.distributed.get_world_size() == 1:
+        yield
+        return
+    watch()
+    try:
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_loss(error):
+                raise
+            everyone = range(torch.distributed.get_world_size())
+            raise lost_rank("an exchange among all", everyone) from error
+    except LostRank as lost:
+        raise UserError(f"{where}: {lost}; {way_on(run.recipe.checkpoint_folder)}.") from lost
+
+
+def way_on(checkpoints: Path) -> str:
+    """From where the run can go on."""
+    saved = newest_complete(checkpoints)
+    if saved is None:
+        return "there is no checkpoint yet, the same command begins again"
+    return f"the checkpoint of step {saved.iteration:,} is whole, the same command goes on from it"
