@@ -24,6 +24,7 @@ from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 from dsv3_plugin.data.batch import StageInputs
 from dsv3_plugin.pipeline.mirror import mirror_of
 from dsv3_plugin.pipeline.placement import Placement
+from dsv3_plugin.pipeline.split_backward import let_weights_wait
 
 
 class PlacedLayout(PipelineParallelLayerLayout):
@@ -94,10 +95,7 @@ def place(model: PlacedModelConfig, layout: PlacedLayout) -> None:
     chunks = layout.placement.chunks_per_rank
     config.virtual_pipeline_model_parallel_size = chunks if chunks > 1 else None
     config.mtp_standalone = False
-    if config.transformer_impl == "transformer_engine":
-        # TE's layers then leave every weight gradient owed, and `SplitBackward` has it computed.
-        # Past upstream's validation, which knows the flag only together with its own overlap.
-        config.delay_wgrad_compute = True
+    let_weights_wait(config)
     model.pre_wrap_hooks.append(functools.partial(join_chunks, placement=layout.placement))
 
 

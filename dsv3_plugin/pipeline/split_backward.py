@@ -10,8 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from dsv3_plugin.model.linear import WeightGradients
+
+
+def let_weights_wait(config: TransformerConfig) -> None:
+    """Have TE's layers built so that they leave weight gradients owed, in place.
+
+    To be set past upstream's validation, which knows the flag only beside its own overlap, and as
+    well in DistributedDataParallelConfig: what TE computes late it writes over `.grad`, and the
+    hook that takes it from there must run each time. The local backend's layers need neither.
+    """
+    if config.transformer_impl == "transformer_engine":
+        config.delay_wgrad_compute = True
 
 
 class SplitBackward:
@@ -43,7 +55,8 @@ class SplitBackward:
 
     def _pay_te(self) -> None:
         for module in self._te:
-            module.backward_dw()
+            if module.wgrad_store.context.qsize():  # where nothing is owed, TE raises
+                module.backward_dw()
 
 
 def _postpones(module: torch.nn.Module) -> bool:

@@ -55,6 +55,8 @@ def pretrain(run: Run) -> None:
         chunks = model.transformer.virtual_pipeline_model_parallel_size
         args.virtual_pipeline_model_parallel_size = chunks
     container = pretrain_cfg_container_from_args(args, model)
+    # The hook that takes a weight gradient in must run when it is there.
+    container.ddp.delay_wgrad_compute = model.transformer.delay_wgrad_compute
     metrics.observe_tensorboard()
     upstream_pretrain(
         container,
