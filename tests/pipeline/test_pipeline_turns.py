@@ -53,6 +53,22 @@ def test_an_error_of_either_side_ends_both_and_reaches_the_caller(failing: str) 
     assert turns.run_pair(_side("f", 1, log), _side("b", 1, log)) == ("f", "b")
 
 
+def test_both_sides_compute_under_the_callers_settings() -> None:
+    def settings() -> tuple[bool, bool, torch.dtype, int]:
+        return (
+            torch.is_grad_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+            torch.get_num_threads(),
+        )
+
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
+        inside = settings()
+        assert turns.run_pair(settings, settings) == (inside, inside)
+    assert inside[:3] == (False, True, torch.float16)
+    assert turns.run_pair(settings, settings) == (settings(), settings())
+
+
 def _exchange_in_a_pair(rank: int) -> bool:
     from megatron.core.tensor_parallel import mappings
 
