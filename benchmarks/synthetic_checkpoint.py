@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from dsv3_plugin.checkpoint.config_json import FP8_CONFIG
 from dsv3_plugin.checkpoint.hf_writer import HFLayout, shard_bytes
 from dsv3_plugin.checkpoint.names import SCALE, layout
 from dsv3_plugin.checkpoint.stream import as_bytes
@@ -90,7 +91,8 @@ def make(folder: Path, model: ModelConfig, form: str, shard_size: int) -> int:
                 handle.write(part)
                 left, shift = left - len(part), 0
     placed.publish(folder)
-    (folder / "config.json").write_text(json.dumps(hf_config(model)))
+    config = hf_config(model) | ({"quantization_config": FP8_CONFIG} if form == "fp8" else {})
+    (folder / "config.json").write_text(json.dumps(config))
     return placed.total_size
 
 

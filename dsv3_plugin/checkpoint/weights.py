@@ -71,12 +71,7 @@ class HFWeights:
         return self._folder.rows(name, start, stop)
 
     def _check(self) -> None:
-        block = self.config.get("quantization_config", {}).get("weight_block_size", [BLOCK, BLOCK])
-        if list(block) != [BLOCK, BLOCK]:
-            raise UserError(
-                f"{self.path / 'config.json'}: quantization_config.weight_block_size {block} is "
-                f"not supported, only [{BLOCK}, {BLOCK}]."
-            )
+        self._check_quantisation()
         expected: dict[str, Entry] = {}
         for entry in self.entries:
             expected[entry.name] = entry
@@ -94,6 +89,32 @@ class HFWeights:
         for entry in self.entries:
             if entry.name not in self.stored and entry.copy_of is None:
                 raise UserError(_missing(entry, self.path, self.model))
+
+    def _check_quantisation(self) -> None:
+        """Refuses FP8 that config.json does not announce, and announced FP8 that is not there.
+
+        What a loader makes of the bytes hangs on it: the tensors alone are not the model.
+        """
+        where, said = self.path / CONFIG, self.config.get("quantization_config")
+        fp8 = next((name for name, stored in self.stored.items() if stored.dtype == E4M3), None)
+        if said is None:
+            if fp8 is not None:
+                file = self.path / self.stored[fp8].file
+                raise UserError(f"{fp8} in {file} is FP8, but {where} has no quantization_config.")
+            return
+        if not isinstance(said, dict):
+            raise UserError(f"{where}: quantization_config {said!r} is no object.")
+        for key, only in {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}.items():
+            if said.get(key, only) != only:
+                raise UserError(
+                    f"{where}: quantization_config.{key} {said[key]!r} is not supported, only "
+                    f"{only!r}."
+                )
+        if fp8 is None:
+            raise UserError(
+                f"{where} has a quantization_config, but no tensor beside it is FP8: remove it if "
+                "the weights were taken out of FP8."
+            )
 
     def _check_tensor(self, name: str, stored: Stored, entry: Entry) -> None:
         where = self.path / stored.file

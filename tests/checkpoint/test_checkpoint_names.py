@@ -10,6 +10,7 @@ import torch
 from checkpoint_samples import small_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dsv3_plugin.checkpoint.config_json import FP8_CONFIG
 from dsv3_plugin.checkpoint.dist_writer import DistLayout
 from dsv3_plugin.checkpoint.hf_writer import HFLayout
 from dsv3_plugin.checkpoint.inspect import inspect
@@ -81,7 +82,8 @@ def sparse_v3(tmp_path_factory):
             handle.write(placed.headers[file])
             handle.truncate(size)
     placed.publish(folder)
-    (folder / "config.json").write_text(json.dumps(hf_config(model)))
+    config = hf_config(model) | {"quantization_config": FP8_CONFIG}
+    (folder / "config.json").write_text(json.dumps(config))
     yield folder
     for file in folder.iterdir():
         file.unlink()
