@@ -4,7 +4,8 @@ For rollout engines and for tests. The same table and the same cutting of boxes 
 a rank's shards are the chunks, and what other ranks hold arrives by broadcast.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -42,6 +43,8 @@ def iter_hf_tensors(
 
     Yields:
         (name, tensor). A tensor may be a view of the parameter: copy it to keep it.
+
+    Raises UserError before the first one if the model, or the group, does not hold all of them.
     """
     stages = list(model) if isinstance(model, Sequence) else [model]
     held = _held(stages)
@@ -58,10 +61,12 @@ def iter_hf_tensors(
             # Replicas hold the same box: the lowest rank's is the one that is sent.
             chunks.setdefault(key, {}).setdefault((offset, sizes), Chunk(offset, sizes, load))
     types = {shard[0]: shard[3] for shards in everybody for shard in shards}
-    for entry in layout(config or model_of(stages[0])):
-        key = next((k for k in (entry.key, entry.alias) if k in chunks), None)
-        if key is None:
-            raise UserError(f"the model has no {entry.key}, which {entry.name} is made of.")
+    entries = layout(config or model_of(stages[0]))
+    # Before the first tensor: a rollout engine should not be left with half a model.
+    shapes = {k: entry.global_shape for entry in entries for k in (entry.key, entry.alias)}
+    whole = {k for k in chunks if k in shapes and _covered(chunks[k], shapes[k])}
+    keys = [_key(entry, chunks.keys(), whole, group is not None) for entry in entries]
+    for entry, key in zip(entries, keys, strict=True):
         tensor = _tensor(entry, list(chunks[key].values()), types[key])
         yield entry.name, tensor if dtype is None or entry.precision == "fp32" else tensor.to(dtype)
 
@@ -93,6 +98,35 @@ def model_of(model: torch.nn.Module) -> ModelConfig:
         "moe_router_load_balancing_type": "none",
     }
     return ModelConfig.model_validate(fields)
+
+
+def _key(entry: Entry, held: Set[str], whole: Set[str], grouped: bool) -> str:
+    """The key under which an entry's distributed tensor is held as a whole, or a UserError."""
+    names = (entry.key, entry.alias)
+    if key := next((name for name in names if name in whole), None):
+        return key
+    part = "only part" if held & {*names} else "nothing"
+    hint = (
+        "the ranks of the group are not all that hold the model"
+        if grouped
+        else "if other ranks hold the rest, give their process group as group="
+    )
+    raise UserError(f"the model has {part} of {entry.key}, which {entry.name} is made of: {hint}.")
+
+
+def _covered(boxes: Iterable[tuple[tuple[int, ...], tuple[int, ...]]], shape: tuple) -> bool:
+    """Whether boxes (offset, sizes) that do not overlap fill a shape; they may reach beyond it.
+
+    The vocabulary does: what lies beyond the model's own is padding.
+    """
+    held = sum(
+        math.prod(
+            max(0, min(begin + length, whole) - begin)
+            for begin, length, whole in zip(offset, sizes, shape, strict=True)
+        )
+        for offset, sizes in boxes
+    )
+    return held == math.prod(shape)
 
 
 def _held(stages: Sequence[torch.nn.Module]) -> dict[Shard, torch.Tensor]:

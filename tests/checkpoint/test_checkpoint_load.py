@@ -113,6 +113,9 @@ def handed_over(rank, checkpoint, layout):
     ours = build_model(weights.model, pre_process=first, post_process=last, **overrides)
     sharded = ours.sharded_state_dict(metadata={})
     dist_checkpointing.load(sharded, str(checkpoint / "release"))  # in place
+    # Without the group a rank is told so before it is given anything.
+    with pytest.raises(UserError, match=r"(only part|nothing) of .* give .* as group="):
+        next(iter_hf_tensors(ours, weights.model))
     names = []
     for name, tensor in iter_hf_tensors(ours, weights.model, group=dist.group.WORLD):
         stored = weights.rows(name, 0, tensor.shape[0])
