@@ -184,8 +184,8 @@ class TwoHopTokenDispatcher(MoETokenDispatcher):
     Args:
         num_local_experts, local_expert_indices, config, pg_collection: as upstream's dispatchers.
         processes_per_node: a number, or `auto` for what torchrun or Slurm says.
-        precision: `fp8` sends tokens and the gradient that enters the down-projections in FP8;
-            `bf16` leaves every activation in its own dtype.
+        precision: `fp8` sends tokens and the gradient that enters the down-projections in FP8
+            where the group spans several nodes; `bf16` leaves every activation in its own dtype.
 
     Raises:
         UserError: a configuration it cannot serve, or a group spread unevenly over nodes.
@@ -205,7 +205,6 @@ class TwoHopTokenDispatcher(MoETokenDispatcher):
         _refuse_unsupported(config, self.tp_size)
         self.num_local_experts = num_local_experts
         self.local_expert_indices = local_expert_indices
-        self.fp8 = precision == "fp8"
         self.layer_number: int | None = None
         self.traffic = Traffic()
         self.topology = group_topology(
@@ -213,6 +212,11 @@ class TwoHopTokenDispatcher(MoETokenDispatcher):
             ranks_per_node(processes_per_node, os.environ),
             config.num_moe_experts,
         )
+        # Within a node quantising costs more than the bytes it saves: half a dispatch to a whole
+        # one on a CPU (benchmarks/dispatch.py), for no byte less between nodes.
+        self.fp8 = precision == "fp8" and self.topology.nodes > 1
+        if precision == "fp8":
+            _say_once(one_node_note(self.topology))
         groups = config.moe_router_num_groups, config.moe_router_group_topk
         self.node_limit = node_limit(self.topology, *groups)
         _say_once(grouping_note(self.topology, *groups))
@@ -403,6 +407,17 @@ class _CombineFinish(torch.autograd.Function):
 def _say_once(note: str | None) -> None:
     if note is not None and dist.get_rank() == 0:
         logging.getLogger(__name__).warning(note)
+
+
+def one_node_note(topology: Topology) -> str | None:
+    """What to tell a user who asked for FP8 on one node; None where tokens leave it or stay put."""
+    if topology.nodes > 1 or topology.ranks == 1:
+        return None
+    return (
+        f"dispatch.precision: fp8 is for what crosses nodes, and the {topology.ranks} "
+        f"expert-parallel ranks are on one node: tokens travel unquantised; to have the numbers "
+        f"of several nodes here, set dispatch.ranks_per_node below {topology.ranks}"
+    )
 
 
 def _refuse_unsupported(config: TransformerConfig, expert_tensor_parallel: int) -> None:
