@@ -1,6 +1,7 @@
 """What conversions, comparisons and inspections print."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -28,7 +29,10 @@ _LONGEST_LIST = 20
 
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows bytes done, rate and time left: a bar on a terminal, a line now and then in a log."""
+    """Shows bytes done, rate and time left: a bar on a terminal, a line now and then in a log.
+
+    Both go to stderr; stdout is for what was found or done.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _lines(label)
@@ -55,6 +59,7 @@ def _lines(label: str) -> Callable[[int, int], None]:
         print(
             f"{label}: {decimal(done)} of {decimal(total)}, {decimal(int(rate))}/s, "
             f"{left / 60:.0f} min left",
+            file=sys.stderr,
             flush=True,
         )
 
