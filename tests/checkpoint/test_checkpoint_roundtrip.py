@@ -68,7 +68,7 @@ models = st.builds(
     workers=st.integers(1, 3),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=15, deadline=None, derandomize=True,
+@settings(max_examples=50, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
 def test_export_of_import_is_the_same_bytes(model, form, kept, shards, shard_size, workers, seed):
     with tempfile.TemporaryDirectory() as scratch:
@@ -198,11 +198,12 @@ def test_casts_are_said_and_the_router_bias_keeps_its_type(tmp_path):
 
 
 def test_large_tensors_are_cut_into_chunks(tmp_path, monkeypatch):
-    from dsv3_plugin.checkpoint import dist_writer, stream
+    from dsv3_plugin.checkpoint import dist_writer, recode, stream
 
     monkeypatch.setattr(dist_writer, "_CHUNK_BYTES", 5000)
     monkeypatch.setattr(dist_writer, "_FILE_BYTES", 100_000)
-    monkeypatch.setattr(stream, "BLOCK_BYTES", 3000)
+    for module in (stream, recode):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 3000)
     model = small_model()
     for form in ("bf16", "fp8"):
         tensors = random_tensors(model, form)
