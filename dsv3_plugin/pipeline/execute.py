@@ -3,7 +3,8 @@
 `Executor` stands where upstream's `get_forward_backward_func` gives one of its own schedules, takes
 the same arguments and leaves the same results. A step of a schedule is a computation and then one
 batch of messages (`messages.py`); a forward and a backward of an overlapped pair take turns
-(`turns.py`); a backward split in two leaves its weight gradients owed until its `W`.
+(`turns.py`) or, on a GPU, run by upstream's schedule plan (`chunk_plan.py`); a backward split in
+two leaves its weight gradients owed until its `W`.
 
 What a computation does is upstream's: `forward_step` and `backward_step` of
 megatron.core.pipeline_parallel.schedules.
@@ -30,6 +31,7 @@ from dsv3_plugin.pipeline.actions import (
     Overlap,
     Schedule,
 )
+from dsv3_plugin.pipeline.chunk_plan import PlannedSteps, plan_serves
 from dsv3_plugin.pipeline.forward_only import forward_only
 from dsv3_plugin.pipeline.lost import naming_lost, set_timeout, step_groups
 from dsv3_plugin.pipeline.messages import Step, message_steps
@@ -112,6 +114,7 @@ class Executor:
             chunks=chunks,
             batches=batches,
             config=config,
+            steps=_steps_for(config, chunks[0], forward_only),
             forward_step_func=forward_step_func,
             micro_batches=num_microbatches,
             post=PostOffice(group, (seq_length, micro_batch_size, config.hidden_size), config),
@@ -190,6 +193,35 @@ def _reads_batches(chunk: torch.nn.Module) -> bool:
     )
 
 
+class StepsInTurn:
+    """Forward and backward of chunks as upstream computes them; those of a pair take turns."""
+
+    forward_step = staticmethod(forward_step)
+    run_pair = staticmethod(turns.run_pair)
+
+    @staticmethod
+    def backward_step(
+        activation: torch.Tensor | None,
+        output: torch.Tensor,
+        gradient: torch.Tensor | None,
+        config: Any,
+        split: SplitBackward,
+        weights_owed: bool,
+    ) -> torch.Tensor | None:
+        """Upstream's `backward_step`, which may leave the weight gradients owed."""
+        with split.keeping_weights_owed(weights_owed):
+            return backward_step(activation, output, gradient, config)
+
+
+def _steps_for(
+    config: Any, chunk: torch.nn.Module, only_forward: bool
+) -> StepsInTurn | PlannedSteps:
+    device = next(chunk.parameters()).device
+    if only_forward or not plan_serves(config, device):
+        return StepsInTurn()
+    return PlannedSteps(config)
+
+
 class _RankRun:
     """One rank's way through one step."""
 
@@ -200,6 +232,7 @@ class _RankRun:
         chunks: list[torch.nn.Module],
         batches: list[_Batches],
         config: Any,
+        steps: StepsInTurn | PlannedSteps,
         forward_step_func: Callable[..., Any],
         micro_batches: int,
         post: PostOffice,
@@ -213,6 +246,7 @@ class _RankRun:
         self._split = [SplitBackward(chunk) for chunk in chunks]
         self._batches = batches
         self._config = config
+        self._steps = steps
         self._forward_step_func = forward_step_func
         self._micro_batches = micro_batches
         self._collect_non_loss_data = collect_non_loss_data
@@ -235,7 +269,7 @@ class _RankRun:
         if isinstance(action, Overlap):
             forward = self._prepare_forward(action.forward)
             backward = self._prepare_backward(action.backward)
-            turns.run_pair(forward, backward)
+            self._steps.run_pair(forward, backward)
         elif action.kind == FORWARD:
             self._prepare_forward(action)()
         elif action.kind == WEIGHT:
@@ -256,7 +290,7 @@ class _RankRun:
 
         def forward() -> None:
             reports: list[Any] = []
-            output, tokens = forward_step(
+            output, tokens = self._steps.forward_step(
                 self._forward_step_func,
                 self._batches[index].take(micro_batch),
                 self._chunks[index],
@@ -295,8 +329,9 @@ class _RankRun:
 
         def backward() -> None:
             activation, output = self._live[stage, micro_batch]
-            with split.keeping_weights_owed(part.kind == INPUT):
-                input_gradient = backward_step(activation, output, gradient, self._config)
+            input_gradient = self._steps.backward_step(
+                activation, output, gradient, self._config, split, part.kind == INPUT
+            )
             del self._live[stage, micro_batch]
             if part.kind == INPUT:
                 self._owed.add((stage, micro_batch))
