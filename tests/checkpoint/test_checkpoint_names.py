@@ -22,26 +22,56 @@ from dsv3_plugin.recipe.load import load_model
 PUBLISHED = ["deepseek-v3", "deepseek-v2", "deepseek-v2-lite", "moonlight-16b-a3b", "kimi-k2"]
 
 
-def published_v3_names():
-    """The names of DeepSeek-V3's index, from the rules of its code and not from the table."""
+# What the published configs say, written down once more by hand.
+RULES = {
+    "deepseek-v3": {"layers": 61, "dense": 3, "experts": 256, "mtp": True},
+    "deepseek-v2": {"layers": 60, "dense": 1, "experts": 160, "bias": False},
+    "deepseek-v2-lite": {"layers": 27, "dense": 1, "experts": 64, "bias": False, "latent": False},
+    "moonlight-16b-a3b": {"layers": 27, "dense": 1, "experts": 64, "latent": False},
+    "kimi-k2": {"layers": 61, "dense": 1, "experts": 384},
+}
+
+
+def published_names(layers, dense, experts, *, latent=True, bias=True, mtp=False):
+    """The names of a published index, scales too, from the rules of its code, not from the table.
+
+    Args:
+        layers, dense: of the main model, and the first of them that have no experts.
+        experts: routed ones; the shared ones are one wider MLP.
+        latent: queries come from a latent.
+        bias: the router has one.
+        mtp: whether a layer for multi-token prediction follows.
+    """
     yield from ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-    fp8 = ["self_attn.q_a_proj", "self_attn.q_b_proj", "self_attn.kv_a_proj_with_mqa",
-           "self_attn.kv_b_proj", "self_attn.o_proj"]  # fmt: skip
-    for layer in range(62):
+    queries = ["self_attn.q_a_proj", "self_attn.q_b_proj"] if latent else ["self_attn.q_proj"]
+    fp8 = [*queries, "self_attn.kv_a_proj_with_mqa", "self_attn.kv_b_proj", "self_attn.o_proj"]
+    norms = ["input_layernorm", "post_attention_layernorm", "self_attn.kv_a_layernorm"]
+    norms += ["self_attn.q_a_layernorm"] if latent else []
+    for layer in range(layers + mtp):
         prefix = f"model.layers.{layer}."
-        for norm in ("input_layernorm", "post_attention_layernorm", "self_attn.q_a_layernorm",
-                     "self_attn.kv_a_layernorm"):  # fmt: skip
+        for norm in norms:
             yield f"{prefix}{norm}.weight"
         swiglus = ["mlp."]
-        if layer >= 3:
-            swiglus = [f"mlp.experts.{e}." for e in range(256)] + ["mlp.shared_experts."]
-            yield from (f"{prefix}mlp.gate.weight", f"{prefix}mlp.gate.e_score_correction_bias")
+        if layer >= dense:
+            swiglus = [f"mlp.experts.{e}." for e in range(experts)] + ["mlp.shared_experts."]
+            yield f"{prefix}mlp.gate.weight"
+            if bias:
+                yield f"{prefix}mlp.gate.e_score_correction_bias"
         linears = [s + p for s in swiglus for p in ("gate_proj", "up_proj", "down_proj")]
         for linear in fp8 + linears:
             yield from (f"{prefix}{linear}.weight", f"{prefix}{linear}.weight_scale_inv")
     for name in ("embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm",
-                 "shared_head.head"):  # fmt: skip
-        yield f"model.layers.61.{name}.weight"
+                 "shared_head.head") if mtp else ():  # fmt: skip
+        yield f"model.layers.{layers}.{name}.weight"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_names_are_those_of_the_published_index(name):
+    ours = [n for n, _, _ in hf_tensors(load_model(name))]
+    ours += [n + SCALE for n, _, precision in hf_tensors(load_model(name)) if precision == "fp8"]
+    theirs = list(published_names(**RULES[name]))
+    assert len(ours) == len(theirs)
+    assert set(ours) == set(theirs)
 
 
 def test_deepseek_v3_is_the_published_checkpoint():
@@ -52,7 +82,6 @@ def test_deepseek_v3_is_the_published_checkpoint():
     assert len(quantised) == 45_808
     assert sum(math.prod(shape) for _, shape, _ in tensors) == 684_489_845_504
     assert len(names) == len(set(names)) == 91_991
-    assert set(names) == set(published_v3_names())
 
 
 @pytest.fixture(autouse=True)
