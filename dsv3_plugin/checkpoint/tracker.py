@@ -7,6 +7,7 @@ for the newest whole iteration otherwise. Conversions mark their target with `IN
 everything is in place.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -119,11 +120,16 @@ def refuse_unfinished(directory: Path) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Writes a small file whole or not at all, and makes that last."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # on a full disk, an empty one
+        raise
     sync_folder(path.parent)
 
 

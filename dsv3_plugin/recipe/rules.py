@@ -118,6 +118,23 @@ def precision(recipe: Recipe) -> Iterator[str]:
             yield "precision.moments: bf16 needs backend: transformer_engine"
 
 
+def torch_backend(recipe: Recipe) -> Iterator[str]:
+    """What only Transformer Engine can do is not asked of torch."""
+    if recipe.backend != "local" and recipe.host != "cpu":
+        return
+    if recipe.parallel.context > 1:
+        yield (
+            f"parallel.context {recipe.parallel.context} needs backend: transformer_engine, whose "
+            "attention divides sequences; with backend: local set parallel.context to 1"
+        )
+    if "moe_act" in recipe.recompute:
+        # Upstream recomputes it around Transformer Engine's grouped matrix product alone.
+        yield (
+            "recompute: moe_act needs backend: transformer_engine; with backend: local leave it "
+            "out, or recompute moe, which is the whole expert layer"
+        )
+
+
 def dispatch(recipe: Recipe) -> Iterator[str]:
     """Nodes divide the expert-parallel ranks; only the two-hop dispatcher quantises."""
     wanted, expert = recipe.dispatch, recipe.parallel.expert
@@ -380,6 +397,7 @@ RULES = (
     layout,
     ramp,
     precision,
+    torch_backend,
     dispatch,
     combinations,
 )

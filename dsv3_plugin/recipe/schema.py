@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from dsv3_plugin.pipeline.actions import Schedule
 from dsv3_plugin.pipeline.validate import read_schedule
@@ -87,7 +87,8 @@ class Training(_Section):
     """Budget in steps, in place of tokens."""
     micro_batch_size: PositiveInt = 1
     """Sequences per forward pass of a rank."""
-    seed: NonNegativeInt = 1234
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1234
+    """NumPy takes no larger one."""
     eval_interval: PositiveInt | None = None
     """Steps between evaluations; None: never."""
     eval_steps: PositiveInt = 10

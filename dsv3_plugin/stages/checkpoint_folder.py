@@ -7,22 +7,36 @@
 import shutil
 from pathlib import Path
 
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.inspect import first_misfit
 from dsv3_plugin.checkpoint.tracker import TRACKER, replace_file
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.stages import disk
 
 
 def refuse_another_model(recipe: Recipe) -> None:
     """Look whether the checkpoints in a recipe's folder are of its model; names may differ.
 
+    Upstream's own checkpoints bring no description: of those, the tensors are compared.
+
     Raises:
-        UserError: they are not; it names the first field in which the two models differ.
+        UserError: they are not; it names the first field, or tensor, in which the models differ.
     """
     folder, wanted = recipe.checkpoint_folder, recipe.model
     description = folder / "model.yaml"
-    if not description.exists() or not any([*folder.glob("iter_*"), *folder.glob("release")]):
+    if not any([*folder.glob("iter_*"), *folder.glob("release")]):
+        return
+    if not description.exists():
+        saved = tracker.newest_complete(folder)
+        misfit = first_misfit(saved.path, wanted) if saved is not None else None
+        if misfit is not None:
+            raise UserError(
+                f"{folder} holds checkpoints of another model than {wanted.name} ({misfit}): "
+                f"choose another folder with directory=PATH."
+            )
         return
     saved = ModelConfig.read(description)
     for field in ModelConfig.model_fields:
@@ -66,7 +80,7 @@ def describe(recipe: Recipe, tokenizer: Path) -> None:
         shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"the checkpoint folder {folder} cannot be written ({error.strerror or error}): make "
+            f"the checkpoint folder {folder} cannot be written ({disk.reason(error)}): make "
             f"room, or choose another with checkpoint.directory=PATH."
         ) from error
 

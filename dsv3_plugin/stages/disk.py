@@ -2,13 +2,15 @@
 
 import contextlib
 import errno
+import os
 import shutil
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_TEXTS = ("No space left", "Disk quota exceeded", "] . unexpected pos ")
+# EFBIG: a file may grow no further, by the limit of the shell (`ulimit -f`) or of the file system.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_TEXTS = (*(os.strerror(number) for number in _FULL), "No space left", "] . unexpected pos ")
 _NEXT_TO_NOTHING = 1 << 20
 
 
@@ -24,6 +26,17 @@ def is_full(error: BaseException | None, folder: Path | None = None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return folder is not None and _free_bytes(folder) < _NEXT_TO_NOTHING
+
+
+def reason(error: OSError) -> str:
+    """Why something could not be written, in the system's words.
+
+    `shutil` gathers what went wrong with each file in one error that has no words of its own.
+    """
+    if isinstance(error, shutil.Error) and error.args and error.args[0]:
+        *_, first = error.args[0][0]
+        return str(first).partition("] ")[2].partition(": ")[0] or str(first)
+    return error.strerror or str(error)
 
 
 def _free_bytes(folder: Path) -> int:

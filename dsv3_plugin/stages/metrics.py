@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron.training import get_args, get_tensorboard_writer, global_vars, training
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch.utils.tensorboard import SummaryWriter
 
 from dsv3_plugin.dispatch.step_metrics import tensorboard_scalars
 from dsv3_plugin.stages import metrics_file
@@ -51,11 +53,26 @@ class MetricsWriter:
         return getattr(self._tensorboard, name)
 
 
-def observe_tensorboard() -> None:
-    """Put a `MetricsWriter` before upstream's writer; only the last rank has one."""
+def observe_tensorboard(saved: int) -> None:
+    """Put a `MetricsWriter` before upstream's writer; only the last rank has one.
+
+    Args:
+        saved: the step that the run goes on from; 0: it begins.
+    """
     writer = global_vars._GLOBAL_TENSORBOARD_WRITER
     if writer is not None and not isinstance(writer, MetricsWriter):
+        _forget_from(writer, saved + 1 if saved else 0)
         global_vars._GLOBAL_TENSORBOARD_WRITER = MetricsWriter(writer)
+
+
+def _forget_from(tensorboard: SummaryWriter, step: int) -> None:
+    """Let readers drop the events of a step and after: a run killed before wrote them already.
+
+    What `purge_step` of torch's writer does when it opens its file, which upstream has done by now.
+    """
+    writer = tensorboard.file_writer
+    writer.add_event(Event(step=step, file_version="brain.Event:2"))
+    writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
 
 _step: dict[str, Any] = {}
@@ -65,6 +82,18 @@ _step: dict[str, Any] = {}
 def note_step(**numbers: Any) -> None:
     """Keep numbers of the step just taken for its line in metrics.jsonl."""
     _step.update(numbers)
+
+
+def thinned(numbers: dict[str, Any], iteration: int, log_interval: int) -> dict[str, Any]:
+    """A step's numbers as they are written: the load of each expert not every time.
+
+    It is most of the bytes, about 130 KB per step for DeepSeek-V3. It is written for the first step
+    and for every `log_interval`-th, of that step alone; the load of ranks and nodes and MaxVio,
+    which tells the worst expert, are in every line.
+    """
+    if iteration == 1 or iteration % log_interval == 0:
+        return numbers
+    return {name: value for name, value in numbers.items() if name != "expert_load"}
 
 
 def _write_line(iteration: int, numbers: dict[str, Any]) -> None:
@@ -78,7 +107,7 @@ def _write_line(iteration: int, numbers: dict[str, Any]) -> None:
     record = {
         "iteration": iteration,
         "tokens": get_args().consumed_train_samples * seq_length,
-        **numbers,
+        **thinned(numbers, iteration, run.recipe.training.log_interval),
         "time": round(time.time(), 3),
     }
     metrics_file.append(run.directory.metrics, record)

@@ -36,8 +36,10 @@ def prepare(run: Run) -> None:
         refuse_another_optimizer(recipe)
     data = _data(recipe, resuming=saved is not None)
     describe(recipe, data.tokenizer_dir)
+    # A release has weights alone: training begins at step 0 and writes that step's line again.
+    resumed = saved is not None and not saved.release
+    metrics_file.keep_until(run.directory.metrics, saved.iteration if resumed else -1)
     run.directory.write_recipe(recipe)
-    metrics_file.keep_until(run.directory.metrics, saved.iteration if saved else -1)
     if saved is not None and not saved.release:
         say("note", f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
 

@@ -16,7 +16,7 @@ from megatron.core.utils import get_attr_wrapped_model
 from megatron.training import get_args
 from megatron.training import pretrain as upstream_pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
-from megatron.training.arguments import parse_and_validate_args
+from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
 from megatron.training.models.gpt import GPTModelConfig
 
 from dsv3_plugin.data.batch import Batch, StageInputs, get_batch, stage_inputs
@@ -32,6 +32,7 @@ from dsv3_plugin.recipe.arguments import layout_of, megatron_arguments
 from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.stages import metrics
+from dsv3_plugin.stages.checkpoint_folder import steps_saved
 from dsv3_plugin.stages.run import Run
 from dsv3_plugin.upstream import patches
 
@@ -57,7 +58,7 @@ def pretrain(run: Run) -> None:
     container = pretrain_cfg_container_from_args(args, model)
     # The hook that takes a weight gradient in must run when it is there.
     container.ddp.delay_wgrad_compute = model.transformer.delay_wgrad_compute
-    metrics.observe_tensorboard()
+    metrics.observe_tensorboard(steps_saved(run.recipe.checkpoint_folder))
     upstream_pretrain(
         container,
         datasets_provider(layout.inputs if layout else stage_inputs),
@@ -89,6 +90,20 @@ def embedding_ranks(pipeline: list[int]) -> list[int]:
     return [pipeline[0]]
 
 
+def check_arguments(recipe: Recipe) -> None:
+    """Let upstream look at the recipe's command line and its model, and keep nothing of it.
+
+    Raises:
+        UserError: upstream's own validation refuses it.
+    """
+    patches.register()
+    sys.argv = ["dsv3", *megatron_arguments(recipe, has_gpu=torch.cuda.is_available())]
+    with _refusals():
+        args = parse_args()
+        validate_args(args)
+        gpt_config_from_args(args)
+
+
 def parse_arguments(arguments: list[str]) -> None:
     """Give upstream its command line.
 
@@ -96,10 +111,17 @@ def parse_arguments(arguments: list[str]) -> None:
         UserError: upstream's own validation refuses it.
     """
     sys.argv = ["dsv3", *arguments]
+    with _refusals():
+        parse_and_validate_args()
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What upstream's parser and validation raise becomes a sentence."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            parse_and_validate_args()
+            yield
     except SystemExit as end:  # argparse, on an unknown flag or a wrong value in megatron_args
         sentence = complaint.getvalue().strip().split("\n")[-1].partition("error: ")[2]
         raise UserError(f"Megatron refuses these settings: {sentence}.") from end

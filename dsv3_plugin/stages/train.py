@@ -6,7 +6,6 @@ save and stop: the ranks finish the step they are in, write a checkpoint and end
 them at once.
 """
 
-import os
 import signal
 import sys
 import time
@@ -51,6 +50,7 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
         return worker.be_rank(name, overrides)
     recipe = load_recipe(name, overrides)
     refuse_missing_gpus(recipe)
+    worker.refuse_the_backend_found(recipe)
     console = console or Console()
     console.print(summary(recipe))
     try:
@@ -69,23 +69,20 @@ def refuse_missing_gpus(recipe: Recipe) -> None:
     if recipe.on_gpu(gpus > 0) and gpus < recipe.parallel.processes:
         raise UserError(
             f"the recipe takes {recipe.parallel.processes} GPUs and this machine has {gpus}: start "
-            f"it with torchrun or srun on as many, or try it small on this machine with host=cpu "
-            f"backend=local parallel.processes=N."
+            f"it with torchrun or srun on as many. What runs without a GPU is small, such as the "
+            f"recipe pretrain/tiny."
         )
 
 
 def _locally(name: str, overrides: list[str], recipe: Recipe, console: Console) -> int:
     """Start the ranks on this machine, show their progress, and see them to their end."""
     directory = RunDirectory(recipe.folder)
-    lock = directory.lock()
-    try:
+    with directory.held(recipe):
         refuse_another_model(recipe)
         if is_done(recipe):
             console.print(NOTHING_TO_DO.format(directory.root), highlight=False, soft_wrap=True)
             return 0
         return _supervise(name, overrides, recipe, directory, console)
-    finally:
-        os.close(lock)
 
 
 def _supervise(

@@ -22,6 +22,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch import slurm
 from dsv3_plugin.launch.local import LISTENER
 from dsv3_plugin.launch.words import PIPE, has_log, say, speak_on
+from dsv3_plugin.recipe import machine, rules
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.stages import disk
@@ -61,6 +62,7 @@ def _run(name: str, overrides: list[str]) -> None:
     if slurm.is_task(os.environ):
         os.environ.update(slurm.variables(os.environ))
     recipe = _load(name, overrides)
+    order_kernels(recipe)
     directory = RunDirectory(recipe.folder)
     if PIPE in os.environ:
         join_world(recipe)
@@ -73,7 +75,7 @@ def _run(name: str, overrides: list[str]) -> None:
         console.print(summary(recipe))
     join_world(recipe)
     with contextlib.ExitStack() as stack:
-        first_on_rank_zero("lock", lambda: stack.callback(os.close, directory.lock()))
+        first_on_rank_zero("lock", lambda: stack.enter_context(directory.held(recipe)))
         if is_done(recipe):
             if _rank() == 0:
                 console.print(NOTHING_TO_DO.format(directory.root), highlight=False, soft_wrap=True)
@@ -100,11 +102,11 @@ def train_as_rank(recipe: Recipe, directory: RunDirectory) -> None:
     run = Run(recipe, directory)
     activate(run)
     from dsv3_plugin.stages.prepare import prepare
+    from dsv3_plugin.stages.pretrain import check_arguments, pretrain
 
+    # Before anything is written: what Megatron refuses must not change a run that is there.
+    first_on_rank_zero("arguments", lambda: check_arguments(recipe))
     first_on_rank_zero("prepare", lambda: prepare(run))
-
-    from dsv3_plugin.stages.pretrain import pretrain
-
     pretrain(run)
 
 
@@ -113,6 +115,7 @@ def _load(name: str, overrides: list[str]) -> Recipe:
     try:
         recipe = load_recipe(name, overrides)
         refuse_other_world(recipe)
+        refuse_the_backend_found(recipe)
     except UserError as error:
         if _rank() == 0:
             raise
@@ -130,6 +133,30 @@ def refuse_other_world(recipe: Recipe) -> None:
         )
 
 
+def refuse_the_backend_found(recipe: Recipe) -> None:
+    """Raise UserError if what `backend: auto` finds on this machine cannot do what is asked.
+
+    The rules looked at the recipe before anybody knew the machine.
+    """
+    if recipe.backend != "auto":
+        return
+    found = recipe.resolved_backend(machine.has_gpu(), machine.has_transformer_engine())
+    try:
+        rules.check(recipe.model_copy(update={"backend": found}))
+    except ValueError as error:
+        raise UserError(f"{error} (backend: auto finds {found} on this machine).") from error
+
+
+def order_kernels(recipe: Recipe) -> None:
+    """Let kernels start in the order in which they are launched, where communication overlaps.
+
+    With tensor or context parallelism upstream refuses to start without this; CUDA reads it once,
+    when it starts. A value that is there already is kept.
+    """
+    if recipe.parallel.tensor > 1 or recipe.parallel.context > 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
 def join_world(recipe: Recipe) -> None:
     """Choose the device of this process, and join the process group of the run.
 
@@ -143,7 +170,8 @@ def join_world(recipe: Recipe) -> None:
     if on_gpu and local_rank >= torch.cuda.device_count():
         raise UserError(
             f"rank {_rank()} has no GPU: torch sees {torch.cuda.device_count()} on this machine. "
-            f"Run it where there are more, or with host=cpu backend=local."
+            f"Start as many ranks on it as it has GPUs; what runs without a GPU is small, such as "
+            f"the recipe pretrain/tiny."
         )
     if on_gpu:
         torch.cuda.set_device(local_rank)

@@ -10,8 +10,9 @@ import pytest
 from small_runs import Command, numbers
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.stages import disk
-from dsv3_plugin.stages.checkpoint_folder import steps_saved
+from dsv3_plugin.stages.checkpoint_folder import describe, steps_saved
 
 
 @contextlib.contextmanager
@@ -49,6 +50,21 @@ def test_a_checkpoint_that_does_not_fit_costs_only_the_steps_since_the_last(trai
         assert numbers(place / "run") == numbers(trained.folder)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_description_that_does_not_fit_is_one_sentence(trained, tmp_path):
+    with small_disk(tmp_path / "disk", 0.1):
+        recipe = load_recipe(trained.recipe, [f"checkpoint.directory={tmp_path}/disk"])
+        tokenizer = tmp_path / "tokenizer"
+        tokenizer.mkdir()
+        (tokenizer / "tokenizer.json").write_bytes(b" " * 200_000)
+        with pytest.raises(UserError) as refusal:
+            describe(recipe, tokenizer)
+    assert str(refusal.value) == (
+        f"the checkpoint folder {tmp_path}/disk cannot be written (No space left on device): make "
+        "room, or choose another with checkpoint.directory=PATH."
+    )
+
+
 def test_a_full_disk_is_known_by_number_and_by_text_however_deep():
     def wrapped(cause: Exception) -> Exception:
         try:
@@ -61,6 +77,7 @@ def test_a_full_disk_is_known_by_number_and_by_text_however_deep():
 
     assert disk.is_full(wrapped(OSError(28, "No space left on device")))
     assert disk.is_full(wrapped(OSError(122, "Disk quota exceeded")))
+    assert disk.is_full(wrapped(OSError(27, "File too large")))
     assert disk.is_full(wrapped(RuntimeError("PytorchStreamWriter failed: No space left")))
     assert not disk.is_full(wrapped(OSError(2, "No such file")))
     assert disk.user_error_in(wrapped(UserError("the sentence"))).args == ("the sentence",)

@@ -10,7 +10,7 @@ from dsv3_plugin.checkpoint.tracker import TRACKER
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.stages import prepare as preparing
-from dsv3_plugin.stages.checkpoint_folder import retire, steps_saved
+from dsv3_plugin.stages.checkpoint_folder import refuse_another_model, retire, steps_saved
 from dsv3_plugin.stages.prepare import prepare, whole_checkpoint
 from dsv3_plugin.stages.run import Run, RunDirectory
 
@@ -112,6 +112,22 @@ def test_what_does_not_fit_the_run_is_refused_and_nothing_changes(
     with pytest.raises(UserError, match=sentence):
         prepare(Run(recipe, RunDirectory(copied)))
     assert contents() == before
+
+
+def test_checkpoints_without_a_description_are_told_by_their_tensors(trained, copied, said):
+    """As upstream leaves them; the folder must not be given another model's description."""
+    (copied / "checkpoints" / "model.yaml").unlink()
+    refuse_another_model(load_recipe(trained.recipe, [f"directory={copied}"]))
+    for change, difference in [
+        ("model.hidden_size=32", r".* is .*64.*, the model's is .*32.*"),
+        ("model.num_layers=3", r".* is missing"),
+        ("model.mtp_num_layers=null", r"mtp.* belongs to no layer of the model"),
+    ]:
+        more = ["model.moe_layer_freq=[0,1,1]"] if "layers=3" in change else []
+        recipe = load_recipe(trained.recipe, [f"directory={copied}", change, *more])
+        with pytest.raises(UserError, match=rf"another model than small .{difference}"):
+            prepare(Run(recipe, RunDirectory(copied)))
+    assert not (copied / "checkpoints" / "model.yaml").exists()
 
 
 @pytest.mark.parametrize(

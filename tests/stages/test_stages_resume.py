@@ -4,8 +4,16 @@ import signal
 from pathlib import Path
 
 from small_runs import Command, numbers, steps_taken
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsv3_plugin.stages.checkpoint_folder import steps_saved
+
+
+def tensorboard_losses(folder: Path) -> list[tuple[int, float]]:
+    """Every loss that TensorBoard shows of a run, in order."""
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("lm loss")]
 
 
 def saving(folder: Path, iteration: int) -> bool:
@@ -57,6 +65,7 @@ def test_stopped_and_killed_in_every_way_it_ends_the_same_bit_for_bit(trained, t
     assert ended.code == 0, ended.output
 
     assert numbers(folder) == numbers(trained.folder)
+    assert tensorboard_losses(folder) == tensorboard_losses(trained.folder)
 
 
 def test_a_second_ctrl_c_ends_it_at_once(trained, tmp_path):

@@ -1,7 +1,5 @@
 """What a run leaves behind, and what it says."""
 
-import os
-
 import pytest
 from small_runs import STEPS, records
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -67,8 +65,8 @@ def test_tensorboard_has_the_same_losses(trained):
 def test_the_newest_checkpoints_are_kept_with_model_tokenizer_and_recipe(trained):
     found = sorted(path.name for path in trained.checkpoints.iterdir())
     assert found == [
-        "iter_0000004", "iter_0000008", "iter_0000012", "latest_checkpointed_iteration.txt",
-        "model.yaml", "recipe.yaml", "tokenizer",
+        ".lock", "iter_0000004", "iter_0000008", "iter_0000012",
+        "latest_checkpointed_iteration.txt", "model.yaml", "recipe.yaml", "tokenizer",
     ]  # fmt: skip
     assert load_recipe(trained.folder / "recipe.yaml") == load_recipe(
         trained.recipe, [f"directory={trained.folder}"]
@@ -83,12 +81,28 @@ def test_a_finished_run_has_nothing_to_do(trained, capsys):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(trained):
-    lock = RunDirectory(trained.folder).lock()
-    try:
-        with pytest.raises(UserError, match="another run is using"):
-            train(str(trained.recipe), [f"directory={trained.folder}"])
-    finally:
-        os.close(lock)
+    recipe = load_recipe(trained.recipe, [f"directory={trained.folder}"])
+    with (
+        RunDirectory(trained.folder).held(recipe),
+        pytest.raises(UserError, match="another run is using"),
+    ):
+        train(str(trained.recipe), [f"directory={trained.folder}"])
+
+
+def test_a_second_run_with_the_same_checkpoints_is_refused(trained, tmp_path):
+    """It would retire the first one's checkpoints."""
+    recipe = load_recipe(trained.recipe, [f"directory={trained.folder}"])
+    other = [f"directory={tmp_path}/other", f"checkpoint.directory={trained.checkpoints}"]
+    with (
+        RunDirectory(trained.folder).held(recipe),
+        pytest.raises(UserError) as refusal,
+    ):
+        train(str(trained.recipe), other)
+    assert str(refusal.value) == (
+        f"another run is using {trained.checkpoints}: wait for it, or choose another folder with "
+        "checkpoint.directory=PATH."
+    )
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_folder_of_another_model_is_refused_and_left_alone(trained):
