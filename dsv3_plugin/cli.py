@@ -395,7 +395,7 @@ def export(
     """Turn a checkpoint into a Hugging Face folder that transformers loads, streamed."""
     from dsv3_plugin.checkpoint import export_hf
     from dsv3_plugin.checkpoint.hf_writer import shard_bytes
-    from dsv3_plugin.checkpoint.show import progress, report_line
+    from dsv3_plugin.checkpoint.show import progress, report_line, warn_without_tokenizer
 
     with progress("export") as shown:
         report = export_hf(
@@ -409,6 +409,7 @@ def export(
             progress=shown,
         )
     print(report_line("exported", hf_dir, report))
+    warn_without_tokenizer(hf_dir)
 
 
 @app.command()

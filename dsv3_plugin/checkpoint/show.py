@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 
 _LOG_SECONDS = 30.0
 _LONGEST_LIST = 20
+
+
+def warn_without_tokenizer(hf_dir: Path) -> None:
+    """Say on standard error that an exported model came without a tokenizer."""
+    if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        print(
+            f"Note: the checkpoint has no tokenizer, so {hf_dir} has none; put the model's own "
+            "tokenizer files there before text goes in.",
+            file=sys.stderr,
+        )
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.filesize import decimal
 
 from dsv3_plugin.checkpoint import journal
 from dsv3_plugin.checkpoint.journal import Checksums
@@ -184,8 +185,7 @@ class TargetFolder:
         needed, free = sum(self._files.values()) - there, shutil.disk_usage(existing).free
         if needed > free:
             raise UserError(
-                f"{self.root} needs {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB "
-                "free."
+                f"{self.root} needs {decimal(needed)} more, its disk has {decimal(free)} free."
             )
 
     def sync(self) -> None:

@@ -14,7 +14,6 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.logits import head, positions
 
 
-@torch.no_grad()
 def generate(
     model: GPTModel,
     prompt: Sequence[int],
@@ -25,7 +24,7 @@ def generate(
     seed: int = 0,
     stop: int | None = None,
 ) -> Iterator[int]:
-    """Continue a text.
+    """Continue a text. What is wrong is said here, before the first token is asked for.
 
     Args:
         model: a whole model (all layers on this process).
@@ -47,7 +46,30 @@ def generate(
             f"{len(prompt)} tokens of prompt and {max_new_tokens} new ones exceed the model's "
             f"{model.max_sequence_length} positions: shorten the prompt or --max-new-tokens."
         )
+    return _continue(
+        model,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+    )
+
+
+@torch.no_grad()
+def _continue(
+    model: GPTModel,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    stop: int | None,
+) -> Iterator[int]:
     model.eval()
+    length = len(prompt) + max_new_tokens
     device = next(model.parameters()).device
     draw = torch.Generator(device).manual_seed(seed)
     cache = StaticInferenceContext(max_batch_size=1, max_sequence_length=length)

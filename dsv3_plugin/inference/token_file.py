@@ -48,6 +48,20 @@ def read_tokens(path: Path, *, vocab_size: int, longest: int) -> np.ndarray:
     return tokens
 
 
+def require_place(path: Path) -> None:
+    """Look whether a file can come to be at `path`, before the work that it is to hold.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file, such as {path / 'logits.npy'}.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: there is no folder {path.parent}.")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: its folder is read-only for you.")
+
+
 @contextlib.contextmanager
 def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """A float32 array on disk that becomes `path` when the block ends well, and else nothing.

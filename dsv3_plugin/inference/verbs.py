@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
+from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.data.tokenizer import open_tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.generate import generate
 from dsv3_plugin.inference.logits import main_logits, mtp_logits
-from dsv3_plugin.inference.token_file import new_array, read_tokens
+from dsv3_plugin.inference.token_file import new_array, read_tokens, require_place
 
 
 def write_logits(checkpoint: Path, tokens: Path, out: Path, *, mtp: bool = False) -> None:
@@ -20,6 +21,7 @@ def write_logits(checkpoint: Path, tokens: Path, out: Path, *, mtp: bool = False
         UserError: the checkpoint or the token file cannot be read, the model has no MTP layers, or
             the result cannot be written.
     """
+    require_place(out)
     model, config = load_for_inference(checkpoint)
     if mtp and not config.mtp_num_layers:
         raise UserError(f"{checkpoint} has no multi-token prediction layers; leave --mtp out.")
@@ -29,6 +31,12 @@ def write_logits(checkpoint: Path, tokens: Path, out: Path, *, mtp: bool = False
     with new_array(out, (*ids.shape, *depth, config.vocab_size)) as array:
         for row, sequence in enumerate(ids):
             array[row] = compute(model, torch.from_numpy(sequence)[None])[0].numpy()
+
+
+def tokenizer_folder(checkpoint: Path) -> Path:
+    """The tokenizer of a checkpoint folder, or of one of its iterations."""
+    places = [checkpoint / "tokenizer", tracker.find(checkpoint).parent / "tokenizer"]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def continue_text(
@@ -46,7 +54,7 @@ def continue_text(
         UserError: the checkpoint or its tokenizer cannot be read, or the tokens do not fit.
     """
     model, config = load_for_inference(checkpoint)
-    tokenizer = open_tokenizer(checkpoint / "tokenizer")
+    tokenizer = open_tokenizer(tokenizer_folder(checkpoint))
     # The tokenizer's own custom: DeepSeek's begins every text with a special token.
     tokens = tokenizer.backend.encode(prompt, add_special_tokens=True).ids
     if max(tokens, default=0) >= config.vocab_size:
@@ -54,10 +62,7 @@ def continue_text(
             f"{tokenizer} has more tokens than the model's {config.vocab_size}; "
             "it is another model's tokenizer."
         )
-    yield prompt
-    new: list[int] = []
-    shown = ""
-    for token in generate(
+    tokens_after = generate(
         model,
         tokens,
         max_new_tokens=max_new_tokens,
@@ -65,7 +70,11 @@ def continue_text(
         top_p=top_p,
         seed=seed,
         stop=tokenizer.eos_id,
-    ):
+    )
+    yield prompt
+    new: list[int] = []
+    shown = ""
+    for token in tokens_after:
         new.append(token)
         text = tokenizer.decode(new)
         # A character of several bytes ends in this mark until its last token is there.

@@ -12,6 +12,7 @@ from pathlib import Path
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.pipeline.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap, Schedule
 from dsv3_plugin.pipeline.simulate import Timeline
+from dsv3_plugin.recipe.whole_file import whole_file
 
 _PAIR = "pair"
 # kind: (name, lightest, deepest)
@@ -125,7 +126,8 @@ def draw(timeline: Timeline, path: Path) -> None:
     if len(set(_depths(schedule).values())) > 1:
         figure.text(left / across, 0.10 / down, _depth_in_words(schedule), fontsize=9, color=_MUTED)
     try:
-        figure.savefig(path, facecolor="white")
+        with whole_file(path) as beside:
+            figure.savefig(beside, facecolor="white")
     except OSError as error:
         raise UserError(f"cannot draw to {path}: {error.strerror}") from None
 

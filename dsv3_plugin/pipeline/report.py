@@ -12,6 +12,7 @@ from dsv3_plugin.pipeline.schedules import PUBLISHED, interleaved
 from dsv3_plugin.pipeline.search import Found, search, stage_placement
 from dsv3_plugin.pipeline.simulate import Timeline
 from dsv3_plugin.pipeline.validate import read_schedule
+from dsv3_plugin.recipe.whole_file import whole_file
 
 _COSTS = {
     "F": "forward",
@@ -241,7 +242,8 @@ def searched(
 def write_csv(schedule: Schedule, path: Path) -> None:
     """Write the schedule in torch's text form."""
     try:
-        path.write_text(csv_text(schedule.rows))
+        with whole_file(path) as beside:
+            beside.write_text(csv_text(schedule.rows))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 

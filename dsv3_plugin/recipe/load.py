@@ -38,6 +38,11 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     """
     path = find(str(name_or_path))
     data = _with_bases(path, ())
+    if "model" not in data and data.keys() & {"num_layers", "hidden_size"}:
+        raise UserError(
+            f"{path} is a model, and a recipe is asked for: name the model in one with "
+            f"`model: {path.stem}`, or begin with the recipe pretrain/tiny."
+        )
     where = str(path)
     for override in overrides:
         data = merge(data, _parse_override(override))
@@ -88,7 +93,8 @@ def find(name_or_path: str, folder: str = "", beside: Path | None = None) -> Pat
     if path.suffix in {".yaml", ".yml"}:
         raise UserError(f"{path}: no such {what} file.")
     files = shipped.rglob("*.yaml")
-    known = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in files)
+    names = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in files)
+    known = [name for name in names if not name.startswith("models/")]
     raise UserError(
         f"'{name_or_path}' is neither a file nor a shipped {what}{suggestion(name_or_path, known)}."
     )

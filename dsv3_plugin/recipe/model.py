@@ -19,6 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.sentences import validate
+from dsv3_plugin.recipe.whole_file import whole_file
 
 LATENT_NORM_EPSILON = 1e-6
 """eps of the RMSNorms on the Q and KV latents, as in DeepSeek's and transformers' code."""
@@ -106,7 +107,8 @@ class ModelConfig(pydantic.BaseModel):
     def write(self, path: str | Path) -> None:
         """Write the YAML that `read` turns back into an equal model."""
         try:
-            Path(path).write_text(self.to_yaml(), encoding="utf-8")
+            with whole_file(path) as beside:
+                beside.write_text(self.to_yaml(), encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
 

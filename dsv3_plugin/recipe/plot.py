@@ -5,6 +5,7 @@ from pathlib import Path
 from dsv3_plugin.recipe.curve import Curve
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.size import format_tokens
+from dsv3_plugin.recipe.whole_file import whole_file
 
 _TITLES = {
     "learning_rate": "learning rate",
@@ -39,7 +40,8 @@ def plot_curves(recipe: Recipe, path: str | Path) -> None:
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: str(format_tokens(int(x)))))
     figure.suptitle(f"{recipe.name}: curves over consumed tokens")
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as beside:
+        figure.savefig(beside, dpi=150)
 
 
 def sample(curve: Curve, until: int) -> tuple[list[int], list[float]]:

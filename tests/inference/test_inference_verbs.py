@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from transformers.modeling_utils import PreTrainedModel
 from dsv3_plugin.checkpoint import import_hf
 from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY, train_bpe
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.verbs import write_logits
 from dsv3_plugin.recipe.hf_config import hf_config
 
 MODEL = oracles.model_config(vocab_size=SMALLEST_VOCABULARY + 8, mtp_num_layers=1)
@@ -121,6 +124,41 @@ def test_generate_continues_the_prompt(folders):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("def f(x")
     assert len(done.stdout.rstrip("\n")) > len("def f(x")
+
+
+def test_generate_takes_an_iterations_folder_as_logits_and_export_do(folders):
+    _, checkpoint = folders
+    (iteration,) = checkpoint.glob("release")
+    done = dsv3("generate", "--checkpoint", iteration, "--prompt", "def f(x",
+                "--max-new-tokens", 2)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_request_that_is_too_long_prints_nothing(folders):
+    _, checkpoint = folders
+    done = dsv3("generate", "--checkpoint", checkpoint, "--prompt", "def f(x",
+                "--max-new-tokens", 10**6)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "exceed the model's" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("out", "sentence"), [(".", "is a folder: name a file"), ("no/x.npy", "there is no folder")]
+)
+def test_a_place_that_does_not_do_is_refused_before_the_model_is_loaded(tmp_path, out, sentence):
+    with pytest.raises(UserError, match=sentence):
+        write_logits(tmp_path / "no checkpoint", tmp_path / "no tokens", tmp_path / out)
+
+
+def test_an_export_without_a_tokenizer_says_so(folders, tmp_path):
+    _, checkpoint = folders
+    bare = shutil.copytree(checkpoint, tmp_path / "bare")
+    shutil.rmtree(bare / "tokenizer")
+    for source, notes in ((checkpoint, 0), (bare, 1)):
+        done = dsv3("export", source, tmp_path / f"hf{notes}")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("has no tokenizer") == notes
 
 
 def test_bad_input_is_one_sentence(folders, tmp_path):

@@ -441,6 +441,15 @@ def test_models_and_recipes_by_name_or_path(tmp_path):
         load_recipe_or_model("tiny", ["a=1"])
 
 
+def test_a_model_is_no_recipe_to_train():
+    with pytest.raises(UserError, match=r"tiny.yaml is a model, and a recipe is asked for: name"):
+        load_recipe("models/tiny")
+    with pytest.raises(UserError) as refusal:
+        load_recipe("nosuch")
+    assert "models/" not in str(refusal.value)
+    assert "pretrain/tiny" in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -1,0 +1,47 @@
+"""Whatever ends a command becomes one sentence, and an exit code that says whose fault it was."""
+
+import sys
+
+import pytest
+
+from dsv3_plugin import cli
+from dsv3_plugin.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (UserError("the sentence."), 2, "dsv3: the sentence.\n"),
+        (PermissionError(13, "Permission denied", "/x"), 2, "dsv3: /x: Permission denied.\n"),
+        (OSError(28, "No space left on device"), 2, "dsv3: No space left on device.\n"),
+        (
+            KeyError("lost\nand more"),
+            1,
+            "dsv3: unexpected KeyError: 'lost\\nand more' (a fault of dsv3; DSV3_DEBUG=1 shows "
+            "where it happened).\n",
+        ),
+    ],
+)
+def test_an_error_is_a_sentence(monkeypatch, capsys, error, code, sentence):
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.delenv("DSV3_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == code
+    assert capsys.readouterr().err == sentence
+    monkeypatch.setenv("DSV3_DEBUG", "1")
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_torch_cannot_take_is_refused(monkeypatch, capsys, seed):
+    arguments = ["generate", "--checkpoint", ".", "--prompt", "a", "--seed", str(seed)]
+    monkeypatch.setattr(sys, "argv", ["dsv3", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "--seed" in capsys.readouterr().err
