@@ -34,12 +34,20 @@ COMMAND = """
 """
 
 
-def pretrain_gpt(rank: int, log: Path) -> list[tuple[float, float]]:
-    """What pretrain_gpt.py does with that command line; the loss of each step, and MTP's."""
-    os.environ["WORLD_SIZE"] = "2"  # upstream's arguments read it before there is a process group
-    import dsv3_plugin
+def pretrain_gpt(rank: int, log: Path) -> tuple[list[tuple[float, float]], set[str]]:
+    """What pretrain_gpt.py does with that command line.
 
-    dsv3_plugin.register()  # upstream refuses to initialise without CUDA
+    Returns the loss of each step, and MTP's; and what kinds of routers the model has.
+    """
+    os.environ["WORLD_SIZE"] = "2"  # upstream's arguments read it before there is a process group
+    from dsv3_plugin.upstream import patches
+
+    # What a host without CUDA needs, and the wheel, which has no Makefile for upstream's helper to
+    # be compiled with; nothing else. The rest of the table is for the spec to apply.
+    whole = patches.PATCHES
+    patches.PATCHES = tuple(p for p in whole if p.cpu_only or "compile_helpers" in p.targets[0])
+    patches.register()
+    patches.PATCHES = whole
 
     from megatron.core.datasets.blended_megatron_dataset_builder import (
         BlendedMegatronDatasetBuilder,
@@ -54,7 +62,7 @@ def pretrain_gpt(rank: int, log: Path) -> list[tuple[float, float]]:
     )
     from megatron.training.arguments import parse_and_validate_args
 
-    losses = []
+    losses, routers = [], set()
 
     def datasets(sizes: list[int], vp_stage: int | None = None):
         args = get_args()
@@ -79,6 +87,11 @@ def pretrain_gpt(rank: int, log: Path) -> list[tuple[float, float]]:
         return total, tokens, {"lm loss": torch.stack([total.detach(), tokens.float()])}
 
     def forward_step(data, model):
+        routers.update(
+            type(module).__name__
+            for name, module in model.named_modules()
+            if name.endswith(".router")
+        )
         batch = next(data)
         output = model(
             batch["tokens"],
@@ -96,12 +109,13 @@ def pretrain_gpt(rank: int, log: Path) -> list[tuple[float, float]]:
         model = gpt_config_from_args(get_args())
         container = pretrain_cfg_container_from_args(get_args(), model)
         pretrain(container, datasets, ModelType.encoder_or_decoder, forward_step)
-    return losses
+    return losses, routers
 
 
 def test_loss_falls_with_nothing_but_the_spec(tmp_path):
     per_rank = run_ranks(2, pretrain_gpt, tmp_path / "log", scratch=tmp_path)
-    for losses in per_rank:
+    for losses, routers in per_rank:
+        assert routers == {"DeepSeekRouter"}  # the MTP layer's too
         assert len(losses) == 8
         (first, first_ahead), (last, last_ahead) = losses[0], losses[-1]
         assert abs(first - 4.85) < 0.1  # ln 128
