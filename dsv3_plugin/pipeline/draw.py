@@ -6,6 +6,7 @@ interleaved pipeline. An overlapped pair is one framed box, its forward above, i
 Numbers are micro-batches.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def draw(timeline: Timeline, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import PatchCollection
     from matplotlib.figure import Figure
+    from matplotlib.legend_handler import HandlerTuple
     from matplotlib.patches import Patch, Rectangle
 
     schedule, makespan = timeline.schedule, timeline.makespan
@@ -104,20 +106,24 @@ def draw(timeline: Timeline, path: Path) -> None:
     name = figure.text(**heading, s=schedule.name, fontsize=13, fontweight="bold")
     heading["x"] += (name.get_window_extent().width / _DPI + 0.18) / across
     figure.text(**heading, s=_facts(timeline), fontsize=13)
-    used = {box.kind for box in boxes}
-    handles = [
-        Patch(facecolor=_shade(kind, 0.5), label=words)
-        for kind, (words, _, _) in _HUES.items()
-        if kind in used
-    ]
+    # A swatch for every shade that is drawn, side by side: light to deep, as the line below tells.
+    used = {(box.kind, box.depth) for box in boxes}
+    handles, words = [], []
+    for kind, (name_of_kind, _, _) in _HUES.items():
+        depths = sorted(depth for shown, depth in used if shown == kind)
+        if depths:
+            handles.append(tuple(Patch(facecolor=_shade(kind, depth)) for depth in depths))
+            words.append(name_of_kind)
     figure.legend(
         handles=handles,
+        labels=words,
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.0)},
         loc="lower left",
         bbox_to_anchor=(left / across, 0.30 / down),
         ncols=len(handles),
         frameon=False,
         fontsize=9,
-        handlelength=1.1,
+        handlelength=2.0,
         handleheight=1.1,
         labelcolor=_INK,
         borderaxespad=0.0,
@@ -143,7 +149,11 @@ def _facts(timeline: Timeline) -> str:
 def _depth_in_words(schedule: Schedule) -> str:
     if len(schedule.streams) > 1:
         return "light: the pipeline down the ranks; deep: the one up the ranks"
-    return "light: first stage of a rank; deep: its last"
+    chunks = max(Counter(schedule.stage_ranks.values()).values())
+    if chunks == 2:
+        return "light: first stage of a rank; deep: its second"
+    between = ", ".join(str(chunk) for chunk in range(2, chunks))
+    return f"from light to deep: stages 1 (first), {between} and {chunks} (last) of a rank"
 
 
 def _boxes(timeline: Timeline) -> tuple[list[_Box], list[_Box]]:

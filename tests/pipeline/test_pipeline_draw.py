@@ -53,6 +53,32 @@ def test_kinds_and_sides_have_colours_of_their_own():
     assert {directions[stage] for stage in range(4, 8)} == {1.0}
 
 
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (dualpipe(4, 8), "light: the pipeline down the ranks; deep: the one up the ranks"),
+        (zbv(2, 3), "light: first stage of a rank; deep: its second"),
+        (
+            interleaved(2, 4, 4),
+            "from light to deep: stages 1 (first), 2, 3 and 4 (last) of a rank",
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_caption_names_every_shade(schedule, words):
+    assert drawing._depth_in_words(schedule) == words
+
+
+def test_the_legend_shows_the_shades_that_are_drawn(tmp_path):
+    """matplotlib writes each colour of an SVG as hexadecimal."""
+    draw(timed(zbv(2, 4)), tmp_path / "v.svg")
+    text = (tmp_path / "v.svg").read_text()
+    legend = text[text.index('id="legend_1"') :]
+    _, light, deep = drawing._HUES["F"]
+    assert light in legend
+    assert deep in legend
+
+
 def test_the_title_gives_makespan_and_idle_time():
     assert drawing._facts(timed(dualpipe_v(8, 20))) == (
         "8 ranks, 20 micro-batches   makespan 59.5   idle 7.72 %"
