@@ -136,7 +136,7 @@ def torch_backend(recipe: Recipe) -> Iterator[str]:
 
 
 def dispatch(recipe: Recipe) -> Iterator[str]:
-    """Nodes divide the expert-parallel ranks; only the two-hop dispatcher quantises."""
+    """Expert-parallel ranks fill nodes; only the two-hop dispatcher quantises."""
     wanted, expert = recipe.dispatch, recipe.parallel.expert
     if wanted.precision == "fp8" and wanted.kind != "two_hop":
         yield f"dispatch.precision: fp8 needs dispatch.kind: two_hop, not {wanted.kind}"
@@ -146,8 +146,12 @@ def dispatch(recipe: Recipe) -> Iterator[str]:
         yield f"dispatch.kind: {wanted.kind} needs a GPU; on the CPU use alltoall or two_hop"
     per_node = wanted.ranks_per_node
     # A node may also hold several expert-parallel groups.
-    if wanted.kind == "two_hop" and per_node != "auto" and expert % per_node and per_node % expert:
-        yield f"dispatch.ranks_per_node {per_node} does not divide expert {expert}"
+    if per_node != "auto" and expert % per_node and per_node % expert:
+        divisors = ", ".join(str(number) for number in range(1, expert) if expert % number == 0)
+        yield (
+            f"dispatch.ranks_per_node {per_node} does not divide expert {expert}: set it to "
+            f"{divisors} or {expert}, or to a multiple of {expert}"
+        )
 
 
 def schedule(recipe: Recipe) -> Iterator[str]:

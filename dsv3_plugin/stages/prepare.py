@@ -3,7 +3,9 @@
 Everything that can be refused is looked at before anything is written.
 """
 
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from dsv3_plugin.checkpoint import tracker
@@ -11,6 +13,7 @@ from dsv3_plugin.checkpoint.tracker import Saved
 from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.prepare import PreparedData
 from dsv3_plugin.data.prepare import prepare as prepare_data
+from dsv3_plugin.dispatch.topology import group_topology, grouping_note, ranks_per_node
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.words import say
 from dsv3_plugin.recipe.schema import Recipe
@@ -42,6 +45,25 @@ def prepare(run: Run) -> None:
     run.directory.write_recipe(recipe)
     if saved is not None and not saved.release:
         say("note", f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
+    if note := dispatch_note(recipe, os.environ):
+        say("note", note)
+
+
+def dispatch_note(recipe: Recipe, environment: Mapping[str, str]) -> str | None:
+    """What two-hop dispatch cannot save, as the router's groups lie on the nodes; None: nothing.
+
+    The dispatcher knows it too, in whatever rank has experts; that lands in a log.
+
+    Raises:
+        UserError: nobody says how many ranks a node has, or expert parallelism does not fit them.
+    """
+    if recipe.dispatch.kind != "two_hop":
+        return None
+    model = recipe.model
+    per_node = ranks_per_node(recipe.dispatch.ranks_per_node, environment)
+    topology = group_topology(range(recipe.parallel.expert), per_node, model.num_moe_experts)
+    note = grouping_note(topology, model.moe_router_num_groups, model.moe_router_group_topk)
+    return note and f"Dispatch: {note}."
 
 
 def whole_checkpoint(folder: Path) -> Saved | None:

@@ -13,6 +13,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.local import Failure, LocalProcesses
 from dsv3_plugin.recipe import machine
@@ -50,6 +51,7 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
         return worker.be_rank(name, overrides)
     recipe = load_recipe(name, overrides)
     refuse_missing_gpus(recipe)
+    refuse_missing_kernels(recipe.dispatch.kind)
     worker.refuse_the_backend_found(recipe)
     console = console or Console()
     console.print(summary(recipe))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3_plugin.dispatch.copies import Copies
+from dsv3_plugin.dispatch.moe_layer import nodes_of_group
 from dsv3_plugin.dispatch.plan import count_routing, needed, rows_by_destination, split_sizes
 from dsv3_plugin.dispatch.topology import (
     Topology,
@@ -197,8 +198,23 @@ def test_auto_reads_the_launcher(environment, expected):
 def test_auto_without_a_launcher_says_what_to_do():
     with pytest.raises(UserError, match="torchrun or srun, or give the number"):
         ranks_per_node("auto", {})
-    with pytest.raises(UserError, match="equal nodes"):
+    with pytest.raises(UserError, match=r"equal nodes.*or set dispatch\.ranks_per_node"):
         ranks_per_node("auto", {"SLURM_TASKS_PER_NODE": "8(x2),4"})
+    for said in ("8(x2),four", "eight", "0", "-2"):
+        with pytest.raises(UserError, match=r"is no number .* or set dispatch\.ranks_per_node"):
+            ranks_per_node("auto", {"SLURM_TASKS_PER_NODE": said})
+
+
+def test_a_silent_launcher_means_one_node_and_a_contradictory_one_does_not(monkeypatch):
+    monkeypatch.setattr("torch.distributed.get_process_group_ranks", lambda group: [0, 1, 2, 3])
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    assert nodes_of_group(None, "auto") == [0, 0, 0, 0]
+    assert nodes_of_group(None, 3) == [0, 0, 0, 1]
+    monkeypatch.setenv("SLURM_TASKS_PER_NODE", "3,1")
+    with pytest.raises(UserError, match="equal nodes"):
+        nodes_of_group(None, "auto")
+    assert nodes_of_group(None, 2) == [0, 0, 1, 1]
 
 
 def test_groups_find_their_nodes():

@@ -203,7 +203,16 @@ def test_devices_and_pipeline_are_one_number():
         (["dispatch.precision=fp8"], "dispatch.precision: fp8 needs dispatch.kind: two_hop"),
         (
             ["dispatch={kind: two_hop, ranks_per_node: 3}"],
-            "dispatch.ranks_per_node 3 does not divide expert 2",
+            "dispatch.ranks_per_node 3 does not divide expert 2: set it to 1 or 2, or to a "
+            "multiple of 2",
+        ),
+        (
+            [
+                "parallel={processes: 8, expert: 8}",
+                "dispatch={ranks_per_node: 3}",
+                "curves.batch_size=32",
+            ],
+            "does not divide expert 8: set it to 1, 2, 4 or 8, or to a multiple of 8",
         ),
         (["pipeline.schedule=dualpype"], "pipeline.schedule 'dualpype' is unknown"),
         (["pipeline.schedule=interleaved"], "needs pipeline.virtual_stages of 2 or more"),
