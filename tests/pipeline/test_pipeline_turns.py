@@ -1,6 +1,8 @@
 """Two computations taking turns: order, results, errors, and upstream's exchange in a pair."""
 
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +33,21 @@ def test_the_two_advance_in_step_and_the_longer_goes_on_alone() -> None:
     results = turns.run_pair(_side("f", 2, log), _side("b", 4, log))
     assert results == ("f", "b")
     assert log == ["f0", "b0", "f1", "b1", "b2", "b3"]
+
+
+def test_what_is_under_way_is_kept_for_each_side() -> None:
+    dispatcher = turns.PerSide(SimpleNamespace(tokens=None), copy.copy)
+
+    def side(tokens: str):
+        def body() -> str:
+            dispatcher.here.tokens = tokens
+            turns.wait(_Done())
+            return dispatcher.here.tokens
+
+        return body
+
+    assert turns.run_pair(side("forward's"), side("backward's")) == ("forward's", "backward's")
+    assert dispatcher.here.tokens == "forward's"  # outside a pair there is one
 
 
 def test_outside_a_pair_waiting_is_waiting() -> None:
