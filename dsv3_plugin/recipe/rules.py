@@ -142,6 +142,11 @@ def dispatch(recipe: Recipe) -> Iterator[str]:
         yield f"dispatch.precision: fp8 needs dispatch.kind: two_hop, not {wanted.kind}"
     if wanted.kind != "alltoall" and recipe.model.num_moe_experts is None:
         yield f"dispatch.kind: {wanted.kind} needs a model with experts"
+    if wanted.hide_shared_expert and "shared_experts" in recipe.recompute:
+        yield (
+            "dispatch.hide_shared_expert computes the shared expert in parts, and recompute: "
+            "[shared_experts] as a whole: leave out one of them"
+        )
     if wanted.kind in ("deepep", "hybridep") and recipe.host == "cpu":
         yield f"dispatch.kind: {wanted.kind} needs a GPU; on the CPU use alltoall or two_hop"
     per_node = wanted.ranks_per_node

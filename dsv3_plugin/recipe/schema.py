@@ -176,7 +176,9 @@ class Dispatch(_Section):
     ranks_per_node: PositiveInt | Literal["auto"] = "auto"
     """For two_hop; auto: the launcher's local world size."""
     precision: Literal["bf16", "fp8"] = "bf16"
-    """What two_hop sends; bf16 means: the activations as they are."""
+    """What two_hop sends between nodes; bf16 means: the activations as they are."""
+    hide_shared_expert: bool | None = None
+    """The shared expert computes while tokens travel; None: with two_hop, unless recomputed."""
 
 
 class Checkpoint(_Section):

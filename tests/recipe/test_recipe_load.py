@@ -202,6 +202,10 @@ def test_devices_and_pipeline_are_one_number():
         (["dispatch.kind=deepep"], "dispatch.kind: deepep needs a GPU"),
         (["dispatch.precision=fp8"], "dispatch.precision: fp8 needs dispatch.kind: two_hop"),
         (
+            ["dispatch.hide_shared_expert=true", "recompute=[shared_experts]"],
+            "recompute: [shared_experts] as a whole: leave out one of them",
+        ),
+        (
             ["dispatch={kind: two_hop, ranks_per_node: 3}"],
             "dispatch.ranks_per_node 3 does not divide expert 2: set it to 1 or 2, or to a "
             "multiple of 2",
