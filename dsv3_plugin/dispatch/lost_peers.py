@@ -22,10 +22,11 @@ from torch.distributed import distributed_c10d
 
 # How often every process looks for an alarm: a request of a few bytes to the store each time.
 _LOOK_EVERY_S = 2.0
-PATIENCE_S = 8.0
-"""How long to wait for signatures."""
-NAMING_S = 3 * PATIENCE_S
-"""How long to wait for the names that others give, who may wait for those of others again."""
+SEARCH_S = 10.0
+"""How long a search may take in all."""
+# By which part of it who lives has signed, and whose own collective failed has said so; the rest
+# is for the names that others give, who may have begun to search a little later.
+_ALIVE_BY, _FAILED_BY = 0.6, 0.8
 
 _KEY = "dsv3_plugin/lost_peers"
 _ALARM = f"{_KEY}/alarm"
@@ -53,7 +54,7 @@ def watch() -> None:
     @atexit.register
     def end() -> None:
         over.set()
-        thread.join(PATIENCE_S)
+        thread.join(SEARCH_S)
 
 
 def _sign_when_called(store: dist.Store, rank: int, over: threading.Event) -> None:
@@ -68,17 +69,19 @@ def _sign_when_called(store: dist.Store, rank: int, over: threading.Event) -> No
 def find_missing(suspects: Sequence[int]) -> list[int]:
     """Whom of the world the failure of a collective with `suspects` (global ranks) is due to.
 
-    All suspects where that cannot be told. Takes seconds; for the way out of a run only.
+    All suspects where that cannot be told. Takes seconds, at most `SEARCH_S`; for the way out of a
+    run only.
     """
+    start = time.monotonic()
     rank = dist.get_rank()
     suspects = [suspect for suspect in suspects if suspect != rank]
     try:
         store = distributed_c10d._get_default_store()
         store.set(_FAILED(rank), "")
         store.set(_ALARM, "")
-        missing = _unsigned(store, suspects, PATIENCE_S, _ALIVE, _FAILED)
+        missing = _unsigned(store, suspects, start + _ALIVE_BY * SEARCH_S, _ALIVE, _FAILED)
         if not missing:
-            missing = _named_by_others(store, suspects)
+            missing = _named_by_others(store, suspects, start)
         store.set(_NAMED(rank), " ".join(map(str, missing)))
     except RuntimeError:
         # The store's keeper is gone: rank 0, unless it is torchrun's agent.
@@ -86,11 +89,11 @@ def find_missing(suspects: Sequence[int]) -> list[int]:
     return missing or suspects
 
 
-def _named_by_others(store: dist.Store, suspects: Iterable[int]) -> list[int]:
-    stuck = _unsigned(store, suspects, PATIENCE_S, _FAILED)
+def _named_by_others(store: dist.Store, suspects: Iterable[int], start: float) -> list[int]:
+    stuck = _unsigned(store, suspects, start + _FAILED_BY * SEARCH_S, _FAILED)
     if stuck:
         return stuck
-    _unsigned(store, suspects, NAMING_S, _NAMED)
+    _unsigned(store, suspects, start + SEARCH_S, _NAMED)
     named = {
         int(name)
         for suspect in suspects
@@ -103,12 +106,11 @@ def _named_by_others(store: dist.Store, suspects: Iterable[int]) -> list[int]:
 def _unsigned(
     store: dist.Store,
     suspects: Iterable[int],
-    patience_s: float,
+    deadline: float,
     *keys: Callable[[int], str],
 ) -> list[int]:
-    """Those who have set none of their keys when patience ends."""
+    """Those who have set none of their keys by the deadline (of the monotonic clock)."""
     missing = list(suspects)
-    deadline = time.monotonic() + patience_s
     while missing and time.monotonic() < deadline:
         missing = [s for s in missing if not any(store.check([key(s)]) for key in keys)]
         time.sleep(0.05)
