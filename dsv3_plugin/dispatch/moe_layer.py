@@ -48,8 +48,14 @@ def configure_dispatch(
     kind: Kind = "alltoall",
     ranks_per_node: RanksPerNode = "auto",
     precision: Precision = "bf16",
+    hide_shared_expert: bool | None = None,
 ) -> None:
     """Makes the MoE layers built from `config` use this dispatcher, in place.
+
+    Args:
+        config, kind, ranks_per_node, precision: as in the recipe's `dispatch:` section.
+        hide_shared_expert: the shared expert computes while the hops between nodes are under way;
+            None: where `two_hop` can and it is not recomputed.
 
     Raises:
         UserError: the kernels of `deepep` or `hybridep` are not installed, or FP8 is asked of a
@@ -66,6 +72,12 @@ def configure_dispatch(
     else:
         config.moe_token_dispatcher_type = "alltoall"
     config.dispatch = Dispatch(kind, ranks_per_node, precision)
+    if hide_shared_expert is None:
+        # Recomputation takes the shared expert as a whole, and hiding takes it apart.
+        recomputed = config.recompute_modules if config.recompute_granularity else ()
+        hide_shared_expert = kind == "two_hop" and "shared_experts" not in recomputed
+    if config.moe_shared_expert_intermediate_size is not None:
+        config.moe_shared_expert_overlap |= hide_shared_expert
 
 
 class MoELayer(upstream.MoELayer):

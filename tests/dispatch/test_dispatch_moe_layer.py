@@ -1,5 +1,7 @@
 """The dispatchers inside a model: MTP, shared expert, recomputation, and what is counted."""
 
+from typing import Any
+
 import oracles
 import pytest
 import torch
@@ -12,6 +14,7 @@ from megatron.core.transformer.moe import fused_a2a, token_dispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from dsv3_plugin.dispatch.alltoall import AllToAll
+from dsv3_plugin.dispatch.exchange import Link, Pending
 from dsv3_plugin.dispatch.moe_layer import MoELayer, configure_dispatch
 from dsv3_plugin.dispatch.step_metrics import (
     collect_step_metrics,
@@ -143,13 +146,50 @@ def flex_of(kind: str) -> dict:
     }
 
 
+def events(hide: bool | None) -> list[str]:
+    """What one MoE layer does forward and backward, in order: hops between nodes, shared expert."""
+    model = build(TWO_HOP | {"hide_shared_expert": hide}).train()
+    layer = model.decoder.layers[1].mlp
+    seen: list[str] = []
+
+    def say(name: str) -> None:
+        seen.append(name)
+
+    def watch(module: torch.nn.Module, name: str) -> None:
+        module.register_forward_hook(lambda *_: say(name))
+        # The gradient of its input, which is when its backward has computed.
+        module.register_full_backward_hook(lambda *_: say(f"gradient of {name}"))
+
+    watch(layer.shared_experts.linear_fc1, "fc1")
+    watch(layer.shared_experts.linear_fc2, "fc2")
+    post, wait = Link.post, Pending.wait
+
+    def saying_post(link: Link, *arguments: Any) -> Pending:
+        if arguments[-1].endswith("between nodes"):
+            say(f"post {arguments[-1].removesuffix(' between nodes')}")
+        return post(link, *arguments)
+
+    def saying_wait(pending: Pending) -> torch.Tensor:
+        if pending.passage.endswith("between nodes"):
+            say(f"wait {pending.passage.removesuffix(' between nodes')}")
+        return wait(pending)
+
+    Link.post, Pending.wait = saying_post, saying_wait
+    try:
+        hidden = torch.randn(4, 1, 32, requires_grad=True)
+        layer(hidden)[0].sum().backward()
+    finally:
+        Link.post, Pending.wait = post, wait
+    return seen
+
+
 def on_ranks(rank: int) -> dict:
     token_dispatcher.maybe_move_tensor_to_cpu = move_to_host(
         token_dispatcher.maybe_move_tensor_to_cpu
     )
     mappings._AllToAll = AllToAll
     parallel_state.initialize_model_parallel(expert_model_parallel_size=RANKS)
-    hidden = {"moe_shared_expert_overlap": True}
+    beside = TWO_HOP | {"hide_shared_expert": False}
     recomputed = {
         "recompute_granularity": "selective",
         "recompute_modules": ["moe"],
@@ -157,7 +197,7 @@ def on_ranks(rank: int) -> dict:
     return {
         "alltoall": gradients_of({"kind": "alltoall"}),
         "two_hop": gradients_of(TWO_HOP),
-        "hidden shared expert": gradients_of(TWO_HOP, **hidden),
+        "shared expert not hidden": gradients_of(beside),
         "recomputed": gradients_of(TWO_HOP, **recomputed),
         "fp8": gradients_of(TWO_HOP | {"precision": "fp8"}),
         "curves": (curve({"kind": "alltoall"}), curve(TWO_HOP)),
@@ -165,10 +205,11 @@ def on_ranks(rank: int) -> dict:
         "pairs": {
             "alltoall": gradients_of_two({"kind": "alltoall"}, paired=True, **recomputed),
             "two_hop": gradients_of_two(TWO_HOP, paired=True, **recomputed),
-            "two_hop, hidden shared expert": gradients_of_two(
-                TWO_HOP, paired=True, **recomputed, **hidden
+            "two_hop, shared expert not hidden": gradients_of_two(
+                beside, paired=True, **recomputed
             ),
         },
+        "events": {hide: events(hide) for hide in (None, False)},
         "counts": {kind: counts_of(TWO_HOP | {"kind": kind}) for kind in ("alltoall", "two_hop")},
         "recomputed counts": counts_of({"kind": "alltoall"}, **recomputed),
         "flex": {kind: flex_of(kind) for kind in ("deepep", "hybridep")},
@@ -177,10 +218,10 @@ def on_ranks(rank: int) -> dict:
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict]:
-    return run_ranks(RANKS, on_ranks, scratch=tmp_path_factory.mktemp("ranks"))
+    return run_ranks(RANKS, on_ranks, scratch=tmp_path_factory.mktemp("ranks"), timeout_s=180)
 
 
-@pytest.mark.parametrize("way", ["two_hop", "hidden shared expert", "recomputed"])
+@pytest.mark.parametrize("way", ["two_hop", "shared expert not hidden", "recomputed"])
 def test_loss_and_every_gradient_equal_upstreams(ranks, way):
     for rank in ranks:
         assert rank[way].keys() == rank["alltoall"].keys()
@@ -190,7 +231,7 @@ def test_loss_and_every_gradient_equal_upstreams(ranks, way):
             assert float(error) < 1e-5, name
 
 
-@pytest.mark.parametrize("way", ["alltoall", "two_hop", "two_hop, hidden shared expert"])
+@pytest.mark.parametrize("way", ["alltoall", "two_hop", "two_hop, shared expert not hidden"])
 def test_a_layer_recomputed_beside_its_own_forward_gives_the_same_gradients(ranks, way):
     # In the pair both sides are in one layer, whose dispatcher keeps state from call to call.
     for rank in ranks:
@@ -199,15 +240,30 @@ def test_a_layer_recomputed_beside_its_own_forward_gives_the_same_gradients(rank
             assert float(error) < 1e-5, name
 
 
+def test_the_shared_expert_computes_while_the_hop_between_nodes_is_under_way(ranks):
+    for rank in ranks:
+        seen = rank["events"][None]
+        assert seen == [
+            *("post dispatch", "fc1", "wait dispatch"),
+            *("post combine", "fc2", "wait combine"),
+            *("post backward of combine", "gradient of fc2", "wait backward of combine"),
+            *("post backward of dispatch", "gradient of fc1", "wait backward of dispatch"),
+        ]
+        assert rank["events"][False][:2] == ["fc1", "fc2"]
+
+
 def test_fp8_gradients_are_close(ranks):
     for rank in ranks:
         expected = rank["alltoall"]
-        # E4M3 errs by 2.6% of a value in the mean square; the residual stream does not pass
-        # through it, so the loss hardly moves.
-        assert float((rank["fp8"]["loss"] - expected["loss"]).abs()) < 1e-2 * expected["loss"]
+        # The residual stream does not pass through E4M3, so the loss hardly moves.
+        assert float((rank["fp8"]["loss"] - expected["loss"]).abs()) < 1e-4 * expected["loss"]
         for name, gradient in expected.items():
+            # E4M3 rounds by at most 2^-4/√3 of a value in the mean square, and a gradient sees two
+            # roundings: of what came in and of the gradient that goes out. The weight of the norm
+            # before the experts sums over tokens parts that largely cancel; their roundings do not.
+            bound = 2 * 2.0**-4 / 3**0.5 * (2 if "pre_mlp_layernorm" in name else 1)
             error = (rank["fp8"][name] - gradient).norm() / (gradient.norm() + 1e-12)
-            assert float(error) < 0.15, name
+            assert float(error) < bound, name
 
 
 def test_twenty_steps_give_the_same_curve(ranks):
