@@ -473,15 +473,15 @@ def load(
     ] = None,
 ) -> None:
     """Show how evenly the experts, ranks and nodes of a run are loaded."""
-    from dsv3_plugin.dispatch.load_view import draw_load, load_table, records_with_load
+    from dsv3_plugin.dispatch.load_view import LoadHistory, draw_load, load_table
     from dsv3_plugin.stages import metrics_file
     from dsv3_plugin.stages.run import RunDirectory
 
     metrics = RunDirectory(run).metrics
-    records = records_with_load(metrics_file.read(metrics) if metrics.exists() else [], run)
-    print(load_table(records))
+    history = LoadHistory(metrics_file.stream(metrics) if metrics.exists() else [], run)
+    print(load_table(history))
     if png is not None:
-        draw_load(records, png, title=run.resolve().name)
+        draw_load(history, png, title=run.resolve().name)
 
 
 @app.command()

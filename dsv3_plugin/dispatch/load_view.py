@@ -1,14 +1,30 @@
-"""Pictures and tables of expert load, from a run's metrics. No torch here."""
+"""Pictures and tables of expert load, from a run's metrics. No torch here.
 
-import itertools
-from collections.abc import Mapping, Sequence
+Every step tells the load of ranks and nodes and MaxVio over experts; the load of each expert, most
+of the bytes, is told now and then (`stages.metrics`). Records are read one by one and three numbers
+per layer are kept of each, so the metrics of a long run need little memory.
+"""
+
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe.whole_file import whole_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
 
 Record = Mapping[str, Any]
+PARTS = ("expert_load", "rank_load", "node_load")
+
+_COLUMNS = 1000
+"""As many steps as a picture shows apart; of more, the largest of several."""
+_LABELS = 20
+"""Layers with a number beside them."""
+_FLOOR = 0.01
+"""MaxVio below this is balance, whatever it is: the colours end here."""
 
 
 def max_violation(load: Sequence[int]) -> float:
@@ -16,84 +32,183 @@ def max_violation(load: Sequence[int]) -> float:
     return max(load) * len(load) / sum(load) - 1
 
 
-def records_with_load(records: Sequence[Record], run: Path) -> list[Record]:
-    """The records that tell the load of the experts.
+class LoadHistory:
+    """What is kept of a run's records.
 
-    Raises:
-        UserError: there are none.
+    Attributes:
+        steps: those that tell a load.
+        experts: {layer: MaxVio over experts, by step}; NaN where the layer had no token.
+        nodes: likewise over nodes.
+        last: the last record that tells the load of each expert.
     """
-    found = [record for record in records if record.get("expert_load")]
-    if not found:
-        raise UserError(f"{run} has no expert load in its metrics: has it trained a step with MoE?")
-    return found
+
+    def __init__(self, records: Iterable[Record], run: Path) -> None:
+        """Reads records once, in order.
+
+        Raises:
+            UserError: none tells the load of experts.
+        """
+        self.steps = array("q")
+        self.experts: dict[str, array[float]] = {}
+        self.nodes: dict[str, array[float]] = {}
+        self.last: Record = {}
+        for record in records:
+            if record.get("max_vio"):
+                nodes = {layer: max_violation(row) for layer, row in record["node_load"].items()}
+                self._add(self.experts, record["max_vio"])
+                self._add(self.nodes, nodes)
+                self.steps.append(record["iteration"])
+            if record.get("expert_load"):
+                self.last = record
+        if not self.last:
+            raise UserError(
+                f"{run} has no expert load in its metrics: has it trained a step with MoE?"
+            )
+
+    def _add(self, columns: dict[str, "array[float]"], values: Mapping[str, float]) -> None:
+        for layer in values.keys() - columns.keys():
+            columns[layer] = array("f", [float("nan")] * len(self.steps))
+        for layer, column in columns.items():
+            column.append(values.get(layer, float("nan")))
+
+    @property
+    def layers(self) -> list[str]:
+        return sorted(self.experts, key=int)
 
 
-def load_table(records: Sequence[Record]) -> str:
-    """The last step, a line per layer: MaxVio over experts, ranks and nodes, and idle experts."""
-    last = records[-1]
+def load_table(history: LoadHistory) -> str:
+    """The last step that tells all: MaxVio over experts, ranks and nodes by layer; idle experts."""
+    last = history.last
     lines = [
         f"step {last['iteration']}: largest load over the mean, minus 1 (MaxVio)",
         f"{'layer':>6} {'experts':>8} {'ranks':>8} {'nodes':>8} {'idle experts':>13}",
     ]
     for layer, load in last["expert_load"].items():
-        violations = [
-            max_violation(last[kind][layer]) for kind in ("expert_load", "rank_load", "node_load")
-        ]
-        columns = " ".join(f"{violation:8.3f}" for violation in violations)
+        columns = " ".join(f"{max_violation(last[part][layer]):8.3f}" for part in PARTS)
         lines.append(f"{layer:>6} {columns} {sum(not tokens for tokens in load):13d}")
     return "\n".join(lines)
 
 
-def draw_load(records: Sequence[Record], png: Path, title: str) -> None:
-    """Two heat maps: MaxVio over layers and steps; load over the mean per expert, last step."""
+def draw_load(history: LoadHistory, png: Path, title: str) -> None:
+    """MaxVio over layers and steps; MaxVio of nodes by step, of several; load of each expert."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    import numpy as np
 
-    last = records[-1]
-    layers = list(last["expert_load"])
-    violation = np.array(
-        [[record["max_vio"].get(layer, np.nan) for record in records] for layer in layers]
-    )
-    load = np.array([last["expert_load"][layer] for layer in layers], dtype=float)
-    relative = load / load.mean(1, keepdims=True)
-
-    height = max(2.6, min(1.6 + 0.28 * len(layers), 8.0))
-    figure, (over_steps, over_experts) = plt.subplots(
-        2, 1, figsize=(11, 2 * height), layout="constrained"
+    several_nodes = len(next(iter(history.last["node_load"].values()))) > 1
+    height = max(2.6, min(1.6 + 0.28 * len(history.layers), 8.0))
+    heights = [height, *([2.4] if several_nodes else []), height]
+    figure, axes = plt.subplots(
+        len(heights), 1, figsize=(11, sum(heights)), height_ratios=heights, layout="constrained"
     )
     figure.suptitle(title)
-    steps = [record["iteration"] for record in records]
-    edges = [steps[0] - 0.5, *((a + b) / 2 for a, b in itertools.pairwise(steps))]
-    edges.append(steps[-1] + 0.5)
-    rows = np.arange(len(layers) + 1) - 0.5
-    image = over_steps.pcolormesh(edges, rows, violation, cmap="magma_r", vmin=0)
-    figure.colorbar(image, ax=over_steps, label="MaxVio")
-    over_steps.set_title("largest expert load over the mean, minus 1, by step")
-    over_steps.set_xlabel("step")
-    over_steps.xaxis.get_major_locator().set_params(integer=True)
-
-    image = over_experts.imshow(
-        relative, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2, interpolation="nearest"
-    )
-    figure.colorbar(image, ax=over_experts, label="load / mean", extend="max")
-    over_experts.set_title(f"load of each expert over the mean, step {steps[-1]}")
-    over_experts.set_xlabel("expert")
-    for kind, width in (("rank_load", 0.5), ("node_load", 2.0)):
-        parts = len(last[kind][layers[0]])
-        for part in range(1, parts):
-            boundary = part * load.shape[1] / parts - 0.5
-            over_experts.axvline(boundary, color="black", linewidth=width)
-    for axes in (over_steps, over_experts):
-        axes.set_ylabel("layer")
-        axes.set_yticks(range(len(layers)), layers)
-    over_steps.invert_yaxis()  # as in the other picture, the first layer is on top
+    _draw_steps(history, axes[0])
+    if several_nodes:
+        _draw_nodes(history, axes[1])
+    _draw_experts(history.last, axes[-1])
     try:
-        with whole_file(png) as beside:
-            figure.savefig(beside, dpi=120)
+        figure.savefig(png, dpi=120)
     except OSError as error:
         raise UserError(f"cannot write {png}: {error.strerror}") from error
     finally:
         plt.close(figure)
+
+
+def _draw_steps(history: LoadHistory, axes: "Axes") -> None:
+    import numpy as np
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    firsts, violation = _binned(history, history.experts)
+    # MaxVio falls by decades while balance is learnt: on a linear scale the first steps, or one
+    # bad one, leave nothing to see of the rest.
+    most = max(float(np.nanmax(violation)), 10 * _FLOOR)
+    least = max(float(np.nanmin(violation)), _FLOOR)
+    below = bool(np.nanmin(violation) < least)
+    edges = [*firsts, history.steps[-1] + 1]
+    image = axes.pcolormesh(
+        np.array(edges) - 0.5,
+        np.arange(len(violation) + 1) - 0.5,
+        violation.clip(min=least),
+        cmap="magma_r",
+        norm=LogNorm(vmin=min(least, most / 2), vmax=most),
+    )
+    bar = axes.figure.colorbar(image, ax=axes, label="MaxVio", extend="min" if below else "neither")
+    bar.locator = LogLocator(subs=(1, 2, 5))
+    bar.formatter = FuncFormatter(lambda value, _: f"{value:g}")
+    bar.minorticks_off()
+    bar.update_ticks()
+    axes.set_title("largest expert load over the mean, minus 1, by step" + _per_column(history))
+    _steps_below(axes)
+    _layers_beside(axes, history.layers)
+    axes.invert_yaxis()  # as in the other picture, the first layer is on top
+
+
+def _draw_nodes(history: LoadHistory, axes: "Axes") -> None:
+    import numpy as np
+
+    firsts, violation = _binned(history, history.nodes)
+    violation = violation.clip(min=_FLOOR / 10)  # 0 has no place on a logarithmic axis
+    axes.plot(firsts, np.nanmax(violation, axis=0), label="worst layer")
+    axes.plot(firsts, np.nanmean(violation, axis=0), label="mean of layers")
+    axes.set_xlim(history.steps[0] - 0.5, history.steps[-1] + 0.5)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    axes.set_ylabel("MaxVio")
+    axes.set_title("largest node load over the mean, minus 1, by step" + _per_column(history))
+    _steps_below(axes)
+
+
+def _draw_experts(last: Record, axes: "Axes") -> None:
+    import numpy as np
+
+    layers = list(last["expert_load"])
+    load = np.array([last["expert_load"][layer] for layer in layers], dtype=float)
+    relative = load / load.mean(1, keepdims=True)
+    image = axes.imshow(
+        relative, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2, interpolation="nearest"
+    )
+    axes.figure.colorbar(image, ax=axes, label="load / mean", extend="max")
+    axes.set_title(f"load of each expert over the mean, step {last['iteration']}")
+    axes.set_xlabel("expert")
+    for kind, width in (("rank_load", 0.5), ("node_load", 2.0)):
+        parts = len(last[kind][layers[0]])
+        for part in range(1, parts):
+            boundary = part * load.shape[1] / parts - 0.5
+            axes.axvline(boundary, color="black", linewidth=width)
+    _layers_beside(axes, layers)
+
+
+def _binned(
+    history: LoadHistory, columns: Mapping[str, "array[float]"]
+) -> tuple[list[int], "np.ndarray"]:
+    """First step of each column of a picture, and the largest values there. `[layers, columns]`"""
+    import numpy as np
+
+    values = np.array([columns[layer] for layer in history.layers])
+    starts = list(range(0, len(history.steps), _steps_per_column(history)))
+    return [history.steps[start] for start in starts], np.fmax.reduceat(values, starts, axis=1)
+
+
+def _steps_per_column(history: LoadHistory) -> int:
+    return -(-len(history.steps) // _COLUMNS)
+
+
+def _per_column(history: LoadHistory) -> str:
+    number = _steps_per_column(history)
+    return f" (worst of {number} steps)" if number > 1 else ""
+
+
+def _steps_below(axes: "Axes") -> None:
+    axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _layers_beside(axes: "Axes", layers: Sequence[str]) -> None:
+    """Numbers of the layers, as many as can be read."""
+    shown = range(0, len(layers), -(-len(layers) // _LABELS))
+    axes.set_ylabel("layer")
+    axes.set_yticks(shown, [layers[index] for index in shown])

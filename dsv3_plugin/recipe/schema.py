@@ -94,7 +94,7 @@ class Training(_Section):
     eval_steps: PositiveInt = 10
     """Batches per evaluation, of the size of the first batch."""
     log_interval: PositiveInt = 10
-    """Steps between lines of the log."""
+    """Steps between lines of the log, and between loads of each expert in metrics.jsonl."""
 
     @pydantic.model_validator(mode="after")
     def _one_budget(self) -> Self:

@@ -3,14 +3,14 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 
-def _whole_lines(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _whole_lines(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Lines that parse; a last line cut short by a kill ends the iteration."""
-    for line in text.splitlines():
+    for line in lines:
         try:
             yield line, json.loads(line)
         except json.JSONDecodeError:
@@ -19,7 +19,14 @@ def _whole_lines(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """Every record of a metrics file."""
-    return [record for _, record in _whole_lines(path.read_text(encoding="utf-8"))]
+    return list(stream(path))
+
+
+def stream(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics file, one in memory at a time."""
+    with path.open(encoding="utf-8") as lines:
+        for _, record in _whole_lines(lines):
+            yield record
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
@@ -34,7 +41,7 @@ def keep_until(path: Path, iteration: int) -> None:
         return
     lines = [
         line + "\n"
-        for line, record in _whole_lines(path.read_text(encoding="utf-8"))
+        for line, record in _whole_lines(path.read_text(encoding="utf-8").splitlines())
         if record["iteration"] <= iteration
     ]
     scratch = path.with_suffix(".tmp")
@@ -65,5 +72,5 @@ class Follower:
             handle.seek(self._position)
             whole, newline, _ = handle.read().rpartition(b"\n")
         self._position += len(whole) + len(newline)
-        records = [record for _, record in _whole_lines(whole.decode())]
+        records = [record for _, record in _whole_lines(whole.decode().splitlines())]
         return [record for record in records if record["time"] >= self._began]

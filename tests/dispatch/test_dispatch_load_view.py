@@ -1,13 +1,15 @@
 """The load view: its numbers, its table, its picture, and the verb."""
 
 import json
+import math
 import random
 import subprocess
 import sys
+import weakref
 
 import pytest
 
-from dsv3_plugin.dispatch.load_view import load_table, max_violation, records_with_load
+from dsv3_plugin.dispatch.load_view import LoadHistory, draw_load, load_table, max_violation
 from dsv3_plugin.errors import UserError
 
 
@@ -44,8 +46,14 @@ def test_max_violation_is_the_excess_over_the_mean():
     assert max_violation([6, 4, 2]) == 0.5
 
 
-def test_the_table_tells_the_last_step():
-    text = load_table([record(1), record(10)])
+def without_experts(step: int) -> dict:
+    """A record as most are: without the load of each expert."""
+    return {name: value for name, value in record(step).items() if name != "expert_load"}
+
+
+def test_the_table_tells_the_last_step(tmp_path):
+    records = [record(1), {"iteration": 1, "validation_loss": 1.0}, record(10), without_experts(11)]
+    text = load_table(LoadHistory(iter(records), tmp_path))
     assert text.startswith("step 10:")
     layer_2 = text.splitlines()[-1].split()
     assert layer_2[0] == "2"
@@ -55,7 +63,60 @@ def test_the_table_tells_the_last_step():
 
 def test_a_run_without_experts_is_said(tmp_path):
     with pytest.raises(UserError, match="no expert load"):
-        records_with_load([{"iteration": 1, "loss": 2.0}], tmp_path)
+        LoadHistory([{"iteration": 1, "loss": 2.0}], tmp_path)
+
+
+class Watched(dict):
+    """A record that a weak reference can watch."""
+
+
+def test_a_history_keeps_numbers_and_one_record(tmp_path):
+    watched, held = [], []
+
+    def records():
+        for step in range(1, 6):
+            told = Watched(record(step) if step in (1, 4) else without_experts(step))
+            watched.append(weakref.ref(told))
+            yield told
+            del told
+            held.append(sum(seen() is not None for seen in watched))
+
+    history = LoadHistory(records(), tmp_path)
+    assert max(held) <= 2  # the last that tells all, and the one that is read
+    assert list(history.steps) == [1, 2, 3, 4, 5]
+    assert history.last["iteration"] == 4
+    for step in history.steps:
+        assert history.experts["2"][step - 1] == pytest.approx(record(step)["max_vio"]["2"])
+        nodes = max_violation(record(step)["node_load"]["2"])
+        assert history.nodes["2"][step - 1] == pytest.approx(nodes)
+
+
+def test_a_layer_without_tokens_has_a_gap(tmp_path):
+    idle = without_experts(2)
+    for name in ("rank_load", "node_load", "max_vio"):
+        del idle[name]["1"]
+    history = LoadHistory([record(1), idle, record(3)], tmp_path)
+    assert [math.isnan(value) for value in history.experts["1"]] == [False, True, False]
+    assert [math.isnan(value) for value in history.experts["2"]] == [False] * 3
+    draw_load(history, tmp_path / "load.png", "gap")
+
+
+def test_an_early_violation_leaves_colours_for_the_rest(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
+    history = LoadHistory([record(step) for step in range(1, 2500)], tmp_path)
+    history.experts["1"][0] = 9.0
+    draw_load(history, tmp_path / "load.png", "early")
+    over_steps, over_nodes, over_experts = figures[0].axes[:3]
+    image = over_steps.collections[0]
+    shade = image.norm([0.2, 0.4, 9.0])
+    assert shade[1] - shade[0] > 0.1  # 0.02 on a linear scale
+    assert shade[2] == pytest.approx(1)
+    # Of the steps that share a column the worst is shown.
+    assert image.get_array().shape[1] == 833
+    assert "worst of 3 steps" in over_steps.get_title()
+    assert len(over_nodes.lines) == 2
+    assert over_experts.get_title().endswith("step 2499")
 
 
 def test_the_verb_draws(tmp_path):
