@@ -32,7 +32,7 @@ class Journal:
         self._path, self._sync = path, sync
         self._batch: Checksums = {}
         self._bytes, self._since = 0, time.monotonic()
-        self._lost = False
+        self._failed = False
 
     def add(self, checksums: Checksums, nbytes: int) -> None:
         """Notes tensors of `nbytes` bytes that have been written (though not synced)."""
@@ -44,19 +44,19 @@ class Journal:
     def commit(self) -> None:
         """Makes everything noted so far last.
 
-        After a sync that failed it does nothing any more: the kernel has let go of bytes that did
-        not reach the disk, and would call a second sync a success.
+        After a failure it does nothing any more: the kernel lets go of bytes that did not reach the
+        disk and would call a second sync a success, and the last line may have been cut short.
         """
-        if self._lost:
+        if self._failed:
             return
         if self._batch:
-            self._lost = True
+            self._failed = True
             self._sync()
-            self._lost = False
             with self._path.open("ab") as handle:
                 handle.write(_line({"done": self._batch}))
                 handle.flush()
                 os.fsync(handle.fileno())
+            self._failed = False
         self._batch, self._bytes, self._since = {}, 0, time.monotonic()
 
 
