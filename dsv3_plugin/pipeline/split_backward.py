@@ -36,7 +36,8 @@ class SplitBackward:
             for module in modules
             if isinstance(getattr(module, "weight_gradients", None), WeightGradients)
         ]
-        self._te = [module for module in modules if _postpones(module)]
+        self.of_te = [module for module in modules if _postpones(module)]
+        """TE's layers that leave their weight gradients owed."""
 
     @contextmanager
     def keeping_weights_owed(self, owed: bool) -> Iterator[None]:
@@ -54,7 +55,7 @@ class SplitBackward:
         self._pay_te()
 
     def _pay_te(self) -> None:
-        for module in self._te:
+        for module in self.of_te:
             if module.wgrad_store.context.qsize():  # where nothing is owed, TE raises
                 module.backward_dw()
 

@@ -2,11 +2,13 @@
 
 Run in a process of its own, because it pretends to have a GPU: TE's modules ask for one when they
 are made, and nothing is computed. Prints one JSON object: the parameters' number, the shape of
-every tensor of a distributed checkpoint by its key, the kinds of modules and the FP8 recipe.
+every tensor of a distributed checkpoint by its key, the kinds of modules, the FP8 recipe, and of
+every linear layer whether it leaves its weight gradients owed, as a pipeline schedule wants it.
 """
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.distributed
@@ -45,12 +47,20 @@ def main() -> None:
     from megatron.core import parallel_state
     from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
-    from dsv3_plugin.model.build import build_model
+    from dsv3_plugin.model import build
+    from dsv3_plugin.model.config import transformer_config
+    from dsv3_plugin.pipeline.split_backward import SplitBackward, let_weights_wait
     from dsv3_plugin.recipe.load import load_model
 
+    def config_in_a_pipeline(*args: Any, **fields: Any) -> Any:
+        config = transformer_config(*args, **fields)
+        let_weights_wait(config)
+        return config
+
+    build.transformer_config = config_in_a_pipeline
     parallel_state.initialize_model_parallel()
     with META:
-        model = build_model(
+        model = build.build_model(
             load_model("deepseek-v3"),
             backend="transformer_engine",
             dtype=torch.bfloat16,
@@ -67,12 +77,18 @@ def main() -> None:
         if isinstance(tensor, ShardedTensor):
             shapes[tensor.key] = tensor.global_shape
     modules = {type(module).__name__ for module in model.modules()}
+    owing = {id(module) for module in SplitBackward(model).of_te}
+    linears = {
+        name: id(module) in owing
+        for name, module in model.named_modules()
+        if hasattr(module, "wgrad_store") and list(module.parameters(recurse=False))
+    }
     parameters = sum(parameter.numel() for parameter in model.parameters())
     answer = {"parameters": parameters, "shapes": shapes, "modules": sorted(modules)}
     # As the layers themselves hold them: what the build was told may not have reached them.
     configs = {(c.fp8, c.fp8_recipe) for c in (layer.config for layer in model.decoder.layers)}
     (fp8,) = configs
-    print(json.dumps(answer | {"fp8": fp8}))
+    print(json.dumps(answer | {"fp8": fp8, "linears": linears}))
 
 
 def _flat(value: object) -> list[object]:

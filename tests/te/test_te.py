@@ -49,6 +49,17 @@ def test_the_fp8_recipe_is_the_reports(full_size: dict) -> None:
     assert full_size["fp8"] == ["e4m3", "blockwise"]
 
 
+def test_every_linear_can_leave_its_weight_gradient_owed(full_size: dict) -> None:
+    linears = full_size["linears"]
+    assert all(linears.values()), [name for name, owed in linears.items() if not owed]
+    assert {name.rpartition(".")[2] for name in linears} == {
+        "linear_q_down_proj", "linear_q_up_proj", "linear_kv_down_proj", "linear_kv_up_proj",
+        "linear_proj", "linear_fc1", "linear_fc2", "eh_proj",
+    }  # fmt: skip
+    for part in ("mlp.experts.linear_fc1", "mlp.shared_experts.linear_fc2", "eh_proj"):
+        assert any(name.endswith(part) for name in linears), part
+
+
 def test_every_name_and_shape_is_in_the_name_table(full_size: dict) -> None:
     table = {entry.key: entry.global_shape for entry in layout(load_model("deepseek-v3"))}
     built = {key: tuple(shape) for key, shape in full_size["shapes"].items()}
