@@ -116,13 +116,14 @@ class LocalProcesses:
         self.ear.listen()
 
         def failure(rank: int, word: Word | None = None) -> Failure:
-            return Failure(rank, ended[rank], self.logs[rank], word)
+            return Failure(rank, ended.get(rank, 2), self.logs[rank], word)
 
         said = sorted(self.ear.heard, key=lambda word: word.time)
-        refusals = [word for word in said if word.kind == "refused" and word.rank in ended]
+        # Its rank may still be on its way out.
+        refusals = [word for word in said if word.kind == "refused"]
         crashes = [word for word in said if word.kind == "crashed" and word.rank in ended]
         killed = [rank for rank, code in ended.items() if code < 0]
-        if refusals:
+        if ended and refusals:
             return failure(refusals[0].rank, refusals[0])
         if killed:
             return failure(killed[0])

@@ -203,7 +203,7 @@ def join_world(recipe: Recipe) -> None:
 
 
 class _SaidElsewhere(UserError):
-    """A sentence that rank 0 has told the person already."""
+    """A sentence that the person has been told already."""
 
 
 def first_on_rank_zero(what: str, work: Callable[[], object]) -> None:
@@ -222,8 +222,10 @@ def first_on_rank_zero(what: str, work: Callable[[], object]) -> None:
         try:
             work()
         except UserError as error:
+            # Said before the others hear of it: the first that ends would be taken for the cause.
+            say("refused", str(error))
             store.set(key, str(error))
-            raise
+            raise _SaidElsewhere(str(error)) from error
         store.set(key, "")
     else:
         store.wait([key], datetime.timedelta(days=365))

@@ -112,6 +112,22 @@ def test_a_sentence_for_the_user_explains_more_than_what_follows_from_it(start):
     assert (failure.rank, failure.exit_code, failure.word.text) == (1, 2, "the disk is full.")
 
 
+def test_a_sentence_counts_while_its_rank_is_still_on_its_way_out(start):
+    ranks = start("""
+        if rank == 0:
+            say("refused", "the corpus is empty.")
+            time.sleep(60)
+        time.sleep(0.5)
+        os._exit(2)
+    """)
+    deadline = time.monotonic() + 60
+    while not (ranks.failed and ranks.ear.listen() + ranks.ear.heard):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    failure = ranks.failure()
+    assert (failure.rank, failure.exit_code, failure.word.text) == (0, 2, "the corpus is empty.")
+
+
 def test_a_killed_rank_explains_more_than_the_crash_of_its_neighbour(start):
     ranks = ended(
         start("""
