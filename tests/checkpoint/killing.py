@@ -31,13 +31,11 @@ def start(direction: str, source: Path, target: Path, **options) -> BaseProcess:
 
 
 def kill_after(process: BaseProcess, seconds: float) -> bool:
-    """kill -9 after so many seconds; whether it was still running then."""
+    """kill -9 after so many seconds; whether that is what it died of."""
     time.sleep(seconds)
-    alive = process.exitcode is None
-    if alive:
-        os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join(60)
-    return alive
+    return process.exitcode == -signal.SIGKILL
 
 
 def steps_of(direction: str, source: Path, target: Path, **options) -> int:
