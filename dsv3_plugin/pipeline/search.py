@@ -1,18 +1,22 @@
 """A schedule where the published ones do not reach: few micro-batches, uneven stages, less memory.
 
-Three steps. Start from the published schedules of the same placement that keep to the memory limit,
-from repeated blocks (`blocks.py`) and from many policies of list scheduling (`greedy.py`), new ones
-drawn near the best so far. Improve the best of these by local search along the critical path
-(`improve.py`), all a little, then the winners. Fuse backwards that were split for nothing.
+It goes in rounds, each longer than the one before, of three steps. Start from the best so far,
+from the published schedules of the same placement that keep to the memory limit, from repeated
+blocks (`blocks.py`) and from many policies of list scheduling (`greedy.py`), new ones drawn near
+the best. Improve the best of these by local search along the critical path (`improve.py`), all a
+little, then the winners. Of all that any step came to, the best stays; in the end, backwards that
+were split for nothing are fused.
 
 All of it stops early at the lower bound (`bound.py`), and counts its effort in actions timed, not
-in seconds, so that a seed gives one result on every machine.
+in seconds, so that a seed gives one result on every machine. No step knows the effort: less of it
+only ends the same search sooner. So more effort never finds a worse schedule.
 """
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.pipeline.actions import Action, Schedule
@@ -33,7 +37,11 @@ from dsv3_plugin.pipeline.validate import validate
 
 # Actions timed by a search of effort 1; half a minute of one core in round numbers.
 EFFORT = 20_000_000
+_FIRST_ROUND, _GROWTH = EFFORT // 21, 4  # 1 + 4 + 16: effort 1 is three rounds
 _PRICE_OF_AN_ACTION = 10  # to choose it by policy, or to simulate it, in actions timed
+_LEAST_TRIES = 4  # of blocks and of policies, however little effort is allowed
+
+_Ranked = tuple[float, Policy]  # a policy after the makespan that it gave
 
 
 @dataclass(frozen=True)
@@ -103,34 +111,83 @@ def search(
             f"one micro-batch alone holds {least:g} on a rank, more than the limit of {limit:g} "
             "(--activations, in stages of a 1F1B pipeline)"
         )
-    rng = random.Random(seed)
     bound = lower_bound(problem)
-    budget = int(EFFORT * effort)
-
     published = _published(problem)
-    makespans = {start.name: start.makespan for start in published}
-    starts = [
-        *published[:2],
-        *_repeated_blocks(problem, budget // 8)[:2],
-        *_list_schedules(problem, rng, budget // 4, bound)[:3],
-    ]
-    if not starts:
-        raise UserError(
-            f"search found no schedule that holds {limit:g} activations at most; allow more"
+    purse = _Purse(int(EFFORT * effort))
+    rng = random.Random(seed)
+    best: Timeline | None = None
+    policy: _Ranked | None = None
+    for number in count():
+        best, policy = _round(
+            problem, rng, _FIRST_ROUND * _GROWTH**number, purse, published, best, policy, bound
         )
+        if best is None and purse.left == 0:
+            raise UserError(
+                f"search found no schedule that holds {limit:g} activations at most; allow more"
+            )
+        if best is not None and (purse.left == 0 or best.makespan <= bound + 1e-9):
+            break
+    validate(best.schedule)
+    makespans = {start.name: start.makespan for start in published}
+    return Found(best.schedule, best, bound, makespans)
+
+
+class _Purse:
+    """Effort that is left, in actions timed."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def take(self, amount: int) -> int:
+        """`amount`, or what is left of it."""
+        taken = min(amount, self.left)
+        self.left -= taken
+        return taken
+
+
+def _round(
+    problem: Problem,
+    rng: random.Random,
+    budget: int,
+    purse: _Purse,
+    published: Sequence["_Start"],
+    best: Timeline | None,
+    policy: _Ranked | None,
+    bound: float,
+) -> tuple[Timeline | None, _Ranked | None]:
+    """The best schedule, and the best policy of list scheduling, after one more round.
+
+    All that is decided here follows from `budget`, what a whole round takes. `purse` only ends it,
+    so a round cut short does the beginning of what the whole round does.
+    """
+    least = _LEAST_TRIES if best is None else 0
+    repeated_blocks = _repeated_blocks(problem, budget // 8, purse, least)
+    listed, policy = _list_schedules(problem, rng, budget // 4, purse, least, policy, bound)
+    starts = [*map(replace, published[:2]), *repeated_blocks[:2], *listed[:3]]
+    if best is not None:
+        starts.append(_start(best))
+    for start in starts:
+        best = _better(problem, best, start)
     # A little for each start, more for the better half, the rest for the best.
-    for share in (budget // 8, budget // 8, budget // 2):
+    for amount in (budget // 8, budget // 8, 3 * budget // 8):
         for start in starts:
-            start.rows = improve(problem, start.rows, rng, share // len(starts), bound)
-            start.makespan = simulate(_schedule(start.rows), costs).makespan
+            effort = purse.take(amount // len(starts))
+            start.rows = improve(problem, start.rows, rng, effort, bound)
+            start.makespan = simulate(_schedule(start.rows), problem.costs).makespan
+            best = _better(problem, best, start)
         starts.sort(key=lambda start: start.makespan)
         del starts[(len(starts) + 1) // 2 :]
-    rows = starts[0].rows
+    return best, policy
+
+
+def _better(problem: Problem, best: Timeline | None, start: "_Start") -> Timeline:
+    """The best so far or this start, whichever is shorter; backwards fused."""
+    if best is not None and start.makespan >= best.makespan:
+        return best
     # Where messages queue on a link, even a later result that nobody waits for may cost time.
-    timelines = [simulate(_schedule(r), costs) for r in (fuse_backwards(problem, rows), rows)]
-    timeline = min(timelines, key=lambda timeline: timeline.makespan)
-    validate(timeline.schedule)
-    return Found(timeline.schedule, timeline, bound, makespans)
+    candidates = (fuse_backwards(problem, start.rows), start.rows)
+    timelines = [simulate(_schedule(rows), problem.costs) for rows in candidates]
+    return min(timelines, key=lambda timeline: timeline.makespan)
 
 
 def _schedule(rows: Sequence[Sequence[Action]]) -> Schedule:
@@ -168,13 +225,21 @@ def _published(problem: Problem) -> list[_Start]:
 def _within_limit(problem: Problem, schedule: Schedule) -> list[_Start]:
     """The schedule as a start, or nothing where it holds too much."""
     timeline = simulate(schedule, problem.costs)
-    if max(timeline.peak_activations) > problem.limit + 1e-9:
-        return []
+    return [_start(timeline)] if max(timeline.peak_activations) <= problem.limit + 1e-9 else []
+
+
+def _start(timeline: Timeline) -> _Start:
+    schedule = timeline.schedule
     rows = [[action for _, action in schedule.actions(rank)] for rank in range(schedule.pp)]
-    return [_Start(schedule.name, timeline.makespan, rows)]
+    return _Start(schedule.name, timeline.makespan, rows)
 
 
-def _repeated_blocks(problem: Problem, budget: int) -> list[_Start]:
+def _affordable(purse: _Purse, budget: int, tries: int, least: int) -> int:
+    """How many of the `tries` that `budget` pays for are made with what is left of it."""
+    return max(least, tries * purse.take(budget) // budget)
+
+
+def _repeated_blocks(problem: Problem, budget: int, purse: _Purse, least: int) -> list[_Start]:
     """The best of a sample of repeated blocks, from the leanest to those that fill the limit."""
     pp, activation = problem.pp, problem.costs.activation
     if problem.costs.num_stages != 2 * pp:
@@ -188,23 +253,29 @@ def _repeated_blocks(problem: Problem, budget: int) -> list[_Start]:
 
     fitting = sorted((memory(block), block) for block in blocks(pp))
     fitting = [block for held, block in fitting if held <= problem.limit]
-    tries = max(4, budget // (_PRICE_OF_AN_ACTION * 6 * pp * problem.micro_batches))
+    tries = max(least, budget // (_PRICE_OF_AN_ACTION * 6 * pp * problem.micro_batches), 1)
+    sample = fitting[:: max(1, len(fitting) // tries)]
     found = []
-    for block in fitting[:: max(1, len(fitting) // tries)]:
+    for block in sample[: _affordable(purse, budget, len(sample), least)]:
         schedule = _schedule(repeated(block, pp, problem.micro_batches))
         found += _within_limit(problem, schedule)
     return sorted(found, key=lambda start: start.makespan)
 
 
 def _list_schedules(
-    problem: Problem, rng: random.Random, budget: int, bound: float
-) -> list[_Start]:
-    """List schedules of many policies, one per makespan, best first."""
+    problem: Problem,
+    rng: random.Random,
+    budget: int,
+    purse: _Purse,
+    least: int,
+    best: _Ranked | None,
+    bound: float,
+) -> tuple[list[_Start], _Ranked | None]:
+    """List schedules of many policies, one per makespan, best first; and the best policy yet."""
     size = 5 * problem.costs.num_stages * problem.micro_batches // 2
-    tries = max(4, budget // (_PRICE_OF_AN_ACTION * size))
+    tries = max(least, budget // (_PRICE_OF_AN_ACTION * size))
     found: dict[float, _Start] = {}
-    best: tuple[float, Policy] | None = None
-    for number in range(tries):
+    for number in range(_affordable(purse, budget, tries, least)):
         # A quarter of the draws are anywhere, then most are near the best.
         near = best is not None and number > tries / 4 and rng.random() < 0.75
         policy = mutated(best[1], problem, rng) if near else random_policy(problem, rng)
@@ -217,4 +288,4 @@ def _list_schedules(
             best = makespan, policy
         if makespan <= bound + 1e-9:
             break
-    return sorted(found.values(), key=lambda start: start.makespan)
+    return sorted(found.values(), key=lambda start: start.makespan), best

@@ -93,6 +93,15 @@ def test_a_seed_gives_one_result():
     assert once == again
 
 
+@pytest.mark.parametrize(("pp", "micro_batches", "limit"), [(4, 10, 4.5), (3, 5, 2.0)])
+def test_more_effort_never_finds_a_worse_schedule(pp, micro_batches, limit):
+    efforts = (0.0, 0.002, 0.01, 0.03, 0.05, 0.06)  # the first round ends at 1/21
+    found = [search(pp, micro_batches, even(pp), limit, effort=effort) for effort in efforts]
+    makespans = [one.timeline.makespan for one in found]
+    assert makespans == sorted(makespans, reverse=True)
+    assert makespans[-1] < makespans[0]
+
+
 def test_bad_requests_are_refused():
     with pytest.raises(UserError, match=r"more than the limit of 0\.5"):
         search(4, 8, even(4), 0.5)
