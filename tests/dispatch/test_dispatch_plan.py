@@ -1,5 +1,8 @@
 """Topology, plan, copies and closed forms against loops over single tokens."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -102,18 +105,22 @@ def test_traffic_is_that_of_a_loop_over_tokens(drawn):
 
     two_hop = {passage: dict.fromkeys(LINK_CLASSES, 0) for passage in ("dispatch", "back")}
     upstream = dict.fromkeys(LINK_CLASSES, 0)
+    pairs, hops = set(), set()  # who sends to whom, and on which hop
     for source, routing in enumerate(maps):
         for token in routing:
             owners = [e // topology.experts_per_rank for e in token.nonzero().flatten().tolist()]
             for owner in owners:
                 upstream[link(source, owner)] += 5
+                pairs.add((source, owner))
             for target in {owner // topology.ranks_per_node for owner in owners}:
                 forwarder = target * topology.ranks_per_node + source % topology.ranks_per_node
                 if topology.nodes > 1:
+                    hops.add(("rail", source, forwarder))
                     two_hop["dispatch"][link(source, forwarder)] += widths.dispatch
                     two_hop["back"][link(source, forwarder)] += widths.dispatch_gradient_rail
                 for owner in {o for o in owners if o // topology.ranks_per_node == target}:
                     if topology.ranks_per_node > 1:
+                        hops.add(("node", forwarder, owner))
                         two_hop["dispatch"][link(forwarder, owner)] += widths.dispatch
                         two_hop["back"][link(forwarder, owner)] += widths.dispatch_gradient_node
     ranks = range(topology.ranks)
@@ -122,6 +129,21 @@ def test_traffic_is_that_of_a_loop_over_tokens(drawn):
 
     def total(parts: list[dict[str, Traffic]], passage: str) -> dict[str, int]:
         return sum((part[passage] for part in parts), Traffic()).bytes
+
+    def messages(parts: list[dict[str, Traffic]], passage: str) -> dict[str, int]:
+        return sum((part[passage] for part in parts), Traffic()).messages
+
+    def by_link(links: Iterable[tuple[int, int]], collectives: int = 1) -> dict[str, int]:
+        numbers = Counter(link(sender, receiver) for sender, receiver in links)
+        return {kind: collectives * numbers[kind] for kind in LINK_CLASSES}
+
+    everyone = [(sender, receiver) for sender in ranks for receiver in ranks if sender != receiver]
+    for passage in ("dispatch", "combine", "combine_gradient", "dispatch_gradient"):
+        assert messages(ours, passage) == by_link((sender, to) for _, sender, to in hops)
+        with_weights = 2 if passage.startswith("dispatch") else 1
+        assert messages(theirs, passage) == by_link(pairs, with_weights)
+    for counted in (ours, theirs):
+        assert messages(counted, "counts") == by_link(everyone)
 
     assert total(ours, "dispatch") == two_hop["dispatch"]
     assert total(ours, "dispatch_gradient") == two_hop["back"]
