@@ -117,22 +117,28 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def alone(runs: Runs) -> Numbers:
-    """The numbers of one process; its checkpoint of step 2 is the run `begun`."""
+def begun(runs: Runs) -> str:
+    """The run of one process that stands at step 2."""
     runs.go("begun", 1, BEGIN)
-    runs.copy("begun", "alone")
+    return "begun"
+
+
+@pytest.fixture(scope="module")
+def alone(runs: Runs, begun: str) -> Numbers:
+    """The numbers of one process."""
+    runs.copy(begun, "alone")
     return runs.go("alone", 1, ALL)
 
 
 @pytest.fixture(scope="module")
-def case(runs: Runs, alone: Numbers) -> Callable[[str], Numbers]:
+def case(runs: Runs, begun: str) -> Callable[[str], Numbers]:
     """The numbers of a case, run when first asked for."""
     known: dict[str, Numbers] = {}
 
     def numbers(name: str) -> Numbers:
         if name not in known:
             world, until, overrides = CASES[name]
-            runs.copy("begun", name)
+            runs.copy(begun, name)
             known[name] = runs.go(name, world, until, "pipeline.devices=2", *overrides)
         return known[name]
 
@@ -180,14 +186,15 @@ def test_a_checkpoint_of_any_schedule_goes_on_under_any_other(runs: Runs) -> Non
 
 
 def test_after_the_loss_of_a_rank_the_run_goes_on_from_a_whole_checkpoint(
-    runs: Runs, alone: Numbers
+    runs: Runs, begun: str
 ) -> None:
-    runs.copy("begun", "lost")
+    runs.copy(begun, "lost")
     folder = runs.folder / "lost"
     pipeline = ["pipeline.devices=2", "pipeline.schedule=dualpipe_v"]
     arguments = [
         "train", runs.recipe, f"directory={folder}", "parallel.processes=2", *pipeline,
-        "pipeline.timeout=5", "training.steps=2000", "checkpoint.interval=2",
+        "pipeline.timeout=5", "training.steps=2000", "training.eval_interval=2000",
+        "checkpoint.interval=4",
     ]  # fmt: skip
 
     stopped = Command(*arguments).when(lambda: steps_taken(folder) >= 5)
