@@ -105,8 +105,8 @@ class LocalProcesses:
     def failure(self) -> Failure | None:
         """What went wrong first, None if nothing did.
 
-        When one rank dies the others fail in their collectives moments later. A sentence for the
-        user explains most, then a signal from outside, then the crash that was told first.
+        When one rank dies the others fail in their collectives moments later. SIGKILL
+        explains most, then a sentence for the user, another signal, the crash that was told first.
         """
         ended = {
             rank: process.returncode
@@ -123,6 +123,10 @@ class LocalProcesses:
         refusals = [word for word in said if word.kind == "refused"]
         crashes = [word for word in said if word.kind == "crashed" and word.rank in ended]
         killed = [rank for rank, code in ended.items() if code < 0]
+        # Nothing of ours sends it before this is asked, and others then say whom they miss.
+        ended_from_outside = [rank for rank, code in ended.items() if code == -signal.SIGKILL]
+        if ended_from_outside:
+            return failure(ended_from_outside[0])
         if ended and refusals:
             return failure(refusals[0].rank, refusals[0])
         if killed:
