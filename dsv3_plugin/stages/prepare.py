@@ -33,6 +33,7 @@ def prepare(run: Run) -> None:
         UserError: for whatever is wrong with the data, the checkpoints or the disk.
     """
     recipe = run.recipe
+    dispatch = dispatch_note(recipe, os.environ)
     refuse_another_model(recipe)
     saved = whole_checkpoint(recipe.checkpoint_folder)
     if saved is not None and not saved.release:
@@ -45,8 +46,8 @@ def prepare(run: Run) -> None:
     run.directory.write_recipe(recipe)
     if saved is not None and not saved.release:
         say("note", f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
-    if note := dispatch_note(recipe, os.environ):
-        say("note", note)
+    if dispatch is not None:
+        say("note", dispatch)
 
 
 def dispatch_note(recipe: Recipe, environment: Mapping[str, str]) -> str | None:
