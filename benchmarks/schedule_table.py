@@ -52,7 +52,15 @@ def compare(pp: int, micro_batches: int, stages: Stages, effort: float) -> dict[
     bound = None
     if effort:
         found = searched(
-            pp, micro_batches, None, stages, COSTS, activations=None, seed=0, effort=effort
+            pp,
+            micro_batches,
+            None,
+            stages,
+            COSTS,
+            overlap=False,
+            activations=None,
+            seed=0,
+            effort=effort,
         )
         timelines.append(found.timeline)
         bound = found.bound
