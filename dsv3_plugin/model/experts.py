@@ -1,17 +1,18 @@
 """Routed experts of the local backend: stacked weights and grouped matrix products.
 
 Upstream's local experts are a Python list of MLPs, each with its own autograd graph. Here all
-experts of a rank are two parameters and one autograd function. On a CPU that function walks over
-the experts once forward and once backward: while an expert's rows are in the cache, they go through
-the gate and up projection, SwiGLU, the router's weight and the down projection. On a GPU each
-product is one `torch.nn.functional.grouped_mm`.
+experts of a rank are two parameters and one autograd function, each of whose products is one
+`torch.nn.functional.grouped_mm`, on a CPU as on a GPU. (Walking over the experts while their rows
+are in the cache was tried on the CPU: equal for 16 experts, a tenth to a quarter slower for 64
+and more.)
 
 In distributed checkpoints the two parameters carry upstream's keys and global shapes, one tensor
 each, so checkpoints (optimizer state too) pass between this class, upstream's SequentialMLP and
 its TEGroupedMLP.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,10 +28,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.model.linear import Owed, WeightGradients
+from dsv3_plugin.model.linear import WeightGradients
 
-Rows = Sequence[tuple[int, int]]
-"""Per expert, the first row of its tokens and the row after the last."""
+GROUPED_ROW_BYTES = 16
+"""`torch.nn.functional.grouped_mm` takes rows of whole multiples of this, on every device."""
 
 
 class GroupedExperts(MegatronModule):
@@ -54,6 +55,15 @@ class GroupedExperts(MegatronModule):
                 "The local backend's experts cannot be split by tensor parallelism: "
                 "set expert_tensor_parallel_size to 1."
             )
+        row = GROUPED_ROW_BYTES // config.params_dtype.itemsize
+        for name in ("hidden_size", "moe_ffn_hidden_size"):
+            if getattr(config, name) % row:
+                raise UserError(
+                    f"The local backend's experts need {name} to be a multiple of {row} in "
+                    f"{str(config.params_dtype).removeprefix('torch.')}, not "
+                    f"{getattr(config, name)}: rows of a grouped product are multiples "
+                    f"of {GROUPED_ROW_BYTES} bytes."
+                )
         self.num_local_experts = num_local_experts
         self.ep_group = pg_collection.ep
         self.dp_group = pg_collection.expt_dp
@@ -100,8 +110,7 @@ class GroupedExperts(MegatronModule):
         Returns:
             [rows, hidden], weighted by the router; no bias.
         """
-        product = _OnGpu if rows.is_cuda else _OnCpu
-        output = product.apply(
+        output = _Experts.apply(
             rows,
             permuted_probs,
             self.weight1,
@@ -159,107 +168,15 @@ class GroupedExperts(MegatronModule):
         return sharded
 
 
-def _halves(gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return gate, up
-
-
-class _OnCpu(torch.autograd.Function):
-    """One pass over the experts; the products write into buffers made once for all of them."""
-
-    @staticmethod
-    def forward(ctx, x, probs, weight1, weight2, tokens_per_expert, owed) -> Tensor:
-        rows = _row_ranges(tokens_per_expert)
-        gate_up = x.new_empty(x.shape[0], weight1.shape[1])
-        output = x.new_empty(x.shape[0], weight2.shape[1])
-        for expert, (start, end) in enumerate(rows):
-            if start == end:
-                continue
-            torch.mm(x[start:end], weight1[expert].t(), out=gate_up[start:end])
-            gate, up = _halves(gate_up[start:end])
-            hidden = F.silu(gate).mul_(up).mul_(probs[start:end, None])
-            torch.mm(hidden, weight2[expert].t(), out=output[start:end])
-        ctx.save_for_backward(x, probs, weight1, weight2, gate_up)
-        ctx.rows, ctx.owed = rows, owed
-        return output
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, probs, weight1, weight2, gate_up = ctx.saved_tensors
-        grad_output = grad_output.contiguous()
-        grad_x = torch.empty_like(x)
-        grad_probs = torch.empty_like(probs)
-        grad_gate_up = torch.empty_like(gate_up)
-        hidden = x.new_empty(x.shape[0], weight2.shape[2])
-        for expert, (start, end) in enumerate(ctx.rows):
-            if start == end:
-                continue
-            gate, up = _halves(gate_up[start:end])
-            grad_gate, grad_up = _halves(grad_gate_up[start:end])
-            weight = probs[start:end, None]
-            activated = F.silu(gate)
-            h = torch.mul(activated, up, out=hidden[start:end])
-            grad_h = torch.mm(grad_output[start:end], weight2[expert])
-            torch.sum(grad_h * h, dim=-1, out=grad_probs[start:end])
-            h.mul_(weight)
-            grad_h.mul_(weight)
-            torch.mul(grad_h, activated, out=grad_up)
-            torch.ops.aten.silu_backward.grad_input(grad_h.mul_(up), gate, grad_input=grad_gate)
-            torch.mm(grad_gate_up[start:end], weight1[expert], out=grad_x[start:end])
-        gradients = _weight_products(
-            ctx.rows, weight1, weight2, x, grad_gate_up, hidden, grad_output
-        )
-        grad_weight1, grad_weight2 = ctx.owed.arrive(gradients)
-        return grad_x, grad_probs, grad_weight1, grad_weight2, None, None
-
-
-def _row_ranges(tokens_per_expert: Tensor) -> Rows:
-    ranges, start = [], 0
-    for count in tokens_per_expert.tolist():
-        ranges.append((start, start + count))
-        start += count
-    return ranges
-
-
-def _weight_products(
-    rows: Rows,
-    weight1: Tensor,
-    weight2: Tensor,
-    x: Tensor,
-    grad_gate_up: Tensor,
-    hidden: Tensor,
-    grad_output: Tensor,
-) -> Owed:
-    """The gradients of both weights: per expert, (gradient of its output)ᵀ · (its input)."""
-
-    def product(weight: Tensor, grads: Tensor, inputs: Tensor) -> Callable:
-        def compute(out: Tensor | None) -> Tensor:
-            add = out is not None
-            out = out if add else torch.empty_like(weight)
-            for expert, (start, end) in enumerate(rows):
-                if add:
-                    out[expert].addmm_(grads[start:end].t(), inputs[start:end])
-                else:
-                    torch.mm(grads[start:end].t(), inputs[start:end], out=out[expert])
-            return out
-
-        return compute
-
-    return [
-        (weight1, product(weight1, grad_gate_up, x)),
-        (weight2, product(weight2, grad_output, hidden)),
-    ]
-
-
-class _OnGpu(torch.autograd.Function):
-    """The same mathematics in one grouped product per matrix; offsets stay on the device."""
+class _Experts(torch.autograd.Function):
+    """One grouped product per matrix; what lies between them works in place, pass by pass."""
 
     @staticmethod
     def forward(ctx, x, probs, weight1, weight2, tokens_per_expert, owed) -> Tensor:
         ends = tokens_per_expert.to(x.device).cumsum(0).to(torch.int32)
         gate_up = F.grouped_mm(x, weight1.transpose(1, 2), offs=ends)
-        gate, up = _halves(gate_up)
-        hidden = (F.silu(gate) * up * probs[:, None]).to(x.dtype)
+        gate, up = gate_up.chunk(2, dim=-1)
+        hidden = F.silu(gate).mul_(up).mul_(probs[:, None])
         ctx.save_for_backward(x, probs, weight1, weight2, gate_up, ends)
         ctx.owed = owed
         return F.grouped_mm(hidden, weight2.transpose(1, 2), offs=ends)
@@ -268,25 +185,36 @@ class _OnGpu(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, probs, weight1, weight2, gate_up, ends = ctx.saved_tensors
         grad_output = grad_output.contiguous()
-        gate, up = _halves(gate_up)
+        grad_gate_up = torch.empty_like(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
         activated = F.silu(gate)
-        h = activated * up
-        grad_h = F.grouped_mm(grad_output, weight2, offs=ends)
-        grad_probs = (grad_h.to(probs.dtype) * h).sum(-1)
-        hidden = (h * probs[:, None]).to(x.dtype)
-        grad_h = (grad_h * probs[:, None]).to(x.dtype)
-        grad_gate = torch.ops.aten.silu_backward(grad_h * up, gate)
-        grad_gate_up = torch.cat((grad_gate, grad_h * activated), dim=-1)
+        hidden = activated * up
+        grad_hidden = F.grouped_mm(grad_output, weight2, offs=ends)
+        grad_probs = (grad_hidden.to(probs.dtype) * hidden).sum(-1)
+        hidden.mul_(probs[:, None])
+        grad_hidden.mul_(probs[:, None])
+        torch.mul(grad_hidden, activated, out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad_hidden.mul_(up), gate, grad_input=grad_gate)
         grad_x = F.grouped_mm(grad_gate_up, weight1, offs=ends)
 
-        def product(grads: Tensor, inputs: Tensor) -> Callable:
-            def compute(out: Tensor | None) -> Tensor:
-                gradient = F.grouped_mm(grads.t(), inputs, offs=ends)
-                return gradient if out is None else out.add_(gradient)
-
-            return compute
-
         grad_weight1, grad_weight2 = ctx.owed.arrive(
-            [(weight1, product(grad_gate_up, x)), (weight2, product(grad_output, hidden))]
+            [
+                (weight1, partial(_weight_gradients, grad_gate_up, x, ends)),
+                (weight2, partial(_weight_gradients, grad_output, hidden, ends)),
+            ]
         )
         return grad_x, grad_probs, grad_weight1, grad_weight2, None, None
+
+
+def _weight_gradients(grads: Tensor, inputs: Tensor, ends: Tensor, out: Tensor | None) -> Tensor:
+    """Per expert, (gradient of its output)ᵀ · (its input), made or added to `out`."""
+    if out is None:
+        return F.grouped_mm(grads.t(), inputs, offs=ends)
+    if out.is_cuda:
+        return out.add_(F.grouped_mm(grads.t(), inputs, offs=ends))
+    # A grouped product cannot add, and on a CPU a temporary of all weights costs more than calls.
+    sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    for gradient, g, i in zip(out, grads.split(sizes), inputs.split(sizes), strict=True):
+        gradient.addmm_(g.t(), i)
+    return out

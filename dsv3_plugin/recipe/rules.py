@@ -133,6 +133,15 @@ def torch_backend(recipe: Recipe) -> Iterator[str]:
             "recompute: moe_act needs backend: transformer_engine; with backend: local leave it "
             "out, or recompute moe, which is the whole expert layer"
         )
+    if recipe.model.num_moe_experts is None:
+        return
+    row = {"fp32": 4, "bf16": 8}[recipe.precision.dtype]  # of 16 bytes, see model/experts.py
+    for name in ("hidden_size", "moe_ffn_hidden_size"):
+        if (width := getattr(recipe.model, name)) % row:
+            yield (
+                f"{name} {width} is not a multiple of {row}, which the grouped matrix products of "
+                f"backend: local need in {recipe.precision.dtype}"
+            )
 
 
 def dispatch(recipe: Recipe) -> Iterator[str]:

@@ -266,7 +266,10 @@ def enable() -> None:
     # Upstream's tracker of RNG states reaches below torch.cuda: it asks torch.cuda.random for a
     # state, and sets one by a callback that torch would keep for a GPU that never comes.
     _replacer.set("torch.cuda.random:get_rng_state", _call(torch.get_rng_state))
-    _replacer.set("torch.cuda:_lazy_call", lambda callback, **options: callback())
+    # The tracker's module has a copy of that function, where it was imported before.
+    for module in ("torch.cuda", _TRACKER):
+        if module in sys.modules:
+            _replacer.set(f"{module}:_lazy_call", lambda callback, **options: callback())
     _replacer.set("torch.cuda:default_generators", {CPU: torch.default_generator})
     logging.getLogger(_TRACKER).addFilter(_about_one_generator)
     # The optimizer of torch asks CUDA whether a graph is being captured at every step.

@@ -89,15 +89,22 @@ PATCHES: tuple[Patch, ...] = (
         wraps=True,
     ),
     Patch(
+        targets=("megatron.core.optimizer:_get_megatron_optimizer_based_on_param_groups",),
+        replacement="dsv3_plugin.upstream.torch_adam:in_one_pass",
+        reason="torch's AdamW is made without `fused`: a dozen passes over the parameters for one",
+        test="tests/upstream/test_upstream_torch_adam.py",
+        wraps=True,
+    ),
+    Patch(
         targets=("megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.state_dict",),
-        replacement="dsv3_plugin.upstream.sharded_adam:fresh_state_dict",
+        replacement="dsv3_plugin.upstream.torch_adam:fresh_state_dict",
         reason="with torch's AdamW it asserts that a step was taken before a checkpoint is loaded",
         test="tests/stages/test_stages_parallel.py",
         wraps=True,
     ),
     Patch(
         targets=("megatron.core.optimizer.distrib_optimizer:DistributedOptimizer.load_state_dict",),
-        replacement="dsv3_plugin.upstream.sharded_adam:own_steps",
+        replacement="dsv3_plugin.upstream.torch_adam:own_steps",
         reason="with torch's AdamW all states share one step tensor, counted up by each",
         test="tests/stages/test_stages_parallel.py",
         wraps=True,
@@ -107,7 +114,7 @@ PATCHES: tuple[Patch, ...] = (
             "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
             "._set_main_param_and_optimizer_states",
         ),
-        replacement="dsv3_plugin.upstream.sharded_adam:moments_alone",
+        replacement="dsv3_plugin.upstream.torch_adam:moments_alone",
         reason="with torch's AdamW it looks for the step among the saved moments",
         test="tests/stages/test_stages_parallel.py",
         wraps=True,

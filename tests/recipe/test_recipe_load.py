@@ -200,6 +200,7 @@ def test_devices_and_pipeline_are_one_number():
         (["backend=transformer_engine"], "needs a GPU; with host: cpu say backend: local"),
         (["precision.moments=bf16"], "precision.moments: bf16 needs parallel.zero1"),
         (["dispatch.kind=deepep"], "dispatch.kind: deepep needs a GPU"),
+        (["model.hidden_size=62"], "hidden_size 62 is not a multiple of 4, which the grouped"),
         (["dispatch.precision=fp8"], "dispatch.precision: fp8 needs dispatch.kind: two_hop"),
         (
             ["dispatch.hide_shared_expert=true", "recompute=[shared_experts]"],

@@ -1,9 +1,13 @@
-"""Upstream's sharded optimizer (ZeRO-1) over torch's AdamW: resuming it.
+"""torch's AdamW under upstream's optimizers: stepping it in one pass, and resuming it sharded.
 
-Where neither Apex nor Transformer Engine is installed, `DistributedOptimizer` keeps torch's AdamW
-beneath it, whose states carry the number of the step as a tensor. Three things then go wrong when a
-checkpoint is loaded: upstream asks for that number before there is any state; it looks for it among
-the saved moments; and it gives all states one tensor for it, which every parameter counts up.
+Where neither Apex nor Transformer Engine is installed, upstream's optimizers keep torch's AdamW
+beneath them, as torch makes it by default: a dozen passes over every parameter. torch's own fused
+step is one.
+
+Its states carry the number of the step as a tensor, and three things then go wrong when a
+checkpoint of the sharded optimizer (ZeRO-1) is loaded: upstream asks for that number before there
+is any state; it looks for it among the saved moments; and it gives all states one tensor for it,
+which every parameter counts up.
 """
 
 import functools
@@ -13,6 +17,21 @@ from typing import Any
 import torch
 
 _NO_PARAMETER = "before the first step"
+
+
+def in_one_pass(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps `_get_megatron_optimizer_based_on_param_groups`: torch's Adam takes fused steps."""
+
+    @functools.wraps(original)
+    def optimizer_of_param_groups(*args: Any, **kwargs: Any) -> Any:
+        made = original(*args, **kwargs)
+        adam = getattr(made, "optimizer", None)  # a pair, where upstream is asked not to wrap it
+        if isinstance(adam, torch.optim.Adam):  # AdamW too
+            for group in adam.param_groups:
+                group["fused"] = True
+        return made
+
+    return optimizer_of_param_groups
 
 
 def fresh_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
