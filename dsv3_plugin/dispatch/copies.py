@@ -54,15 +54,3 @@ class Copies:
         slots = parts.new_zeros(self._rows * self._destinations, width)
         slots.index_copy_(0, self._slots, parts)
         return slots.view(self._rows, self._destinations * width)
-
-
-class Everything:
-    """The one destination of all rows: they stay as they are."""
-
-    sources = None
-
-    def take(self, rows: torch.Tensor) -> torch.Tensor:
-        """`rows`, whichever of the four is asked for."""
-        return rows
-
-    sum = take_slots = put_slots = take

@@ -54,19 +54,21 @@ class RowWidths:
     """Bytes of a row on each of the passages of one layer; `wire.row_widths` knows them.
 
     Attributes:
-        dispatch: forward, hidden state and weights of a node's experts; both hops.
+        dispatch_rail: forward between nodes: hidden state and weights of one node's experts.
+        dispatch_node: forward inside the node: hidden state and weights of one rank's experts.
         combine: forward, a partial sum; both hops.
         combine_gradient: backward of combine; both hops.
-        dispatch_gradient_node: backward of dispatch inside the node: with the gradients of the
-            weights of one rank's experts.
-        dispatch_gradient_rail: backward of dispatch between nodes: of one node's experts.
+        dispatch_gradient_rail: backward of dispatch between nodes: with the gradients of the
+            weights of one node's experts.
+        dispatch_gradient_node: backward of dispatch inside the node: of one rank's experts.
     """
 
-    dispatch: int
+    dispatch_rail: int
+    dispatch_node: int
     combine: int
     combine_gradient: int
-    dispatch_gradient_node: int
     dispatch_gradient_rail: int
+    dispatch_gradient_node: int
 
 
 def link_class(node_of: Sequence[int], sender: int, receiver: int) -> LinkClass:
@@ -91,7 +93,12 @@ def two_hop_traffic(
     return {
         "counts": gathered(topology, rank, counts.shape[1] * 4),
         "dispatch": _hops(
-            topology, rank, splits.to_nodes, splits.to_ranks, widths.dispatch, widths.dispatch
+            topology,
+            rank,
+            splits.to_nodes,
+            splits.to_ranks,
+            widths.dispatch_rail,
+            widths.dispatch_node,
         ),
         "combine": _hops(
             topology, rank, splits.from_nodes, splits.from_ranks, widths.combine, widths.combine

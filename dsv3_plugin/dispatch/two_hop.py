@@ -30,7 +30,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.autograd.function import once_differentiable
 
-from dsv3_plugin.dispatch.copies import Copies, Everything
+from dsv3_plugin.dispatch.copies import Copies
 from dsv3_plugin.dispatch.exchange import Link, Pending, connect
 from dsv3_plugin.dispatch.plan import Splits, count_routing, needed, split_sizes
 from dsv3_plugin.dispatch.topology import (
@@ -60,18 +60,23 @@ class InFlight:
 
     def __init__(self, steps: Steps, slow: Link) -> None:
         self._steps = steps
-        self._pending = next(steps)
-        while self._pending.link is not slow:
-            self._pending = steps.send(self._pending.wait())
+        self._pending: Pending | None = None
+        self._result: tuple[torch.Tensor, torch.Tensor | None]
+        self._resume(None)
+        while self._pending is not None and self._pending.link is not slow:
+            self._resume(self._pending.wait())
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Hidden states and, where they were sent, routing weights or their gradients."""
-        pending = self._pending
+        while self._pending is not None:
+            self._resume(self._pending.wait())
+        return self._result
+
+    def _resume(self, received: torch.Tensor | None) -> None:
         try:
-            while True:
-                pending = self._steps.send(pending.wait())
+            self._pending = self._steps.send(received)
         except StopIteration as end:
-            return end.value
+            self._pending, self._result = None, end.value
 
 
 @dataclass(frozen=True)
@@ -106,76 +111,89 @@ class Exchange:
         self.splits = splits
         self.fp8 = fp8
         self.in_flight: InFlight
-        self.rail_rows: Copies | Everything = Everything()
+        self._rail_rows: Copies | None = None
         if self.topology.nodes > 1:
             nodes = needed(routing_map, self.topology.nodes)
-            self.rail_rows = Copies(nodes, sum(splits.to_nodes))
+            self._rail_rows = Copies(nodes, sum(splits.to_nodes))
         # Which rank an arrived row is for is known when its weights are here.
-        self.node_rows: Copies | Everything | None = None
-        if self.topology.ranks_per_node == 1:
-            self.node_rows = Everything()
+        self._node_rows: Copies | None = None
 
     def fan_out(self, hidden: torch.Tensor, weights: torch.Tensor | None, passage: str) -> Steps:
-        """`[T, h]` and `[T, X]` here → rows `[R, h]` and `[R, X / E]` at the experts' ranks."""
+        """`[T, h]` and `[T, X]` here → rows `[R, h]` and `[R, X / E]` at the experts' ranks.
+
+        A hop with one member is not made. A row takes along the weights of the experts it can still
+        reach: of one node's on the rail, of one rank's inside the node.
+        """
         topology, splits = self.topology, self.splits
         row = Row(hidden.shape[1], hidden.dtype, self.fp8)
-        carried = None
+        encoded = row.encode(hidden)
         if weights is not None:
-            row = row.carrying(topology.experts_per_node, weights.dtype)
             weights = weights.masked_fill(~self.routing_map, NOT_ROUTED)
-            carried = self.rail_rows.take_slots(weights)
-        message = row.pack(row.encode(hidden), self.rail_rows.sources, carried)
-        message = yield self.links.rail.post(
-            message, splits.to_nodes, splits.from_nodes, f"{passage} between nodes"
-        )
-        if self.node_rows is None:
-            routed = row.weights_of(message) != NOT_ROUTED
-            ranks = needed(routed, topology.ranks_per_node)
-            self.node_rows = Copies(ranks, sum(splits.to_ranks))
-        message = yield self.links.node.post(
-            self.node_rows.take(message),
-            splits.to_ranks,
-            splits.from_ranks,
-            f"{passage} inside the node",
-        )
-        if weights is None:
-            return row.hidden_of(message), None
-        mine = topology.local_index(self.links.everyone.rank) * topology.experts_per_rank
-        return (
-            row.hidden_of(message),
-            row.weights_of(message)[:, mine : mine + topology.experts_per_rank],
-        )
+        if self._rail_rows is not None:
+            if weights is not None:
+                row = row.carrying(topology.experts_per_node, weights.dtype)
+                weights = self._rail_rows.take_slots(weights)
+            message = yield self.links.rail.post(
+                row.pack(encoded, self._rail_rows.sources, weights),
+                splits.to_nodes,
+                splits.from_nodes,
+                f"{passage} between nodes",
+            )
+            encoded, weights = row.unpack(message)
+        if topology.ranks_per_node > 1:
+            if weights is not None:
+                if self._node_rows is None:
+                    ranks = needed(weights != NOT_ROUTED, topology.ranks_per_node)
+                    self._node_rows = Copies(ranks, sum(splits.to_ranks))
+                row = row.carrying(topology.experts_per_rank, weights.dtype)
+                weights = self._node_rows.take_slots(weights)
+            message = yield self.links.node.post(
+                row.pack(encoded, self._node_rows.sources, weights),
+                splits.to_ranks,
+                splits.from_ranks,
+                f"{passage} inside the node",
+            )
+            encoded, weights = row.unpack(message)
+        return row.decode(encoded), weights
 
     def fan_in(self, rows: torch.Tensor, weights: torch.Tensor | None, passage: str) -> Steps:
         """Rows `[R, h]` and `[R, X / E]` of the experts' ranks, summed to `[T, h]` and `[T, X]`."""
         topology, splits = self.topology, self.splits
-        assert self.node_rows is not None, "rows come back only after they went out"
         row = Row(rows.shape[1], rows.dtype)
-        if weights is not None:
-            row = row.carrying(topology.experts_per_rank, weights.dtype)
-        message = yield self.links.node.post(
-            row.pack(row.encode(rows), None, weights),
-            splits.from_ranks,
-            splits.to_ranks,
-            f"{passage} inside the node",
-        )
-        rows = self.node_rows.sum(row.hidden_of(message))
-        if weights is not None:
-            weights = self.node_rows.put_slots(row.weights_of(message))
-            row = row.carrying(topology.experts_per_node, weights.dtype)
-        message = yield self.links.rail.post(
-            row.pack(row.encode(rows), None, weights),
-            splits.from_nodes,
-            splits.to_nodes,
-            f"{passage} between nodes",
-        )
-        if weights is not None:
-            weights = self.rail_rows.put_slots(row.weights_of(message))
-        return self.rail_rows.sum(row.hidden_of(message)), weights
+        if topology.ranks_per_node > 1:
+            if weights is not None:
+                row = row.carrying(topology.experts_per_rank, weights.dtype)
+            message = yield self.links.node.post(
+                row.pack(row.encode(rows), None, weights),
+                splits.from_ranks,
+                splits.to_ranks,
+                f"{passage} inside the node",
+            )
+            rows, weights = _summed(self._node_rows, row, message)
+        if self._rail_rows is not None:
+            if weights is not None:
+                row = row.carrying(topology.experts_per_node, weights.dtype)
+            message = yield self.links.rail.post(
+                row.pack(row.encode(rows), None, weights),
+                splits.from_nodes,
+                splits.to_nodes,
+                f"{passage} between nodes",
+            )
+            rows, weights = _summed(self._rail_rows, row, message)
+        return rows, weights
 
     def launch(self, steps: Steps) -> None:
         """Starts an exchange. Of one `Exchange`, one is under way at a time."""
         self.in_flight = InFlight(steps, self.links.slow)
+
+
+def _summed(
+    copies: Copies, row: Row, message: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What came back in a message, added up where its copies were taken."""
+    encoded, weights = row.unpack(message)
+    rows = copies.sum(row.decode(encoded))
+    return rows, None if weights is None else copies.put_slots(weights)
 
 
 class TwoHopTokenDispatcher(MoETokenDispatcher):

@@ -87,26 +87,28 @@ class Row:
         if weights is None:
             return encoded if rows is None else encoded.index_select(0, rows)
         message = encoded.new_empty(len(weights), self.bytes)
-        self.weights_of(message).copy_(weights)
-        hidden = message[:, self.weight_bytes :]
+        hidden, carried = self.unpack(message)
+        carried.copy_(weights)
         if rows is None:
             hidden.copy_(encoded)
         else:
             torch.index_select(encoded, 0, rows, out=hidden)
         return message
 
-    def weights_of(self, message: torch.Tensor) -> torch.Tensor:
-        """View of the weights `[R, weights]` in a message."""
+    def unpack(self, message: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Views of the encoded hidden states `[R, hidden_bytes]` and of the weights, if any."""
+        encoded = message[:, self.weight_bytes :]
+        if not self.weights:
+            return encoded, None
         section = message[:, : self.weights * self.weight_dtype.itemsize]
-        return section.view(self.weight_dtype)
+        return encoded, section.view(self.weight_dtype)
 
-    def hidden_of(self, message: torch.Tensor) -> torch.Tensor:
-        """Hidden states `[R, h]` of a message: a view, or read from FP8."""
-        section = message[:, self.weight_bytes :]
+    def decode(self, encoded: torch.Tensor) -> torch.Tensor:
+        """Hidden states `[R, h]` from what `encode` made: a view, or read from FP8."""
         if not self.fp8:
-            return section[:, : self.hidden * self.dtype.itemsize].view(self.dtype)
-        values = section[:, : self.hidden].view(E4M3)
-        scales = section[:, self.hidden : self.hidden + -(-self.hidden // TILE)].view(E8M0)
+            return encoded[:, : self.hidden * self.dtype.itemsize].view(self.dtype)
+        values = encoded[:, : self.hidden].view(E4M3)
+        scales = encoded[:, self.hidden : self.hidden + -(-self.hidden // TILE)].view(E8M0)
         return dequantize_tiles(values, scales.float(), self.dtype)
 
 
@@ -117,11 +119,12 @@ def row_widths(
     there, back = Row(hidden, dtype, fp8), Row(hidden, dtype)
     per_node, per_rank = topology.experts_per_node, topology.experts_per_rank
     return RowWidths(
-        dispatch=there.carrying(per_node, weight_dtype).bytes,
+        dispatch_rail=there.carrying(per_node, weight_dtype).bytes,
+        dispatch_node=there.carrying(per_rank, weight_dtype).bytes,
         combine=back.bytes,
         combine_gradient=there.bytes,
-        dispatch_gradient_node=back.carrying(per_rank, weight_dtype).bytes,
         dispatch_gradient_rail=back.carrying(per_node, weight_dtype).bytes,
+        dispatch_gradient_node=back.carrying(per_rank, weight_dtype).bytes,
     )
 
 

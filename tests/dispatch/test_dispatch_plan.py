@@ -90,11 +90,12 @@ def test_traffic_is_that_of_a_loop_over_tokens(drawn):
     counts = torch.stack([count_routing(routing, topology) for routing in maps])
     per_expert = torch.stack([routing.sum(0) for routing in maps])
     widths = RowWidths(
-        dispatch=1_000_003,
+        dispatch_rail=1_000_003,
+        dispatch_node=100_019,
         combine=10_007,
         combine_gradient=101,
-        dispatch_gradient_node=7,
         dispatch_gradient_rail=3,
+        dispatch_gradient_node=7,
     )
 
     def link(sender: int, receiver: int) -> str:
@@ -103,7 +104,7 @@ def test_traffic_is_that_of_a_loop_over_tokens(drawn):
         per_node = topology.ranks_per_node
         return "same_node" if sender // per_node == receiver // per_node else "other_node"
 
-    two_hop = {passage: dict.fromkeys(LINK_CLASSES, 0) for passage in ("dispatch", "back")}
+    two_hop = {passage: dict.fromkeys(LINK_CLASSES, 0) for passage in ("rows", "out", "back")}
     upstream = dict.fromkeys(LINK_CLASSES, 0)
     pairs, hops = set(), set()  # who sends to whom, and on which hop
     for source, routing in enumerate(maps):
@@ -116,12 +117,14 @@ def test_traffic_is_that_of_a_loop_over_tokens(drawn):
                 forwarder = target * topology.ranks_per_node + source % topology.ranks_per_node
                 if topology.nodes > 1:
                     hops.add(("rail", source, forwarder))
-                    two_hop["dispatch"][link(source, forwarder)] += widths.dispatch
+                    two_hop["rows"][link(source, forwarder)] += 1
+                    two_hop["out"][link(source, forwarder)] += widths.dispatch_rail
                     two_hop["back"][link(source, forwarder)] += widths.dispatch_gradient_rail
                 for owner in {o for o in owners if o // topology.ranks_per_node == target}:
                     if topology.ranks_per_node > 1:
                         hops.add(("node", forwarder, owner))
-                        two_hop["dispatch"][link(forwarder, owner)] += widths.dispatch
+                        two_hop["rows"][link(forwarder, owner)] += 1
+                        two_hop["out"][link(forwarder, owner)] += widths.dispatch_node
                         two_hop["back"][link(forwarder, owner)] += widths.dispatch_gradient_node
     ranks = range(topology.ranks)
     ours = [two_hop_traffic(counts, topology, rank, widths) for rank in ranks]
@@ -145,11 +148,10 @@ def test_traffic_is_that_of_a_loop_over_tokens(drawn):
     for counted in (ours, theirs):
         assert messages(counted, "counts") == by_link(everyone)
 
-    assert total(ours, "dispatch") == two_hop["dispatch"]
+    assert total(ours, "dispatch") == two_hop["out"]
     assert total(ours, "dispatch_gradient") == two_hop["back"]
     for passage, width in (("combine", 10_007), ("combine_gradient", 101)):
-        scaled = {k: v // widths.dispatch * width for k, v in two_hop["dispatch"].items()}
-        assert total(ours, passage) == scaled
+        assert total(ours, passage) == {k: v * width for k, v in two_hop["rows"].items()}
     assert total(theirs, "combine") == upstream
     assert total(theirs, "dispatch") == {k: v // 5 * 6 for k, v in upstream.items()}
 

@@ -36,16 +36,18 @@ def test_what_is_packed_comes_out(hidden, dtype, fp8, weights, weight_dtype, tok
     expected = x if chosen is None else x[chosen]
     if fp8:
         expected = dequantize_tiles(*quantize_tiles(expected, power_of_two=True), dtype)
-    assert torch.equal(row.hidden_of(message), expected)
+    encoded, arrived = row.unpack(message)
+    assert torch.equal(row.decode(encoded), expected)
+    assert (arrived is None) == (not weights)
     if weights:
-        assert torch.equal(row.weights_of(message), carried)
+        assert torch.equal(arrived, carried)
 
 
 def test_nan_travels_in_fp8():
     x = torch.ones(2, 256)
     x[1, 200] = float("nan")
     row = Row(256, torch.float32, fp8=True)
-    received = row.hidden_of(row.pack(row.encode(x), None, None))
+    received = row.decode(row.unpack(row.pack(row.encode(x), None, None))[0])
     assert bool(received[1, 128:].isnan().all())
     assert int(received.isnan().sum()) == 128
 
@@ -57,7 +59,8 @@ def test_widths_of_deepseek_v3(fp8, dispatch, gradient):
     # 7168 BF16 values are 14336 bytes; in FP8 7168 and 56 scales of a byte. A node holds 32
     # experts and a rank 4, whose weights are FP32.
     widths = row_widths(Topology(64, 8, 256), 7168, torch.bfloat16, torch.float32, fp8=fp8)
-    assert widths.dispatch == dispatch + 32 * 4
+    assert widths.dispatch_rail == dispatch + 32 * 4
+    assert widths.dispatch_node == dispatch + 4 * 4
     assert widths.combine == 14336
     assert widths.combine_gradient == gradient
     assert widths.dispatch_gradient_node == 14336 + 4 * 4
