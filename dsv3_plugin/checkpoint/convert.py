@@ -10,7 +10,6 @@ later gives the same bytes back.
 
 import json
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from zlib_ng.zlib_ng import crc32
 
 from dsv3_plugin.checkpoint import journal, manifest, recode, tracker
 from dsv3_plugin.checkpoint.config_json import (
@@ -389,7 +389,7 @@ def _header(kind: str, source: Weights, **options: Any) -> dict[str, Any]:
     return {
         "conversion": kind,
         "source": str(source.path.resolve()),
-        "source_tensors": f"{zlib.crc32(described.encode()):08x}",
+        "source_tensors": f"{crc32(described.encode()):08x}",
         "source_files": _states(source),
         **options,
     }

@@ -7,11 +7,12 @@ signature (a cryptographic hash is two to ten times slower than the disk).
 """
 
 import json
-import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from zlib_ng.zlib_ng import crc32
 
 from dsv3_plugin.checkpoint import recode, tracker
 from dsv3_plugin.checkpoint.journal import Checksums
@@ -145,7 +146,7 @@ def _differs(weights: Weights, name: str, listed: dict[str, Any]) -> str:
         if listed[what] != mine:
             return f"{what} {mine} in {weights.path / stored.file}, {listed[what]} by {MANIFEST}"
     for start, stop in recode.steps(weights, name, stored.dtype):
-        crc = zlib.crc32(as_bytes(weights.rows(name, start, stop)), crc)
+        crc = crc32(as_bytes(weights.rows(name, start, stop)), crc)
     if f"{crc:08x}" != listed["crc32"]:
         return f"its bytes in {weights.path / stored.file} are not those of {MANIFEST}"
     return ""

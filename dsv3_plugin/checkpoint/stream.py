@@ -13,7 +13,6 @@ import os
 import queue
 import shutil
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.filesize import decimal
+from zlib_ng.zlib_ng import crc32
 
 from dsv3_plugin.checkpoint import journal
 from dsv3_plugin.checkpoint.journal import Checksums
@@ -139,7 +139,7 @@ class TargetFolder:
             return self._run(job, failed), True
 
         answers: queue.SimpleQueue[tuple[Job, Future]] = queue.SimpleQueue()
-        with ThreadPoolExecutor(workers, thread_name_prefix="convert") as pool:
+        with _workers(workers) as pool:
             try:
                 for job in jobs:
                     future = pool.submit(run, job)
@@ -225,7 +225,7 @@ class TargetFolder:
             start = position + (container.start if container else 0)
             for offset in range(0, nbytes, BLOCK_BYTES):
                 size = min(BLOCK_BYTES, nbytes - offset)
-                crc = zlib.crc32(os.pread(descriptor, size, start + offset), crc)
+                crc = crc32(os.pread(descriptor, size, start + offset), crc)
             whole = container is None or (
                 os.pread(descriptor, container.start, position) == container.head(crc)
                 and os.pread(descriptor, container.length - container.start - nbytes,
@@ -233,6 +233,22 @@ class TargetFolder:
             )  # fmt: skip
             found.append(f"{crc:08x}" if whole else "damaged")
         return found
+
+
+@contextlib.contextmanager
+def _workers(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that share torch's: more threads than cores wait for one another, spinning."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(
+            number,
+            thread_name_prefix="convert",
+            initializer=torch.set_num_threads,
+            initargs=(max(1, threads // number),),
+        ) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # OpenMP keeps it per thread, MKL does not
 
 
 class _Sink:
@@ -253,7 +269,7 @@ class _Sink:
             if self._piece is None:
                 raise AssertionError(f"{self.target.name}: more bytes than it has place for")
             size = min(len(data), _CACHE_BYTES, self._piece.nbytes - self._done)
-            self._crc = zlib.crc32(data[:size], self._crc)
+            self._crc = crc32(data[:size], self._crc)
             position = self._start + self._done
             self._folder.put(self._piece.file, data[:size], position, self.target.name)
             self._done += size

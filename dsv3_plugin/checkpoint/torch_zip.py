@@ -13,11 +13,11 @@ import mmap
 import pickle
 import struct
 import zipfile
-import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+from zlib_ng.zlib_ng import crc32
 
 _ALIGN = 64
 """torch aligns a storage's first byte to this within the container."""
@@ -52,20 +52,20 @@ class Container:
 
     def head(self, crc: int) -> bytes:
         """The bytes before the tensor's, given the CRC-32 of the tensor's bytes."""
-        parts = [_local(name, zlib.crc32(data), len(data)) + data for name, data in self._records]
+        parts = [_local(name, crc32(data), len(data)) + data for name, data in self._records]
         return b"".join(parts) + _local("data/0", crc, self.nbytes, self._padding)
 
     def tail(self, crc: int) -> bytes:
         """The bytes after the tensor's, given the CRC-32 of the tensor's bytes."""
-        after = b"".join(_local(name, zlib.crc32(data), len(data)) + data for name, data in _AFTER)
+        after = b"".join(_local(name, crc32(data), len(data)) + data for name, data in _AFTER)
         directory, position = b"", 0
         for name, data in self._records:
-            directory += _central(name, zlib.crc32(data), len(data), position)
+            directory += _central(name, crc32(data), len(data), position)
             position += _LOCAL.size + len(_name(name)) + len(data)
         directory += _central("data/0", crc, self.nbytes, position)
         position = self.start + self.nbytes
         for name, data in _AFTER:
-            directory += _central(name, zlib.crc32(data), len(data), position)
+            directory += _central(name, crc32(data), len(data), position)
             position += _LOCAL.size + len(_name(name)) + len(data)
         count = len(self._records) + 1 + len(_AFTER)
         return after + directory + _END.pack(
