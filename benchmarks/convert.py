@@ -16,7 +16,7 @@ the seconds with it are beside them.
 workers: FP8 of two sizes, BF16 of the larger one; peak memory is the process's own (RssAnon; mapped
 files are the kernel's cache).
 
-Prints a table, why two other converters are not in it, then one JSON line. Needs about 45 GB of
+Prints a table, why two other converters are not in it, then one JSON line. Needs about 55 GB of
 disk for `memory`, 10 GB for the others.
 """
 
