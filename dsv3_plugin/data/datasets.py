@@ -58,7 +58,7 @@ def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider
                 raise
             raise UserError(
                 f"cannot write the index of samples {cause.filename}: {cause.strerror}; make "
-                "room, or name a folder with --data-cache-path."
+                "room, or name a folder: megatron_args.data-cache-path=FOLDER."
             ) from error
         return train, valid, test
 

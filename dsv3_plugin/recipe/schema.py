@@ -87,8 +87,8 @@ class Training(_Section):
     """Budget in steps, in place of tokens."""
     micro_batch_size: PositiveInt = 1
     """Sequences per forward pass of a rank."""
-    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1234
-    """NumPy takes no larger one."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1234
+    """NumPy takes 32 bits of it, after upstream has added to it for each stage and rank."""
     eval_interval: PositiveInt | None = None
     """Steps between evaluations; None: never."""
     eval_steps: PositiveInt = 10

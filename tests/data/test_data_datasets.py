@@ -177,7 +177,9 @@ def test_indices_stand_beside_the_data_unless_told_otherwise(built, megatron):
 def test_a_place_for_indices_that_cannot_be_written(megatron, tmp_path):
     (tmp_path / "file").write_text("")
     megatron.data_cache_path = str(tmp_path / "file" / "cache")
-    with pytest.raises(UserError, match=r"cannot write the index .*file.*--data-cache-path"):
+    with pytest.raises(
+        UserError, match=r"cannot write the index .*file.*megatron_args.data-cache-path"
+    ):
         datasets_provider()((20, 3, 0))
 
 
