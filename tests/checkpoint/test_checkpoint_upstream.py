@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from checkpoint_samples import (
     assert_same_bytes,
     random_tensors,
@@ -68,6 +69,20 @@ def test_upstreams_spec_loads_an_import_and_export_reads_its_save(imported, tmp_
     # No model.yaml of ours is there: the model is read from upstream's arguments.
     export_hf(tmp_path / "saved", tmp_path / "out", dtype="bf16")
     assert_same_bytes(read_tensors(tmp_path / "out"), read_tensors(imported / "folder"))
+
+
+def test_upstreams_spec_loads_an_import_from_fp8(tmp_path):
+    # The scales that are kept for the way back lie beside the weights, and do not disturb upstream.
+    write_folder(tmp_path / "folder", MODEL, random_tensors(MODEL, "fp8"))
+    import_hf(tmp_path / "folder", tmp_path / "checkpoint")
+    upstream(1, tmp_path / "checkpoint" / "model.yaml", "upstream", tmp_path / "checkpoint",
+             tmp_path / "saved")  # fmt: skip
+    export_hf(tmp_path / "checkpoint", tmp_path / "expected", dtype="bf16")
+    export_hf(tmp_path / "saved", tmp_path / "out", dtype="bf16")
+    expected, out = read_tensors(tmp_path / "expected"), read_tensors(tmp_path / "out")
+    assert out.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(out[name], tensor), name  # not by bytes: a step of 0 makes 0 of -0
 
 
 def test_our_spec_on_a_pipeline_with_a_distributed_optimizer(imported, tmp_path):
