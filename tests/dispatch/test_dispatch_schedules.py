@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import run_ranks
+from staged_model import staged_model
 
 from dsv3_plugin.pipeline.actions import Compute, Schedule
 from dsv3_plugin.pipeline.schedules import (
@@ -24,33 +25,7 @@ from dsv3_plugin.pipeline.schedules import (
 from dsv3_plugin.recipe.layout import even
 
 SEQ, LAYERS = 16, 4
-MODEL: dict[str, Any] = {
-    "name": "four layers",
-    "num_layers": LAYERS,
-    "hidden_size": 32,
-    "ffn_hidden_size": 48,
-    "vocab_size": 64,
-    "max_position_embeddings": 32,
-    "num_attention_heads": 2,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_head_dim": 8,
-    "qk_pos_emb_head_dim": 8,
-    "v_head_dim": 8,
-    "moe_layer_freq": "[0]*1+[1]*3",
-    "num_moe_experts": 8,
-    "moe_ffn_hidden_size": 16,
-    "moe_shared_expert_intermediate_size": 16,
-    "moe_router_topk": 2,
-    "moe_router_num_groups": 4,
-    "moe_router_group_topk": 2,
-    "moe_router_score_function": "sigmoid",
-    "moe_router_topk_scaling_factor": 2.5,
-    "moe_router_enable_expert_bias": True,
-    "moe_aux_loss_coeff": 1e-2,
-    "moe_router_load_balancing_type": "seq_aux_loss",
-    "mtp_num_layers": 1,
-}
+MODEL = staged_model(LAYERS)
 SCHEDULES = {
     "1f1b": one_f_one_b(2, 3),
     "zb1p": zb1p(2, 3),
@@ -129,16 +104,14 @@ def build_chunks(
     from dsv3_plugin.model.config import transformer_config
     from dsv3_plugin.model.specs import deepseek_v3_spec, mtp_block_spec
     from dsv3_plugin.pipeline.chunks import PlacedLayout, join_chunks
-    from dsv3_plugin.recipe.model import ModelConfig
 
     virtual = placement.chunks_per_rank if placement.chunks_per_rank > 1 else None
-    described = ModelConfig.model_validate(MODEL)
     chunks = []
     for index, stage in enumerate(
         placement.chunks[parallel_state.get_pipeline_model_parallel_rank()]
     ):
         config = transformer_config(
-            described,
+            MODEL,
             pipeline_model_parallel_size=schedule.pp,
             virtual_pipeline_model_parallel_size=virtual,
             pipeline_model_parallel_layout=PlacedLayout(
@@ -156,8 +129,8 @@ def build_chunks(
                 config=config,
                 transformer_layer_spec=layers,
                 mtp_block_spec=mtp_block_spec(config, layers, vp_stage=vp_stage),
-                vocab_size=described.vocab_size,
-                max_sequence_length=described.max_position_embeddings,
+                vocab_size=MODEL.vocab_size,
+                max_sequence_length=MODEL.max_position_embeddings,
                 pre_process=model_stage == 0,
                 post_process=model_stage == placement.depth - 1,
                 share_embeddings_and_output_weights=False,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import run_ranks
+from staged_model import staged_model
 
 from dsv3_plugin.pipeline.actions import Schedule
 from dsv3_plugin.pipeline.chunk_plan import PlannedSteps, plan_serves
@@ -22,33 +23,7 @@ from dsv3_plugin.recipe.layout import even
 
 SEQ, MICRO = 16, 2
 
-MODEL: dict[str, Any] = {
-    "name": "four layers",
-    "num_layers": 4,
-    "hidden_size": 32,
-    "ffn_hidden_size": 48,
-    "vocab_size": 64,
-    "max_position_embeddings": 32,
-    "num_attention_heads": 2,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_head_dim": 8,
-    "qk_pos_emb_head_dim": 8,
-    "v_head_dim": 8,
-    "moe_layer_freq": "[0]*1+[1]*3",
-    "num_moe_experts": 8,
-    "moe_ffn_hidden_size": 16,
-    "moe_shared_expert_intermediate_size": 16,
-    "moe_router_topk": 2,
-    "moe_router_num_groups": 4,
-    "moe_router_group_topk": 2,
-    "moe_router_score_function": "sigmoid",
-    "moe_router_topk_scaling_factor": 2.5,
-    "moe_router_enable_expert_bias": True,
-    "moe_aux_loss_coeff": 1e-2,
-    "moe_router_load_balancing_type": "seq_aux_loss",
-    "mtp_num_layers": 1,
-}
+MODEL = staged_model(4)
 
 
 def _prepare(pipeline: int, virtual: int | None, first_and_last_meet: bool = False) -> None:
@@ -72,10 +47,9 @@ def _prepare(pipeline: int, virtual: int | None, first_and_last_meet: bool = Fal
 
 def _build(**stage: Any) -> torch.nn.Module:
     from dsv3_plugin.model.build import build_model
-    from dsv3_plugin.recipe.model import ModelConfig
 
     return build_model(
-        ModelConfig.model_validate(MODEL),
+        MODEL,
         expert_model_parallel_size=2,
         init_method_std=0.2,
         **stage,
@@ -294,7 +268,7 @@ def _chunks(schedule: Schedule) -> list[torch.nn.Module]:
     placement = placement_of(schedule)
     virtual = placement.chunks_per_rank if placement.chunks_per_rank > 1 else None
     _prepare(schedule.pp, virtual, placement.ends_meet)
-    layout = PlacedLayout(even(MODEL["num_layers"], placement.depth, 1), placement)
+    layout = PlacedLayout(even(MODEL.num_layers, placement.depth, 1), placement)
     rank = parallel_state.get_pipeline_model_parallel_rank()
     chunks = [
         _build(

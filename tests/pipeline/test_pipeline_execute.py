@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import run_ranks
+from staged_model import staged_model
 
 from dsv3_plugin.pipeline.actions import Schedule
 from dsv3_plugin.pipeline.costs import Costs, even_stages
@@ -28,33 +29,7 @@ from dsv3_plugin.recipe.layout import even
 
 SEQ, MICRO = 16, 1
 
-MODEL: dict[str, Any] = {
-    "name": "eight layers",
-    "num_layers": 8,
-    "hidden_size": 32,
-    "ffn_hidden_size": 48,
-    "vocab_size": 64,
-    "max_position_embeddings": 32,
-    "num_attention_heads": 2,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_head_dim": 8,
-    "qk_pos_emb_head_dim": 8,
-    "v_head_dim": 8,
-    "moe_layer_freq": "[0]*1+[1]*7",
-    "num_moe_experts": 8,
-    "moe_ffn_hidden_size": 16,
-    "moe_shared_expert_intermediate_size": 16,
-    "moe_router_topk": 2,
-    "moe_router_num_groups": 4,
-    "moe_router_group_topk": 2,
-    "moe_router_score_function": "sigmoid",
-    "moe_router_topk_scaling_factor": 2.5,
-    "moe_router_enable_expert_bias": True,
-    "moe_aux_loss_coeff": 1e-2,
-    "moe_router_load_balancing_type": "seq_aux_loss",
-    "mtp_num_layers": 1,
-}
+MODEL = staged_model(8)
 
 SCHEDULES = {
     2: [
@@ -144,11 +119,10 @@ def _in_one_process(micro_batches: int) -> tuple[list[float], dict[str, torch.Te
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     from dsv3_plugin.model.build import build_model
-    from dsv3_plugin.recipe.model import ModelConfig
 
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
-    model = build_model(ModelConfig.model_validate(MODEL), moe_router_bias_update_rate=1e-3)
+    model = build_model(MODEL, moe_router_bias_update_rate=1e-3)
     _fill([model])
     model.config.finalize_model_grads_func = _finish
     wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
@@ -175,7 +149,6 @@ def chunks_of(schedule: Schedule) -> list[torch.nn.Module]:
     from dsv3_plugin.model.build import build_model
     from dsv3_plugin.pipeline.chunks import PlacedLayout, join_chunks
     from dsv3_plugin.pipeline.placement import placement_of
-    from dsv3_plugin.recipe.model import ModelConfig
 
     placement = placement_of(schedule)
     layout = PlacedLayout(even(8, placement.depth, 1), placement)
@@ -192,7 +165,7 @@ def chunks_of(schedule: Schedule) -> list[torch.nn.Module]:
         model_stage = placement.model_stage(stage)
         chunks.append(
             build_model(
-                ModelConfig.model_validate(MODEL),
+                MODEL,
                 pre_process=model_stage == 0,
                 post_process=model_stage == placement.depth - 1,
                 vp_stage=index if virtual else None,
