@@ -144,8 +144,8 @@ def schedule(
         str | None, typer.Option(help="Its decoder layers on each stage: 1,2*30,0")
     ] = None,
     seq_length: Annotated[
-        int, typer.Option(help="Tokens per sequence, for --model.", min=1)
-    ] = 4096,
+        int | None, typer.Option(help="Tokens per sequence, for --model; 4096 by default.", min=1)
+    ] = None,
     activations: Annotated[
         float | None,
         typer.Option(

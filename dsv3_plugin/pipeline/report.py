@@ -83,12 +83,13 @@ class Stages:
     sizes: computation of each stage relative to the others.
     model: shipped name or path of a model whose FLOPs give the sizes.
     layers: its decoder layers on each stage; by default such that ranks have equal work.
+    seq_length: its tokens per sequence; 4096 by default.
     """
 
     sizes: Sequence[float] | None = None
     model: str | None = None
     layers: Sequence[int] | None = None
-    seq_length: int = 4096
+    seq_length: int | None = None
 
     def costs(
         self, costs: Costs, pp: int, stage_ranks: Sequence[int], copies: int = 1
@@ -105,12 +106,15 @@ class Stages:
             from dsv3_plugin.recipe.load import load_model
 
             model = load_model(self.model)
-            layers = self.layers or even_layers(model, stage_ranks, self.seq_length)
+            length = self.seq_length or 4096
+            layers = self.layers or even_layers(model, stage_ranks, length)
             _check_count("--layers", layers, count)
-            one = model_stages(model, layers, pp, costs, self.seq_length)
+            one = model_stages(model, layers, pp, costs, length)
         else:
             if self.layers is not None:
                 raise UserError("--layers says where the layers of a --model lie; name the model")
+            if self.seq_length is not None:
+                raise UserError("--seq-length is of the sequences of a --model; name the model")
             sizes = self.sizes or [1.0] * count
             _check_count("--stage-costs", sizes, count)
             if min(sizes) < 0 or not any(sizes):

@@ -123,6 +123,7 @@ def test_stages_of_a_model_and_by_hand():
         (("zbv", *EIGHT, "--cost", "G=1"), "--cost knows no 'G'"),
         (("zbv", *EIGHT, "--stage-costs", "1,2"), "gives 2 stages, but the schedule has 16"),
         (("zbv", *EIGHT, "--layers", "1*16"), "name the model"),
+        (("zbv", *EIGHT, "--seq-length", "1024"), "name the model"),
         (("zbv", *EIGHT, "--csv", "/no/such/folder/x.csv"), "cannot write"),
         (("zbv", "--from-csv", "x.csv"), "not both"),
         (("--from-csv", "no-such.csv"), "cannot read the schedule"),
