@@ -69,8 +69,7 @@ class HFLayout:
     def _place(self, shard: list[Described], file: str) -> None:
         described: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end, begins = 0, {}
-        # Stable: those that would put what follows them out of step come last.
-        for entry in sorted(shard, key=lambda entry: _nbytes(entry) % _ALIGNMENT > 0):
+        for entry in sorted(shard, key=_alignment_first):
             name, dtype, shape = entry
             begins[name], end = end, end + _nbytes(entry)
             described[name] = {
@@ -103,6 +102,12 @@ class HFLayout:
         if len(self.files) > 1:
             index = {"metadata": {"total_size": self.total_size}, "weight_map": self._index}
             replace_file(folder / INDEX, json.dumps(index, indent=2).encode())
+
+
+def _alignment_first(entry: Described) -> tuple[bool, int]:
+    """Sorts last what would put its successors out of step, and of that the smallest types."""
+    _, dtype, _ = entry
+    return _nbytes(entry) % _ALIGNMENT > 0, -dtype.itemsize
 
 
 def _nbytes(entry: Described) -> int:

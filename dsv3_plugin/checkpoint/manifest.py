@@ -8,7 +8,6 @@ signature (a cryptographic hash is two to ten times slower than the disk).
 
 import json
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from dsv3_plugin.checkpoint.journal import Checksums
 from dsv3_plugin.checkpoint.stream import Progress, Target, as_bytes
 from dsv3_plugin.checkpoint.verify import Comparison, Difference
 from dsv3_plugin.checkpoint.weights import DistWeights, Weights, open_weights
+from dsv3_plugin.checkpoint.workers import worker_threads
 from dsv3_plugin.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -114,7 +114,7 @@ def check(path: str | Path, *, workers: int = 2, progress: Progress | None = Non
     ]
     common = [name for name in weights.stored if name in listed]
     total, done, equal = sum(weights.stored[name].nbytes for name in common), 0, 0
-    with ThreadPoolExecutor(workers) as pool:
+    with worker_threads(workers) as pool:
         found = pool.map(lambda name: _differs(weights, name, listed[name]), common)
         for name, what in zip(common, found, strict=True):
             if what:

@@ -14,7 +14,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from dsv3_plugin.checkpoint import journal
 from dsv3_plugin.checkpoint.journal import Checksums
 from dsv3_plugin.checkpoint.torch_zip import Container
 from dsv3_plugin.checkpoint.tracker import INCOMPLETE, sync_folder
+from dsv3_plugin.checkpoint.workers import worker_threads
 from dsv3_plugin.errors import UserError
 
 BLOCK_BYTES = 16 << 20
@@ -139,7 +140,7 @@ class TargetFolder:
             return self._run(job, failed), True
 
         answers: queue.SimpleQueue[tuple[Job, Future]] = queue.SimpleQueue()
-        with _workers(workers) as pool:
+        with worker_threads(workers) as pool:
             try:
                 for job in jobs:
                     future = pool.submit(run, job)
@@ -233,22 +234,6 @@ class TargetFolder:
             )  # fmt: skip
             found.append(f"{crc:08x}" if whole else "damaged")
         return found
-
-
-@contextlib.contextmanager
-def _workers(number: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that share torch's: more threads than cores wait for one another, spinning."""
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(
-            number,
-            thread_name_prefix="convert",
-            initializer=torch.set_num_threads,
-            initargs=(max(1, threads // number),),
-        ) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)  # OpenMP keeps it per thread, MKL does not
 
 
 class _Sink:

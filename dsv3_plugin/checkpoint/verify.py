@@ -9,7 +9,6 @@ The models are compared too: the same tensors under another rope_theta are anoth
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from dsv3_plugin.checkpoint.mapped import same_bytes
 from dsv3_plugin.checkpoint.names import SCALE, Entry
 from dsv3_plugin.checkpoint.stream import Progress
 from dsv3_plugin.checkpoint.weights import E4M3, Weights, open_weights
+from dsv3_plugin.checkpoint.workers import worker_threads
 from dsv3_plugin.recipe.model import ModelConfig
 
 _TRAINED_WITH = frozenset(
@@ -89,7 +89,7 @@ def verify(
     differences += [Difference(name, f"only in {b}") for name in theirs]
     equal, done = 0, 0
     total = sum(left.stored[entry.name].nbytes for entry in common)
-    with ThreadPoolExecutor(workers) as pool:
+    with worker_threads(workers) as pool:
         found = pool.map(lambda entry: compare(left, right, entry, tolerance), common)
         for entry, difference in zip(common, found, strict=True):
             if difference is None:

@@ -61,7 +61,7 @@ class InFlight:
     def __init__(self, steps: Steps, slow: Link) -> None:
         self._steps = steps
         self._pending: Pending | None = None
-        self._result: tuple[torch.Tensor, torch.Tensor | None]
+        self._result: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
         self._resume(None)
         while self._pending is not None and self._pending.link is not slow:
             self._resume(self._pending.wait())
@@ -70,7 +70,9 @@ class InFlight:
         """Hidden states and, where they were sent, routing weights or their gradients."""
         while self._pending is not None:
             self._resume(self._pending.wait())
-        return self._result
+        # Not kept: autograd hangs the graph on these tensors, and the graph holds the exchange.
+        result, self._result = self._result, (None, None)
+        return result
 
     def _resume(self, received: torch.Tensor | None) -> None:
         try:
@@ -411,7 +413,9 @@ class _CombineFinish(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, exchange: Exchange, ticket: torch.Tensor) -> torch.Tensor:
         ctx.exchange = exchange
-        return exchange.in_flight.finish()[0]
+        sums, _ = exchange.in_flight.finish()
+        # On a group of one this is the tensor that `combine_start` was given: its own graph stays.
+        return sums.view_as(sums)
 
     @staticmethod
     @once_differentiable

@@ -19,7 +19,7 @@ NOT_ROUTED = float("-inf")
 """Stands among the weights of a row for an expert the token does not go to."""
 
 # Every section starts at a multiple of this, so that it can be viewed in its own dtype.
-_ALIGNMENT = 4
+_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ its TEGroupedMLP.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -56,12 +57,12 @@ class GroupedExperts(MegatronModule):
                 "set expert_tensor_parallel_size to 1."
             )
         row = GROUPED_ROW_BYTES // config.params_dtype.itemsize
-        for name in ("hidden_size", "moe_ffn_hidden_size"):
-            if getattr(config, name) % row:
+        for size in ("hidden_size", "moe_ffn_hidden_size"):
+            if getattr(config, size) % row:
                 raise UserError(
-                    f"The local backend's experts need {name} to be a multiple of {row} in "
+                    f"The local backend's experts need {size} to be a multiple of {row} in "
                     f"{str(config.params_dtype).removeprefix('torch.')}, not "
-                    f"{getattr(config, name)}: rows of a grouped product are multiples "
+                    f"{getattr(config, size)}: rows of a grouped product are multiples "
                     f"of {GROUPED_ROW_BYTES} bytes."
                 )
         self.num_local_experts = num_local_experts
@@ -198,12 +199,13 @@ class _Experts(torch.autograd.Function):
         torch.ops.aten.silu_backward.grad_input(grad_hidden.mul_(up), gate, grad_input=grad_gate)
         grad_x = F.grouped_mm(grad_gate_up, weight1, offs=ends)
 
-        grad_weight1, grad_weight2 = ctx.owed.arrive(
-            [
-                (weight1, partial(_weight_gradients, grad_gate_up, x, ends)),
-                (weight2, partial(_weight_gradients, grad_output, hidden, ends)),
-            ]
+        products = (
+            (weight1, partial(_weight_gradients, grad_gate_up, x, ends)),
+            (weight2, partial(_weight_gradients, grad_output, hidden, ends)),
         )
+        wanted = ctx.needs_input_grad[2:4]  # a frozen weight is owed nothing
+        arrived = iter(ctx.owed.arrive(list(compress(products, wanted))))
+        grad_weight1, grad_weight2 = (next(arrived) if is_wanted else None for is_wanted in wanted)
         return grad_x, grad_probs, grad_weight1, grad_weight2, None, None
 
 

@@ -27,11 +27,18 @@ def in_one_pass(original: Callable[..., Any]) -> Callable[..., Any]:
         made = original(*args, **kwargs)
         adam = getattr(made, "optimizer", None)  # a pair, where upstream is asked not to wrap it
         if isinstance(adam, torch.optim.Adam):  # AdamW too
-            for group in adam.param_groups:
-                group["fused"] = True
+            _fuse(adam.param_groups)
+            # A checkpoint brings its own groups: of another optimizer, or of torch's default.
+            # Before they are loaded, because torch puts each step's number where they say.
+            adam.register_load_state_dict_pre_hook(lambda _, saved: _fuse(saved["param_groups"]))
         return made
 
     return optimizer_of_param_groups
+
+
+def _fuse(groups: list[dict[str, Any]]) -> None:
+    for group in groups:
+        group["fused"] = True
 
 
 def fresh_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ Eight gloo ranks are forked once and run all cases; every rank checks its own.
 import contextlib
 import itertools
 import sys
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -255,6 +256,24 @@ def host_reads(rank: int) -> tuple[list[str], dict[str, int]]:
     with HostReads() as reads:
         run_layer(case.two_hop, *inputs)
     return reads.seen, dict(reads.read)
+
+
+def is_forgotten(rank: int) -> bool:
+    """Whether an exchange goes with its graph, of which nobody asked a gradient."""
+    case = Case(2, 1, groups_of(2))
+    hidden, routing_map, weights, _ = case.inputs("random")
+    exchanges = []
+    for _ in range(2):  # the dispatcher itself holds the last
+        rows, probs = case.two_hop.dispatch_preprocess(
+            hidden.detach().requires_grad_(), routing_map, weights
+        )
+        case.two_hop.token_dispatch(rows, probs)
+        exchanges.append(weakref.ref(case.two_hop._exchange))
+    return exchanges[0]() is None
+
+
+def test_an_exchange_does_not_outlive_its_graph(tmp_path):
+    assert all(run_ranks(2, is_forgotten, scratch=tmp_path))
 
 
 def test_the_host_waits_for_the_counts_and_nothing_else(tmp_path):

@@ -32,7 +32,7 @@ def test_what_is_packed_comes_out(hidden, dtype, fp8, weights, weight_dtype, tok
         carried[:, 0] = NOT_ROUTED
     message = row.pack(row.encode(x), chosen, carried)
     assert message.shape[1] == row.bytes
-    assert row.bytes % 4 == 0
+    assert row.bytes % 8 == 0
     expected = x if chosen is None else x[chosen]
     if fp8:
         expected = dequantize_tiles(*quantize_tiles(expected, power_of_two=True), dtype)

@@ -201,6 +201,14 @@ def test_devices_and_pipeline_are_one_number():
         (["precision.moments=bf16"], "precision.moments: bf16 needs parallel.zero1"),
         (["dispatch.kind=deepep"], "dispatch.kind: deepep needs a GPU"),
         (["model.hidden_size=62"], "hidden_size 62 is not a multiple of 4, which the grouped"),
+        (
+            [
+                "precision.dtype=bf16",
+                "model.moe_ffn_hidden_size=44",
+                "model.moe_shared_expert_intermediate_size=44",
+            ],
+            "moe_ffn_hidden_size 44 is not a multiple of 8, which the grouped matrix products",
+        ),
         (["dispatch.precision=fp8"], "dispatch.precision: fp8 needs dispatch.kind: two_hop"),
         (
             ["dispatch.hide_shared_expert=true", "recompute=[shared_experts]"],

@@ -23,7 +23,7 @@ from dsv3_plugin.stages.worker import order_kernels
         ("parallel.context=3", "2 processes do not divide by"),
         ("parallel.context=2", "parallel.context 2 needs backend: transformer_engine"),
         ("recompute=[moe_act]", "recompute: moe_act needs backend: transformer_engine"),
-        ("training.seed=4294967296", "'training.seed' is 4294967296; it must be less than"),
+        ("training.seed=2147483648", "'training.seed' is 2147483648; it must be less than"),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_anything_happens(recipe, tmp_path, override, sentence):

@@ -49,3 +49,11 @@ def test_a_step_is_fused_and_is_torchs_own(optimizer):
             part.optimizer.step()
             reference.step()
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_checkpoint_of_steps_that_were_not_fused_goes_on_fused(optimizer):
+    for part in optimizer.chained_optimizers:
+        saved = part.optimizer.state_dict()
+        groups = [group | {"fused": None} for group in saved["param_groups"]]
+        part.optimizer.load_state_dict(saved | {"param_groups": groups})
+        assert all(group["fused"] for group in part.optimizer.param_groups)
