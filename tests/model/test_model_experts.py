@@ -1,12 +1,13 @@
 """The stacked experts against upstream's SequentialMLP: values, gradients, checkpoints."""
 
-import multiprocessing
+import queue
 
 import oracles
 import pytest
 import torch
 from gloo_ranks import run_ranks
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -129,8 +130,8 @@ def test_postponed_weight_gradients_are_paid_first_in_first_out():
 
 def pass_checkpoints(rank, ep, directory):
     """On `ep` ranks, from ours to upstream's and back: what each pair of weights differs by."""
-    # Upstream's writer starts processes of its own, which Python denies to daemons.
-    multiprocessing.current_process()._config["daemon"] = False
+    # Upstream's has a process of its own, which outlives this one.
+    filesystem_async.get_write_results_queue = lambda *args: queue.Queue()
     parallel_state.initialize_model_parallel(expert_model_parallel_size=ep)
     model_parallel_cuda_manual_seed(3)
     return [save_and_load(ep, directory / name, name == "ours") for name in ("ours", "upstreams")]
