@@ -500,13 +500,26 @@ def main() -> None:
     if not sys.warnoptions:  # a library's warnings are for developers; `-W default` shows them
         warnings.simplefilter("ignore")
     try:
-        app()
+        sys.exit(app(standalone_mode=False, prog_name="dsv3") or 0)
+    except typer.exceptions.TyperException as error:
+        asked_nothing = error.format_message().startswith("Usage:")
+        print(error.format_message() if asked_nothing else usage_sentence(error), file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:  # Ctrl-C
+        sys.exit(130)
     except Exception as error:
         if os.environ.get("DSV3_DEBUG") == "1":
             raise
         sentence, code = explain(error)
         print(f"dsv3: {sentence}", file=sys.stderr)
         sys.exit(code)
+
+
+def usage_sentence(error: typer.exceptions.TyperException) -> str:
+    """What is wrong with a command line, and where to read how it is written."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "dsv3"
+    return f"dsv3: {error.format_message().rstrip('.')} (see {command} --help)."
 
 
 def explain(error: Exception) -> tuple[str, int]:

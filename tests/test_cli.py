@@ -23,7 +23,7 @@ from dsv3_plugin.errors import UserError
     ],
 )
 def test_an_error_is_a_sentence(monkeypatch, capsys, error, code, sentence):
-    def fail() -> None:
+    def fail(**_: object) -> None:
         raise error
 
     monkeypatch.setattr(cli, "app", fail)
@@ -35,6 +35,25 @@ def test_an_error_is_a_sentence(monkeypatch, capsys, error, code, sentence):
     monkeypatch.setenv("DSV3_DEBUG", "1")
     with pytest.raises(type(error)):
         cli.main()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["import", "a", "b", "--workers", "0"], "'--workers': Input should be greater than or"),
+        (["foo"], "No such command 'foo' (see dsv3 --help)."),
+        (["train"], "Missing argument 'recipe' (see dsv3 train --help)."),
+        (["plan", "--nope"], "No such option: --nope (see dsv3 plan --help)."),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(monkeypatch, capsys, words, sentence):
+    monkeypatch.setattr(sys, "argv", ["dsv3", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])

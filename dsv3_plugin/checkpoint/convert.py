@@ -35,6 +35,7 @@ from dsv3_plugin.checkpoint.mapped import same_bytes
 from dsv3_plugin.checkpoint.model_file import MODEL_FILE
 from dsv3_plugin.checkpoint.names import SCALE, Entry, extra_states
 from dsv3_plugin.checkpoint.stream import Job, Progress, Target, TargetFolder, as_sentence
+from dsv3_plugin.checkpoint.target_lock import sole_writer
 from dsv3_plugin.checkpoint.weights import (
     E4M3,
     DistWeights,
@@ -114,7 +115,10 @@ def import_hf(
     root = Path(checkpoint)
     source = open_weights(Path(hf_dir), allow_pickle=allow_pickle)
     if not isinstance(source, HFWeights):
-        raise UserError(f"{hf_dir} is a Megatron checkpoint, not a Hugging Face folder.")
+        raise UserError(
+            f"{hf_dir} is a Megatron checkpoint, not a Hugging Face folder: dsv3 export is the way "
+            "from there."
+        )
     _require_apart(source.path, root)
     layout = DistLayout(_import_regions(source, dtype))
     jobs = [_import_job(source, target) for target in layout.targets.values()]
@@ -124,24 +128,25 @@ def import_hf(
     _require_consumed(source, jobs, {*source.stored} - {*source.dropped})
 
     header = _header("import", source, dtype=dtype, dropped=source.dropped)
-    was_complete = resume and _was_complete(root, header, workers, progress)
-    if not was_complete:
-        folder = TargetFolder(root, root / tracker.RELEASE, layout.files)
-        try:
-            done = folder.begin(header, resume=resume)
-            checksums = folder.write(jobs, done, workers, progress or _silent)
-        finally:
-            folder.close()
-        with as_sentence(root):
-            layout.finish(root / tracker.RELEASE, _COMMON, extra_states(source.model))
-            source.model.write(root / MODEL_FILE)
-            (root / TOKENIZER).mkdir(exist_ok=True)
-            _copy_files(source.path, root / TOKENIZER)
-            said = (source.path / "config.json").read_bytes()
-            tracker.replace_file(root / HF_CONFIG, said)
-            manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
-            tracker.write_tracker(root, tracker.RELEASE)
-            folder.complete()
+    with sole_writer(root):
+        was_complete = resume and _was_complete(root, header, workers, progress)
+        if not was_complete:
+            folder = TargetFolder(root, root / tracker.RELEASE, layout.files)
+            try:
+                done = folder.begin(header, resume=resume)
+                checksums = folder.write(jobs, done, workers, progress or _silent)
+            finally:
+                folder.close()
+            with as_sentence(root):
+                layout.finish(root / tracker.RELEASE, _COMMON, extra_states(source.model))
+                source.model.write(root / MODEL_FILE)
+                (root / TOKENIZER).mkdir(exist_ok=True)
+                _copy_files(source.path, root / TOKENIZER)
+                said = (source.path / "config.json").read_bytes()
+                tracker.replace_file(root / HF_CONFIG, said)
+                manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
+                tracker.write_tracker(root, tracker.RELEASE)
+                folder.complete()
     return _report(jobs, layout.targets.values(), began, was_complete, source.dropped)
 
 
@@ -181,7 +186,10 @@ def export_hf(
     root = Path(hf_dir)
     source = open_weights(Path(checkpoint), model=model)
     if not isinstance(source, DistWeights):
-        raise UserError(f"{checkpoint} is a Hugging Face folder, not a Megatron checkpoint.")
+        raise UserError(
+            f"{checkpoint} is a Hugging Face folder, not a Megatron checkpoint: dsv3 import is the "
+            "way from there."
+        )
     _require_apart(source.root, root)
     layout = HFLayout(_export_tensors(source, dtype, fp8), shard_size)
     known = manifest.recorded(source)
@@ -190,26 +198,27 @@ def export_hf(
     config = _config(source, layout.targets, fp8)
 
     header = _header("export", source, dtype=dtype, fp8=fp8, shard_size=shard_size)
-    was_complete = resume and _was_complete(root, header, workers, progress)
-    if not was_complete:
-        folder = TargetFolder(root, root, layout.files)
-        try:
-            if resume:
-                with as_sentence(root):
-                    layout.recall(root)
-            done = folder.begin(header, resume=resume)
-            for part, head in layout.headers.items():
-                folder.put(part, head, 0)
-            checksums = folder.write(jobs, done, workers, progress or _silent)
-            folder.sync()
-        finally:
-            folder.close()
-        with as_sentence(root):
-            tracker.replace_file(root / "config.json", json.dumps(config, indent=2).encode())
-            _copy_files(source.root / TOKENIZER, root)
-            manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
-            layout.publish(root)
-            folder.complete()
+    with sole_writer(root):
+        was_complete = resume and _was_complete(root, header, workers, progress)
+        if not was_complete:
+            folder = TargetFolder(root, root, layout.files)
+            try:
+                if resume:
+                    with as_sentence(root):
+                        layout.recall(root)
+                done = folder.begin(header, resume=resume)
+                for part, head in layout.headers.items():
+                    folder.put(part, head, 0)
+                checksums = folder.write(jobs, done, workers, progress or _silent)
+                folder.sync()
+            finally:
+                folder.close()
+            with as_sentence(root):
+                tracker.replace_file(root / "config.json", json.dumps(config, indent=2).encode())
+                _copy_files(source.root / TOKENIZER, root)
+                manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
+                layout.publish(root)
+                folder.complete()
     return _report(jobs, layout.targets.values(), began, was_complete)
 
 

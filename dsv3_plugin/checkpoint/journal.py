@@ -105,9 +105,14 @@ def require_same(folder: Path, earlier: dict[str, Any], header: dict[str, Any]) 
                 "of change: put that file back, or remove the folder."
             )
         raise UserError(
-            f"{folder} was begun with {key} {before!r}, not {value!r}: repeat the first command "
-            "with --resume, or remove the folder."
+            f"{folder} was begun {_option(key, before)}, not {_option(key, value)}: repeat the "
+            "first command with --resume, or remove the folder."
         )
+
+
+def _option(key: str, value: Any) -> str:
+    """How a user said it: an option that was left out is None or False here."""
+    return f"without {key}" if value is None or value is False else f"with {key} {value}"
 
 
 def _line(content: dict[str, Any]) -> bytes:

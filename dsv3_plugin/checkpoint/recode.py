@@ -115,7 +115,10 @@ def kept_scale(source: Weights, name: str, start: int = 0, stop: int | None = No
     scale = source.rows(name + SCALE, start, stored.shape[0] if stop is None else stop)
     if not bool(scale.isfinite().all()):
         where = source.path / stored.file
-        raise UserError(f"{name + SCALE} in {where} holds a NaN or an infinity.")
+        raise UserError(
+            f"{name + SCALE} in {where} holds a NaN or an infinity: the file is damaged, put "
+            "a whole one in its place."
+        )
     return scale
 
 

@@ -303,4 +303,6 @@ def as_sentence(path: Path, tensor: str = "") -> Iterator[None]:
                 "--resume."
             ) from error
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"{what} cannot be written: {reason}.") from error
+        raise UserError(
+            f"{what} cannot be written: {reason}; make it writable, or choose another folder."
+        ) from error

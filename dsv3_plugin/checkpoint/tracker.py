@@ -105,6 +105,10 @@ def find(directory: str | Path) -> Path:
         return tracked.path
     if saved := newest_complete(directory):
         return saved.path
+    if (directory / "config.json").exists():
+        raise UserError(
+            f"{directory} is a Hugging Face folder, not a checkpoint: dsv3 import makes one of it."
+        )
     raise UserError(f"{directory} holds no complete checkpoint.")
 
 

@@ -62,7 +62,8 @@ class LoadHistory:
                 self.last = record
         if not self.last:
             raise UserError(
-                f"{run} has no expert load in its metrics: has it trained a step with MoE?"
+                f"{run} has no expert load in a metrics.jsonl: name the folder of a run that has "
+                "trained a step of a model with experts."
             )
 
     def _add(self, columns: dict[str, "array[float]"], values: Mapping[str, float]) -> None:

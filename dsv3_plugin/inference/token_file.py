@@ -26,8 +26,15 @@ def read_tokens(path: Path, *, vocab_size: int, longest: int) -> np.ndarray:
         tokens = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not an .npy file: {error}.") from None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}."
+        ) from None
+    except (ValueError, EOFError):  # NumPy's own words advise to unpickle it
+        raise UserError(
+            f"{path} holds no whole .npy array of numbers: write it with "
+            "numpy.save(FILE, tokens.astype('int64'))."
+        ) from None
     if not isinstance(tokens, np.ndarray):
         raise UserError(f"{path} is an archive of arrays; --tokens takes a single .npy array.")
     if tokens.dtype != np.int64 or tokens.ndim != 2:

@@ -5,6 +5,7 @@ replaced. `base:`, `model:` and a schedule's CSV are looked for beside the file 
 then among those shipped with the package; all other paths are relative to the working directory.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -171,7 +172,7 @@ def _inline_model(model: Any, where: str) -> Any:
 def _parse_override(text: str) -> dict[str, Any]:
     """`a.b=1e-4` → {"a": {"b": 0.0001}}."""
     key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
         raise UserError(f"'{text}' is not an override; write it like training.steps=100.")
     nested = yaml_text.parse(value, f"'{text}'")
     for part in reversed(key.split(".")):

@@ -66,6 +66,23 @@ def refuse_another_optimizer(recipe: Recipe) -> None:
         )
 
 
+def refuse_another_length(recipe: Recipe) -> None:
+    """Look whether the run's sequences are as long as they were: tokens are counted by them.
+
+    Raises:
+        UserError: they are not; every curve would be read at another place.
+    """
+    description = recipe.checkpoint_folder / "recipe.yaml"
+    if not description.exists():
+        return
+    before = yaml_text.read_mapping(description).get("data", {}).get("seq_length")
+    if before not in (None, recipe.data.seq_length):
+        raise UserError(
+            f"{recipe.checkpoint_folder} was written with data.seq_length: {before}, by which the "
+            f"curves count their tokens: restore it, or choose another folder with directory=PATH."
+        )
+
+
 def describe(recipe: Recipe, tokenizer: Path) -> None:
     """Write what a run's checkpoints are of into their folder.
 

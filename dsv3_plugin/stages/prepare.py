@@ -20,6 +20,7 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.stages import metrics_file
 from dsv3_plugin.stages.checkpoint_folder import (
     describe,
+    refuse_another_length,
     refuse_another_model,
     refuse_another_optimizer,
 )
@@ -38,6 +39,7 @@ def prepare(run: Run) -> None:
     saved = whole_checkpoint(recipe.checkpoint_folder)
     if saved is not None and not saved.release:
         refuse_another_optimizer(recipe)
+        refuse_another_length(recipe)
     data = _data(recipe, resuming=saved is not None)
     describe(recipe, data.tokenizer_dir)
     # A release has weights alone: training begins at step 0 and writes that step's line again.

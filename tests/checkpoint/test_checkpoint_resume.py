@@ -126,7 +126,7 @@ def test_a_resumed_run_must_be_the_same(sources, tmp_path):
     assert die_at(60, "import", source, target) == 9
     with pytest.raises(UserError, match="unfinished conversion: continue it with --resume"):
         import_hf(source, target)
-    with pytest.raises(UserError, match="was begun with dtype None, not 'fp32'"):
+    with pytest.raises(UserError, match="was begun without dtype, not with dtype fp32"):
         import_hf(source, target, resume=True, dtype="fp32")
     other = write_folder(tmp_path / "other", MODEL, random_tensors(MODEL, "fp8"))
     with pytest.raises(UserError, match="was begun with source"):
@@ -134,6 +134,27 @@ def test_a_resumed_run_must_be_the_same(sources, tmp_path):
     (target / "INCOMPLETE").write_bytes(b"no journal\n")
     with pytest.raises(UserError, match="INCOMPLETE is damaged"):
         import_hf(source, target, resume=True)
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_conversion_into_a_folder_waits_its_turn(sources, tmp_path, direction, resume):
+    convert = {"import": import_hf, "export": export_hf}[direction]
+    target = tmp_path / "t"
+
+    def second(*_):
+        with pytest.raises(UserError, match=r"another conversion is writing .*: wait for it, or"):
+            convert(sources[direction], target, resume=resume, **OPTIONS[direction])
+
+    convert(sources[direction], target, progress=second, **OPTIONS[direction])
+    assert not verify(sources[direction], target).differences
+
+
+def test_a_refused_conversion_leaves_no_folder_behind(sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(UserError, match="its disk has 0 bytes free"):
+        import_hf(sources["import"], tmp_path / "new" / "t")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_journal_that_could_not_be_written_is_left_as_it_is(tmp_path, monkeypatch):

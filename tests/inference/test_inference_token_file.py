@@ -42,10 +42,10 @@ def test_refuses_other_files(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read(tmp_path / "none.npy")
     (tmp_path / "text.npy").write_text("hello")
-    with pytest.raises(UserError, match=r"not an \.npy file"):
+    with pytest.raises(UserError, match=r"holds no whole \.npy array of numbers"):
         read(tmp_path / "text.npy")
     (tmp_path / "empty.npy").touch()
-    with pytest.raises(UserError, match=r"not an \.npy file"):
+    with pytest.raises(UserError, match=r"holds no whole \.npy array of numbers"):
         read(tmp_path / "empty.npy")
     np.savez(tmp_path / "many.npz", a=np.zeros(1))
     with pytest.raises(UserError, match="archive"):

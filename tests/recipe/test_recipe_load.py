@@ -185,6 +185,7 @@ def test_devices_and_pipeline_are_one_number():
         (["model.hidden_sise=3"], "unknown key 'model.hidden_sise' (nearest: 'hidden_size')"),
         (["training.tokens=1B"], "give either tokens or steps"),
         (["steps"], "'steps' is not an override"),
+        (["[]=3"], "'[]=3' is not an override"),
         (["parallel.expert=3"], "expert 3 does not divide 16 routed experts"),
         (["parallel.processes=3"], "expert 2 does not divide the 3 ranks of a pipeline stage"),
         (["parallel.tensor=4"], "2 processes do not divide by tensor 4"),

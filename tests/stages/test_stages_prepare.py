@@ -98,6 +98,7 @@ def copied(trained, tmp_path) -> Path:
         ("data.fim_rate=0.5", r"asks for other data than .* which this run began with"),
         ("data.corpus=/nowhere", r"asks for other data than .* which this run began with"),
         ("data.tokenizer.vocab_size=600", r"tokenizer.*600.*512"),
+        ("data.seq_length=32", r"(other data|written with data.seq_length: 64, by which)"),
         ("parallel.zero1=true", r"written with parallel.zero1: false, whose optimizer states"),
     ],
 )
