@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from dsv3_plugin.upstream.learning_rates import with_rate_of
+
 _NO_PARAMETER = "before the first step"
 
 
@@ -59,11 +61,16 @@ def fresh_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def own_steps(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps `DistributedOptimizer.load_state_dict`: each state counts its own steps."""
+    """Wraps `DistributedOptimizer.load_state_dict`: each state counts its own steps.
+
+    And groups of any learning rate are found, as in the unsharded optimizer (learning_rates.py).
+    """
 
     @functools.wraps(original)
     def load_state_dict(self: Any, state_dict: Any) -> None:
-        original(self, state_dict)
+        saved = state_dict["optimizer"]
+        groups = with_rate_of(self.optimizer.param_groups, saved["param_groups"])
+        original(self, state_dict | {"optimizer": saved | {"param_groups": groups}})
         for state in self.optimizer.state.values():
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()

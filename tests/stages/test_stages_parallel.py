@@ -59,6 +59,24 @@ def test_losses_are_those_of_one_process(losses, name):
     assert len(alone) == 4 * 4 + 2
 
 
+@pytest.mark.parametrize("zero1", ["true", "false"])
+def test_a_run_goes_on_with_another_learning_rate(recipe, tmp_path, zero1):
+    for attempt, more in enumerate(
+        (["megatron_args.exit-interval=2"], ["curves.learning_rate=1e-5"])
+    ):
+        overrides = [
+            f"directory={tmp_path}/run", f"parallel.zero1={zero1}", "training.steps=4",
+            "checkpoint.interval=4",
+        ]  # fmt: skip
+        ranks = tmp_path / f"{attempt}"
+        ranks.mkdir()
+        run_ranks(2, trainer_ranks.train, recipe, [*overrides, *more], scratch=ranks)
+    rates = {line["iteration"]: line["learning_rate"] for line in records(tmp_path / "run")
+             if "learning_rate" in line}  # fmt: skip
+    assert [rates[step] for step in (3, 4)] == [1e-5, 1e-5]
+    assert rates[2] > 1e-5
+
+
 def test_a_sharded_optimizer_resumes_bit_for_bit(recipe, tmp_path):
     def run(folder, *more):
         ranks = tmp_path / f"{folder}-{len(more)}"
