@@ -68,9 +68,10 @@ def own_steps(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def load_state_dict(self: Any, state_dict: Any) -> None:
-        saved = state_dict["optimizer"]
-        groups = with_rate_of(self.optimizer.param_groups, saved["param_groups"])
-        original(self, state_dict | {"optimizer": saved | {"param_groups": groups}})
+        if saved := state_dict.get("optimizer"):  # Megatron-FSDP's has another form
+            groups = with_rate_of(self.optimizer.param_groups, saved["param_groups"])
+            state_dict = state_dict | {"optimizer": saved | {"param_groups": groups}}
+        original(self, state_dict)
         for state in self.optimizer.state.values():
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
