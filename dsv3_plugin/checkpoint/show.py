@@ -127,7 +127,11 @@ def print_findings(findings: "Findings") -> None:
         "layers": findings.layers,
         "experts": findings.experts,
         "multi-token prediction": findings.mtp,
-        "values": f"{findings.values:,}" if findings.values else "",
+        "values of the model": (
+            f"{findings.values:,} (as Hugging Face has it, copies included)"
+            if findings.values
+            else ""
+        ),
         "tensors": (
             f"{findings.tensors:,} in {findings.files} files, {decimal(findings.bytes)}"
             if findings.tensors
