@@ -6,6 +6,7 @@ listed twice or listed nowhere. What is wrong is one sentence with the tensor an
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,17 @@ def _read_index(path: Path) -> dict[str, str]:
     """Tensor → file; empty if there is no index."""
     if not path.is_file():
         return {}
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+            raise UserError(f"{name} stands twice in {path}: leave the entry that is right.")
+        return found
+
     try:
-        weights = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        text = path.read_text(encoding="utf-8")
+        weights = json.loads(text, object_pairs_hook=once)["weight_map"]
         if weights and all(Path(file).name == file for file in weights.values()):
             return weights
     except (ValueError, KeyError, TypeError, AttributeError):

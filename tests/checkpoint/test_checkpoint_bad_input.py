@@ -214,6 +214,14 @@ def test_tensor_stored_twice_in_one_header(source, tmp_path):
     refused(source, tmp_path / "t", name, "stored twice", FIRST)
 
 
+def test_tensor_that_stands_twice_in_the_index(source, tmp_path):
+    text = (source / INDEX).read_text()
+    entry = json.dumps(O_PROJ) + ": " + json.dumps(FIRST)
+    (source / INDEX).write_text(text.replace('"weight_map": {', f'"weight_map": {{{entry},', 1))
+    assert (source / INDEX).read_text() != text
+    refused(source, tmp_path / "t", O_PROJ, "stands twice", INDEX)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [None, "keep-fp8"])
 def test_scale_that_is_no_number(fp8_source, tmp_path, value, dtype):
