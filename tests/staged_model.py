@@ -1,4 +1,12 @@
-"""A model to be cut into pipeline stages: 15K parameters a layer, every feature of DeepSeek-V3."""
+"""A model to be cut into pipeline stages, and the step that schedules call on it.
+
+15K parameters a layer, every feature of DeepSeek-V3.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 
 from dsv3_plugin.recipe.model import ModelConfig
 
@@ -34,3 +42,19 @@ def staged_model(layers: int) -> ModelConfig:
             "mtp_num_layers": 1,
         }
     )
+
+
+def forward_step(iterator: Iterator[Any], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+    """What upstream's schedules call: only the stages at the ends read a batch."""
+    from megatron.core.utils import get_attr_wrapped_model
+
+    parts = ("pre_process", "post_process", "mtp_process")
+    reads = any(get_attr_wrapped_model(model, part) for part in parts)
+    batch = next(iterator) if reads else dict.fromkeys(("tokens", "labels", "positions"))
+    output = model(batch["tokens"], batch["positions"], None, labels=batch["labels"])
+
+    def loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        mean = losses.mean()
+        return mean, {"lm loss": mean.detach().clone()}
+
+    return output, loss

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from gloo_ranks import run_ranks
-from staged_model import staged_model
+from staged_model import forward_step, staged_model
 
 from dsv3_plugin.pipeline.actions import Schedule
 from dsv3_plugin.pipeline.costs import Costs, even_stages
@@ -52,21 +52,6 @@ def batches(count: int) -> Iterator[dict[str, torch.Tensor]]:
             "labels": drawn[:, 1:],
             "positions": torch.arange(SEQ).expand(MICRO, SEQ),
         }
-
-
-def forward_step(iterator: Iterator[Any], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
-    from megatron.core.utils import get_attr_wrapped_model
-
-    parts = ("pre_process", "post_process", "mtp_process")
-    reads = any(get_attr_wrapped_model(model, part) for part in parts)
-    batch = next(iterator) if reads else dict.fromkeys(("tokens", "labels", "positions"))
-    output = model(batch["tokens"], batch["positions"], None, labels=batch["labels"])
-
-    def loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        mean = losses.mean()
-        return mean, {"lm loss": mean.detach().clone()}
-
-    return output, loss
 
 
 @torch.no_grad()
