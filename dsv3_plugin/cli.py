@@ -50,7 +50,7 @@ def args(
     ] = None,
 ) -> None:
     """Print upstream Megatron-LM's command line, one flag a line; what has no flag, on stderr."""
-    from dsv3_plugin.recipe import machine
+    from dsv3_plugin import machine
     from dsv3_plugin.recipe.arguments import beyond_the_line, command_line
     from dsv3_plugin.recipe.load import load_recipe
 
@@ -474,7 +474,7 @@ def load(
 ) -> None:
     """Show how evenly the experts, ranks and nodes of a run are loaded."""
     from dsv3_plugin.dispatch.load_view import LoadHistory, draw_load, load_table
-    from dsv3_plugin.stages import metrics_file
+    from dsv3_plugin.files import metrics_file
     from dsv3_plugin.stages.run import RunDirectory
 
     metrics = RunDirectory(run).metrics

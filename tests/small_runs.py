@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import yaml
 
-from dsv3_plugin.stages import metrics_file
+from dsv3_plugin.files import metrics_file
 
 STEPS = 12
 

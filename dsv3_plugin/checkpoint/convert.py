@@ -35,7 +35,6 @@ from dsv3_plugin.checkpoint.mapped import same_bytes
 from dsv3_plugin.checkpoint.model_file import MODEL_FILE
 from dsv3_plugin.checkpoint.names import SCALE, Entry, extra_states
 from dsv3_plugin.checkpoint.stream import Job, Progress, Target, TargetFolder, as_sentence
-from dsv3_plugin.checkpoint.target_lock import sole_writer
 from dsv3_plugin.checkpoint.weights import (
     E4M3,
     DistWeights,
@@ -44,6 +43,7 @@ from dsv3_plugin.checkpoint.weights import (
     open_weights,
 )
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.locks import sole_writer
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.model import ModelConfig
 

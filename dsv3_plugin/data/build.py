@@ -9,7 +9,6 @@ ones finds the first one's result and reuses it.
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dsv3_plugin.data.atomic_folder import filling, sole_builder
 from dsv3_plugin.data.corpus import (
     Document,
     Source,
@@ -40,6 +39,7 @@ from dsv3_plugin.data.tokenizer import (
     train_bpe,
 )
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.folders import filling, sole_builder
 
 
 def build_dataset(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.pipeline.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap, Schedule
 from dsv3_plugin.pipeline.simulate import Timeline
-from dsv3_plugin.recipe.whole_file import whole_file
 
 _PAIR = "pair"
 # kind: (name, lightest, deepest)

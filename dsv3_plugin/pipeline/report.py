@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.pipeline.actions import Schedule, csv_text
 from dsv3_plugin.pipeline.costs import Costs, StageCosts, sized_stages
 from dsv3_plugin.pipeline.schedules import PUBLISHED, interleaved
 from dsv3_plugin.pipeline.search import Found, search, stage_placement
 from dsv3_plugin.pipeline.simulate import Timeline
 from dsv3_plugin.pipeline.validate import read_schedule
-from dsv3_plugin.recipe.whole_file import whole_file
 
 _COSTS = {
     "F": "forward",

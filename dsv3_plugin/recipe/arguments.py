@@ -10,8 +10,9 @@ import math
 import shlex
 from collections.abc import Iterator
 
+from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe import layout, machine
+from dsv3_plugin.recipe import layout
 from dsv3_plugin.recipe.model import ModelConfig, format_layer_pattern
 from dsv3_plugin.recipe.rules import flag_name
 from dsv3_plugin.recipe.schema import Backend, Recipe

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.recipe.curve import Curve
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.size import format_tokens
-from dsv3_plugin.recipe.whole_file import whole_file
 
 _TITLES = {
     "learning_rate": "learning rate",

@@ -11,10 +11,10 @@ from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.checkpoint.inspect import first_misfit
 from dsv3_plugin.checkpoint.tracker import TRACKER, replace_file
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages import disk
 
 
 def refuse_another_model(recipe: Recipe) -> None:

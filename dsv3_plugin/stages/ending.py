@@ -1,8 +1,8 @@
 """How a run stands when its command ends. No torch here."""
 
 from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.files import metrics_file
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages import metrics_file
 from dsv3_plugin.stages.checkpoint_folder import steps_saved
 from dsv3_plugin.stages.progress import describe
 from dsv3_plugin.stages.run import RunDirectory

@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import SummaryWriter
 
 from dsv3_plugin.dispatch.step_metrics import tensorboard_scalars
-from dsv3_plugin.stages import metrics_file
+from dsv3_plugin.files import metrics_file
 from dsv3_plugin.stages import run as runs
 from dsv3_plugin.stages.lost_rank import naming_step
 

@@ -13,16 +13,17 @@ from types import FrameType
 
 from rich.console import Console
 
+from dsv3_plugin import machine
 from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import full_disk as disk
+from dsv3_plugin.files.metrics_file import Follower
 from dsv3_plugin.launch.local import Failure, LocalProcesses
-from dsv3_plugin.recipe import machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages import disk, worker
+from dsv3_plugin.stages import worker
 from dsv3_plugin.stages.checkpoint_folder import refuse_another_model, steps_saved
 from dsv3_plugin.stages.ending import NOTHING_TO_DO, closing_sentence, is_done
-from dsv3_plugin.stages.metrics_file import Follower
 from dsv3_plugin.stages.progress import ProgressDisplay
 from dsv3_plugin.stages.run import RunDirectory
 from dsv3_plugin.stages.summary import summary

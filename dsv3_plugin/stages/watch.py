@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
+from dsv3_plugin.files.metrics_file import Follower
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages.metrics_file import Follower
 from dsv3_plugin.stages.progress import ProgressDisplay
 from dsv3_plugin.stages.run import RunDirectory
 

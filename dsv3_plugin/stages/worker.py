@@ -18,14 +18,15 @@ from types import FrameType
 
 from rich.console import Console
 
+from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.launch import slurm
 from dsv3_plugin.launch.local import LISTENER
 from dsv3_plugin.launch.words import PIPE, has_log, say, speak_on
-from dsv3_plugin.recipe import machine, rules
+from dsv3_plugin.recipe import rules
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages import disk
 from dsv3_plugin.stages.ending import NOTHING_TO_DO, closing_sentence, is_done
 from dsv3_plugin.stages.run import Run, RunDirectory, activate
 from dsv3_plugin.stages.summary import summary

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.recipe.load import load_model
-from dsv3_plugin.recipe.whole_file import whole_file
 
 
 def test_what_breaks_off_leaves_the_old_file_and_no_other(tmp_path):

@@ -10,8 +10,8 @@ import pytest
 from small_runs import Command, numbers
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.stages import disk
 from dsv3_plugin.stages.checkpoint_folder import describe, steps_saved
 
 

@@ -5,8 +5,8 @@ import importlib.util
 import pytest
 from small_runs import Command, records
 
+from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe import machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.stages.prepare import dispatch_note
 from dsv3_plugin.stages.train import train

@@ -3,7 +3,7 @@
 import json
 import time
 
-from dsv3_plugin.stages.metrics_file import Follower, append, keep_until, read
+from dsv3_plugin.files.metrics_file import Follower, append, keep_until, read
 
 
 def record(iteration: int, **more) -> dict:

@@ -7,8 +7,8 @@ import sys
 import pytest
 from small_runs import Command
 
+from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe import machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.stages.train import refuse_missing_gpus, train
 from dsv3_plugin.stages.worker import order_kernels

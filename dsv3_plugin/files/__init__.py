@@ -1,0 +1,1 @@
+"""File safety: locks, whole files, whole folders, full disks, and what a run leaves behind."""
