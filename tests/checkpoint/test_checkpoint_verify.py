@@ -289,4 +289,4 @@ def _environment():
     import os
     from pathlib import Path
 
-    return os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    return os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}

@@ -20,7 +20,7 @@ from dsv3_plugin.checkpoint import import_hf
 from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY, train_bpe
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.verbs import write_logits
+from dsv3_plugin.inference.from_checkpoint import write_logits
 from dsv3_plugin.recipe.hf_config import hf_config
 
 MODEL = oracles.model_config(vocab_size=SMALLEST_VOCABULARY + 8, mtp_num_layers=1)

@@ -80,7 +80,7 @@ def plan(
     """Count parameters, and floating-point operations per token, exactly."""
     from json import dumps
 
-    from dsv3_plugin.planner.report import as_mapping, as_table
+    from dsv3_plugin.cli.plan_view import as_mapping, as_table
     from dsv3_plugin.recipe.load import load_recipe_or_model
     from dsv3_plugin.recipe.schema import Recipe
 
@@ -264,8 +264,8 @@ def data_build(
 
     cpu_host.enable()  # no GPU is needed, and a visible one would only be initialised
 
+    from dsv3_plugin.cli.data_view import summarize
     from dsv3_plugin.data.build import build_dataset
-    from dsv3_plugin.data.show import summarize
     from dsv3_plugin.data.tokenizer import choose_tokenizer
 
     dataset = build_dataset(
@@ -292,8 +292,8 @@ def data_show(
 
     cpu_host.enable()
 
+    from dsv3_plugin.cli.data_view import decoded, summarize
     from dsv3_plugin.data.dataset_folder import open_dataset
-    from dsv3_plugin.data.show import decoded, summarize
 
     dataset = open_dataset(directory)
     print(f"{summarize(dataset)}\n\ndocument {document} begins:\n")
@@ -314,7 +314,7 @@ def logits(
     from dsv3_plugin.upstream.process_groups import single_process
 
     with single_process():
-        from dsv3_plugin.inference.verbs import write_logits
+        from dsv3_plugin.inference.from_checkpoint import write_logits
 
         write_logits(checkpoint, tokens, out, mtp=mtp)
 
@@ -336,7 +336,7 @@ def generate(
     from dsv3_plugin.upstream.process_groups import single_process
 
     with single_process():
-        from dsv3_plugin.inference.verbs import continue_text
+        from dsv3_plugin.inference.from_checkpoint import continue_text
 
         for piece in continue_text(
             checkpoint,
@@ -532,7 +532,3 @@ def explain(error: Exception) -> tuple[str, int]:
     first = str(error).strip().partition("\n")[0]
     what = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return f"unexpected {what} (a fault of dsv3; DSV3_DEBUG=1 shows where it happened).", 1
-
-
-if __name__ == "__main__":
-    main()
