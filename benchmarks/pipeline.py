@@ -30,9 +30,9 @@ cpu_host.enable()
 
 from dsv3_plugin.model.linear import WeightGradients  # noqa: E402
 from dsv3_plugin.pipeline import turns  # noqa: E402
-from dsv3_plugin.pipeline.actions import Schedule  # noqa: E402
-from dsv3_plugin.pipeline.costs import Costs, even_stages  # noqa: E402
-from dsv3_plugin.pipeline.schedules import (  # noqa: E402
+from dsv3_plugin.schedules.actions import Schedule  # noqa: E402
+from dsv3_plugin.schedules.costs import Costs, even_stages  # noqa: E402
+from dsv3_plugin.schedules.registry import (  # noqa: E402
     dualpipe,
     dualpipe_v,
     interleaved,
@@ -40,8 +40,8 @@ from dsv3_plugin.pipeline.schedules import (  # noqa: E402
     zb1p,
     zbv,
 )
-from dsv3_plugin.pipeline.search import search  # noqa: E402
-from dsv3_plugin.pipeline.simulate import simulate  # noqa: E402
+from dsv3_plugin.schedules.search.search import search  # noqa: E402
+from dsv3_plugin.schedules.simulate import simulate  # noqa: E402
 
 SHAPE = (4, 1, 4)  # [s, b, h] of a message
 HIDDEN = 0.25  # of a forward, and of a whole backward, in units: what a pair hides of each
@@ -147,7 +147,7 @@ def _rank(rank: int, schedules: list[Schedule], unit: float, folder: str) -> Non
     from megatron.core import parallel_state
 
     from dsv3_plugin.pipeline import execute, mirror
-    from dsv3_plugin.pipeline.placement import placement_of
+    from dsv3_plugin.schedules.placement import placement_of
 
     parallel_state.initialize_model_parallel(pipeline_model_parallel_size=pp)
     mirror.Mirror.add_gradients = lambda self, chunks: None  # sleeping stages have none

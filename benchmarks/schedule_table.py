@@ -14,11 +14,11 @@ its FLOPs: 61 layers, head and MTP on 32 stages, the same layers on each stage f
 import argparse
 import json
 
+from dsv3_plugin.cli.schedule_options import Stages, searched, stages_of
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.costs import Costs
-from dsv3_plugin.pipeline.report import Stages, searched, stages_of
-from dsv3_plugin.pipeline.schedules import PUBLISHED, interleaved
-from dsv3_plugin.pipeline.simulate import Timeline, simulate
+from dsv3_plugin.schedules.costs import Costs
+from dsv3_plugin.schedules.registry import PUBLISHED, interleaved
+from dsv3_plugin.schedules.simulate import Timeline, simulate
 
 COSTS = Costs()
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from dsv3_plugin import cli
+from dsv3_plugin.cli import command as cli
 from dsv3_plugin.errors import UserError
 
 

@@ -162,7 +162,7 @@ def schedule(
     """Show, time, prove, draw or search for a pipeline schedule."""
     from json import dumps
 
-    from dsv3_plugin.pipeline.report import (
+    from dsv3_plugin.cli.schedule_options import (
         Stages,
         as_text,
         check_pictures,
@@ -176,7 +176,7 @@ def schedule(
         stages_of,
         write_csv,
     )
-    from dsv3_plugin.pipeline.simulate import simulate
+    from dsv3_plugin.schedules.simulate import simulate
 
     check_pictures(png, svg)
     costs = parse_costs(cost)
@@ -209,7 +209,7 @@ def schedule(
         write_csv(timeline.schedule, csv)
     for picture in (png, svg):
         if picture is not None:
-            from dsv3_plugin.pipeline.draw import draw
+            from dsv3_plugin.schedules.draw import draw
 
             draw(timeline, picture)
 

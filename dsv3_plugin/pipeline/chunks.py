@@ -23,8 +23,8 @@ from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from dsv3_plugin.data.batch import StageInputs
 from dsv3_plugin.pipeline.mirror import mirror_of
-from dsv3_plugin.pipeline.placement import Placement
 from dsv3_plugin.pipeline.split_backward import let_weights_wait
+from dsv3_plugin.schedules.placement import Placement
 
 
 class PlacedLayout(PipelineParallelLayerLayout):

@@ -21,7 +21,13 @@ from megatron.core.utils import get_attr_wrapped_model, get_model_config
 
 from dsv3_plugin.dispatch.lost_peers import watch
 from dsv3_plugin.pipeline import turns
-from dsv3_plugin.pipeline.actions import (
+from dsv3_plugin.pipeline.chunk_plan import PlannedSteps, plan_serves
+from dsv3_plugin.pipeline.lost import naming_lost, set_timeout, step_groups
+from dsv3_plugin.pipeline.mirror import mirror_of
+from dsv3_plugin.pipeline.post_office import PostOffice
+from dsv3_plugin.pipeline.split_backward import SplitBackward
+from dsv3_plugin.pipeline.step_numbers import Form, agree
+from dsv3_plugin.schedules.actions import (
     BACKWARD,
     FORWARD,
     INPUT,
@@ -31,15 +37,9 @@ from dsv3_plugin.pipeline.actions import (
     Overlap,
     Schedule,
 )
-from dsv3_plugin.pipeline.chunk_plan import PlannedSteps, plan_serves
-from dsv3_plugin.pipeline.forward_only import forward_only
-from dsv3_plugin.pipeline.lost import naming_lost, set_timeout, step_groups
-from dsv3_plugin.pipeline.messages import Step, message_steps
-from dsv3_plugin.pipeline.mirror import mirror_of
-from dsv3_plugin.pipeline.placement import Placement, placement_of
-from dsv3_plugin.pipeline.post_office import PostOffice
-from dsv3_plugin.pipeline.split_backward import SplitBackward
-from dsv3_plugin.pipeline.step_numbers import Form, agree
+from dsv3_plugin.schedules.forward_only import forward_only
+from dsv3_plugin.schedules.messages import Step, message_steps
+from dsv3_plugin.schedules.placement import Placement, placement_of
 
 Losses = list[dict[str, torch.Tensor]]
 

@@ -14,7 +14,7 @@ import torch
 from megatron.core import parallel_state
 
 from dsv3_plugin.pipeline.lost import naming_lost
-from dsv3_plugin.pipeline.placement import Placement
+from dsv3_plugin.schedules.placement import Placement
 
 
 class Mirror:

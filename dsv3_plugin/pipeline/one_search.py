@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch.distributed import distributed_c10d
 
+from dsv3_plugin.cli.schedule_options import write_csv
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import Schedule, compute_only, csv_text, parse_csv
-from dsv3_plugin.pipeline.report import write_csv
+from dsv3_plugin.schedules.actions import Schedule, compute_only, csv_text, parse_csv
 
 _FOUND, _FAILED = "found\n", "failed\n"
 

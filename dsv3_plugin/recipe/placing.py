@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dsv3_plugin.pipeline.placement import Placement, placement_of
-from dsv3_plugin.pipeline.schedules import PUBLISHED, interleaved
-from dsv3_plugin.pipeline.search import stage_placement
+from dsv3_plugin.schedules.placement import Placement, placement_of
+from dsv3_plugin.schedules.registry import PUBLISHED, interleaved
+from dsv3_plugin.schedules.search.search import stage_placement
 
 if TYPE_CHECKING:
     from dsv3_plugin.recipe.schema import Recipe

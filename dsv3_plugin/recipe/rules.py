@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.placement import placement_of
 from dsv3_plugin.recipe import layout as layouts
 from dsv3_plugin.recipe.placing import placement
+from dsv3_plugin.schedules.placement import placement_of
 
 if TYPE_CHECKING:
     from dsv3_plugin.recipe.schema import Recipe

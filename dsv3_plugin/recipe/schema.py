@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from dsv3_plugin.pipeline.actions import Schedule
-from dsv3_plugin.pipeline.validate import read_schedule
 from dsv3_plugin.recipe import layout, placing, rules, yaml_text
 from dsv3_plugin.recipe.batch import BatchSchedule, batch_schedule
 from dsv3_plugin.recipe.curve import Curve, CurveSpec, resolve
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.size import Tokens
+from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.validate import read_schedule
 
 Backend = Literal["local", "transformer_engine"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]

@@ -25,8 +25,8 @@ from dsv3_plugin.dispatch.moe_layer import configure_dispatch
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.config import adjust_config
 from dsv3_plugin.pipeline import execute
-from dsv3_plugin.pipeline.choose import schedules_of
 from dsv3_plugin.pipeline.chunks import PlacedLayout, PlacedModelConfig, place
+from dsv3_plugin.pipeline.from_recipe import schedules_of
 from dsv3_plugin.pipeline.one_search import found_once
 from dsv3_plugin.recipe.arguments import layout_of, megatron_arguments
 from dsv3_plugin.recipe.placing import placement

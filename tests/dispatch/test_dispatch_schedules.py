@@ -13,8 +13,9 @@ import torch
 from gloo_ranks import run_ranks
 from staged_model import forward_step, staged_model
 
-from dsv3_plugin.pipeline.actions import Compute, Schedule
-from dsv3_plugin.pipeline.schedules import (
+from dsv3_plugin.recipe.layout import even
+from dsv3_plugin.schedules.actions import Compute, Schedule
+from dsv3_plugin.schedules.registry import (
     dualpipe,
     dualpipe_v,
     interleaved,
@@ -22,7 +23,6 @@ from dsv3_plugin.pipeline.schedules import (
     zb1p,
     zbv,
 )
-from dsv3_plugin.recipe.layout import even
 
 SEQ, LAYERS = 16, 4
 MODEL = staged_model(LAYERS)
@@ -61,7 +61,7 @@ def parallel(schedule: Schedule) -> Iterator[Any]:
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     from dsv3_plugin.pipeline.mirror import mirror_of
-    from dsv3_plugin.pipeline.placement import placement_of
+    from dsv3_plugin.schedules.placement import placement_of
 
     placement = placement_of(schedule)
     chunks = placement.chunks_per_rank

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.distributed.pipelining.schedules import _Action
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import (
+from dsv3_plugin.schedules.actions import (
     BACKWARD,
     FORWARD,
     Compute,
@@ -18,7 +18,7 @@ from dsv3_plugin.pipeline.actions import (
     parse_cell,
     parse_csv,
 )
-from dsv3_plugin.pipeline.schedules import PUBLISHED
+from dsv3_plugin.schedules.registry import PUBLISHED
 
 NUMBERS = st.integers(0, 200)
 PARTS = st.builds(Compute, NUMBERS, st.sampled_from("FBIW"), NUMBERS)

@@ -15,11 +15,11 @@ import torch
 from gloo_ranks import run_ranks
 from staged_model import staged_model
 
-from dsv3_plugin.pipeline.actions import Schedule
 from dsv3_plugin.pipeline.chunk_plan import PlannedSteps, plan_serves
-from dsv3_plugin.pipeline.schedules import dualpipe, dualpipe_v, zbv
 from dsv3_plugin.pipeline.split_backward import SplitBackward
 from dsv3_plugin.recipe.layout import even
+from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.registry import dualpipe, dualpipe_v, zbv
 
 SEQ, MICRO = 16, 2
 
@@ -263,7 +263,7 @@ def _chunks(schedule: Schedule) -> list[torch.nn.Module]:
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
     from dsv3_plugin.pipeline.chunks import PlacedLayout, join_chunks
-    from dsv3_plugin.pipeline.placement import placement_of
+    from dsv3_plugin.schedules.placement import placement_of
 
     placement = placement_of(schedule)
     virtual = placement.chunks_per_rank if placement.chunks_per_rank > 1 else None

@@ -5,12 +5,12 @@ from xml.etree import ElementTree
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline import draw as drawing
-from dsv3_plugin.pipeline.actions import Overlap
-from dsv3_plugin.pipeline.costs import Costs, even_stages
-from dsv3_plugin.pipeline.draw import draw
-from dsv3_plugin.pipeline.schedules import dualpipe, dualpipe_v, interleaved, zbv
-from dsv3_plugin.pipeline.simulate import Timeline, simulate
+from dsv3_plugin.schedules import draw as drawing
+from dsv3_plugin.schedules.actions import Overlap
+from dsv3_plugin.schedules.costs import Costs, even_stages
+from dsv3_plugin.schedules.draw import draw
+from dsv3_plugin.schedules.registry import dualpipe, dualpipe_v, interleaved, zbv
+from dsv3_plugin.schedules.simulate import Timeline, simulate
 
 
 def timed(schedule) -> Timeline:

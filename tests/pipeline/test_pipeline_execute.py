@@ -14,9 +14,10 @@ import torch
 from gloo_ranks import run_ranks
 from staged_model import forward_step, staged_model
 
-from dsv3_plugin.pipeline.actions import Schedule
-from dsv3_plugin.pipeline.costs import Costs, even_stages
-from dsv3_plugin.pipeline.schedules import (
+from dsv3_plugin.recipe.layout import even
+from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.costs import Costs, even_stages
+from dsv3_plugin.schedules.registry import (
     dualpipe,
     dualpipe_v,
     interleaved,
@@ -24,8 +25,7 @@ from dsv3_plugin.pipeline.schedules import (
     zb1p,
     zbv,
 )
-from dsv3_plugin.pipeline.simulate import simulate
-from dsv3_plugin.recipe.layout import even
+from dsv3_plugin.schedules.simulate import simulate
 
 SEQ, MICRO = 16, 1
 
@@ -133,7 +133,7 @@ def chunks_of(schedule: Schedule) -> list[torch.nn.Module]:
 
     from dsv3_plugin.model.build import build_model
     from dsv3_plugin.pipeline.chunks import PlacedLayout, join_chunks
-    from dsv3_plugin.pipeline.placement import placement_of
+    from dsv3_plugin.schedules.placement import placement_of
 
     placement = placement_of(schedule)
     layout = PlacedLayout(even(8, placement.depth, 1), placement)

@@ -12,7 +12,7 @@ import torch
 from gloo_ranks import run_ranks
 from test_pipeline_execute import MICRO, SEQ, batches, chunks_of, forward_step
 
-from dsv3_plugin.pipeline.schedules import dualpipe, dualpipe_v
+from dsv3_plugin.schedules.registry import dualpipe, dualpipe_v
 
 TIMEOUT_S = 3.0
 SCHEDULES = {"dualpipe_v": dualpipe_v(2, 5), "dualpipe": dualpipe(2, 6)}

@@ -6,10 +6,10 @@ import pytest
 from gloo_ranks import run_ranks
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import Schedule, csv_text
 from dsv3_plugin.pipeline.one_search import found_once
-from dsv3_plugin.pipeline.schedules import zbv
-from dsv3_plugin.pipeline.validate import read_schedule
+from dsv3_plugin.schedules.actions import Schedule, csv_text
+from dsv3_plugin.schedules.registry import zbv
+from dsv3_plugin.schedules.validate import read_schedule
 
 
 def _ask(rank: int, folder: str) -> tuple[list[Schedule], list[int], str]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch_schedules
 
-from dsv3_plugin.pipeline.actions import csv_text
-from dsv3_plugin.pipeline.schedules import dualpipe, dualpipe_v
+from dsv3_plugin.schedules.actions import csv_text
+from dsv3_plugin.schedules.registry import dualpipe, dualpipe_v
 
 GOLDEN = Path(__file__).parent / "golden"
 

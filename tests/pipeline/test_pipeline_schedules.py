@@ -6,8 +6,8 @@ import pytest
 import torch_schedules
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import BACKWARD, FORWARD, Compute, Overlap, Schedule, csv_text
-from dsv3_plugin.pipeline.schedules import (
+from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, Compute, Overlap, Schedule, csv_text
+from dsv3_plugin.schedules.registry import (
     PUBLISHED,
     dualpipe,
     dualpipe_v,
@@ -16,7 +16,7 @@ from dsv3_plugin.pipeline.schedules import (
     zb1p,
     zbv,
 )
-from dsv3_plugin.pipeline.validate import validate
+from dsv3_plugin.schedules.validate import validate
 
 
 def cells(schedule: Schedule) -> list[list[str]]:
@@ -90,7 +90,7 @@ def test_interleaved_is_megatrons(pp, micro_batches, vp, overlap):
         get_schedule_table,
     )
 
-    from dsv3_plugin.pipeline.schedules.interleaved import group_size
+    from dsv3_plugin.schedules.interleaved import group_size
 
     size = group_size(pp, micro_batches)
     table = get_schedule_table(micro_batches, vp, size)

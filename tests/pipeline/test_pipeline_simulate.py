@@ -3,9 +3,9 @@
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import Schedule, compute_only, parse_csv
-from dsv3_plugin.pipeline.costs import Costs, StageCosts, even_stages, sized_stages
-from dsv3_plugin.pipeline.schedules import (
+from dsv3_plugin.schedules.actions import Schedule, compute_only, parse_csv
+from dsv3_plugin.schedules.costs import Costs, StageCosts, even_stages, sized_stages
+from dsv3_plugin.schedules.registry import (
     dualpipe,
     dualpipe_v,
     interleaved,
@@ -13,7 +13,7 @@ from dsv3_plugin.pipeline.schedules import (
     zb1p,
     zbv,
 )
-from dsv3_plugin.pipeline.simulate import Timeline, simulate
+from dsv3_plugin.schedules.simulate import Timeline, simulate
 
 
 def timed(schedule: Schedule, **costs: float) -> Timeline:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import (
+from dsv3_plugin.schedules.actions import (
     BACKWARD,
     FORWARD,
     INPUT,
@@ -22,7 +22,7 @@ from dsv3_plugin.pipeline.actions import (
     csv_text,
     parse_csv,
 )
-from dsv3_plugin.pipeline.schedules import (
+from dsv3_plugin.schedules.registry import (
     dualpipe,
     dualpipe_v,
     interleaved,
@@ -30,7 +30,7 @@ from dsv3_plugin.pipeline.schedules import (
     zb1p,
     zbv,
 )
-from dsv3_plugin.pipeline.validate import (
+from dsv3_plugin.schedules.validate import (
     check_transfers,
     read_schedule,
     validate,

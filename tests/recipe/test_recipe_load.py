@@ -6,12 +6,8 @@ import pytest
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.pipeline import choose
-from dsv3_plugin.pipeline.actions import csv_text
-from dsv3_plugin.pipeline.choose import schedules_of
-from dsv3_plugin.pipeline.model_costs import even_layers
-from dsv3_plugin.pipeline.placement import placement_of
-from dsv3_plugin.pipeline.schedules import PUBLISHED
-from dsv3_plugin.pipeline.search import stage_placement
+from dsv3_plugin.pipeline.from_recipe import schedules_of
+from dsv3_plugin.planner.stage_costs import even_layers
 from dsv3_plugin.recipe import rules, yaml_text
 from dsv3_plugin.recipe.layout import expand
 from dsv3_plugin.recipe.load import (
@@ -24,6 +20,10 @@ from dsv3_plugin.recipe.load import (
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.schedules.actions import csv_text
+from dsv3_plugin.schedules.placement import placement_of
+from dsv3_plugin.schedules.registry import PUBLISHED
+from dsv3_plugin.schedules.search.search import stage_placement
 
 RECIPES = sorted(
     path.relative_to(shipped_folder()).with_suffix("").as_posix()

@@ -17,8 +17,8 @@ from gloo_ranks import run_ranks
 from small_runs import Command, records, steps_taken, write_recipe
 
 from dsv3_plugin.checkpoint.tracker import newest_complete
-from dsv3_plugin.pipeline.actions import csv_text
-from dsv3_plugin.pipeline.schedules import dualpipe, dualpipe_v
+from dsv3_plugin.schedules.actions import csv_text
+from dsv3_plugin.schedules.registry import dualpipe, dualpipe_v
 
 BEGIN, FEW, ALL = 2, 5, 22
 Numbers = dict[tuple[int, str], float]

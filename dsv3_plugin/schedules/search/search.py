@@ -19,21 +19,21 @@ from functools import partial
 from itertools import count
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import Action, Schedule
-from dsv3_plugin.pipeline.blocks import Block, blocks, repeated
-from dsv3_plugin.pipeline.bound import lower_bound
-from dsv3_plugin.pipeline.costs import StageCosts
-from dsv3_plugin.pipeline.greedy import (
+from dsv3_plugin.schedules.actions import Action, Schedule
+from dsv3_plugin.schedules.costs import StageCosts
+from dsv3_plugin.schedules.registry import dualpipe_v, interleaved, one_f_one_b, zb1p, zbv
+from dsv3_plugin.schedules.search.building_blocks import Block, blocks, repeated
+from dsv3_plugin.schedules.search.list_scheduling import (
     Policy,
     Problem,
     list_schedule,
     mutated,
     random_policy,
 )
-from dsv3_plugin.pipeline.improve import fuse_backwards, improve
-from dsv3_plugin.pipeline.schedules import dualpipe_v, interleaved, one_f_one_b, zb1p, zbv
-from dsv3_plugin.pipeline.simulate import Timeline, simulate
-from dsv3_plugin.pipeline.validate import validate
+from dsv3_plugin.schedules.search.local_search import fuse_backwards, improve
+from dsv3_plugin.schedules.search.lower_bound import lower_bound
+from dsv3_plugin.schedules.simulate import Timeline, simulate
+from dsv3_plugin.schedules.validate import validate
 
 # Actions timed by a search of effort 1; half a minute of one core in round numbers.
 EFFORT = 20_000_000

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from dsv3_plugin.pipeline.actions import FORWARD, INPUT, WEIGHT, Compute
+from dsv3_plugin.schedules.actions import FORWARD, INPUT, WEIGHT, Compute
 
 PERIOD = 6
 

@@ -16,7 +16,7 @@ and back, so its memory x time on a rank is at least a constant, and a rank offe
 One micro-batch goes down and up the pipeline.
 """
 
-from dsv3_plugin.pipeline.greedy import Problem
+from dsv3_plugin.schedules.search.list_scheduling import Problem
 
 _SHARES = [i / 20 for i in range(21)]
 

@@ -5,7 +5,7 @@ runs its weight gradients r micro-batches late, which makes every rank hold P.
 """
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import FORWARD, INPUT, WEIGHT, Compute, Schedule
+from dsv3_plugin.schedules.actions import FORWARD, INPUT, WEIGHT, Compute, Schedule
 
 
 def zb1p(pp: int, micro_batches: int) -> Schedule:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import (
+from dsv3_plugin.schedules.actions import (
     BACKWARD,
     FORWARD,
     INPUT,
@@ -24,8 +24,8 @@ from dsv3_plugin.pipeline.actions import (
     sending,
     sent_to,
 )
-from dsv3_plugin.pipeline.messages import message_steps
-from dsv3_plugin.pipeline.order import execution_order
+from dsv3_plugin.schedules.messages import message_steps
+from dsv3_plugin.schedules.order import execution_order
 
 
 def read_schedule(path: Path) -> Schedule:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from dsv3_plugin.pipeline.actions import Schedule
-from dsv3_plugin.pipeline.schedules.dualpipe import dualpipe
-from dsv3_plugin.pipeline.schedules.dualpipe_v import dualpipe_v
-from dsv3_plugin.pipeline.schedules.interleaved import interleaved
-from dsv3_plugin.pipeline.schedules.one_f_one_b import one_f_one_b
-from dsv3_plugin.pipeline.schedules.zb1p import zb1p
-from dsv3_plugin.pipeline.schedules.zbv import zbv
+from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.dualpipe import dualpipe
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
+from dsv3_plugin.schedules.interleaved import interleaved
+from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
+from dsv3_plugin.schedules.zb1p import zb1p
+from dsv3_plugin.schedules.zbv import zbv
 
 # By the name a user gives; `interleaved` stands apart, for it also takes a number of chunks.
 PUBLISHED: dict[str, Callable[[int, int], Schedule]] = {

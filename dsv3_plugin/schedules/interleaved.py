@@ -8,7 +8,7 @@ and the backward beside it are independent and run as one overlapped pair.
 """
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import BACKWARD, FORWARD, Compute, Overlap, Schedule
+from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, Compute, Overlap, Schedule
 
 
 def group_size(pp: int, micro_batches: int) -> int:

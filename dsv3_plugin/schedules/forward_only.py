@@ -1,7 +1,7 @@
 """The schedule of an evaluation: forwards alone, for any placement and number of micro-batches."""
 
-from dsv3_plugin.pipeline.actions import FORWARD, Compute, Schedule
-from dsv3_plugin.pipeline.placement import Placement
+from dsv3_plugin.schedules.actions import FORWARD, Compute, Schedule
+from dsv3_plugin.schedules.placement import Placement
 
 
 def forward_only(placement: Placement, micro_batches: int) -> Schedule:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
-from dsv3_plugin.pipeline.actions import Schedule, csv_text
-from dsv3_plugin.pipeline.costs import Costs, StageCosts, sized_stages
-from dsv3_plugin.pipeline.schedules import PUBLISHED, interleaved
-from dsv3_plugin.pipeline.search import Found, search, stage_placement
-from dsv3_plugin.pipeline.simulate import Timeline
-from dsv3_plugin.pipeline.validate import read_schedule
+from dsv3_plugin.schedules.actions import Schedule, csv_text
+from dsv3_plugin.schedules.costs import Costs, StageCosts, sized_stages
+from dsv3_plugin.schedules.registry import PUBLISHED, interleaved
+from dsv3_plugin.schedules.search.search import Found, search, stage_placement
+from dsv3_plugin.schedules.simulate import Timeline
+from dsv3_plugin.schedules.validate import read_schedule
 
 _COSTS = {
     "F": "forward",
@@ -102,7 +102,7 @@ class Stages:
         if self.model is not None:
             if self.sizes is not None:
                 raise UserError("--model and --stage-costs both size the stages; give one of them")
-            from dsv3_plugin.pipeline.model_costs import even_layers, model_stages
+            from dsv3_plugin.planner.stage_costs import even_layers, model_stages
             from dsv3_plugin.recipe.load import load_model
 
             model = load_model(self.model)

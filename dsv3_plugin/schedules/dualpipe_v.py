@@ -6,8 +6,8 @@ DualPipeV and of torch.distributed.pipelining's ScheduleDualPipeV.
 """
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import Schedule
-from dsv3_plugin.pipeline.schedules.dualpipe import eight_steps
+from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.dualpipe import eight_steps
 
 
 def dualpipe_v(pp: int, micro_batches: int) -> Schedule:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import inf
 from typing import Literal
 
-from dsv3_plugin.pipeline.actions import (
+from dsv3_plugin.schedules.actions import (
     BACKWARD,
     FORWARD,
     INPUT,
@@ -22,7 +22,7 @@ from dsv3_plugin.pipeline.actions import (
     Compute,
     Overlap,
 )
-from dsv3_plugin.pipeline.costs import StageCosts
+from dsv3_plugin.schedules.costs import StageCosts
 
 _EPSILON = 1e-9
 

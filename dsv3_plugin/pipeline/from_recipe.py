@@ -4,15 +4,15 @@ import functools
 from collections.abc import Callable
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import Schedule
-from dsv3_plugin.pipeline.costs import Costs
-from dsv3_plugin.pipeline.model_costs import model_stages
-from dsv3_plugin.pipeline.schedules import PUBLISHED, interleaved
-from dsv3_plugin.pipeline.search import search
+from dsv3_plugin.planner.stage_costs import model_stages
 from dsv3_plugin.recipe.arguments import layout_of
 from dsv3_plugin.recipe.layout import expand
 from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.costs import Costs
+from dsv3_plugin.schedules.registry import PUBLISHED, interleaved
+from dsv3_plugin.schedules.search.search import search
 
 
 def schedules_of(recipe: Recipe) -> Callable[[int], Schedule]:

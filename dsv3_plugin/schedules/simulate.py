@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dsv3_plugin.pipeline.actions import (
+from dsv3_plugin.schedules.actions import (
     BACKWARD,
     FORWARD,
     WEIGHT,
@@ -21,8 +21,8 @@ from dsv3_plugin.pipeline.actions import (
     result,
     sent_to,
 )
-from dsv3_plugin.pipeline.costs import StageCosts
-from dsv3_plugin.pipeline.order import execution_order
+from dsv3_plugin.schedules.costs import StageCosts
+from dsv3_plugin.schedules.order import execution_order
 
 
 class Span(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import FORWARD, INPUT, WEIGHT, Action, Overlap, Schedule
+from dsv3_plugin.schedules.actions import FORWARD, INPUT, WEIGHT, Action, Overlap, Schedule
 
 
 @dataclass(frozen=True)

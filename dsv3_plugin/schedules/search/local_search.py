@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from math import inf
 
-from dsv3_plugin.pipeline.actions import (
+from dsv3_plugin.schedules.actions import (
     BACKWARD,
     FORWARD,
     INPUT,
@@ -25,7 +25,7 @@ from dsv3_plugin.pipeline.actions import (
     Compute,
     Overlap,
 )
-from dsv3_plugin.pipeline.greedy import Problem
+from dsv3_plugin.schedules.search.list_scheduling import Problem
 
 _EPSILON = 1e-9
 

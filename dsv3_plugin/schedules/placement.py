@@ -8,7 +8,7 @@ the first's in the schedule (P..2P-1) but hold the same layers. No torch here.
 
 from dataclasses import dataclass
 
-from dsv3_plugin.pipeline.actions import Schedule
+from dsv3_plugin.schedules.actions import Schedule
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
-from dsv3_plugin.pipeline.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap, Schedule
-from dsv3_plugin.pipeline.simulate import Timeline
+from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap, Schedule
+from dsv3_plugin.schedules.simulate import Timeline
 
 _PAIR = "pair"
 # kind: (name, lightest, deepest)

@@ -13,7 +13,7 @@ from collections import deque
 from itertools import count
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import (
+from dsv3_plugin.schedules.actions import (
     BACKWARD,
     FORWARD,
     INPUT,

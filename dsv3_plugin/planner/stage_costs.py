@@ -9,9 +9,9 @@ number of layers.
 from collections.abc import Sequence
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.costs import Costs, StageCosts, sized_stages
 from dsv3_plugin.planner.counts import flops_per_token
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.schedules.costs import Costs, StageCosts, sized_stages
 
 
 def model_stages(

@@ -9,7 +9,7 @@ of 2P-1 is laid out and the cells of the missing ones stay idle.
 from itertools import count
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import Compute, Schedule
+from dsv3_plugin.schedules.actions import Compute, Schedule
 
 
 def zbv(pp: int, micro_batches: int) -> Schedule:

@@ -4,7 +4,7 @@ Bubble (P-1)(F+B). Rank r holds at most P-r micro-batches.
 """
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import BACKWARD, FORWARD, Compute, Schedule
+from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, Compute, Schedule
 
 
 def one_f_one_b(pp: int, micro_batches: int) -> Schedule:

@@ -12,7 +12,7 @@ posted about when its message is sent, often long before it is needed.
 
 from dataclasses import dataclass
 
-from dsv3_plugin.pipeline.actions import (
+from dsv3_plugin.schedules.actions import (
     Action,
     Compute,
     Schedule,
@@ -22,7 +22,7 @@ from dsv3_plugin.pipeline.actions import (
     sending,
     sent_to,
 )
-from dsv3_plugin.pipeline.order import execution_order
+from dsv3_plugin.schedules.order import execution_order
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """An order in which a schedule can run, every action after all it needs; or the circle of waits."""
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.actions import Action, Compute, Schedule, dependencies, result
+from dsv3_plugin.schedules.actions import Action, Compute, Schedule, dependencies, result
 
 
 def execution_order(schedule: Schedule) -> list[tuple[int, int, Action]]:

@@ -1,0 +1,1 @@
+"""Pipeline schedules as data: actions, proof, time, picture, search. No torch."""

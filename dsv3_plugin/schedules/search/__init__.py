@@ -1,0 +1,1 @@
+"""The search for a better schedule than those published."""
