@@ -16,7 +16,7 @@ from typing import Any
 from dsv3_plugin.checkpoint.dist_metadata import Contents
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.sentences import validate
+from dsv3_plugin.recipe.validation import validate
 
 MODEL_FILE = "model.yaml"
 

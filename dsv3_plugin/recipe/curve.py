@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
-from dsv3_plugin.recipe.size import Extent, Steps
+from dsv3_plugin.recipe.amounts import Extent, Steps
 
 Shape = Literal["linear", "constant", "cosine"]
 _SHAPES: tuple[Shape, ...] = ("linear", "constant", "cosine")

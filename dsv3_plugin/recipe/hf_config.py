@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.sentences import validate
+from dsv3_plugin.recipe.validation import validate
 
 _FAMILIES = {"deepseek_v2": "softmax", "deepseek_v3": "sigmoid", "kimi_k2": "sigmoid"}
 """`model_type` → how the family scores experts."""

@@ -14,7 +14,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.recipe.sentences import suggestion, validate
+from dsv3_plugin.recipe.validation import suggestion, validate
 
 
 def shipped_folder() -> Path:

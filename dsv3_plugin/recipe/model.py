@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.recipe import yaml_text
-from dsv3_plugin.recipe.sentences import validate
+from dsv3_plugin.recipe.validation import validate
 
 LATENT_NORM_EPSILON = 1e-6
 """eps of the RMSNorms on the Q and KV latents, as in DeepSeek's and transformers' code."""

@@ -15,10 +15,10 @@ import pydantic
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from dsv3_plugin.recipe import layout, placing, rules, yaml_text
-from dsv3_plugin.recipe.batch import BatchSchedule, batch_schedule
+from dsv3_plugin.recipe.amounts import Tokens
+from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule
 from dsv3_plugin.recipe.curve import Curve, CurveSpec, resolve
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.size import Tokens
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.validate import read_schedule
 

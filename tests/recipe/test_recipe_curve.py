@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3_plugin.recipe.batch import BatchSchedule, batch_schedule
+from dsv3_plugin.recipe.amounts import Steps, format_tokens, parse_extent, parse_tokens
+from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule
 from dsv3_plugin.recipe.curve import Curve, Piece, resolve
-from dsv3_plugin.recipe.size import Steps, format_tokens, parse_extent, parse_tokens
 
 seeded = settings(derandomize=True, deadline=None)
 

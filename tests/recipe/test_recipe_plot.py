@@ -3,7 +3,7 @@
 import pytest
 
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.recipe.plot import plot_curves, sample
+from dsv3_plugin.report.curves import plot_curves, sample
 
 
 @pytest.mark.parametrize("name", ["pretrain/tiny", "pretrain/deepseek-v3"])

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from dsv3_plugin.files.atomic import whole_file
+from dsv3_plugin.recipe.amounts import format_tokens
 from dsv3_plugin.recipe.curve import Curve
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.recipe.size import format_tokens
 
 _TITLES = {
     "learning_rate": "learning rate",
