@@ -4,7 +4,7 @@
 
 Two processes divide the experts of a chunk of MoE layers. Every all-to-all (upstream's dispatcher)
 is given an extra delay, as a slow link would; the forward of one micro-batch and the backward of
-another then run one after the other, and as a pair (`pipeline/turns.py`). Each round measures every
+another then run one after the other, and as a pair (`distributed/overlap.py`). Each round measures every
 case once, so that all meet the same machine. Printed are medians in milliseconds: computation (one
 after the other, no delay; gloo's own time is in it), communication (what the delays add to that),
 their sum as measured, and the pair, also as a multiple of the longer of the two.
@@ -52,8 +52,8 @@ def _rank(rank: int, delays: list[float], repeats: int, folder: str) -> None:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
+    from dsv3_plugin.distributed import overlap as turns
     from dsv3_plugin.model.build import build_model
-    from dsv3_plugin.pipeline import turns
     from dsv3_plugin.recipe.model import ModelConfig
     from dsv3_plugin.upstream import patches
 

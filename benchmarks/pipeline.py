@@ -28,8 +28,8 @@ from dsv3_plugin.upstream import cpu_host
 
 cpu_host.enable()
 
+from dsv3_plugin.distributed import overlap as turns  # noqa: E402
 from dsv3_plugin.model.linear import WeightGradients  # noqa: E402
-from dsv3_plugin.pipeline import turns  # noqa: E402
 from dsv3_plugin.schedules.actions import Schedule  # noqa: E402
 from dsv3_plugin.schedules.costs import Costs, even_stages  # noqa: E402
 from dsv3_plugin.schedules.registry import (  # noqa: E402
@@ -146,7 +146,8 @@ def _rank(rank: int, schedules: list[Schedule], unit: float, folder: str) -> Non
     )
     from megatron.core import parallel_state
 
-    from dsv3_plugin.pipeline import execute, mirror
+    from dsv3_plugin.pipeline import executor as execute
+    from dsv3_plugin.pipeline import replicas as mirror
     from dsv3_plugin.schedules.placement import placement_of
 
     parallel_state.initialize_model_parallel(pipeline_model_parallel_size=pp)

@@ -47,6 +47,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # n
 from transformers import DeepseekV3ForCausalLM  # noqa: E402
 
 from dsv3_plugin.checkpoint import iter_hf_tensors  # noqa: E402
+from dsv3_plugin.distributed.world import single_process  # noqa: E402
 from dsv3_plugin.model.attention import CausalAttention  # noqa: E402
 from dsv3_plugin.model.build import build_model  # noqa: E402
 from dsv3_plugin.model.config import transformer_config  # noqa: E402
@@ -54,7 +55,6 @@ from dsv3_plugin.planner.counts import parameter_counts  # noqa: E402
 from dsv3_plugin.recipe.hf_config import hf_config  # noqa: E402
 from dsv3_plugin.recipe.model import ModelConfig  # noqa: E402
 from dsv3_plugin.upstream import patches  # noqa: E402
-from dsv3_plugin.upstream.process_groups import single_process  # noqa: E402
 
 BATCH, LENGTH = 8, 256
 

@@ -16,7 +16,7 @@ def load_for_inference(
 ) -> tuple[GPTModel, ModelConfig]:
     """The newest model in a checkpoint folder, in evaluation mode, with the local backend.
 
-    Megatron's parallel state must be initialised (`upstream.process_groups.single_process`).
+    Megatron's parallel state must be initialised (`distributed.world.single_process`).
 
     Args:
         directory: an imported or trained checkpoint, saved under any parallel layout.

@@ -311,7 +311,7 @@ def logits(
     ] = False,
 ) -> None:
     """Compute the logits of given tokens in FP32."""
-    from dsv3_plugin.upstream.process_groups import single_process
+    from dsv3_plugin.distributed.world import single_process
 
     with single_process():
         from dsv3_plugin.inference.from_checkpoint import write_logits
@@ -333,7 +333,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the sampling.", min=0, max=2**63 - 1)] = 0,
 ) -> None:
     """Continue a text."""
-    from dsv3_plugin.upstream.process_groups import single_process
+    from dsv3_plugin.distributed.world import single_process
 
     with single_process():
         from dsv3_plugin.inference.from_checkpoint import continue_text

@@ -1,7 +1,7 @@
 """Upstream's all-to-all between expert-parallel ranks, as one that takes turns.
 
 Inside an overlapped pair the exchange of one micro-batch runs while the other computes
-(`pipeline/turns.py`). Upstream's autograd function waits for its exchange where it stands; this one
+(`distributed/overlap.py`). Upstream's autograd function waits for its exchange where it stands; this one
 starts it and passes the turn. Outside a pair it does what upstream's does.
 """
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dsv3_plugin.pipeline.turns import wait
+from dsv3_plugin.distributed.overlap import wait
 
 
 class AllToAll(torch.autograd.Function):

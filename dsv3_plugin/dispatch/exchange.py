@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from dsv3_plugin.dispatch.lost_peers import find_missing, watch
 from dsv3_plugin.dispatch.topology import Topology
 from dsv3_plugin.dispatch.traffic import Traffic, gathered, link_class
+from dsv3_plugin.distributed.overlap import wait
+from dsv3_plugin.distributed.roll_call import find_missing, watch
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.turns import wait
 
 
 @dataclass

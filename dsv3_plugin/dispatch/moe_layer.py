@@ -28,8 +28,8 @@ from dsv3_plugin.dispatch.kernels import KERNELS
 from dsv3_plugin.dispatch.topology import RanksPerNode, launched_per_node
 from dsv3_plugin.dispatch.traffic import Traffic, link_class
 from dsv3_plugin.dispatch.two_hop import Precision, TwoHopTokenDispatcher
+from dsv3_plugin.distributed.overlap import PerSide
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.turns import PerSide
 
 Kind = Literal["alltoall", "two_hop", "deepep", "hybridep"]
 

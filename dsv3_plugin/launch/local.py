@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3_plugin.launch.words import PIPE, Ear, Word
+from dsv3_plugin.distributed.messages import PIPE, Ear, Word
 
 LISTENER = "DSV3_STORE_FD"
 """Environment variable with the descriptor of the socket on which rank 0 gathers the others."""

@@ -30,7 +30,7 @@ def build_model(
 ) -> GPTModel:
     """Build a model, or one pipeline stage of it, with freshly drawn weights.
 
-    Megatron's parallel state must be initialised (`upstream.process_groups.single_process`).
+    Megatron's parallel state must be initialised (`distributed.world.single_process`).
 
     Args:
         model: what to build.

@@ -22,7 +22,7 @@ from megatron.core.transformer.pipeline_parallel_layer_layout import PipelinePar
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from dsv3_plugin.data.batch import StageInputs
-from dsv3_plugin.pipeline.mirror import mirror_of
+from dsv3_plugin.pipeline.replicas import mirror_of
 from dsv3_plugin.pipeline.split_backward import let_weights_wait
 from dsv3_plugin.schedules.placement import Placement
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from dsv3_plugin.checkpoint.tracker import newest_complete
-from dsv3_plugin.dispatch.lost_peers import watch
+from dsv3_plugin.distributed.failures import LostRank, is_loss, lost_rank
+from dsv3_plugin.distributed.roll_call import watch
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.lost import LostRank, is_loss, lost_rank
 from dsv3_plugin.stages import run as runs
 
 

@@ -14,9 +14,9 @@ from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.prepare import PreparedData
 from dsv3_plugin.data.prepare import prepare as prepare_data
 from dsv3_plugin.dispatch.topology import group_topology, grouping_note, ranks_per_node
+from dsv3_plugin.distributed.messages import say
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import metrics_file
-from dsv3_plugin.launch.words import say
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.stages.checkpoint_folder import (
     describe,

@@ -22,12 +22,12 @@ from megatron.training.models.gpt import GPTModelConfig
 from dsv3_plugin.data.batch import Batch, StageInputs, get_batch, stage_inputs
 from dsv3_plugin.data.datasets import datasets_provider
 from dsv3_plugin.dispatch.moe_layer import configure_dispatch
+from dsv3_plugin.distributed.rank_zero_first import found_once
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.config import adjust_config
-from dsv3_plugin.pipeline import execute
+from dsv3_plugin.pipeline import executor as execute
 from dsv3_plugin.pipeline.chunks import PlacedLayout, PlacedModelConfig, place
 from dsv3_plugin.pipeline.from_recipe import schedules_of
-from dsv3_plugin.pipeline.one_search import found_once
 from dsv3_plugin.recipe.arguments import layout_of, megatron_arguments
 from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe

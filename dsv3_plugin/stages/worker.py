@@ -4,7 +4,7 @@
 torchrun and srun start `dsv3 train` itself, which then becomes a rank here. A rank makes its
 process a host for Megatron (a GPU with NCCL, or the CPU with gloo), waits until rank 0 has put the
 run's folders in order, and hands over to the recipe's stage. Whatever it has to tell the person
-goes through `launch.words`; everything else lands in its log.
+goes through `distributed.messages`; everything else lands in its log.
 """
 
 import contextlib
@@ -19,11 +19,11 @@ from types import FrameType
 from rich.console import Console
 
 from dsv3_plugin import machine
+from dsv3_plugin.distributed.messages import PIPE, has_log, say, speak_on
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.launch import slurm
 from dsv3_plugin.launch.local import LISTENER
-from dsv3_plugin.launch.words import PIPE, has_log, say, speak_on
 from dsv3_plugin.recipe import rules
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe

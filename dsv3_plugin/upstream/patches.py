@@ -134,7 +134,7 @@ PATCHES: tuple[Patch, ...] = (
             "megatron.core.pipeline_parallel:get_forward_backward_func",
             "megatron.training.training:get_forward_backward_func",
         ),
-        replacement="dsv3_plugin.pipeline.execute:choose_executor",
+        replacement="dsv3_plugin.pipeline.executor:choose_executor",
         reason="upstream chooses among its own schedules by pipeline size alone",
         test="tests/pipeline/test_pipeline_execute.py",
         wraps=True,

@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from dsv3_plugin.checkpoint import export_hf, import_hf, iter_hf_tensors
 from dsv3_plugin.checkpoint.load import load_for_inference
+from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.logits import main_logits
-from dsv3_plugin.upstream.process_groups import single_process
 
 SOFTMAX = {
     "moe_router_score_function": "softmax",

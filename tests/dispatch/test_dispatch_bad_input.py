@@ -10,9 +10,9 @@ from gloo_ranks import run_ranks
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from dsv3_plugin.dispatch import lost_peers
 from dsv3_plugin.dispatch.exchange import Link
 from dsv3_plugin.dispatch.two_hop import TwoHopTokenDispatcher
+from dsv3_plugin.distributed import roll_call as lost_peers
 from dsv3_plugin.errors import UserError
 
 RANKS, EXPERTS, HIDDEN, TIMEOUT_S = 4, 8, 16, 6.0

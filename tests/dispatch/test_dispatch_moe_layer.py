@@ -22,10 +22,10 @@ from dsv3_plugin.dispatch.step_metrics import (
     load_of_nodes,
     tensorboard_scalars,
 )
+from dsv3_plugin.distributed import overlap as turns
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.config import transformer_config
 from dsv3_plugin.model.specs import deepseek_v3_spec, mtp_block_spec
-from dsv3_plugin.pipeline import turns
 from dsv3_plugin.upstream.alltoall_on_cpu import move_to_host
 
 RANKS, SEQUENCES, LENGTH, STEPS = 4, 8, 16, 20

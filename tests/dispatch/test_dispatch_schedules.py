@@ -60,7 +60,7 @@ def parallel(schedule: Schedule) -> Iterator[Any]:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-    from dsv3_plugin.pipeline.mirror import mirror_of
+    from dsv3_plugin.pipeline.replicas import mirror_of
     from dsv3_plugin.schedules.placement import placement_of
 
     placement = placement_of(schedule)
@@ -135,7 +135,7 @@ def step(schedule: Schedule, dispatch: dict[str, Any]) -> Step:
         finalize_model_grads,
     )
 
-    from dsv3_plugin.pipeline.execute import Executor
+    from dsv3_plugin.pipeline.executor import Executor
 
     with parallel(schedule) as placement:
         chunks = build_chunks(schedule, placement, dispatch)

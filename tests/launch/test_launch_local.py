@@ -21,7 +21,7 @@ def start(tmp_path, monkeypatch):
 
     def start(code: str, processes: int = 2) -> LocalProcesses:
         header = (
-            "import os, signal, sys, time\nfrom dsv3_plugin.launch.words import say\n"
+            "import os, signal, sys, time\nfrom dsv3_plugin.distributed.messages import say\n"
             'rank = int(os.environ["RANK"])\n'
         )
         (tmp_path / "a_rank.py").write_text(header + textwrap.dedent(code))

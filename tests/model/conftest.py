@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv3_plugin.upstream.process_groups import single_process
+from dsv3_plugin.distributed.world import single_process
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -232,8 +232,8 @@ def test_with_delayed_weight_gradients_the_plan_pays_those_of_a_whole_backward(
 def _pipeline(rank: int, schedules: list[Schedule]) -> list[Any]:
     from megatron.core import parallel_state
 
-    from dsv3_plugin.pipeline import execute
-    from dsv3_plugin.pipeline.mirror import mirror_of
+    from dsv3_plugin.pipeline import executor as execute
+    from dsv3_plugin.pipeline.replicas import mirror_of
 
     answers = []
     for schedule in schedules:

@@ -180,8 +180,8 @@ def _in_a_pipeline(
     """The same step by the executor on this rank's chunks, then an evaluation."""
     from megatron.core import parallel_state
 
-    from dsv3_plugin.pipeline.execute import Executor
-    from dsv3_plugin.pipeline.mirror import mirror_of
+    from dsv3_plugin.pipeline.executor import Executor
+    from dsv3_plugin.pipeline.replicas import mirror_of
 
     wrapped = chunks_of(schedule)
     executor = Executor(lambda count: schedule)

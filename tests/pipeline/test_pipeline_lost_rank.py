@@ -20,9 +20,9 @@ SCHEDULES = {"dualpipe_v": dualpipe_v(2, 5), "dualpipe": dualpipe(2, 6)}
 
 def _survive(rank: int, name: str, where: str, number: signal.Signals) -> tuple[str, float]:
     """Take two steps; rank 1 meets its end in the second. What rank 0 says, and after how long."""
-    from dsv3_plugin.pipeline import execute
-    from dsv3_plugin.pipeline.lost import LostRank
-    from dsv3_plugin.pipeline.mirror import Mirror
+    from dsv3_plugin.distributed.failures import LostRank
+    from dsv3_plugin.pipeline import executor as execute
+    from dsv3_plugin.pipeline.replicas import Mirror
 
     schedule = SCHEDULES[name]
     count = schedule.num_micro_batches

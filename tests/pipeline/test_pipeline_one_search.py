@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from gloo_ranks import run_ranks
 
+from dsv3_plugin.distributed.rank_zero_first import found_once
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline.one_search import found_once
 from dsv3_plugin.schedules.actions import Schedule, csv_text
 from dsv3_plugin.schedules.registry import zbv
 from dsv3_plugin.schedules.validate import read_schedule

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gloo_ranks import run_ranks
 
-from dsv3_plugin.pipeline import turns
+from dsv3_plugin.distributed import overlap as turns
 
 
 class _Done:

@@ -9,8 +9,8 @@ import torch
 from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
+from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.upstream import cpu_host, patches
-from dsv3_plugin.upstream.process_groups import single_process
 
 REPLACED = [
     "torch.cuda.current_device", "torch.cuda.Stream", "torch.empty", "torch.Tensor.to",

@@ -16,8 +16,8 @@ def optimizer():
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
+    from dsv3_plugin.distributed.world import single_process
     from dsv3_plugin.model.build import build_model
-    from dsv3_plugin.upstream.process_groups import single_process
 
     patches.register()
     with single_process():

@@ -2,7 +2,7 @@
 
 A wait that fails because a rank died says "connection closed", and one that is stuck "timed out".
 With one other rank in question it is that one. Among several it need not be the one waited for,
-who may itself have been waiting: then the roll is called (`dispatch.lost_peers`).
+who may itself have been waiting: then the roll is called (`distributed.roll_call`).
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from dsv3_plugin.dispatch.lost_peers import find_missing
+from dsv3_plugin.distributed.roll_call import find_missing
 from dsv3_plugin.errors import UserError
 
 _SIGNS = (

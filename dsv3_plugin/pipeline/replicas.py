@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from megatron.core import parallel_state
 
-from dsv3_plugin.pipeline.lost import naming_lost
+from dsv3_plugin.distributed.failures import naming_lost
 from dsv3_plugin.schedules.placement import Placement
 
 

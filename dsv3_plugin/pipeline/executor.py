@@ -19,12 +19,12 @@ from megatron.core.pipeline_parallel.schedules import backward_step, forward_ste
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from megatron.core.utils import get_attr_wrapped_model, get_model_config
 
-from dsv3_plugin.dispatch.lost_peers import watch
-from dsv3_plugin.pipeline import turns
+from dsv3_plugin.distributed import overlap as turns
+from dsv3_plugin.distributed.failures import naming_lost, set_timeout, step_groups
+from dsv3_plugin.distributed.roll_call import watch
 from dsv3_plugin.pipeline.chunk_plan import PlannedSteps, plan_serves
-from dsv3_plugin.pipeline.lost import naming_lost, set_timeout, step_groups
-from dsv3_plugin.pipeline.mirror import mirror_of
-from dsv3_plugin.pipeline.post_office import PostOffice
+from dsv3_plugin.pipeline.p2p import PostOffice
+from dsv3_plugin.pipeline.replicas import mirror_of
 from dsv3_plugin.pipeline.split_backward import SplitBackward
 from dsv3_plugin.pipeline.step_numbers import Form, agree
 from dsv3_plugin.schedules.actions import (
