@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from dsv3_plugin.checkpoint.config_json import FP8_CONFIG
-from dsv3_plugin.checkpoint.hf_writer import HFLayout, shard_bytes
+from dsv3_plugin.checkpoint.conversion.config_json import FP8_CONFIG
+from dsv3_plugin.checkpoint.conversion.stream import as_bytes
+from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout, shard_bytes
 from dsv3_plugin.checkpoint.names import SCALE, layout
-from dsv3_plugin.checkpoint.stream import as_bytes
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.load import load_model
 from dsv3_plugin.recipe.model import ModelConfig

@@ -8,8 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsv3_plugin.checkpoint.convert import export_hf, import_hf
-    from dsv3_plugin.checkpoint.memory import iter_hf_tensors
+    from dsv3_plugin.checkpoint.conversion.convert import export_hf, import_hf
+    from dsv3_plugin.checkpoint.live_model import iter_hf_tensors
 
 __all__ = ["export_hf", "import_hf", "iter_hf_tensors"]
 

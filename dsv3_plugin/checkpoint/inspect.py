@@ -14,16 +14,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsv3_plugin.checkpoint import journal, tracker
-from dsv3_plugin.checkpoint.dist_metadata import METADATA, read_contents
-from dsv3_plugin.checkpoint.hf_headers import (
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.conversion import journal
+from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
+from dsv3_plugin.checkpoint.formats.hf_headers import (
     CONFIG,
     ITEMSIZE,
     pickled_files,
     read_config,
     read_folder,
 )
-from dsv3_plugin.checkpoint.model_file import MODEL_FILE, model_of_checkpoint, saved_arguments
+from dsv3_plugin.checkpoint.formats.model_file import (
+    MODEL_FILE,
+    model_of_checkpoint,
+    saved_arguments,
+)
 from dsv3_plugin.checkpoint.names import (
     DERIVED,
     QUANTISED,

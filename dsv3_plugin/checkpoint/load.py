@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from dsv3_plugin.checkpoint.weights import DistWeights
+from dsv3_plugin.checkpoint.conversion.weights import DistWeights
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.build import build_model
 from dsv3_plugin.recipe.model import ModelConfig

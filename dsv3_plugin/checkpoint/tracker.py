@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3_plugin.checkpoint.dist_metadata import METADATA, read_contents
+from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
 from dsv3_plugin.errors import UserError
 
 TRACKER = "latest_checkpointed_iteration.txt"

@@ -365,7 +365,7 @@ def import_(
 ) -> None:
     """Turn a Hugging Face folder into a Megatron checkpoint, streamed."""
     from dsv3_plugin.checkpoint import import_hf
-    from dsv3_plugin.checkpoint.show import progress, report_line
+    from dsv3_plugin.cli.conversion_view import progress, report_line
 
     with progress("import") as shown:
         report = import_hf(
@@ -394,8 +394,8 @@ def export(
 ) -> None:
     """Turn a checkpoint into a Hugging Face folder that transformers loads, streamed."""
     from dsv3_plugin.checkpoint import export_hf
-    from dsv3_plugin.checkpoint.hf_writer import shard_bytes
-    from dsv3_plugin.checkpoint.show import progress, report_line, warn_without_tokenizer
+    from dsv3_plugin.checkpoint.formats.hf_writer import shard_bytes
+    from dsv3_plugin.cli.conversion_view import progress, report_line, warn_without_tokenizer
 
     with progress("export") as shown:
         report = export_hf(
@@ -427,9 +427,9 @@ def verify(
     ] = False,
 ) -> None:
     """Compare all tensors of two models, or one with its manifest; exit code 1 if any differs."""
-    from dsv3_plugin.checkpoint.manifest import check
-    from dsv3_plugin.checkpoint.show import print_comparison, progress
-    from dsv3_plugin.checkpoint.verify import verify as compare
+    from dsv3_plugin.checkpoint.conversion.manifest import check
+    from dsv3_plugin.checkpoint.conversion.verify import verify as compare
+    from dsv3_plugin.cli.conversion_view import print_comparison, progress
 
     with progress("verify") as shown:
         if b is None:
@@ -456,7 +456,7 @@ def inspect(
     from json import dumps
 
     from dsv3_plugin.checkpoint.inspect import inspect as look
-    from dsv3_plugin.checkpoint.show import print_findings
+    from dsv3_plugin.cli.conversion_view import print_findings
 
     findings = look(path)
     if json:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsv3_plugin.checkpoint.stream import as_sentence
+from dsv3_plugin.checkpoint.conversion.stream import as_sentence
 from dsv3_plugin.errors import UserError
 
 # What a file system without locks answers to flock.

@@ -9,10 +9,10 @@ import oracles
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsv3_plugin.checkpoint.config_json import FP8_CONFIG
-from dsv3_plugin.checkpoint.dist_metadata import read_contents
+from dsv3_plugin.checkpoint.conversion.config_json import FP8_CONFIG
+from dsv3_plugin.checkpoint.formats.dist_metadata import read_contents
+from dsv3_plugin.checkpoint.formats.torch_zip import payload
 from dsv3_plugin.checkpoint.names import layout
-from dsv3_plugin.checkpoint.torch_zip import payload
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.model import ModelConfig
 

@@ -13,12 +13,12 @@ import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from dsv3_plugin.checkpoint import journal
-from dsv3_plugin.checkpoint.convert import export_hf, import_hf
+from dsv3_plugin.checkpoint.conversion import journal
+from dsv3_plugin.checkpoint.conversion.convert import export_hf, import_hf
 
 _processes = multiprocessing.get_context("forkserver")
 # The server does not search where pytest searches, so it is told what an installed package offers.
-_processes.set_forkserver_preload(["dsv3_plugin.checkpoint.convert"])
+_processes.set_forkserver_preload(["dsv3_plugin.checkpoint.conversion.convert"])
 
 DIRECTIONS = {"import": import_hf, "export": export_hf}
 

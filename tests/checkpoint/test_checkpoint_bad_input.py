@@ -14,10 +14,11 @@ from checkpoint_samples import E4M3, random_tensors, small_model, write_folder
 from safetensors.torch import load_file, save_file
 
 from dsv3_plugin import cli
-from dsv3_plugin.checkpoint import convert, export_hf, import_hf, journal
+from dsv3_plugin.checkpoint import export_hf, import_hf
+from dsv3_plugin.checkpoint.conversion import convert, journal
+from dsv3_plugin.checkpoint.conversion.verify import verify
+from dsv3_plugin.checkpoint.conversion.weights import open_weights
 from dsv3_plugin.checkpoint.inspect import inspect
-from dsv3_plugin.checkpoint.verify import verify
-from dsv3_plugin.checkpoint.weights import open_weights
 from dsv3_plugin.errors import UserError
 
 MODEL = small_model()
@@ -557,7 +558,7 @@ def test_truncated_checkpoint(checkpoint, tmp_path):
 
 def test_checkpoint_with_damaged_container(checkpoint, tmp_path):
     key = "decoder.final_layernorm.weight"
-    from dsv3_plugin.checkpoint.dist_metadata import read_contents
+    from dsv3_plugin.checkpoint.formats.dist_metadata import read_contents
 
     _, _, place = read_contents(checkpoint / "release").tensors[key].chunks[0]
     with (checkpoint / "release" / place.file).open("r+b") as handle:

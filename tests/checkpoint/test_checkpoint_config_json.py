@@ -8,8 +8,8 @@ import torch
 from checkpoint_samples import E4M3, random_tensors, read_tensors, small_model, write_folder
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
-from dsv3_plugin.checkpoint.config_json import FP8_CONFIG
-from dsv3_plugin.checkpoint.model_file import MODEL_FILE
+from dsv3_plugin.checkpoint.conversion.config_json import FP8_CONFIG
+from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
 from dsv3_plugin.recipe.hf_config import brought_up_to_date, model_from_hf
 
 PUBLISHED = Path(__file__).parents[1] / "recipe" / "published"

@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
-from dsv3_plugin.checkpoint.dist_reader import Chunk, DistCheckpoint, assemble
+from dsv3_plugin.checkpoint.formats.dist_reader import Chunk, DistCheckpoint, assemble
+from dsv3_plugin.checkpoint.formats.torch_zip import Container, payload
 from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.checkpoint.names import layout, stacked_key
-from dsv3_plugin.checkpoint.torch_zip import Container, payload
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.uint8,
           torch.int64]  # fmt: skip

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3_plugin.checkpoint.hf_writer import HFLayout
+from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout
 
 CACHE_LINE = 64
 TYPES = [torch.float8_e4m3fn, torch.bfloat16, torch.float32]

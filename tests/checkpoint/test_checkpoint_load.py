@@ -98,7 +98,7 @@ def handed_over(rank, checkpoint, layout):
     from megatron.core import dist_checkpointing, parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-    from dsv3_plugin.checkpoint.weights import open_weights
+    from dsv3_plugin.checkpoint.conversion.weights import open_weights
     from dsv3_plugin.model.build import build_model
 
     parallel_state.initialize_model_parallel(**layout)

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv3_plugin import cli
-from dsv3_plugin.checkpoint import dist_writer, export_hf, import_hf, manifest
-from dsv3_plugin.checkpoint.show import report_line
+from dsv3_plugin.checkpoint import export_hf, import_hf
+from dsv3_plugin.checkpoint.conversion import manifest
+from dsv3_plugin.checkpoint.formats import dist_writer
+from dsv3_plugin.cli.conversion_view import report_line
 from dsv3_plugin.errors import UserError
 
 MODEL = small_model()

@@ -10,12 +10,12 @@ import torch
 from checkpoint_samples import small_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dsv3_plugin.checkpoint.config_json import FP8_CONFIG
-from dsv3_plugin.checkpoint.dist_writer import DistLayout
-from dsv3_plugin.checkpoint.hf_writer import HFLayout
+from dsv3_plugin.checkpoint.conversion.config_json import FP8_CONFIG
+from dsv3_plugin.checkpoint.conversion.weights import DistWeights, HFWeights
+from dsv3_plugin.checkpoint.formats.dist_writer import DistLayout
+from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout
 from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.checkpoint.names import SCALE, TABLE, extra_states, hf_tensors, layout
-from dsv3_plugin.checkpoint.weights import DistWeights, HFWeights
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.load import load_model
 

@@ -14,7 +14,7 @@ BLOCK = 1 << 20
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from dsv3_plugin.checkpoint import convert, recode
+from dsv3_plugin.checkpoint.conversion import convert, recode
 
 recode.BLOCK_BYTES = BLOCK
 convert.torch.set_num_threads(1)

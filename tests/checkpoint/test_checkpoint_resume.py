@@ -16,8 +16,9 @@ from checkpoint_samples import (
 )
 from killing import die_at, kill_after, start, steps_of
 
-from dsv3_plugin.checkpoint import export_hf, import_hf, journal, stream, tracker
-from dsv3_plugin.checkpoint.verify import verify
+from dsv3_plugin.checkpoint import export_hf, import_hf, tracker
+from dsv3_plugin.checkpoint.conversion import journal, stream
+from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.errors import UserError
 
 MODEL = small_model(num_layers=2, moe_layer_freq="[0,1]")

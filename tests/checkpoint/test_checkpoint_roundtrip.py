@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
-from dsv3_plugin.checkpoint.verify import verify
+from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.fp8.quantize import quantize_blocks
 from dsv3_plugin.recipe.hf_config import model_from_hf
@@ -198,7 +198,8 @@ def test_casts_are_said_and_the_router_bias_keeps_its_type(tmp_path):
 
 
 def test_large_tensors_are_cut_into_chunks(tmp_path, monkeypatch):
-    from dsv3_plugin.checkpoint import dist_writer, recode, stream
+    from dsv3_plugin.checkpoint.conversion import recode, stream
+    from dsv3_plugin.checkpoint.formats import dist_writer
 
     monkeypatch.setattr(dist_writer, "_CHUNK_BYTES", 5000)
     monkeypatch.setattr(dist_writer, "_FILE_BYTES", 100_000)

@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from dsv3_plugin.checkpoint import show
+from dsv3_plugin.cli import conversion_view as show
 
 
 @pytest.fixture

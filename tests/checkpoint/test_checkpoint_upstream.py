@@ -18,8 +18,8 @@ from checkpoint_samples import (
 )
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
+from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.checkpoint.inspect import inspect
-from dsv3_plugin.checkpoint.verify import verify
 
 DRIVER = Path(__file__).with_name("drive_upstream.py")
 ROOT = DRIVER.parents[2]

@@ -8,9 +8,10 @@ import torch
 from checkpoint_samples import overwrite, random_tensors, small_model, write_folder
 
 from dsv3_plugin import cli
-from dsv3_plugin.checkpoint import export_hf, import_hf, journal
+from dsv3_plugin.checkpoint import export_hf, import_hf
+from dsv3_plugin.checkpoint.conversion import journal
+from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.checkpoint.inspect import inspect
-from dsv3_plugin.checkpoint.verify import verify
 
 MODEL = small_model()
 O_PROJ = "model.layers.0.self_attn.o_proj.weight"

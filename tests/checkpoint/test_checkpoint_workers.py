@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dsv3_plugin.checkpoint.workers import worker_threads
+from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 
 
 @pytest.fixture(autouse=True)

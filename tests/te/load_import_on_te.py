@@ -31,7 +31,7 @@ def main(directory: Path) -> None:
     )
 
     from dsv3_plugin.checkpoint import iter_hf_tensors
-    from dsv3_plugin.checkpoint.weights import open_weights
+    from dsv3_plugin.checkpoint.conversion.weights import open_weights
     from dsv3_plugin.model.config import transformer_config
 
     parallel_state.initialize_model_parallel()

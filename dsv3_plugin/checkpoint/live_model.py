@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dsv3_plugin.checkpoint.dist_reader import Chunk, Slices, assemble
+from dsv3_plugin.checkpoint.formats.dist_reader import Chunk, Slices, assemble
 from dsv3_plugin.checkpoint.names import WEIGHT_KEYS, Entry, layout
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.model import ModelConfig

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from dsv3_plugin.checkpoint.hf_headers import pickled_files, read_folder
-from dsv3_plugin.checkpoint.mapped import MappedFiles, tensor_at
+from dsv3_plugin.checkpoint.formats.hf_headers import pickled_files, read_folder
+from dsv3_plugin.checkpoint.formats.mapped import MappedFiles, tensor_at
 from dsv3_plugin.errors import UserError
 
 

@@ -23,11 +23,11 @@ import torch
 from rich.filesize import decimal
 from zlib_ng.zlib_ng import crc32
 
-from dsv3_plugin.checkpoint import journal
-from dsv3_plugin.checkpoint.journal import Checksums
-from dsv3_plugin.checkpoint.torch_zip import Container
+from dsv3_plugin.checkpoint.conversion import journal
+from dsv3_plugin.checkpoint.conversion.journal import Checksums
+from dsv3_plugin.checkpoint.conversion.workers import worker_threads
+from dsv3_plugin.checkpoint.formats.torch_zip import Container
 from dsv3_plugin.checkpoint.tracker import INCOMPLETE, sync_folder
-from dsv3_plugin.checkpoint.workers import worker_threads
 from dsv3_plugin.errors import UserError
 
 BLOCK_BYTES = 16 << 20

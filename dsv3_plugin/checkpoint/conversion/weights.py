@@ -14,11 +14,11 @@ from typing import Protocol
 import torch
 
 from dsv3_plugin.checkpoint import tracker
-from dsv3_plugin.checkpoint.config_json import kept_config
-from dsv3_plugin.checkpoint.dist_reader import DistCheckpoint
-from dsv3_plugin.checkpoint.hf_headers import CONFIG, read_config
-from dsv3_plugin.checkpoint.hf_reader import HFFolder, Stored
-from dsv3_plugin.checkpoint.model_file import MODEL_FILE, model_of_checkpoint
+from dsv3_plugin.checkpoint.conversion.config_json import kept_config
+from dsv3_plugin.checkpoint.formats.dist_reader import DistCheckpoint
+from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG, read_config
+from dsv3_plugin.checkpoint.formats.hf_reader import HFFolder, Stored
+from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE, model_of_checkpoint
 from dsv3_plugin.checkpoint.names import (
     BLOCK,
     DERIVED,

@@ -13,12 +13,13 @@ from typing import Any
 
 from zlib_ng.zlib_ng import crc32
 
-from dsv3_plugin.checkpoint import recode, tracker
-from dsv3_plugin.checkpoint.journal import Checksums
-from dsv3_plugin.checkpoint.stream import Progress, Target, as_bytes
-from dsv3_plugin.checkpoint.verify import Comparison, Difference
-from dsv3_plugin.checkpoint.weights import DistWeights, Weights, open_weights
-from dsv3_plugin.checkpoint.workers import worker_threads
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.conversion import recode
+from dsv3_plugin.checkpoint.conversion.journal import Checksums
+from dsv3_plugin.checkpoint.conversion.stream import Progress, Target, as_bytes
+from dsv3_plugin.checkpoint.conversion.verify import Comparison, Difference
+from dsv3_plugin.checkpoint.conversion.weights import DistWeights, Weights, open_weights
+from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.errors import UserError
 
 MANIFEST = "manifest.json"

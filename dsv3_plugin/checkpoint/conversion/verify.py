@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from dsv3_plugin.checkpoint import recode
-from dsv3_plugin.checkpoint.mapped import same_bytes
+from dsv3_plugin.checkpoint.conversion import recode
+from dsv3_plugin.checkpoint.conversion.stream import Progress
+from dsv3_plugin.checkpoint.conversion.weights import E4M3, Weights, open_weights
+from dsv3_plugin.checkpoint.conversion.workers import worker_threads
+from dsv3_plugin.checkpoint.formats.mapped import same_bytes
 from dsv3_plugin.checkpoint.names import SCALE, Entry
-from dsv3_plugin.checkpoint.stream import Progress
-from dsv3_plugin.checkpoint.weights import E4M3, Weights, open_weights
-from dsv3_plugin.checkpoint.workers import worker_threads
 from dsv3_plugin.recipe.model import ModelConfig
 
 _TRAINED_WITH = frozenset(

@@ -30,9 +30,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
+from dsv3_plugin.checkpoint.conversion.stream import Piece, Target
+from dsv3_plugin.checkpoint.formats.torch_zip import Container
 from dsv3_plugin.checkpoint.names import Entry
-from dsv3_plugin.checkpoint.stream import Piece, Target
-from dsv3_plugin.checkpoint.torch_zip import Container
 from dsv3_plugin.checkpoint.tracker import replace_file
 
 _CHUNK_BYTES = 256 << 20

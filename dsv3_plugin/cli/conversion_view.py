@@ -20,9 +20,9 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from dsv3_plugin.checkpoint.convert import Report
+    from dsv3_plugin.checkpoint.conversion.convert import Report
+    from dsv3_plugin.checkpoint.conversion.verify import Comparison
     from dsv3_plugin.checkpoint.inspect import Findings
-    from dsv3_plugin.checkpoint.verify import Comparison
 
 _LOG_SECONDS = 30.0
 _LONGEST_LIST = 20

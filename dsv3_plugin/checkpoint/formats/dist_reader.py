@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from dsv3_plugin.checkpoint.dist_metadata import Place, StoredTensor, read_contents
-from dsv3_plugin.checkpoint.mapped import MappedFiles, tensor_at
-from dsv3_plugin.checkpoint.torch_zip import payload
+from dsv3_plugin.checkpoint.formats.dist_metadata import Place, StoredTensor, read_contents
+from dsv3_plugin.checkpoint.formats.mapped import MappedFiles, tensor_at
+from dsv3_plugin.checkpoint.formats.torch_zip import payload
 from dsv3_plugin.errors import UserError
 
 Slices = tuple[slice, ...]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from dsv3_plugin.checkpoint.hf_headers import DTYPES, INDEX
-from dsv3_plugin.checkpoint.stream import Piece, Target
+from dsv3_plugin.checkpoint.conversion.stream import Piece, Target
+from dsv3_plugin.checkpoint.formats.hf_headers import DTYPES, INDEX
 from dsv3_plugin.checkpoint.tracker import replace_file, sync_folder
 from dsv3_plugin.errors import UserError
 

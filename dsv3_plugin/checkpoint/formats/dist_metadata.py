@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsv3_plugin.checkpoint.hf_headers import ITEMSIZE
+from dsv3_plugin.checkpoint.formats.hf_headers import ITEMSIZE
 from dsv3_plugin.errors import UserError
 
 METADATA = ".metadata"

@@ -9,7 +9,7 @@ them, gets a `config.json` made from its model.
 from pathlib import Path
 from typing import Any
 
-from dsv3_plugin.checkpoint.hf_headers import read_config
+from dsv3_plugin.checkpoint.formats.hf_headers import read_config
 from dsv3_plugin.recipe.hf_config import brought_up_to_date
 from dsv3_plugin.recipe.model import ModelConfig
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import torch
 
-from dsv3_plugin.checkpoint.mapped import same_bytes
+from dsv3_plugin.checkpoint.conversion.stream import BLOCK_BYTES
+from dsv3_plugin.checkpoint.conversion.weights import Weights
+from dsv3_plugin.checkpoint.formats.mapped import same_bytes
 from dsv3_plugin.checkpoint.names import BLOCK, SCALE, blocks_of
-from dsv3_plugin.checkpoint.stream import BLOCK_BYTES
-from dsv3_plugin.checkpoint.weights import Weights
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.fp8.quantize import (
     REVERSIBLE,

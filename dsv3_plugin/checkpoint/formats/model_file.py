@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dsv3_plugin.checkpoint.dist_metadata import Contents
+from dsv3_plugin.checkpoint.formats.dist_metadata import Contents
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.validation import validate

@@ -19,29 +19,36 @@ from typing import Any, Literal
 import torch
 from zlib_ng.zlib_ng import crc32
 
-from dsv3_plugin.checkpoint import journal, manifest, recode, tracker
-from dsv3_plugin.checkpoint.config_json import (
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.conversion import journal, manifest, recode
+from dsv3_plugin.checkpoint.conversion.config_json import (
     FP8_CONFIG,
     HF_CONFIG,
     exported_config,
     wants_power_of_two,
 )
-from dsv3_plugin.checkpoint.dist_metadata import METADATA
-from dsv3_plugin.checkpoint.dist_writer import DistLayout
-from dsv3_plugin.checkpoint.hf_headers import CONFIG
-from dsv3_plugin.checkpoint.hf_writer import HFLayout
-from dsv3_plugin.checkpoint.journal import Checksums
-from dsv3_plugin.checkpoint.mapped import same_bytes
-from dsv3_plugin.checkpoint.model_file import MODEL_FILE
-from dsv3_plugin.checkpoint.names import SCALE, Entry, extra_states
-from dsv3_plugin.checkpoint.stream import Job, Progress, Target, TargetFolder, as_sentence
-from dsv3_plugin.checkpoint.weights import (
+from dsv3_plugin.checkpoint.conversion.journal import Checksums
+from dsv3_plugin.checkpoint.conversion.stream import (
+    Job,
+    Progress,
+    Target,
+    TargetFolder,
+    as_sentence,
+)
+from dsv3_plugin.checkpoint.conversion.weights import (
     E4M3,
     DistWeights,
     HFWeights,
     Weights,
     open_weights,
 )
+from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA
+from dsv3_plugin.checkpoint.formats.dist_writer import DistLayout
+from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG
+from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout
+from dsv3_plugin.checkpoint.formats.mapped import same_bytes
+from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
+from dsv3_plugin.checkpoint.names import SCALE, Entry, extra_states
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.locks import sole_writer
 from dsv3_plugin.recipe.hf_config import hf_config
