@@ -22,11 +22,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from dsv3_plugin.files import metrics_file
+from dsv3_plugin.launch.ending import is_done
+from dsv3_plugin.launch.progress import human_tokens
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.report.curves import sample
-from dsv3_plugin.stages.ending import is_done
-from dsv3_plugin.stages.progress import human_tokens
 
 RUN = Path("runs/demo")
 LEAST_GAIN = 2.5

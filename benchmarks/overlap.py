@@ -4,10 +4,10 @@
 
 Two processes divide the experts of a chunk of MoE layers. Every all-to-all (upstream's dispatcher)
 is given an extra delay, as a slow link would; the forward of one micro-batch and the backward of
-another then run one after the other, and as a pair (`distributed/overlap.py`). Each round measures every
-case once, so that all meet the same machine. Printed are medians in milliseconds: computation (one
-after the other, no delay; gloo's own time is in it), communication (what the delays add to that),
-their sum as measured, and the pair, also as a multiple of the longer of the two.
+another then run one after the other, and as a pair (`distributed/overlap.py`). Each round measures
+every case once, so that all meet the same machine. Printed are medians in milliseconds: computation
+(one after the other, no delay; gloo's own time is in it), communication (what the delays add to
+that), their sum as measured, and the pair, also as a multiple of the longer of the two.
 """
 
 import argparse

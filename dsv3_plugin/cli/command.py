@@ -37,7 +37,7 @@ def train(
     ] = None,
 ) -> None:
     """Train a recipe: start its processes, or be one of them under torchrun or srun."""
-    from dsv3_plugin.stages.train import train as run
+    from dsv3_plugin.launch.supervise import train as run
 
     raise typer.Exit(run(recipe, overrides or []))
 
@@ -473,9 +473,9 @@ def load(
     ] = None,
 ) -> None:
     """Show how evenly the experts, ranks and nodes of a run are loaded."""
-    from dsv3_plugin.dispatch.load_view import LoadHistory, draw_load, load_table
     from dsv3_plugin.files import metrics_file
-    from dsv3_plugin.stages.run import RunDirectory
+    from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table
+    from dsv3_plugin.training.run import RunDirectory
 
     metrics = RunDirectory(run).metrics
     history = LoadHistory(metrics_file.stream(metrics) if metrics.exists() else [], run)

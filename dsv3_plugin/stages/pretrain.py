@@ -31,9 +31,9 @@ from dsv3_plugin.pipeline.from_recipe import schedules_of
 from dsv3_plugin.recipe.arguments import layout_of, megatron_arguments
 from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages import metrics
-from dsv3_plugin.stages.checkpoint_folder import steps_saved
-from dsv3_plugin.stages.run import Run
+from dsv3_plugin.training import metrics
+from dsv3_plugin.training.checkpoint_folder import steps_saved
+from dsv3_plugin.training.run import Run
 from dsv3_plugin.upstream import patches
 
 

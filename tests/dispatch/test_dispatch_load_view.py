@@ -9,8 +9,8 @@ import weakref
 
 import pytest
 
-from dsv3_plugin.dispatch.load_view import LoadHistory, draw_load, load_table, max_violation
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table, max_violation
 
 
 def record(step: int) -> dict:

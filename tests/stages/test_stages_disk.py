@@ -12,7 +12,7 @@ from small_runs import Command, numbers
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.stages.checkpoint_folder import describe, steps_saved
+from dsv3_plugin.training.checkpoint_folder import describe, steps_saved
 
 
 @contextlib.contextmanager

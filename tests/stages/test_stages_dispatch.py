@@ -7,9 +7,9 @@ from small_runs import Command, records
 
 from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch.supervise import train
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.stages.prepare import dispatch_note
-from dsv3_plugin.stages.train import train
+from dsv3_plugin.training.prepare import dispatch_note
 
 
 def test_a_step_after_an_evaluation_sends_as_much_as_any_other(trained):

@@ -9,10 +9,10 @@ import yaml
 from dsv3_plugin.checkpoint.tracker import TRACKER
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.stages import prepare as preparing
-from dsv3_plugin.stages.checkpoint_folder import refuse_another_model, retire, steps_saved
-from dsv3_plugin.stages.prepare import prepare, whole_checkpoint
-from dsv3_plugin.stages.run import Run, RunDirectory
+from dsv3_plugin.training import prepare as preparing
+from dsv3_plugin.training.checkpoint_folder import refuse_another_model, retire, steps_saved
+from dsv3_plugin.training.prepare import prepare, whole_checkpoint
+from dsv3_plugin.training.run import Run, RunDirectory
 
 
 @pytest.fixture

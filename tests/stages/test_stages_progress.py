@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dsv3_plugin.stages.progress import (
+from dsv3_plugin.launch.progress import (
     Pace,
     ProgressDisplay,
     describe,

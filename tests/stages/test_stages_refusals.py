@@ -9,9 +9,9 @@ from small_runs import Command
 
 from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch.rank import order_kernels
+from dsv3_plugin.launch.supervise import refuse_missing_gpus, train
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.stages.train import refuse_missing_gpus, train
-from dsv3_plugin.stages.worker import order_kernels
 
 
 @pytest.mark.parametrize(

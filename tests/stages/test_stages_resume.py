@@ -6,7 +6,7 @@ from pathlib import Path
 from small_runs import Command, numbers, steps_taken
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dsv3_plugin.stages.checkpoint_folder import steps_saved
+from dsv3_plugin.training.checkpoint_folder import steps_saved
 
 
 def tensorboard_losses(folder: Path) -> list[tuple[int, float]]:

@@ -2,7 +2,7 @@
 
 from small_runs import STEPS, records
 
-from dsv3_plugin.stages.metrics import thinned
+from dsv3_plugin.training.metrics import thinned
 
 
 def test_all_but_the_load_of_experts_is_in_every_line(trained):

@@ -5,9 +5,9 @@ from small_runs import STEPS, records
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch.supervise import train
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.stages.run import RunDirectory
-from dsv3_plugin.stages.train import train
+from dsv3_plugin.training.run import RunDirectory
 
 
 def test_it_says_what_will_happen_and_goes_through(trained):

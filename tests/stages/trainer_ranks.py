@@ -4,9 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+from dsv3_plugin.launch.rank import train_as_rank
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.stages.run import RunDirectory
-from dsv3_plugin.stages.worker import train_as_rank
+from dsv3_plugin.training.run import RunDirectory
 
 
 def train(rank: int, recipe: Path, overrides: list[str]) -> None:

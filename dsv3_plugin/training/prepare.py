@@ -18,13 +18,13 @@ from dsv3_plugin.distributed.messages import say
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import metrics_file
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages.checkpoint_folder import (
+from dsv3_plugin.training.checkpoint_folder import (
     describe,
     refuse_another_length,
     refuse_another_model,
     refuse_another_optimizer,
 )
-from dsv3_plugin.stages.run import Run
+from dsv3_plugin.training.run import Run
 
 
 def prepare(run: Run) -> None:

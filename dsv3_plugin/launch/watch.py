@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from rich.console import Console
 
 from dsv3_plugin.files.metrics_file import Follower
+from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages.progress import ProgressDisplay
-from dsv3_plugin.stages.run import RunDirectory
+from dsv3_plugin.training.run import RunDirectory
 
 _SECONDS = 0.5
 

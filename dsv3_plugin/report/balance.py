@@ -1,8 +1,8 @@
 """Pictures and tables of expert load, from a run's metrics. No torch here.
 
 Every step tells the load of ranks and nodes and MaxVio over experts; the load of each expert, most
-of the bytes, is told now and then (`stages.metrics`). Records are read one by one and three numbers
-per layer are kept of each, so the metrics of a long run need little memory.
+of the bytes, is told now and then (`training.metrics`). Records are read one by one and three
+numbers per layer are kept of each, so the metrics of a long run need little memory.
 """
 
 from array import array

@@ -2,10 +2,10 @@
 
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.files import metrics_file
+from dsv3_plugin.launch.progress import describe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages.checkpoint_folder import steps_saved
-from dsv3_plugin.stages.progress import describe
-from dsv3_plugin.stages.run import RunDirectory
+from dsv3_plugin.training.checkpoint_folder import steps_saved
+from dsv3_plugin.training.run import RunDirectory
 
 NOTHING_TO_DO = "Nothing to do: the run in {} has had all its tokens."
 

@@ -17,9 +17,9 @@ from megatron.core.optimizer_param_scheduler import (
 from megatron.training import get_args
 
 from dsv3_plugin.dispatch.step_metrics import collect_step_metrics, discard_counts
-from dsv3_plugin.stages import metrics
-from dsv3_plugin.stages import run as runs
-from dsv3_plugin.stages.lost_rank import naming_step
+from dsv3_plugin.training import metrics
+from dsv3_plugin.training import run as runs
+from dsv3_plugin.training.lost_rank import naming_step
 
 micro_batches: int | None = None
 """How many micro-batches the step before had in this process; None before the first."""

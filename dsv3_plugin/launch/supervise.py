@@ -18,15 +18,15 @@ from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.files.metrics_file import Follower
+from dsv3_plugin.launch import rank as worker
+from dsv3_plugin.launch.ending import NOTHING_TO_DO, closing_sentence, is_done
 from dsv3_plugin.launch.local import Failure, LocalProcesses
+from dsv3_plugin.launch.progress import ProgressDisplay
+from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages import worker
-from dsv3_plugin.stages.checkpoint_folder import refuse_another_model, steps_saved
-from dsv3_plugin.stages.ending import NOTHING_TO_DO, closing_sentence, is_done
-from dsv3_plugin.stages.progress import ProgressDisplay
-from dsv3_plugin.stages.run import RunDirectory
-from dsv3_plugin.stages.summary import summary
+from dsv3_plugin.training.checkpoint_folder import refuse_another_model, steps_saved
+from dsv3_plugin.training.run import RunDirectory
 
 _POLL_SECONDS = 0.2
 
@@ -105,7 +105,7 @@ def _supervise(
     ranks = None
     handlers = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
     ranks = LocalProcesses(
-        "dsv3_plugin.stages.worker",
+        "dsv3_plugin.launch.rank",
         [name, *overrides],
         processes=recipe.parallel.processes,
         log_directory=directory.logs,

@@ -15,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dsv3_plugin.dispatch.step_metrics import tensorboard_scalars
 from dsv3_plugin.files import metrics_file
-from dsv3_plugin.stages import run as runs
-from dsv3_plugin.stages.lost_rank import naming_step
+from dsv3_plugin.training import run as runs
+from dsv3_plugin.training.lost_rank import naming_step
 
 # Upstream's TensorBoard names, and ours in metrics.jsonl.
 _NAMES = {

@@ -1,6 +1,6 @@
 """One rank of a run, from its first moment to its end.
 
-`dsv3 train` starts `python -m dsv3_plugin.stages.worker RECIPE [key=value …]` once per rank;
+`dsv3 train` starts `python -m dsv3_plugin.launch.rank RECIPE [key=value …]` once per rank;
 torchrun and srun start `dsv3 train` itself, which then becomes a rank here. A rank makes its
 process a host for Megatron (a GPU with NCCL, or the CPU with gloo), waits until rank 0 has put the
 run's folders in order, and hands over to the recipe's stage. Whatever it has to tell the person
@@ -23,14 +23,14 @@ from dsv3_plugin.distributed.messages import PIPE, has_log, say, speak_on
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.launch import slurm
+from dsv3_plugin.launch.ending import NOTHING_TO_DO, closing_sentence, is_done
 from dsv3_plugin.launch.local import LISTENER
+from dsv3_plugin.launch.summary import summary
+from dsv3_plugin.launch.watch import watching
 from dsv3_plugin.recipe import rules
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages.ending import NOTHING_TO_DO, closing_sentence, is_done
-from dsv3_plugin.stages.run import Run, RunDirectory, activate
-from dsv3_plugin.stages.summary import summary
-from dsv3_plugin.stages.watch import watching
+from dsv3_plugin.training.run import Run, RunDirectory, activate
 
 
 def under_a_launcher() -> bool:
@@ -102,8 +102,8 @@ def train_as_rank(recipe: Recipe, directory: RunDirectory) -> None:
     """
     run = Run(recipe, directory)
     activate(run)
-    from dsv3_plugin.stages.prepare import prepare
     from dsv3_plugin.stages.pretrain import check_arguments, pretrain
+    from dsv3_plugin.training.prepare import prepare
 
     # Before anything is written: what Megatron refuses must not change a run that is there.
     first_on_rank_zero("arguments", lambda: check_arguments(recipe))

@@ -12,9 +12,9 @@ from megatron.training.checkpointing import get_loaded_iteration
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
-from dsv3_plugin.stages import run as runs
-from dsv3_plugin.stages import step
-from dsv3_plugin.stages.checkpoint_folder import retire
+from dsv3_plugin.training import run as runs
+from dsv3_plugin.training import step
+from dsv3_plugin.training.checkpoint_folder import retire
 
 _saved: int | None = None
 """The iteration saved last by this process."""

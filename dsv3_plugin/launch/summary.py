@@ -4,10 +4,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dsv3_plugin.launch.progress import human_tokens
 from dsv3_plugin.planner.counts import parameter_counts
 from dsv3_plugin.recipe.curve import Curve
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.stages.progress import human_tokens
 
 
 def summary(recipe: Recipe) -> RenderableType:

@@ -10,7 +10,7 @@ from dsv3_plugin.checkpoint.tracker import newest_complete
 from dsv3_plugin.distributed.failures import LostRank, is_loss, lost_rank
 from dsv3_plugin.distributed.roll_call import watch
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.stages import run as runs
+from dsv3_plugin.training import run as runs
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""The trainer around upstream's: a run, its curves, metrics and saving."""
