@@ -1,6 +1,8 @@
-"""Imports point downwards only, and what promises no torch imports none."""
+"""Each room imports only rooms above it in one order, and what promises no torch brings none."""
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,33 +15,33 @@ import dsv3_plugin
 PACKAGE = Path(dsv3_plugin.__file__).parent
 HEAVY = {"torch", "megatron", "transformers", "transformer_engine"}
 
-# Each room with those it may import from, besides itself and dsv3_plugin.errors.
-_BASE = {"recipe"}
-_MIDDLE = _BASE | {"upstream"}
-# The rooms above upstream stand side by side and may use one another.
-_WORKSHOPS = {"pipeline", "model", "dispatch", "fp8", "data", "checkpoint", "inference"}
-_ABOVE = _MIDDLE | _WORKSHOPS | {"planner"}
-# A recipe names schedules, and proves the one in a file: it may look at schedules as data.
-_SCHEDULES = {
-    f"dsv3_plugin.pipeline.{name}"
-    for name in ("actions", "placement", "schedules", "search", "validate")
-}
-MAY_IMPORT = {
-    "recipe": set(),
-    "planner": _BASE,
-    "upstream": _BASE,
-    **{room: _MIDDLE | _WORKSHOPS | {"planner"} for room in _WORKSHOPS},
-    "launch": _ABOVE,
-    "stages": _ABOVE | {"launch"},
-}
-
-PURE_ROOMS = ("recipe", "planner", "pipeline/schedules")
-PURE_FILES = ("cli/command.py", "errors.py")
-# The half of the pipeline that knows schedules as data, as opposed to running them.
-PURE_PIPELINE = (
-    "actions", "costs", "draw", "greedy", "improve", "messages", "order", "search", "simulate",
-    "validate",
-)  # fmt: skip
+# The house, from the ground up: a room (a folder, or a file of the package's top level) may import
+# those before it. docs/design.md says what each is for.
+ORDER = (
+    "errors",
+    "numbers",
+    "files",
+    "machine",
+    "schedules",
+    "recipe",
+    "planner",
+    "upstream",
+    "distributed",
+    "fp8",
+    "dispatch",
+    "model",
+    "data",
+    "checkpoint",
+    "pipeline",
+    "inference",
+    "training",
+    "stages",
+    "launch",
+    "report",
+    "cli",
+)
+# Rooms without torch, to the last function.
+PURE = ("errors", "numbers", "files", "machine", "schedules", "recipe", "planner")
 
 
 def imports(path: Path, *, at_import_time: bool) -> Iterator[str]:
@@ -53,48 +55,88 @@ def imports(path: Path, *, at_import_time: bool) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            # `from dsv3_plugin.stages import run` may name a module.
+            # `from dsv3_plugin.stages import pretrain` may name a module.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif not isinstance(node, skipped):
             waiting.extend(ast.iter_child_nodes(node))
 
 
-def rooms() -> list[str]:
-    return sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+def files(room: str) -> list[Path]:
+    folder = PACKAGE / room
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [PACKAGE / f"{room}.py"]
 
 
-def pure_files() -> list[Path]:
-    files = [PACKAGE / name for name in PURE_FILES]
-    files += [PACKAGE / "pipeline" / f"{name}.py" for name in PURE_PIPELINE]
-    for room in PURE_ROOMS:
-        files += (PACKAGE / room).rglob("*.py")
-    return sorted(path for path in files if path.is_file())
+def module(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("room", rooms())
-def test_imports_point_downwards(room):
-    allowed = MAY_IMPORT[room] | {room, "errors"}
+def rooms_named(path: Path) -> Iterator[tuple[str, str]]:
+    """(room, where it is named) of every module that a file imports, or names in a string."""
+    for name in imports(path, at_import_time=False):
+        if name.startswith("dsv3_plugin."):
+            yield name.split(".")[1], f"imports {name}"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+    }
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+            continue
+        if id(node) not in docstrings:
+            for room in re.findall(r"\bdsv3_plugin\.(\w+)", node.value):
+                yield room, f"names '{node.value}'"
+
+
+def test_every_room_has_its_place():
+    there = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    there |= {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert there == {*ORDER}
+
+
+@pytest.mark.parametrize("room", ORDER)
+def test_imports_point_upwards_in_the_order(room):
+    allowed = {*ORDER[: ORDER.index(room) + 1]}
     wrong = [
-        f"{path.relative_to(PACKAGE)} imports {name}"
-        for path in (PACKAGE / room).rglob("*.py")
-        for name in imports(path, at_import_time=False)
-        if name.startswith("dsv3_plugin.") and name.split(".")[1] not in allowed
-        if room != "recipe" or name.rpartition(".")[0] not in _SCHEDULES
+        f"{path.relative_to(PACKAGE)} {how}"
+        for path in files(room)
+        for other, how in rooms_named(path)
+        if other in ORDER and other not in allowed
     ]
     assert not wrong
 
 
-@pytest.mark.parametrize("path", pure_files(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_no_torch_where_none_is_promised(path):
-    heavy = {name.split(".")[0] for name in imports(path, at_import_time=True)} & HEAVY
-    assert not heavy
+def test_no_modules_import_each_other_in_a_circle():
+    """Wherever the import stands: in a function and behind `TYPE_CHECKING` too."""
+    modules = {module(path) for path in PACKAGE.rglob("*.py")}
+    needs = {
+        module(path): {
+            name if name in modules else name.rpartition(".")[0]
+            for name in imports(path, at_import_time=False)
+            if name.startswith("dsv3_plugin.")
+        }
+        & modules
+        for path in PACKAGE.rglob("*.py")
+    }
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError, which names them
+
+
+@pytest.mark.parametrize("room", PURE)
+def test_a_room_without_torch_imports_none(room):
+    wrong = [
+        f"{path.relative_to(PACKAGE)} imports {name}"
+        for path in files(room)
+        for name in imports(path, at_import_time=False)
+        if name.split(".")[0] in HEAVY
+    ]
+    assert not wrong
 
 
 def test_nor_do_they_bring_torch_in_through_others():
-    modules = [
-        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-        for path in pure_files()
-    ]
+    modules = [module(path) for room in (*PURE, "cli") for path in files(room)]
+    modules.remove("dsv3_plugin.cli.__main__")
     code = (
         "import importlib, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
@@ -103,10 +145,3 @@ def test_nor_do_they_bring_torch_in_through_others():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-
-
-@pytest.mark.parametrize("room", ["recipe", "planner"])
-def test_recipe_and_planner_never_import_torch_at_all(room):
-    for path in (PACKAGE / room).rglob("*.py"):
-        heavy = {name.split(".")[0] for name in imports(path, at_import_time=False)} & HEAVY
-        assert not heavy, path

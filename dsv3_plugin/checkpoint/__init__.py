@@ -18,5 +18,5 @@ def __getattr__(name: str) -> Any:
     # On demand: `dsv3 inspect` reads headers and metadata, and does not wait for torch.
     if name not in __all__:
         raise AttributeError(name)
-    module = "memory" if name == "iter_hf_tensors" else "convert"
+    module = "live_model" if name == "iter_hf_tensors" else "conversion.convert"
     return getattr(importlib.import_module(f"dsv3_plugin.checkpoint.{module}"), name)

@@ -5,7 +5,6 @@ import mmap
 from pathlib import Path
 from typing import Any
 
-import oracles
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +14,7 @@ from dsv3_plugin.checkpoint.formats.torch_zip import payload
 from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.model import ModelConfig
+from tests import oracles
 
 E4M3 = torch.float8_e4m3fn
 

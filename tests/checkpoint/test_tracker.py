@@ -1,0 +1,94 @@
+"""After any kill, the checkpoint that is whole is found, and only that."""
+
+import os
+import shutil
+
+import pytest
+
+from dsv3_plugin.checkpoint import import_hf, tracker
+from dsv3_plugin.errors import UserError
+from tests.checkpoint.checkpoint_samples import random_tensors, small_model, write_folder
+
+MODEL = small_model(num_layers=1, moe_layer_freq="[1]", mtp_num_layers=None)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tracker")
+    write_folder(root / "folder", MODEL, random_tensors(MODEL, "bf16"))
+    import_hf(root / "folder", root / "checkpoint")
+    return root / "checkpoint" / "release"
+
+
+@pytest.fixture
+def directory(whole, tmp_path):
+    """Iterations 10, 20 and 30, the tracker naming the last."""
+    for iteration in (10, 20, 30):
+        shutil.copytree(whole, tmp_path / f"iter_{iteration:07d}")
+    (tmp_path / tracker.TRACKER).write_text("30")
+    return tmp_path
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGES = {
+    "no metadata yet": lambda it: (it / ".metadata").unlink(),
+    "metadata cut short": lambda it: truncate(it / ".metadata"),
+    "metadata empty": lambda it: os.truncate(it / ".metadata", 0),
+    "mark of the format missing": lambda it: (it / "metadata.json").unlink(),
+    "mark of the format cut short": lambda it: truncate(it / "metadata.json"),
+    "data missing": lambda it: (it / "__0_0.distcp").unlink(),
+    "data cut short": lambda it: truncate(it / "__0_0.distcp"),
+    "folder empty": lambda it: [file.unlink() for file in it.iterdir()],
+}
+
+
+def test_the_tracker_decides_among_whole_ones(directory):
+    assert tracker.newest_complete(directory).iteration == 30
+    (directory / tracker.TRACKER).write_text("10\n")  # somebody went back on purpose
+    assert tracker.newest_complete(directory).iteration == 10
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_iteration_is_passed_over(directory, damage):
+    DAMAGES[damage](directory / "iter_0000030")
+    found = tracker.newest_complete(directory)
+    assert (found.iteration, found.path) == (20, directory / "iter_0000020")
+    assert tracker.repair(directory) == found
+    assert (directory / tracker.TRACKER).read_text() == "20"
+
+
+@pytest.mark.parametrize("text", ["", "3", "garbage", "-1", None, "40"])
+def test_a_tracker_that_cannot_be_trusted(directory, text):
+    (directory / tracker.TRACKER).unlink()
+    if text is not None:
+        (directory / tracker.TRACKER).write_text(text)
+    assert tracker.newest_complete(directory).iteration == 30
+    tracker.repair(directory)
+    assert (directory / tracker.TRACKER).read_text() == "30"
+
+
+def test_nothing_whole_at_all(directory):
+    for path in directory.glob("iter_*"):
+        (path / ".metadata").unlink()
+    assert tracker.newest_complete(directory) is None
+    assert tracker.repair(directory) is None
+    assert not (directory / tracker.TRACKER).exists()  # upstream starts anew instead of failing
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        tracker.find(directory)
+    assert tracker.newest_complete(directory / "nowhere") is None
+
+
+def test_release(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "release")
+    found = tracker.newest_complete(tmp_path)
+    assert (found.release, found.tracked) == (True, "release")
+    (tmp_path / tracker.INCOMPLETE).write_text("{}")
+    assert tracker.newest_complete(tmp_path) is None
+    assert tracker.repair(tmp_path) is None
+    with pytest.raises(UserError, match="unfinished"):
+        tracker.find(tmp_path)
+    with pytest.raises(UserError, match="unfinished"):
+        tracker.find(tmp_path / "release")

@@ -1,0 +1,97 @@
+"""Interchange with an unmodified Megatron-LM: its trainer loads what import writes, and export
+reads what its trainer saves. Upstream runs in processes of its own (see drive_upstream.py)."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsv3_plugin.checkpoint import export_hf, import_hf
+from dsv3_plugin.checkpoint.conversion.verify import verify
+from dsv3_plugin.checkpoint.inspect import inspect
+from tests.checkpoint.checkpoint_samples import (
+    assert_same_bytes,
+    random_tensors,
+    read_tensors,
+    small_model,
+    write_folder,
+)
+
+DRIVER = Path(__file__).with_name("drive_upstream.py")
+ROOT = DRIVER.parents[2]
+MODEL = small_model(num_layers=3, moe_layer_freq="[0]*1+[1]*2")
+
+
+def upstream(ranks: int, *words: object) -> None:
+    """Runs the driver on so many ranks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
+        "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    command = [sys.executable, str(DRIVER), *map(str, words)]
+    running = [
+        subprocess.Popen(
+            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=600)[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == 0, output[-4000:]
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    root = tmp_path_factory.mktemp("imported")
+    tensors = random_tensors(MODEL, "bf16")
+    write_folder(root / "folder", MODEL, tensors)
+    import_hf(root / "folder", root / "checkpoint")
+    return root
+
+
+def test_upstreams_spec_loads_an_import_and_export_reads_its_save(imported, tmp_path):
+    upstream(1, imported / "checkpoint" / "model.yaml", "upstream", imported / "checkpoint",
+             tmp_path / "saved")  # fmt: skip
+    # It trained in FP32 with a learning rate of zero: what it saved is what it had loaded.
+    assert not verify(imported / "checkpoint", tmp_path / "saved").differences
+    found = inspect(tmp_path / "saved")
+    assert found.complete
+    assert found.optimizer_bytes > 0
+    # No model.yaml of ours is there: the model is read from upstream's arguments.
+    export_hf(tmp_path / "saved", tmp_path / "out", dtype="bf16")
+    assert_same_bytes(read_tensors(tmp_path / "out"), read_tensors(imported / "folder"))
+
+
+def test_upstreams_spec_loads_an_import_from_fp8(tmp_path):
+    # The scales that are kept for the way back lie beside the weights, and do not disturb upstream.
+    write_folder(tmp_path / "folder", MODEL, random_tensors(MODEL, "fp8"))
+    import_hf(tmp_path / "folder", tmp_path / "checkpoint")
+    upstream(1, tmp_path / "checkpoint" / "model.yaml", "upstream", tmp_path / "checkpoint",
+             tmp_path / "saved")  # fmt: skip
+    export_hf(tmp_path / "checkpoint", tmp_path / "expected", dtype="bf16")
+    export_hf(tmp_path / "saved", tmp_path / "out", dtype="bf16")
+    expected, out = read_tensors(tmp_path / "expected"), read_tensors(tmp_path / "out")
+    assert out.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(out[name], tensor), name  # not by bytes: a step of 0 makes 0 of -0
+
+
+def test_our_spec_on_a_pipeline_with_a_distributed_optimizer(imported, tmp_path):
+    flags = "--pipeline-model-parallel-size 2 --pipeline-model-parallel-layout Ett|tmL --bf16 "
+    flags += "--use-distributed-optimizer --dist-ckpt-optim-fully-reshardable"
+    upstream(2, imported / "checkpoint" / "model.yaml", "ours", imported / "checkpoint",
+             tmp_path / "saved", *flags.split())  # fmt: skip
+    export_hf(tmp_path / "saved", tmp_path / "out", dtype="bf16")
+    assert_same_bytes(read_tensors(tmp_path / "out"), read_tensors(imported / "folder"))
+    # An iteration's own folder does as well, and so does a quantised export of it.
+    export_hf(tmp_path / "saved" / "iter_0000001", tmp_path / "fp8", fp8=True)
+    assert inspect(tmp_path / "fp8").complete

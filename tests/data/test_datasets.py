@@ -1,0 +1,295 @@
+"""Samples: the stream upstream's GPTDataset cuts of our data, its resuming, its indices on disk."""
+
+import json
+from functools import partial
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+from megatron.core import parallel_state
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset
+from megatron.core.tokenizers import MegatronTokenizer
+from megatron.training import global_vars
+from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
+
+from dsv3_plugin.data import datasets
+from dsv3_plugin.data.batch import BATCH_KEYS, StageInputs, get_batch, stage_inputs
+from dsv3_plugin.data.build import build_dataset
+from dsv3_plugin.data.datasets import datasets_provider, remove_broken_indices
+from dsv3_plugin.data.tokenizer import TrainBpe
+from dsv3_plugin.errors import UserError
+from tests.gloo_ranks import run_ranks
+
+SEQ = 16
+SEED = 11
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    corpus = folder / "corpus.jsonl"
+    texts = [f"document {i} " + f"word{i} " * (i % 13) for i in range(80)]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return build_dataset(corpus, TrainBpe(320), folder / "out", held_out=0.1, fim_rate=0.1)
+
+
+def arguments(built, cache, **changes) -> SimpleNamespace:
+    """The flags of upstream that the data room reads."""
+    values = {
+        "rank": 0,
+        "seed": SEED,
+        "seq_length": SEQ,
+        "micro_batch_size": 2,
+        "pipeline_model_parallel_size": 1,
+        "pipeline_model_parallel_layout": None,
+        "context_parallel_size": 1,
+        "mtp_num_layers": None,
+        "data_path": None,
+        "data_args_path": None,
+        "per_split_data_args_path": None,
+        "train_data_path": [str(built.train_prefix)],
+        "valid_data_path": [str(built.held_out_prefix)],
+        "test_data_path": None,
+        "split": None,
+        "multiple_validation_sets": False,
+        "full_validation": False,
+        "num_dataset_builder_threads": 1,
+        "data_cache_path": str(cache),
+        "mmap_bin_files": True,
+        "mock_data": False,
+        "reset_position_ids": False,
+        "reset_attention_mask": False,
+        "eod_mask_loss": False,
+        "create_attention_mask_in_dataloader": False,
+        "mid_level_dataset_surplus": 0.005,
+        "allow_ambiguous_pad_tokens": False,
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+def set_globals(built, cache, **changes) -> None:
+    """Stands for upstream's `initialize_megatron`, as far as the data room looks."""
+    global_vars._GLOBAL_ARGS = arguments(built, cache, **changes)
+    global_vars._GLOBAL_TOKENIZER = MegatronTokenizer.from_pretrained(
+        str(built.tokenizer_folder), {"library": "huggingface"}
+    )
+
+
+@pytest.fixture
+def megatron(built, tmp_path):
+    """Upstream's globals in this process, taken down again."""
+    set_globals(built, tmp_path / "cache")
+    yield global_vars._GLOBAL_ARGS
+    global_vars._GLOBAL_ARGS = global_vars._GLOBAL_TOKENIZER = None
+
+
+def documents(prefix):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    indexed = IndexedDataset(str(prefix))
+    return [indexed[i].tolist() for i in range(len(indexed))]
+
+
+def windows(documents, epochs):
+    """The samples of a seed, written from upstream's description: documents of all epochs in one
+    shuffled row, laid end to end, cut every SEQ tokens, and the samples shuffled."""
+    random = numpy.random.RandomState(SEED)
+    order = numpy.tile(numpy.arange(len(documents)), epochs)
+    random.shuffle(order)
+    stream = [token for i in order for token in documents[i]]
+    samples = [stream[i : i + SEQ + 1] for i in range(0, len(stream) - SEQ, SEQ)]
+    shuffled = numpy.arange(len(samples), dtype=numpy.uint32)
+    random.shuffle(shuffled)
+    return [samples[i] for i in shuffled]
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_samples_are_the_documents_laid_end_to_end(built, megatron, epochs):
+    own = documents(built.train_prefix)
+    count = sum(map(len, own)) * epochs // SEQ - 1
+    train, valid, test = datasets_provider()((count, 3, 0))
+    expected = windows(own, epochs)
+
+    assert isinstance(train, GPTDataset)
+    assert test is None
+    assert count <= len(train) == len(expected)
+    assert len(valid) >= 3
+    eos = built.manifest.tokenizer.eos_id
+    seen = 0
+    for sample, window in zip(train, expected, strict=True):
+        assert set(sample) == {"tokens", "labels", "loss_mask", "position_ids"}
+        assert sample["tokens"].tolist() == window[:-1]
+        assert sample["labels"].tolist() == window[1:]
+        assert sample["position_ids"].tolist() == list(range(SEQ))
+        assert sample["loss_mask"].tolist() == [1.0] * SEQ
+        seen += window[1:].count(eos)
+    assert seen > 50 * epochs  # ends of documents are predicted, and count
+
+    held_out = {tuple(window) for window in windows(documents(built.held_out_prefix), 1)}
+    assert tuple([*valid[0]["tokens"].tolist(), valid[0]["labels"][-1].item()]) in held_out
+
+
+def test_a_resumed_run_reads_what_it_would_have_read(megatron, monkeypatch):
+    def stream(consumed):
+        train, _, _ = datasets_provider()((60, 3, 0))
+        sampler = partial(MegatronPretrainingSampler, len(train), consumed, 2, data_parallel_size=2)
+        ranks = [torch.utils.data.DataLoader(train, batch_sampler=sampler(r)) for r in (0, 1)]
+        return [batch["tokens"] for pair in zip(*ranks, strict=True) for batch in pair]
+
+    whole, resumed = stream(0), stream(24)
+    assert len(whole) - len(resumed) == 24 // 2
+    assert all(torch.equal(a, b) for a, b in zip(whole[12:], resumed, strict=True))
+
+
+def test_a_longer_run_within_one_epoch_begins_with_the_shorter(megatron):
+    short, _, _ = datasets_provider()((10, 3, 0))
+    longer, _, _ = datasets_provider()((40, 3, 0))
+    for i in range(10):
+        assert torch.equal(short[i]["tokens"], longer[i]["tokens"])
+
+
+def test_broken_indices_are_written_anew(built, megatron, tmp_path):
+    """As a run killed while writing them leaves behind; upstream would fail at each start."""
+    cache = tmp_path / "cache"
+    tokens = datasets_provider()((20, 3, 0))[0][7]["tokens"]
+    for suffix in ("shuffle_index.npy", "document_index.npy", "sample_index.npy"):
+        for keep in (0, 50, -8):
+            [path] = cache.glob(f"*train-{suffix}")
+            path.write_bytes(path.read_bytes()[:keep])
+            with pytest.raises((ValueError, EOFError, OSError)):
+                BlendedMegatronDatasetBuilder(
+                    GPTDataset, (20, 3, 0), lambda: True, datasets.dataset_config(megatron)
+                ).build()
+            assert torch.equal(datasets_provider()((20, 3, 0))[0][7]["tokens"], tokens)
+    whole = sorted(cache.iterdir())
+    remove_broken_indices(cache)
+    assert sorted(cache.iterdir()) == whole
+
+
+def test_indices_stand_beside_the_data_unless_told_otherwise(built, megatron):
+    megatron.data_cache_path = None
+    datasets_provider()((20, 3, 0))
+    assert list((built.folder / "train" / "cache" / "GPTDataset_indices").glob("*.npy"))
+
+
+def test_a_place_for_indices_that_cannot_be_written(megatron, tmp_path):
+    (tmp_path / "file").write_text("")
+    megatron.data_cache_path = str(tmp_path / "file" / "cache")
+    with pytest.raises(
+        UserError, match=r"cannot write the index .*file.*megatron_args.data-cache-path"
+    ):
+        datasets_provider()((20, 3, 0))
+
+
+def test_the_shipped_helper_loads():
+    datasets.use_shipped_helper()
+
+
+BOTH, TOKENS, LABELS, NOTHING = (True, True), (True, False), (False, True), (False, False)
+
+# Pipeline ranks, virtual stages, MTP layers, layout; what the stages of rank 0, then 1, read.
+PLACEMENTS = {
+    "one stage": (1, None, 1, None, [BOTH, BOTH]),
+    "two stages": (2, None, None, None, [TOKENS, LABELS]),
+    "MTP beside the loss": (2, None, 1, None, [TOKENS, BOTH]),
+    "virtual stages": (2, 2, 1, None, [TOKENS, NOTHING, NOTHING, BOTH]),
+    "MTP away from the loss": (2, 2, 1, "Et|t|tm|L", [TOKENS, BOTH, NOTHING, LABELS]),
+}
+
+
+def v_placement(rank, stage):
+    """DualPipe's placement: rank 0 holds the first and the last stage, with MTP on the last."""
+    return StageInputs(tokens=rank == 0, labels=rank == 0 and stage == 1)
+
+
+@pytest.fixture(scope="module")
+def read_by_ranks(built, tmp_path_factory):
+    """What two gloo ranks read under every arrangement of this file, by its name."""
+    scratch = tmp_path_factory.mktemp("ranks")
+    return run_ranks(2, _read_all, built, scratch / "cache", scratch=scratch)
+
+
+def _read_all(rank, built, cache):
+    def read(stages, inputs_of, **parallel):
+        """(is there a dataset, stage inputs, batch), by stage."""
+        parallel_state.initialize_model_parallel(
+            pipeline_model_parallel_size=parallel.get("pipeline_model_parallel_size", 1),
+            virtual_pipeline_model_parallel_size=len(stages) if stages != [None] else None,
+            tensor_model_parallel_size=parallel.pop("tensor", 1),
+            context_parallel_size=parallel.get("context_parallel_size", 1),
+        )
+        set_globals(built, cache, rank=rank, **parallel)
+        found = []
+        for stage in stages:
+            train, _, _ = datasets_provider(inputs_of)((20, 3, 0), vp_stage=stage)
+            iterator = iter(torch.utils.data.DataLoader(train, batch_size=2)) if train else None
+            inputs = inputs_of(stage)
+            found.append((train is not None, tuple(inputs), get_batch(iterator, inputs)))
+        parallel_state.destroy_model_parallel()
+        return found
+
+    answers = {}
+    for name, (pipeline, virtual, mtp_layers, layout, _) in PLACEMENTS.items():
+        answers[name] = read(
+            list(range(virtual)) if virtual else [None],
+            stage_inputs,
+            pipeline_model_parallel_size=pipeline,
+            pipeline_model_parallel_layout=layout,
+            mtp_num_layers=mtp_layers,
+        )
+    answers["V"] = read([0, 1], partial(v_placement, rank), pipeline_model_parallel_size=2)
+    answers["tensor"] = read([None], stage_inputs, tensor=2)
+    answers["context"] = read([None], stage_inputs, context_parallel_size=2)
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, placement[-1]) for name, placement in PLACEMENTS.items()),
+        ("V", [TOKENS, BOTH, NOTHING, NOTHING]),
+    ],
+)
+def test_stages_read_what_they_need(read_by_ranks, name, expected):
+    """The same batch, cut down to what a stage reads; datasets only where one reads."""
+    found = [stage for answer in read_by_ranks for stage in answer[name]]
+    batches = [batch for _, _, batch in found]
+    tokens = next(batch["tokens"] for batch in batches if batch["tokens"] is not None)
+    labels = next(batch["labels"] for batch in batches if batch["labels"] is not None)
+
+    assert tokens.shape == labels.shape == (2, SEQ)
+    assert torch.equal(tokens[:, 1:], labels[:, :-1])
+    assert [inputs for _, inputs, _ in found] == expected
+    assert [is_built for is_built, _, _ in found] == [inputs != NOTHING for inputs in expected]
+    for batch, (reads_tokens, reads_labels) in zip(batches, expected, strict=True):
+        assert set(batch) == set(BATCH_KEYS)
+        assert batch["attention_mask"] is None
+        for key, reads, value in (
+            ("tokens", reads_tokens, tokens),
+            ("position_ids", reads_tokens, torch.arange(SEQ).expand(2, SEQ)),
+            ("labels", reads_labels, labels),
+            ("loss_mask", reads_labels, torch.ones(2, SEQ)),
+        ):
+            assert (batch[key] is not None) == reads
+            assert not reads or torch.equal(batch[key], value)
+
+
+def test_tensor_parallel_ranks_receive_what_the_first_reads(read_by_ranks):
+    [(first_reads, _, first)], [(second_reads, _, second)] = (
+        answer["tensor"] for answer in read_by_ranks
+    )
+    assert (first_reads, second_reads) == (True, False)
+    for key in ("tokens", "labels", "loss_mask", "position_ids"):
+        assert torch.equal(first[key], second[key])
+
+
+def test_context_parallel_ranks_slice_the_sequence(read_by_ranks):
+    """Of four stretches, rank 0 keeps the outer two and rank 1 the inner: equal causal work."""
+    outer, inner = (answer["context"][0][2] for answer in read_by_ranks)
+    whole = read_by_ranks[0]["tensor"][0][2]
+    for key in ("tokens", "labels", "loss_mask", "position_ids"):
+        stretches = whole[key].chunk(4, dim=1)
+        assert torch.equal(outer[key], torch.cat([stretches[0], stretches[3]], dim=1))
+        assert torch.equal(inner[key], torch.cat([stretches[1], stretches[2]], dim=1))

@@ -1,0 +1,83 @@
+"""A full disk while saving: one sentence, and nothing that was safe is lost."""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import full_disk as disk
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.training.checkpoint_folder import describe, steps_saved
+from tests.small_runs import Command, numbers
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, megabytes: float) -> Iterator[None]:
+    """A file system in memory of that size, mounted at `folder`."""
+    folder.mkdir()
+    size = f"size={int(megabytes * 1024)}k"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_checkpoint_that_does_not_fit_costs_only_the_steps_since_the_last(trained, tmp_path):
+    place = tmp_path / "disk"
+    arguments = ("train", trained.recipe, f"directory={place}/run", f"data.path={trained.data}")
+    with small_disk(place, 6):
+        ended = Command(*arguments).end()
+        assert ended.code == 2, ended.output
+        assert ended.output.splitlines()[-1] == (
+            f"dsv3: no space left for the checkpoint of step 8 in {place}/run/checkpoints: make "
+            "room and start again; the run goes on from the checkpoint before."
+        )
+        assert "Traceback" not in ended.output
+        assert steps_saved(place / "run/checkpoints") == 4
+
+        subprocess.run(["mount", "-o", "remount,size=50m", place], check=True)
+        ended = Command(*arguments).end()
+        assert ended.code == 0, ended.output
+        assert "Going on from step 4 of 12." in ended.output
+        assert numbers(place / "run") == numbers(trained.folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
+def test_a_description_that_does_not_fit_is_one_sentence(trained, tmp_path):
+    with small_disk(tmp_path / "disk", 0.1):
+        recipe = load_recipe(trained.recipe, [f"checkpoint.directory={tmp_path}/disk"])
+        tokenizer = tmp_path / "tokenizer"
+        tokenizer.mkdir()
+        (tokenizer / "tokenizer.json").write_bytes(b" " * 200_000)
+        with pytest.raises(UserError) as refusal:
+            describe(recipe, tokenizer)
+    assert str(refusal.value) == (
+        f"the checkpoint folder {tmp_path}/disk cannot be written (No space left on device): make "
+        "room, or choose another with checkpoint.directory=PATH."
+    )
+
+
+def test_a_full_disk_is_known_by_number_and_by_text_however_deep():
+    def wrapped(cause: Exception) -> Exception:
+        try:
+            try:
+                raise cause
+            except Exception as error:
+                raise RuntimeError("a layer between") from error
+        except RuntimeError as error:
+            return error
+
+    assert disk.is_full(wrapped(OSError(28, "No space left on device")))
+    assert disk.is_full(wrapped(OSError(122, "Disk quota exceeded")))
+    assert disk.is_full(wrapped(OSError(27, "File too large")))
+    assert disk.is_full(wrapped(RuntimeError("PytorchStreamWriter failed: No space left")))
+    assert not disk.is_full(wrapped(OSError(2, "No such file")))
+    assert disk.user_error_in(wrapped(UserError("the sentence"))).args == ("the sentence",)

@@ -1,0 +1,176 @@
+"""`dsv3 logits` and `dsv3 generate`, from a Hugging Face folder by way of `dsv3 import`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import MtpModel
+from transformers.modeling_utils import PreTrainedModel
+
+from dsv3_plugin.checkpoint import import_hf
+from dsv3_plugin.checkpoint.names import layout
+from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY, train_bpe
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.from_checkpoint import write_logits
+from dsv3_plugin.recipe.hf_config import hf_config
+from tests import oracles
+
+MODEL = oracles.model_config(vocab_size=SMALLEST_VOCABULARY + 8, mtp_num_layers=1)
+
+
+def write_hf_folder(folder: Path) -> None:
+    """A Hugging Face folder of random FP32 weights, MTP layer and tokenizer included."""
+    draw = torch.Generator().manual_seed(0)
+    tensors = {}
+    for entry in layout(MODEL):
+        noise = torch.randn(entry.shape, generator=draw)
+        if entry.copy_of:
+            tensors[entry.name] = tensors[entry.copy_of].clone()
+        elif "norm" in entry.name:
+            tensors[entry.name] = 1 + 0.3 * noise
+        else:
+            tensors[entry.name] = noise / max(1.0, entry.shape[-1] ** 0.5)
+    train_bpe(["def f(x):\n    return x\n"] * 3, MODEL.vocab_size, folder)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = hf_config(MODEL, torch_dtype="float32", eos_token_id=1)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def mtp_layers(hf: Path, main: PreTrainedModel) -> MtpModel:
+    """transformers' MTP layers; its own loader looks for layer 61, whatever the model's depth."""
+    main.config.num_mtp_layers = 1
+    layers = MtpModel(main, 1).eval()
+    outside = ("enorm", "hnorm", "eh_proj")
+    state, experts = {}, {}
+    for name, tensor in load_file(hf / "model.safetensors").items():
+        if not name.startswith(f"model.layers.{MODEL.num_layers}."):
+            continue
+        rest = name.split(".", 3)[3]
+        if rest.startswith(outside):
+            state[f"layers.0.{rest}"] = tensor
+        elif rest == "shared_head.norm.weight":
+            state["layers.0.post_norm.weight"] = tensor
+        elif rest.startswith("mlp.experts."):
+            _, _, expert, projection, _ = rest.split(".")
+            experts[int(expert), projection] = tensor
+        elif not rest.startswith(("embed_tokens", "shared_head")):
+            state[f"layers.0.mtp_block.{rest}"] = tensor
+    count = range(MODEL.num_moe_experts)
+    block = "layers.0.mtp_block.mlp.experts"
+    state[f"{block}.gate_up_proj"] = torch.stack(
+        [torch.cat([experts[e, "gate_proj"], experts[e, "up_proj"]]) for e in count]
+    )
+    state[f"{block}.down_proj"] = torch.stack([experts[e, "down_proj"] for e in count])
+    missing, unexpected = layers.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(name.startswith(("embed_tokens", "shared_head")) for name in missing), missing
+    return layers
+
+
+def dsv3(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "dsv3_plugin.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The Hugging Face folder and the checkpoint imported from it."""
+    root = tmp_path_factory.mktemp("verbs")
+    write_hf_folder(root / "hf")
+    import_hf(root / "hf", root / "checkpoint")
+    return root / "hf", root / "checkpoint"
+
+
+@pytest.mark.parametrize("mtp", [False, True])
+def test_logits_equal_transformers(folders, tmp_path, mtp):
+    hf, checkpoint = folders
+    tokens = np.random.default_rng(0).integers(MODEL.vocab_size, size=(2, 30))
+    np.save(tmp_path / "tokens.npy", tokens)
+    done = dsv3("logits", "--checkpoint", checkpoint, "--tokens", tmp_path / "tokens.npy",
+                "--out", tmp_path / "out.npy", *(["--mtp"] if mtp else []))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours = np.load(tmp_path / "out.npy")
+
+    theirs = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
+    ids = torch.from_numpy(tokens)
+    if mtp:
+        layers = mtp_layers(hf, theirs)
+        with torch.no_grad():
+            expected = oracles.mtp_logits(theirs, layers, ids)
+        assert ours.shape == (2, 30, 1, MODEL.vocab_size)
+    else:
+        expected = oracles.logits(theirs, ids)
+    assert ours.dtype == np.float32
+    assert float((torch.from_numpy(ours) - expected).abs().max()) <= 1e-5
+
+
+def test_generate_continues_the_prompt(folders):
+    _, checkpoint = folders
+    done = dsv3("generate", "--checkpoint", checkpoint, "--prompt", "def f(x",
+                "--max-new-tokens", 5)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("def f(x")
+    assert len(done.stdout.rstrip("\n")) > len("def f(x")
+
+
+def test_generate_takes_an_iterations_folder_as_logits_and_export_do(folders):
+    _, checkpoint = folders
+    (iteration,) = checkpoint.glob("release")
+    done = dsv3("generate", "--checkpoint", iteration, "--prompt", "def f(x",
+                "--max-new-tokens", 2)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_request_that_is_too_long_prints_nothing(folders):
+    _, checkpoint = folders
+    done = dsv3("generate", "--checkpoint", checkpoint, "--prompt", "def f(x",
+                "--max-new-tokens", 10**6)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "exceed the model's" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("out", "sentence"), [(".", "is a folder: name a file"), ("no/x.npy", "there is no folder")]
+)
+def test_a_place_that_does_not_do_is_refused_before_the_model_is_loaded(tmp_path, out, sentence):
+    with pytest.raises(UserError, match=sentence):
+        write_logits(tmp_path / "no checkpoint", tmp_path / "no tokens", tmp_path / out)
+
+
+def test_an_export_without_a_tokenizer_says_so(folders, tmp_path):
+    _, checkpoint = folders
+    bare = shutil.copytree(checkpoint, tmp_path / "bare")
+    shutil.rmtree(bare / "tokenizer")
+    for source, notes in ((checkpoint, 0), (bare, 1)):
+        done = dsv3("export", source, tmp_path / f"hf{notes}")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("has no tokenizer") == notes
+
+
+def test_bad_input_is_one_sentence(folders, tmp_path):
+    _, checkpoint = folders
+    np.save(tmp_path / "tokens.npy", np.zeros((1, 4), np.int32))
+    out = tmp_path / "out.npy"
+    for arguments in (
+        ("logits", "--checkpoint", tmp_path / "none", "--tokens", "t.npy", "--out", out),
+        ("logits", "--checkpoint", checkpoint, "--tokens", tmp_path / "tokens.npy", "--out", out),
+    ):
+        done = dsv3(*arguments)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("dsv3: ")
+    assert not out.exists()

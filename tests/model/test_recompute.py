@@ -1,0 +1,52 @@
+"""Recomputing activations, every way upstream offers for these layers, changes nothing."""
+
+import pytest
+import torch
+from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
+
+from dsv3_plugin.model.build import build_model
+from dsv3_plugin.upstream.recompute import without_fp8
+from tests import oracles
+
+MODEL = oracles.model_config(mtp_num_layers=1)
+
+WAYS = {
+    "norms and MLA up-projections": ["layernorm", "mla_up_proj"],
+    "core attention": ["core_attn"],
+    "shared experts and dense layers": ["shared_experts", "mlp"],
+    "whole MoE layers": ["moe"],
+}
+
+
+def gradients(**overrides):
+    model = build_model(MODEL, **overrides).train()
+    oracles.randomize(model, seed=2)
+    tokens = torch.randint(96, (2, 17), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(16).expand(2, 16)
+    loss = model(tokens[:, :-1].contiguous(), positions, None, labels=tokens[:, 1:].contiguous())
+    loss.mean().backward()
+    counts = model.decoder.layers[1].mlp.router.local_tokens_per_expert
+    return {name: p.grad for name, p in model.named_parameters()} | {"counts": counts}
+
+
+@pytest.fixture(scope="module")
+def expected(world):
+    return gradients()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_selective(way, expected, monkeypatch):
+    init = without_fp8(CheckpointWithoutOutput.__init__)  # as the table of patches does
+    monkeypatch.setattr(CheckpointWithoutOutput, "__init__", init)
+    same(gradients(recompute_granularity="selective", recompute_modules=WAYS[way]), expected)
+
+
+def test_full(expected):
+    full = {"recompute_granularity": "full", "recompute_method": "uniform"}
+    same(gradients(**full, recompute_num_layers=1), expected)
+
+
+def same(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, tensor in actual.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6, msg=name)

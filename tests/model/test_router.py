@@ -1,0 +1,164 @@
+"""Routing as DeepSeek computes it, where upstream's differs: groups, counts, balance losses."""
+
+import pytest
+import torch
+from megatron.core.distributed.finalize_model_grads import _update_router_expert_bias
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+from megatron.core.transformer.moe.router import TopKRouter
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.model.config import transformer_config
+from dsv3_plugin.model.router import DeepSeekRouter
+from tests import oracles
+
+V2 = {
+    "moe_router_score_function": "softmax",
+    "moe_router_pre_softmax": True,
+    "moe_router_enable_expert_bias": False,
+}
+
+
+def router(dtype=torch.float32, overrides=None, **changes):
+    model = oracles.model_config(**changes)
+    config = transformer_config(model, dtype=dtype, **(overrides or {}))
+    made = DeepSeekRouter(config, ProcessGroupCollection.use_mpu_process_groups())
+    made.set_layer_number(1)
+    return made
+
+
+def route(made, tokens=(24, 3), seed=0):
+    """Logits [s, b, experts] with the gradient kept, and what the router makes of them."""
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(*tokens, made.num_experts, generator=draw, requires_grad=True)
+    return logits, *made.routing(logits)
+
+
+@pytest.mark.parametrize(("experts", "groups", "allowed", "topk"), [(16, 4, 2, 6), (32, 8, 3, 6)])
+def test_no_token_leaves_its_allowed_groups(experts, groups, allowed, topk):
+    made = router(
+        num_moe_experts=experts,
+        moe_router_num_groups=groups,
+        moe_router_group_topk=allowed,
+        moe_router_topk=topk,
+    )
+    _, probs, routing_map = route(made)
+    used = routing_map.view(-1, groups, experts // groups).any(-1).sum(-1)
+    assert int(used.max()) <= allowed
+    assert routing_map.sum(-1).eq(topk).all()
+    assert torch.equal(probs > 0, routing_map)
+
+
+def test_equals_upstream_where_upstream_is_right():
+    shape = {"num_moe_experts": 32, "moe_router_num_groups": 8, "moe_router_group_topk": 4,
+             "moe_router_topk": 8}  # fmt: skip
+    made = router(**shape)
+    upstream = TopKRouter(made.config, ProcessGroupCollection.use_mpu_process_groups())
+    upstream.load_state_dict(made.state_dict())
+    for ours, theirs in zip(route(made)[1:], route(upstream)[1:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+def balance_loss(logits, chosen, topk):
+    """Equations 17 to 20 of arXiv 2412.19437 for one sequence, without α; `chosen` [s, experts]."""
+    affinity = torch.sigmoid(logits)
+    normalised = affinity / affinity.sum(-1, keepdim=True)
+    fraction = chosen.float().mean(0) * affinity.shape[-1] / topk
+    return (fraction * normalised.mean(0)).sum()
+
+
+def top(scores, k):
+    return torch.zeros_like(scores).scatter(-1, scores.topk(k).indices, 1.0)
+
+
+def gradient_of_loss_in(made, logits, probs, coefficient):
+    """The balance loss arrives as a gradient only: what comes out for a zero main gradient."""
+    (gradient,) = torch.autograd.grad(probs, logits, torch.zeros_like(probs))
+    return gradient / coefficient
+
+
+def test_sequence_balance_loss_is_the_reports():
+    made = router(moe_aux_loss_coeff=1e-3, moe_router_load_balancing_type="seq_aux_loss")
+    logits, probs, _ = route(made)
+    actual = gradient_of_loss_in(made, logits, probs, 1e-3)
+    sequences = logits.detach().unbind(1)
+    leaves = [s.clone().requires_grad_() for s in sequences]
+    # Counted by unbiased, ungrouped affinity (equation 18); the mean over the batch's sequences.
+    loss = sum(balance_loss(s, top(s.detach(), 4), 4) for s in leaves) / len(leaves)
+    loss.backward()
+    expected = torch.stack([leaf.grad for leaf in leaves], dim=1)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
+    logged = get_moe_metrics_tracker().metrics["seq_load_balancing_loss"].values.sum()
+    torch.testing.assert_close(logged, loss.detach(), rtol=1e-5, atol=0)
+
+
+def v2_aux_loss(logits, chosen, topk, sequence_wise):
+    """DeepSeek-V2's published `MoEGate`: `chosen` are the experts really used, groups and all."""
+    experts = logits.shape[-1]
+    scores = logits.softmax(-1)  # [b, s, experts]
+    if sequence_wise:
+        used = chosen.sum(1) / (logits.shape[1] * topk / experts)
+        return (used * scores.mean(1)).sum(1).mean()
+    used = chosen.flatten(0, 1).mean(0) / topk * experts
+    return (scores.flatten(0, 1).mean(0) * used).sum()
+
+
+@pytest.mark.parametrize("kind", ["seq_aux_loss", "aux_loss"])
+def test_v2_balance_loss_counts_the_chosen_experts(kind):
+    made = router(
+        num_moe_experts=32, moe_router_num_groups=8, moe_router_group_topk=3, moe_router_topk=6,
+        moe_aux_loss_coeff=1e-3, moe_router_load_balancing_type=kind, **V2,
+    )  # fmt: skip
+    logits, probs, routing_map = route(made)
+    actual = gradient_of_loss_in(made, logits, probs, 1e-3)
+    chosen = routing_map.view(*logits.shape).transpose(0, 1).float()
+    assert not torch.equal(chosen, top(logits.detach().transpose(0, 1), 6))  # groups bind here
+    leaf = logits.detach().transpose(0, 1).clone().requires_grad_()
+    v2_aux_loss(leaf, chosen, 6, kind == "seq_aux_loss").backward()
+    torch.testing.assert_close(actual, leaf.grad.transpose(0, 1), rtol=1e-4, atol=1e-7)
+
+
+def test_counts_and_bias_survive_bf16():
+    # 513 tokens of which 257 chose expert 0: in BF16 the count would be 256, and with a mean load
+    # of 256.5 the bias would be pushed the wrong way.
+    made = router(
+        num_moe_experts=2, moe_router_topk=1,
+        moe_router_num_groups=None, moe_router_group_topk=None,
+    ).bfloat16()  # fmt: skip
+    assert made.local_tokens_per_expert.dtype == torch.int64
+    assert made.expert_bias.dtype == torch.float32
+    logits = torch.zeros(513, 1, 2)
+    logits[:257, 0, 0] = logits[257:, 0, 1] = 1.0
+    made.routing(logits.requires_grad_())
+    assert made.local_tokens_per_expert.tolist() == [257, 256]
+    _update_router_expert_bias([made], made.config)
+    assert made.expert_bias.tolist() == pytest.approx([-1e-3, 1e-3])
+
+
+def test_casting_does_not_touch_the_bias():
+    made = router()
+    made.expert_bias.copy_(torch.rand(16) / 3)
+    kept = made.expert_bias.clone()
+    made.bfloat16().float()
+    assert torch.equal(made.expert_bias, kept)
+
+
+def test_no_counting_without_gradients_and_none_of_padding():
+    made = router()
+    logits = torch.randn(10, 2, 16)
+    with torch.no_grad():
+        made.routing(logits)
+    assert int(made.local_tokens_per_expert.sum()) == 0
+    padding = torch.zeros(10, 2, dtype=torch.bool)
+    padding[6:] = True
+    made.routing(logits, padding)
+    assert int(made.local_tokens_per_expert.sum()) == 6 * 2 * made.topk
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{"moe_router_load_balancing_type": "sinkhorn"}, {"moe_expert_capacity_factor": 1.0}],
+)
+def test_what_deepseek_does_not_do_is_refused(overrides):
+    with pytest.raises(UserError):
+        router(overrides=overrides)
