@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from dsv3_plugin.files import metrics_file
 from dsv3_plugin.launch.ending import is_done
-from dsv3_plugin.launch.progress import human_tokens
+from dsv3_plugin.numbers import tokens_text
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.report.curves import sample
@@ -70,7 +70,7 @@ def draw(recipe: Recipe, records: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    tokens = FuncFormatter(lambda value, _: human_tokens(value))
+    tokens = FuncFormatter(lambda value, _: tokens_text(value))
     steps = [record for record in records if "loss" in record]
     positions = [0, *(step["tokens"] for step in steps)]
     figure = Figure(figsize=(11, 7.5), layout="constrained")
@@ -91,7 +91,7 @@ def draw(recipe: Recipe, records: list[dict], path: Path) -> None:
         axis.annotate(f"{loss:.2f}", (position, loss), **offset)
     axis.set_ylabel("loss (nats per token)")
     axis.set_xlabel("consumed tokens")
-    total = human_tokens(recipe.total_tokens)
+    total = tokens_text(recipe.total_tokens)
     axis.set_title(f"{recipe.model.name}: {total} tokens of {recipe.data.corpus}", loc="left")
     axis.margins(x=0.03, y=0.08)
     axis.xaxis.set_major_formatter(tokens)

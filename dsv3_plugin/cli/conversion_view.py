@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -18,6 +17,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.table import Table
+
+from dsv3_plugin.numbers import bytes_text
 
 if TYPE_CHECKING:
     from dsv3_plugin.checkpoint.conversion.convert import Report
@@ -68,7 +69,7 @@ def _lines(label: str) -> Callable[[int, int], None]:
         last, rate = now, done / (now - began)
         left = (total - done) / rate
         print(
-            f"{label}: {decimal(done)} of {decimal(total)}, {decimal(int(rate))}/s, "
+            f"{label}: {bytes_text(done)} of {bytes_text(total)}, {bytes_text(rate)}/s, "
             f"{left / 60:.0f} min left",
             file=sys.stderr,
             flush=True,
@@ -82,13 +83,13 @@ def report_line(verb: str, target: object, report: "Report") -> str:
     if report.was_complete:
         return (
             f"{target} was complete already: {report.tensors} tensors, "
-            f"{decimal(report.target_bytes)}, are as its manifest says "
+            f"{bytes_text(report.target_bytes)}, are as its manifest says "
             f"(checked in {report.seconds:.1f} s)."
         )
     rate = report.source_bytes / max(report.seconds, 1e-9)
     line = (
-        f"{verb} {report.tensors} tensors into {target}: {decimal(report.source_bytes)} read, "
-        f"{decimal(report.target_bytes)} written, {report.seconds:.1f} s ({decimal(int(rate))}/s)."
+        f"{verb} {report.tensors} tensors into {target}: {bytes_text(report.source_bytes)} read, "
+        f"{bytes_text(report.target_bytes)} written, {report.seconds:.1f} s ({bytes_text(rate)}/s)."
     )
     if report.dropped:
         line += (
@@ -133,19 +134,19 @@ def print_findings(findings: "Findings") -> None:
             else ""
         ),
         "tensors": (
-            f"{findings.tensors:,} in {findings.files} files, {decimal(findings.bytes)}"
+            f"{findings.tensors:,} in {findings.files} files, {bytes_text(findings.bytes)}"
             if findings.tensors
             else ""
         ),
-        "weights": f"{', '.join(findings.pickled)}, {decimal(findings.bytes)}"
+        "weights": f"{', '.join(findings.pickled)}, {bytes_text(findings.bytes)}"
         if findings.pickled
         else "",
         "optimizer and other state": (
-            decimal(findings.optimizer_bytes) if findings.optimizer_bytes else ""
+            bytes_text(findings.optimizer_bytes) if findings.optimizer_bytes else ""
         ),
     }
     for dtype, count in findings.dtypes.items():
-        rows[f"  {dtype}"] = f"{count['tensors']:,} tensors, {decimal(count['bytes'])}"
+        rows[f"  {dtype}"] = f"{count['tensors']:,} tensors, {bytes_text(count['bytes'])}"
     for name, value in rows.items():
         if value:
             table.add_row(name, value)

@@ -3,6 +3,7 @@
 from dsv3_plugin.data.dataset_folder import Dataset, Part
 from dsv3_plugin.data.tokenizer import open_tokenizer
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.numbers import bytes_text
 
 
 def summarize(dataset: Dataset) -> str:
@@ -14,7 +15,7 @@ def summarize(dataset: Dataset) -> str:
         [
             f"dataset    {dataset.folder}",
             f"corpus     {', '.join(corpus.named)}: {corpus.documents:,} documents, "
-            f"{corpus.bytes / 1e6:.1f} MB",
+            f"{bytes_text(corpus.bytes)}",
             f"tokenizer  {tokenizer.size:,} tokens, token {tokenizer.eos_id} ends a document",
             f"train      {_size(manifest.train)}, {manifest.train.fim_documents:,} of them cut for "
             f"fill-in-the-middle (rate {settings.fim_rate}, seed {settings.seed})",

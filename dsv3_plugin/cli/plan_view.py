@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from dsv3_plugin.numbers import count_text
 from dsv3_plugin.planner.counts import flops_per_token, parameter_counts
 from dsv3_plugin.recipe.model import ModelConfig
 
@@ -70,22 +71,14 @@ def as_table(model: ModelConfig, seq_length: int) -> RenderableType:
     components = dict.fromkeys(name for layer in plan["layers"] for name in layer["components"])
     for component in components:
         held = (layer["components"].get(component) for layer in plan["layers"])
-        layers.add_row(component, *(_short(number) for number in held))
+        layers.add_row(component, *(count_text(number, 2) if number else "" for number in held))
     layers.add_section()
     for title, key in (
         ("parameters", "parameters"),
         ("active", "parameters_active"),
         ("FLOPs/token", "flops_per_token_forward_backward"),
     ):
-        layers.add_row(Text(title, style="bold"), *(_short(layer[key]) for layer in plan["layers"]))
+        layers.add_row(
+            Text(title, style="bold"), *(count_text(layer[key], 2) for layer in plan["layers"])
+        )
     return Group(Text(model.name, style="bold"), summary, Text(), layers)
-
-
-def _short(number: int | None) -> str:
-    """Three or four digits and a unit: 11507286272 → "11.51B"; nothing for None and 0."""
-    if not number:
-        return ""
-    for unit, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if number >= size:
-            return f"{number / size:.2f}{unit}"
-    return str(number)

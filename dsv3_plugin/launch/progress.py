@@ -9,30 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-
-def human_tokens(tokens: float) -> str:
-    """14800000000000 as 14.8T."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if tokens >= size:
-            return f"{tokens / size:.4g}{unit}"
-    return f"{tokens:.0f}"
-
-
-def human_time(seconds: float) -> str:
-    """5400 as 1h30m."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d{hours:02}h"
-    if hours:
-        return f"{hours}h{minutes:02}m"
-    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
+from dsv3_plugin.numbers import time_text, tokens_text
 
 
 def describe(record: dict[str, Any]) -> str:
     """One record of metrics.jsonl as a plain line."""
-    parts = [f"step {record['iteration']}", f"{human_tokens(record['tokens'])} tokens"]
+    parts = [f"step {record['iteration']}", f"{tokens_text(record['tokens'])} tokens"]
     for key, text in (
         ("loss", "loss {:.4f}"),
         ("mtp_loss", "mtp loss {:.4f}"),
@@ -112,13 +94,13 @@ class ProgressDisplay:
             self._bar.update(
                 self._task,
                 completed=record["tokens"],
-                tokens=f"{human_tokens(record['tokens'])}/{human_tokens(self._total)} tokens",
+                tokens=f"{tokens_text(record['tokens'])}/{tokens_text(self._total)} tokens",
                 numbers=self._numbers(),
             )
         elif "validation_loss" in record or record["iteration"] % self._interval == 0:
             line = describe(record)
             if "loss" in record and (left := self._pace.seconds_left):
-                line += f"  {human_time(left)} left"
+                line += f"  {time_text(left)} left"
             self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def _numbers(self) -> str:
@@ -132,7 +114,7 @@ class ProgressDisplay:
                 parts.append(text.format(self._seen[key]))
         left = self._pace.seconds_left
         if left is not None:
-            parts.append(f"{human_time(left)} left")
+            parts.append(f"{time_text(left)} left")
         return " · ".join(parts)
 
     def __enter__(self) -> Self:

@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dsv3_plugin.launch.progress import human_tokens
+from dsv3_plugin.numbers import count_text, tokens_text
 from dsv3_plugin.planner.counts import parameter_counts
 from dsv3_plugin.recipe.curve import Curve
 from dsv3_plugin.recipe.schema import Recipe
@@ -17,13 +17,13 @@ def summary(recipe: Recipe) -> RenderableType:
     for name, value in (
         (
             "model",
-            f"{recipe.model.name}: {human_count(counts.main)} parameters, "
-            f"{human_count(counts.active)} active, "
-            f"{human_count(counts.total)} with multi-token prediction",
+            f"{recipe.model.name}: {count_text(counts.main)} parameters, "
+            f"{count_text(counts.active)} active, "
+            f"{count_text(counts.total)} with multi-token prediction",
         ),
         ("data", f"{recipe.data.corpus}, sequences of {recipe.data.seq_length} tokens"),
         ("ranks", _ranks(recipe)),
-        ("steps", f"{recipe.total_steps:,} ({human_tokens(recipe.total_tokens)} tokens)"),
+        ("steps", f"{recipe.total_steps:,} ({tokens_text(recipe.total_tokens)} tokens)"),
         ("folder", recipe.directory),
     ):
         facts.add_row(Text(name, style="bold"), value)
@@ -36,14 +36,6 @@ def summary(recipe: Recipe) -> RenderableType:
     return Group(Text(recipe.name, style="bold"), facts, phases)
 
 
-def human_count(number: int) -> str:
-    """671026404352 as 671.0B."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if number >= size:
-            return f"{number / size:.1f}{unit}"
-    return str(number)
-
-
 def describe_curve(curve: Curve) -> str:
     """A curve's pieces in words: `linear 0 → 0.00022 until 34.4B, constant 0.00022 until 10T`."""
     pieces = []
@@ -53,7 +45,7 @@ def describe_curve(curve: Curve) -> str:
         else:
             text = f"{segment.shape} {segment.first:.4g} → {segment.last:.4g}"
         if segment.end is not None:
-            text += f" until {human_tokens(segment.end)}"
+            text += f" until {tokens_text(segment.end)}"
         pieces.append(text)
     return ", ".join(pieces)
 

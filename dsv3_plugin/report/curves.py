@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dsv3_plugin.files.atomic import whole_file
-from dsv3_plugin.recipe.amounts import format_tokens
+from dsv3_plugin.numbers import tokens_text
 from dsv3_plugin.recipe.curve import Curve
 from dsv3_plugin.recipe.schema import Recipe
 
@@ -38,7 +38,7 @@ def plot_curves(recipe: Recipe, path: str | Path) -> None:
         axis.set_title(title, loc="left")
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: str(format_tokens(int(x)))))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tokens_text(x)))
     figure.suptitle(f"{recipe.name}: curves over consumed tokens")
     with whole_file(path) as beside:
         figure.savefig(beside, dpi=150)

@@ -5,13 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from dsv3_plugin.launch.progress import (
-    Pace,
-    ProgressDisplay,
-    describe,
-    human_time,
-    human_tokens,
-)
+from dsv3_plugin.launch.progress import Pace, ProgressDisplay, describe
 
 STEP = {
     "iteration": 10,
@@ -23,21 +17,6 @@ STEP = {
     "tokens_per_second": 2345.6,
     "time": 100.0,
 }
-
-
-@pytest.mark.parametrize(
-    ("tokens", "text"), [(512, "512"), (8192, "8.192K"), (14.8e12, "14.8T"), (1.2345e9, "1.234B")]
-)
-def test_tokens_are_told_in_the_size_people_use(tokens, text):
-    assert human_tokens(tokens) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(5, "5s"), (65, "1m05s"), (5400, "1h30m"), (90_000 * 24, "25d00h"), (59.7, "1m00s")],
-)
-def test_time_left_is_told_in_two_units(seconds, text):
-    assert human_time(seconds) == text
 
 
 def test_a_record_is_one_plain_line():

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.filesize import decimal
 from zlib_ng.zlib_ng import crc32
 
 from dsv3_plugin.checkpoint.conversion import journal
@@ -29,6 +28,7 @@ from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.checkpoint.formats.torch_zip import Container
 from dsv3_plugin.checkpoint.tracker import INCOMPLETE, sync_folder
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.numbers import bytes_text
 
 BLOCK_BYTES = 16 << 20
 """Bytes of a block that a job produces at once: the unit of memory."""
@@ -186,7 +186,8 @@ class TargetFolder:
         needed, free = sum(self._files.values()) - there, shutil.disk_usage(existing).free
         if needed > free:
             raise UserError(
-                f"{self.root} needs {decimal(needed)} more, its disk has {decimal(free)} free."
+                f"{self.root} needs {bytes_text(needed)} more, "
+                f"its disk has {bytes_text(free)} free."
             )
 
     def sync(self) -> None:

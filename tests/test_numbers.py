@@ -1,0 +1,36 @@
+"""Counts, tokens, times and bytes as people read them."""
+
+import pytest
+from rich.filesize import decimal
+
+from dsv3_plugin.numbers import bytes_text, count_text, time_text, tokens_text
+
+
+@pytest.mark.parametrize(
+    ("number", "decimals", "text"),
+    [(0, 1, "0"), (999, 1, "999"), (671_026_404_352, 1, "671.0B"), (11_507_286_272, 2, "11.51B")],
+)
+def test_counts_have_a_unit(number, decimals, text):
+    assert count_text(number, decimals) == text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"), [(512, "512"), (8192, "8.192K"), (14.8e12, "14.8T"), (1.2345e9, "1.234B")]
+)
+def test_tokens_are_told_in_the_size_people_use(tokens, text):
+    assert tokens_text(tokens) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "5s"), (65, "1m05s"), (5400, "1h30m"), (90_000 * 24, "25d00h"), (59.7, "1m00s")],
+)
+def test_time_is_told_in_two_units(seconds, text):
+    assert time_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    "number", [0, 1, 2, 999, 1000, 12_345, 5 * 10**9, 1_342_540_001_280]
+)
+def test_bytes_are_told_as_rich_does(number):
+    assert bytes_text(number) == decimal(number)
