@@ -14,9 +14,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.section import Section
 
 MANIFEST = "manifest.json"
 TRAIN = "train"
@@ -30,11 +31,7 @@ OWN_NAMES = frozenset(
 )
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Settings(_Facts):
+class Settings(Section):
     """What was asked for, the corpus aside.
 
     Attributes:
@@ -50,7 +47,7 @@ class Settings(_Facts):
     layout: int = 1
 
 
-class CorpusFacts(_Facts):
+class CorpusFacts(Section):
     """What it was made from.
 
     Attributes:
@@ -67,7 +64,7 @@ class CorpusFacts(_Facts):
     bytes: int
 
 
-class TokenizerFacts(_Facts):
+class TokenizerFacts(Section):
     """What encoded it. `size` is the highest token id plus one."""
 
     digest: str
@@ -75,7 +72,7 @@ class TokenizerFacts(_Facts):
     eos_id: int
 
 
-class Part(_Facts):
+class Part(Section):
     """One part: its documents, how many of them are cut for FIM, and its tokens."""
 
     documents: int
@@ -83,7 +80,7 @@ class Part(_Facts):
     tokens: int
 
 
-class Manifest(_Facts):
+class Manifest(Section):
     """Everything that is known about a built dataset. `token_bytes` is the size of one token."""
 
     settings: Settings

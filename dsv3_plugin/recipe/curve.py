@@ -23,17 +23,14 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 
 from dsv3_plugin.recipe.amounts import Extent, Steps
+from dsv3_plugin.recipe.section import Section
 
 Shape = Literal["linear", "constant", "cosine"]
 _SHAPES: tuple[Shape, ...] = ("linear", "constant", "cosine")
 
 
-class Piece(pydantic.BaseModel):
+class Piece(Section):
     """One piece as written: its shape with the value it arrives at, and its length."""
-
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, serialize_by_alias=True
-    )
 
     linear: float | None = None
     constant: float | None = None

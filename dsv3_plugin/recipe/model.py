@@ -19,16 +19,15 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.recipe.validation import validate
 
 LATENT_NORM_EPSILON = 1e-6
 """eps of the RMSNorms on the Q and KV latents, as in DeepSeek's and transformers' code."""
 
 
-class ModelConfig(pydantic.BaseModel):
+class ModelConfig(Section):
     """A model of the DeepSeek-V2/V3 family (MLA, DeepSeekMoE, MTP)."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str
     # The block stack.

@@ -19,6 +19,7 @@ from dsv3_plugin.recipe.amounts import Tokens
 from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule
 from dsv3_plugin.recipe.curve import Curve, CurveSpec, resolve
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.validate import read_schedule
 
@@ -26,13 +27,7 @@ Backend = Literal["local", "transformer_engine"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class _Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, serialize_by_alias=True
-    )
-
-
-class Fp8(_Section):
+class Fp8(Section):
     """FP8 training through Transformer Engine."""
 
     recipe: Literal["blockwise", "mxfp8", "tensorwise", "delayed"] = "blockwise"
@@ -40,7 +35,7 @@ class Fp8(_Section):
     format: Literal["e4m3", "hybrid"] = "e4m3"
 
 
-class Precision(_Section):
+class Precision(Section):
     """Number formats."""
 
     dtype: Literal["fp32", "bf16"] = "bf16"
@@ -50,7 +45,7 @@ class Precision(_Section):
     """Of Adam's two moments."""
 
 
-class TrainedTokenizer(_Section):
+class TrainedTokenizer(Section):
     """A tokenizer trained on the corpus."""
 
     kind: Literal["bpe"] = "bpe"
@@ -58,7 +53,7 @@ class TrainedTokenizer(_Section):
     """Tokens at most, special tokens included."""
 
 
-class Data(_Section):
+class Data(Section):
     """What is trained on."""
 
     corpus: str | list[str] = "stdlib"
@@ -78,7 +73,7 @@ class Data(_Section):
     """Folder of the indexed corpus; None: `data` in the run's folder."""
 
 
-class Training(_Section):
+class Training(Section):
     """How long, and what is said meanwhile."""
 
     tokens: Tokens | None = None
@@ -103,7 +98,7 @@ class Training(_Section):
         return self
 
 
-class CurveSpecs(_Section):
+class CurveSpecs(Section):
     """The curves over consumed tokens, as written (see `dsv3_plugin.recipe.curve`)."""
 
     learning_rate: CurveSpec
@@ -125,18 +120,18 @@ class Curves:
     mtp_weight: Curve
 
 
-class Optimizer(_Section):
+class Optimizer(Section):
     """AdamW."""
 
     kind: Literal["adam"] = "adam"
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    betas: list[Fraction] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
     eps: PositiveFloat = 1e-8
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     clip_grad: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest norm of the gradient; 0: no clipping."""
 
 
-class Parallel(_Section):
+class Parallel(Section):
     """How the work is divided among processes (one per GPU)."""
 
     processes: PositiveInt = 1
@@ -150,7 +145,7 @@ class Parallel(_Section):
     """How long a rank waits for another before the run stops."""
 
 
-class Pipeline(_Section):
+class Pipeline(Section):
     """The pipeline schedule."""
 
     schedule: str = "1f1b"
@@ -169,7 +164,7 @@ class Pipeline(_Section):
     """Seconds a stage waits for a neighbour; None: parallel.timeout_minutes."""
 
 
-class Dispatch(_Section):
+class Dispatch(Section):
     """How tokens travel to their experts."""
 
     kind: Literal["alltoall", "two_hop", "deepep", "hybridep"] = "alltoall"
@@ -181,7 +176,7 @@ class Dispatch(_Section):
     """The shared expert computes while tokens travel; None: with two_hop, unless recomputed."""
 
 
-class Checkpoint(_Section):
+class Checkpoint(Section):
     """What is saved, and when."""
 
     interval: PositiveInt = 1000
@@ -195,12 +190,8 @@ class Checkpoint(_Section):
 Recomputed = Literal["norms", "mla_up_proj", "moe_act", "core_attn", "shared_experts", "mlp", "moe"]
 
 
-class Recipe(pydantic.BaseModel):
+class Recipe(Section):
     """A run: model, data, curves, precision, parallelism."""
-
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, serialize_by_alias=True
-    )
 
     name: str
     model: ModelConfig
@@ -215,12 +206,12 @@ class Recipe(pydantic.BaseModel):
     parallel: Parallel = Parallel()
     pipeline: Pipeline = Pipeline()
     dispatch: Dispatch = Dispatch()
-    recompute: list[Recomputed] = []
+    recompute: list[Recomputed] = Field(default=[])
     """Activations computed again in the backward pass instead of kept."""
     checkpoint: Checkpoint = Checkpoint()
     directory: str
     """The run's folder."""
-    megatron_args: dict[str, bool | int | float | str | list[int | float | str]] = {}
+    megatron_args: dict[str, bool | int | float | str | list[int | float | str]] = Field(default={})
     """Any flag of upstream's, as `flag-name: value` (true: the bare flag); they come last and win.
     """
 

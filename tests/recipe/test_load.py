@@ -182,6 +182,7 @@ def test_devices_and_pipeline_are_one_number():
         (["optimizer.betas=[0.9]"], "'optimizer.betas' is [0.9]; it must have 2 items"),
         (["dispatch.ranks_per_node=many"], "it must be a valid integer or 'auto'"),
         (["model=tinny"], "'tinny' is neither a file nor a shipped model (nearest: 'tiny')"),
+        (["model.layernorm_epsilon=.inf"], "'model.layernorm_epsilon' is inf; it must be a finite"),
         (["model.hidden_sise=3"], "unknown key 'model.hidden_sise' (nearest: 'hidden_size')"),
         (["training.tokens=1B"], "give either tokens or steps"),
         (["steps"], "'steps' is not an override"),
