@@ -29,8 +29,6 @@ def test_time_is_told_in_two_units(seconds, text):
     assert time_text(seconds) == text
 
 
-@pytest.mark.parametrize(
-    "number", [0, 1, 2, 999, 1000, 12_345, 5 * 10**9, 1_342_540_001_280]
-)
+@pytest.mark.parametrize("number", [0, 1, 2, 999, 1000, 12_345, 5 * 10**9, 1_342_540_001_280])
 def test_bytes_are_told_as_rich_does(number):
     assert bytes_text(number) == decimal(number)

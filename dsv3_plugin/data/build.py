@@ -6,7 +6,7 @@ result depends on the texts, the tokenizer and the settings alone, so a second c
 ones finds the first one's result and reuses it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dsv3_plugin.data.corpus import (
@@ -29,7 +29,6 @@ from dsv3_plugin.data.dataset_folder import (
     open_dataset,
 )
 from dsv3_plugin.data.encode import Encoder, encode_documents
-from dsv3_plugin.data.progress import Report, progress
 from dsv3_plugin.data.survey import Survey, document_hash, held_out_below, survey
 from dsv3_plugin.data.tokenizer import (
     TextTokenizer,
@@ -40,6 +39,9 @@ from dsv3_plugin.data.tokenizer import (
 )
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.folders import filling, sole_builder
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with a phase of the work, its documents done, and those in all where that is known."""
 
 
 def build_dataset(
@@ -53,6 +55,7 @@ def build_dataset(
     text_key: str = "text",
     workers: int = 1,
     replace: bool = True,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Build the dataset `out_dir`, or reuse it when it is already the one asked for.
 
@@ -66,6 +69,7 @@ def build_dataset(
         text_key: key (JSONL) or column (parquet) of the text.
         workers: processes that encode; 1 leaves it to the threads of the tokenizers library.
         replace: whether another dataset in `out_dir` gives way to this one.
+        progress: told after every document.
 
     Raises:
         UserError: for a corpus, tokenizer, setting or place that does not do.
@@ -76,7 +80,8 @@ def build_dataset(
     settings = settings_of(
         tokenizer, held_out=held_out, fim_rate=fim_rate, seed=seed, text_key=text_key
     )
-    with sole_builder(out_dir), progress() as report:
+    progress = progress or _silent
+    with sole_builder(out_dir):
         signature = file_signature(sources)
         present = find_dataset(out_dir)
         if (
@@ -86,8 +91,9 @@ def build_dataset(
         ):
             return present
 
-        report("Reading the corpus", None)
-        found = survey(_counted(read_documents(sources, text_key), report))
+        found = survey(
+            _counted(read_documents(sources, text_key), progress, "Reading the corpus", None)
+        )
         if (
             present
             and present.manifest.settings == settings
@@ -103,7 +109,7 @@ def build_dataset(
             bytes=found.bytes,
         )
         with filling(out_dir) as folder:
-            _build(folder, sources, tokenizer, settings, facts, found, workers, report)
+            _build(folder, sources, tokenizer, settings, facts, found, workers, progress)
     return open_dataset(out_dir)
 
 
@@ -158,7 +164,7 @@ def _build(
     corpus: CorpusFacts,
     found: Survey,
     workers: int,
-    report: Report,
+    progress: Progress,
 ) -> None:
     bound = held_out_below(found, settings.held_out)
 
@@ -166,10 +172,10 @@ def _build(
         return read_documents(sources, settings.text_key)
 
     if isinstance(tokenizer, TrainBpe):
-        report(f"Training a tokenizer of {tokenizer.vocab_size} tokens", found.documents)
+        phase = f"Training a tokenizer of {tokenizer.vocab_size} tokens"
         texts = (
             document.text
-            for document in _counted(documents(), report)
+            for document in _counted(documents(), progress, phase, found.documents)
             if document_hash(document) >= bound
         )
         train_bpe(texts, tokenizer.vocab_size, folder / TOKENIZER)
@@ -179,7 +185,6 @@ def _build(
 
     from dsv3_plugin.data.indexed import write_parts  # megatron and torch, seconds to import
 
-    report("Encoding documents", found.documents)
     encoder = Encoder(
         backend=tokenizer.backend,
         eos_id=tokenizer.eos_id,
@@ -193,7 +198,9 @@ def _build(
         workers,
     )
     token_bytes, train, held_out = write_parts(
-        folder, _counted(encoded, report), tokenizer.most_tokens
+        folder,
+        _counted(encoded, progress, "Encoding documents", found.documents),
+        tokenizer.most_tokens,
     )
     manifest = Manifest(
         settings=settings,
@@ -208,7 +215,15 @@ def _build(
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def _counted[T](items: Iterable[T], report: Report) -> Iterator[T]:
-    for item in items:
-        yield item
-        report.advance()
+def _counted[T](
+    documents: Iterable[T], progress: Progress, phase: str, total: int | None
+) -> Iterator[T]:
+    """The documents as they come; `progress` is told of each when it has been dealt with."""
+    progress(phase, 0, total)
+    for done, document in enumerate(documents, 1):
+        yield document
+        progress(phase, done, total)
+
+
+def _silent(phase: str, done: int, total: int | None) -> None:
+    pass

@@ -1,13 +1,15 @@
-"""Writing encoded documents in upstream's indexed format, the held-out ones apart."""
+"""Documents in upstream's indexed format: written, the held-out ones apart, and read back."""
 
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
+from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from dsv3_plugin.data.dataset_folder import HELD_OUT, TRAIN, Part
+from dsv3_plugin.data.dataset_folder import HELD_OUT, TRAIN, Dataset, Part
 from dsv3_plugin.data.encode import EncodedDocument
+from dsv3_plugin.data.tokenizer import open_tokenizer
+from dsv3_plugin.errors import UserError
 
 
 def write_parts(
@@ -27,6 +29,23 @@ def write_parts(
         for document in documents:
             (held_out if document.is_held_out else train).add(document)
         return DType.size(dtype), train.finish(), held_out.finish()
+
+
+def decode_document(dataset: Dataset, document: int, tokens: int) -> str:
+    """The first tokens of a training document as text, special tokens spelled out.
+
+    Raises:
+        UserError: no such document.
+    """
+    documents = dataset.manifest.train.documents
+    if not 0 <= document < documents:
+        raise UserError(
+            f"{dataset.folder} has training documents 0 to {documents - 1}, not {document}."
+        )
+    # Its arrays are views of a mapping that goes when it does: hold on to it until they are copied.
+    indexed = IndexedDataset(str(dataset.train_prefix))
+    ids = indexed[document][:tokens].tolist()
+    return open_tokenizer(dataset.tokenizer_folder).decode(ids)
 
 
 class _PartWriter:

@@ -1,4 +1,4 @@
-"""`dsv3 doctor`: what this machine has, and what each missing thing costs."""
+"""What this machine has, and what each missing thing costs."""
 
 import importlib.metadata
 import importlib.util
@@ -7,10 +7,6 @@ import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -83,17 +79,3 @@ def examine() -> list[Finding]:
         Finding("ModelOpt", _version("nvidia-modelopt"), "no quantised export"),
         Finding("Slurm", _slurm(), "runs start on this machine only, or under torchrun"),
     ]
-
-
-def report(findings: list[Finding], console: Console | None = None) -> None:
-    """Print the findings as a table."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "found", "without it"):
-        table.add_column(heading)
-    for finding in findings:
-        table.add_row(
-            finding.name,
-            f"[green]{escape(finding.found)}[/green]" if finding.found else "[yellow]no[/yellow]",
-            "" if finding.found else escape(finding.cost),
-        )
-    (console or Console()).print(table)

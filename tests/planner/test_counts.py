@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dsv3_plugin.cli.plan_view import as_mapping
+from dsv3_plugin.cli.plan import as_mapping
 from dsv3_plugin.planner.counts import flops_per_token, parameter_counts
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.load import load_model

@@ -1,10 +1,7 @@
-"""The load view: its numbers, its table, its picture, and the verb."""
+"""The balance of a run: its numbers, its table, its picture."""
 
-import json
 import math
 import random
-import subprocess
-import sys
 import weakref
 
 import pytest
@@ -117,23 +114,3 @@ def test_an_early_violation_leaves_colours_for_the_rest(tmp_path, monkeypatch):
     assert "worst of 3 steps" in over_steps.get_title()
     assert len(over_nodes.lines) == 2
     assert over_experts.get_title().endswith("step 2499")
-
-
-def test_the_verb_draws(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    lines = [json.dumps(record(step)) for step in range(1, 20)]
-    lines.insert(3, json.dumps({"iteration": 3, "validation_loss": 1.0}))
-    (run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"iterat')
-    png = tmp_path / "load.png"
-    command = [sys.executable, "-m", "dsv3_plugin.cli", "load", str(run), "--png", str(png)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "step 19" in done.stdout
-    assert png.read_bytes().startswith(b"\x89PNG")
-
-    command[4] = str(tmp_path / "nowhere")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "no expert load" in done.stderr
-    assert "Traceback" not in done.stderr

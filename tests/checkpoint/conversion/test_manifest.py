@@ -13,7 +13,7 @@ from dsv3_plugin import cli
 from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.conversion import manifest
 from dsv3_plugin.checkpoint.formats import dist_writer
-from dsv3_plugin.cli.conversion_view import report_line
+from dsv3_plugin.cli.convert import outcome
 from dsv3_plugin.errors import UserError
 from tests.checkpoint.checkpoint_samples import overwrite, random_tensors, small_model, write_folder
 
@@ -91,7 +91,7 @@ def test_resume_of_a_finished_target_checks_it(source, tmp_path):
         assert not convert(reads, writes).was_complete
         report = convert(reads, writes, resume=True)
         assert report.was_complete
-        line = report_line("imported", writes, report)
+        line = outcome("imported", writes, report)
         assert "was complete already" in line
         assert "/s" not in line
     file = tmp_path / "out" / "model.safetensors"

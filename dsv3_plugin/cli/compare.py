@@ -1,102 +1,66 @@
-"""What conversions, comparisons and inspections print."""
+"""`dsv3 verify` and `dsv3 inspect`: what two folders have in common, and what is in one."""
 
-import contextlib
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
+import typer
 
+from dsv3_plugin.cli.convert import AllowPickle, Workers
 from dsv3_plugin.numbers import bytes_text
 
 if TYPE_CHECKING:
-    from dsv3_plugin.checkpoint.conversion.convert import Report
     from dsv3_plugin.checkpoint.conversion.verify import Comparison
     from dsv3_plugin.checkpoint.inspect import Findings
 
-_LOG_SECONDS = 30.0
 _LONGEST_LIST = 20
 
 
-def warn_without_tokenizer(hf_dir: Path) -> None:
-    """Say on standard error that an exported model came without a tokenizer."""
-    if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        print(
-            f"Note: the checkpoint has no tokenizer, so {hf_dir} has none; put the model's own "
-            "tokenizer files there before text goes in.",
-            file=sys.stderr,
-        )
+def verify(
+    a: Annotated[Path, typer.Argument(help="Hugging Face folder or checkpoint.")],
+    b: Annotated[
+        Path | None, typer.Argument(help="The other one; `a`'s own manifest by default.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Absolute difference that counts as none; 0: bit for bit.", min=0)
+    ] = 0.0,
+    workers: Workers = 2,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Compare all tensors of two models, or one with its manifest; exit code 1 if any differs."""
+    from dsv3_plugin.checkpoint.conversion.manifest import check
+    from dsv3_plugin.checkpoint.conversion.verify import verify as compare
+    from dsv3_plugin.cli.progress import bytes_done
+
+    with bytes_done("verify") as progress:
+        if b is None:
+            comparison = check(a, workers=workers, progress=progress)
+        else:
+            comparison = compare(
+                a,
+                b,
+                tolerance=tolerance,
+                workers=workers,
+                allow_pickle=allow_pickle,
+                progress=progress,
+            )
+    print_comparison(comparison, tolerance)
+    raise typer.Exit(1 if comparison.differences else 0)
 
 
-@contextlib.contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows bytes done, rate and time left: a bar on a terminal, a line now and then in a log.
+def inspect(
+    path: Annotated[Path, typer.Argument(help="Hugging Face folder or checkpoint.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what is in a checkpoint or a Hugging Face folder, from headers alone."""
+    from dsv3_plugin.checkpoint.inspect import inspect as look
 
-    Both go to stderr; stdout is for what was found or done.
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(label)
-        return
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    findings = look(path)
+    if json:
+        from json import dumps
 
-
-def _lines(label: str) -> Callable[[int, int], None]:
-    began = last = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < _LOG_SECONDS or not done:
-            return
-        last, rate = now, done / (now - began)
-        left = (total - done) / rate
-        print(
-            f"{label}: {bytes_text(done)} of {bytes_text(total)}, {bytes_text(rate)}/s, "
-            f"{left / 60:.0f} min left",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    return report
-
-
-def report_line(verb: str, target: object, report: "Report") -> str:
-    """One line on a finished conversion."""
-    if report.was_complete:
-        return (
-            f"{target} was complete already: {report.tensors} tensors, "
-            f"{bytes_text(report.target_bytes)}, are as its manifest says "
-            f"(checked in {report.seconds:.1f} s)."
-        )
-    rate = report.source_bytes / max(report.seconds, 1e-9)
-    line = (
-        f"{verb} {report.tensors} tensors into {target}: {bytes_text(report.source_bytes)} read, "
-        f"{bytes_text(report.target_bytes)} written, {report.seconds:.1f} s ({bytes_text(rate)}/s)."
-    )
-    if report.dropped:
-        line += (
-            f" Dropped {len(report.dropped)} that every reader computes itself: "
-            f"{report.dropped[0]}{', …' if len(report.dropped) > 1 else ''}."
-        )
-    return line
+        print(dumps(findings.to_mapping(), indent=2))
+    else:
+        print_findings(findings)
 
 
 def print_comparison(comparison: "Comparison", tolerance: float) -> None:
@@ -121,6 +85,9 @@ def _rank(largest: float | None) -> float:
 
 def print_findings(findings: "Findings") -> None:
     """What was found in a folder."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(show_header=False, box=None)
     rows = {
         "": findings.kind + _state(findings),

@@ -1,0 +1,24 @@
+"""`dsv3 balance`: how evenly the experts, ranks and nodes of a run are used."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def balance(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    png: Annotated[
+        Path | None, typer.Option(help="Draw heat maps over layers, steps and experts here.")
+    ] = None,
+) -> None:
+    """Show how evenly the experts, ranks and nodes of a run are loaded."""
+    from dsv3_plugin.files import metrics_file
+    from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table
+    from dsv3_plugin.training.run import RunDirectory
+
+    metrics = RunDirectory(run).metrics
+    history = LoadHistory(metrics_file.stream(metrics) if metrics.exists() else [], run)
+    print(load_table(history))
+    if png is not None:
+        draw_load(history, png, title=run.resolve().name)

@@ -1,0 +1,106 @@
+"""`dsv3 import` and `dsv3 export`: Hugging Face folders and checkpoints, each from the other."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsv3_plugin.numbers import bytes_text
+
+if TYPE_CHECKING:
+    from dsv3_plugin.checkpoint.conversion.convert import Report
+
+Workers = Annotated[int, typer.Option(help="Threads.", min=1)]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read *.bin weights, as tensors only.")
+]
+
+
+def import_(
+    hf_dir: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
+    workers: Workers = 2,
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16, fp32 or keep-fp8; each tensor's own by default.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed import.")] = False,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Turn a Hugging Face folder into a Megatron checkpoint, streamed."""
+    from dsv3_plugin.checkpoint import import_hf
+    from dsv3_plugin.cli.progress import bytes_done
+
+    with bytes_done("import") as progress:
+        report = import_hf(
+            hf_dir,
+            checkpoint,
+            workers=workers,
+            dtype=dtype,
+            resume=resume,
+            allow_pickle=allow_pickle,
+            progress=progress,
+        )
+    print(outcome("imported", checkpoint, report))
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, imported or trained.")],
+    hf_dir: Annotated[Path, typer.Argument(help="New folder for the Hugging Face model.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="bf16 or fp32; each tensor's own by default.")
+    ] = None,
+    fp8: Annotated[bool, typer.Option("--fp8", help="Linear weights in DeepSeek's FP8.")] = False,
+    shard_size: Annotated[str, typer.Option(help="Size of a safetensors file.")] = "5GB",
+    workers: Workers = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a killed export.")] = False,
+) -> None:
+    """Turn a checkpoint into a Hugging Face folder that transformers loads, streamed."""
+    from dsv3_plugin.checkpoint import export_hf
+    from dsv3_plugin.checkpoint.formats.hf_writer import shard_bytes
+    from dsv3_plugin.cli.progress import bytes_done
+
+    with bytes_done("export") as progress:
+        report = export_hf(
+            checkpoint,
+            hf_dir,
+            dtype=dtype,
+            fp8=fp8,
+            shard_size=shard_bytes(shard_size),
+            workers=workers,
+            resume=resume,
+            progress=progress,
+        )
+    print(outcome("exported", hf_dir, report))
+    note_missing_tokenizer(hf_dir)
+
+
+def outcome(verb: str, target: object, report: "Report") -> str:
+    """One line on a finished conversion."""
+    if report.was_complete:
+        return (
+            f"{target} was complete already: {report.tensors} tensors, "
+            f"{bytes_text(report.target_bytes)}, are as its manifest says "
+            f"(checked in {report.seconds:.1f} s)."
+        )
+    rate = report.source_bytes / max(report.seconds, 1e-9)
+    line = (
+        f"{verb} {report.tensors} tensors into {target}: {bytes_text(report.source_bytes)} read, "
+        f"{bytes_text(report.target_bytes)} written, {report.seconds:.1f} s ({bytes_text(rate)}/s)."
+    )
+    if report.dropped:
+        line += (
+            f" Dropped {len(report.dropped)} that every reader computes itself: "
+            f"{report.dropped[0]}{', …' if len(report.dropped) > 1 else ''}."
+        )
+    return line
+
+
+def note_missing_tokenizer(hf_dir: Path) -> None:
+    """Say on standard error that an exported model came without a tokenizer."""
+    if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        print(
+            f"Note: the checkpoint has no tokenizer, so {hf_dir} has none; put the model's own "
+            "tokenizer files there before text goes in.",
+            file=sys.stderr,
+        )

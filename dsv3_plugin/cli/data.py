@@ -1,0 +1,98 @@
+"""`dsv3 data`: build a dataset, look into one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsv3_plugin.numbers import bytes_text
+
+if TYPE_CHECKING:
+    from dsv3_plugin.data.dataset_folder import Dataset, Part
+
+data = typer.Typer(help="Datasets: build one, look into one.", no_args_is_help=True)
+
+
+@data.command("build")
+def build(
+    corpus: Annotated[
+        list[str],
+        typer.Option(help='"stdlib", a file or a folder (text, JSONL, parquet); may be repeated.'),
+    ],
+    tokenizer: Annotated[
+        str, typer.Option(help="bpe:N trains one of N tokens; else a Hugging Face folder.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the dataset.")],
+    fim_rate: Annotated[
+        float, typer.Option(help="Share of documents cut for fill-in-the-middle, 0 to 1.")
+    ] = 0.0,
+    held_out: Annotated[
+        float, typer.Option(help="Share of documents kept from training, 0 to 1.")
+    ] = 0.02,
+    seed: Annotated[int, typer.Option(help="Seed of the fill-in-the-middle cuts.")] = 1234,
+    text_key: Annotated[str, typer.Option(help="JSONL key or parquet column to read.")] = "text",
+    workers: Annotated[int, typer.Option(help="Processes that encode.", min=1)] = 1,
+) -> None:
+    """Turn text, JSONL or parquet into a dataset in upstream's indexed format."""
+    from dsv3_plugin.upstream import cpu_host
+
+    cpu_host.enable()  # no GPU is needed, and a visible one would only be initialised
+
+    from dsv3_plugin.cli.progress import phases
+    from dsv3_plugin.data.build import build_dataset
+    from dsv3_plugin.data.tokenizer import choose_tokenizer
+
+    with phases() as progress:
+        dataset = build_dataset(
+            corpus,
+            choose_tokenizer(tokenizer),
+            out,
+            held_out=held_out,
+            fim_rate=fim_rate,
+            seed=seed,
+            text_key=text_key,
+            workers=workers,
+            progress=progress,
+        )
+    print(summary(dataset))
+
+
+@data.command("show")
+def show(
+    directory: Annotated[Path, typer.Argument(help="Folder of the dataset.")],
+    document: Annotated[int, typer.Option(help="Which training document to show.")] = 0,
+    tokens: Annotated[int, typer.Option(help="How many tokens of it.", min=1)] = 120,
+) -> None:
+    """Say what a dataset holds, and decode the beginning of one document."""
+    from dsv3_plugin.upstream import cpu_host
+
+    cpu_host.enable()
+
+    from dsv3_plugin.data.dataset_folder import open_dataset
+    from dsv3_plugin.data.indexed import decode_document
+
+    dataset = open_dataset(directory)
+    text = decode_document(dataset, document, tokens)
+    print(f"{summary(dataset)}\n\ndocument {document} begins:\n\n{text}")
+
+
+def summary(dataset: "Dataset") -> str:
+    """A dataset's origin and size, a line each."""
+    manifest = dataset.manifest
+    corpus, settings, tokenizer = manifest.corpus, manifest.settings, manifest.tokenizer
+    held_out = _part(manifest.held_out) if manifest.held_out else "nothing"
+    return "\n".join(
+        [
+            f"dataset    {dataset.folder}",
+            f"corpus     {', '.join(corpus.named)}: {corpus.documents:,} documents, "
+            f"{bytes_text(corpus.bytes)}",
+            f"tokenizer  {tokenizer.size:,} tokens, token {tokenizer.eos_id} ends a document",
+            f"train      {_part(manifest.train)}, {manifest.train.fim_documents:,} of them cut for "
+            f"fill-in-the-middle (rate {settings.fim_rate}, seed {settings.seed})",
+            f"held out   {held_out}",
+        ]
+    )
+
+
+def _part(part: "Part") -> str:
+    return f"{part.tokens:,} tokens in {part.documents:,} documents"

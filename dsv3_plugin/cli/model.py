@@ -1,0 +1,25 @@
+"""`dsv3 model`: from a Hugging Face config to YAML."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+model = typer.Typer(help="Models: from a Hugging Face config to YAML.", no_args_is_help=True)
+
+
+@model.command("from-hf")
+def from_hf(
+    config: Annotated[Path, typer.Argument(help="config.json of the DeepSeek-V2/V3 family.")],
+    out: Annotated[
+        Path | None, typer.Option(help="YAML file to write; without it, standard output.")
+    ] = None,
+) -> None:
+    """Write the model YAML of a Hugging Face config."""
+    from dsv3_plugin.recipe.hf_config import read_hf_model
+
+    found = read_hf_model(config)
+    if out is None:
+        print(found.to_yaml(), end="")
+    else:
+        found.write(out)

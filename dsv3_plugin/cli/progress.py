@@ -1,0 +1,98 @@
+"""How far a verb is: a bar on a terminal, and in a log lines now and then or nothing.
+
+All of it goes to stderr; stdout is for what was found or done.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+
+from dsv3_plugin.numbers import bytes_text
+
+_LOG_SECONDS = 30.0
+
+
+@contextlib.contextmanager
+def bytes_done(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows bytes done, rate and time left; in a log, a line every half minute.
+
+    Yields what is to be called with (bytes done, bytes in all).
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(label)
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _lines(label: str) -> Callable[[int, int], None]:
+    began = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _LOG_SECONDS or not done:
+            return
+        last, rate = now, done / (now - began)
+        left = (total - done) / rate
+        print(
+            f"{label}: {bytes_text(done)} of {bytes_text(total)}, {bytes_text(rate)}/s, "
+            f"{left / 60:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return report
+
+
+@contextlib.contextmanager
+def phases() -> Iterator[Callable[[str, int, int | None], None] | None]:
+    """Shows the phases of one piece of work, one after the other; nothing in a log.
+
+    Yields what is to be called with (phase, items done, items in all where known), if anything.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task, current = None, None
+
+        def show(phase: str, done: int, total: int | None) -> None:
+            nonlocal task, current
+            if phase != current:
+                if task is not None:
+                    bar.remove_task(task)
+                task, current = bar.add_task(phase, total=total), phase
+            bar.update(task, completed=done)
+
+        yield show

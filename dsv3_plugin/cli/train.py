@@ -1,0 +1,28 @@
+"""`dsv3 train` and `dsv3 args`: a recipe run, and the same recipe as upstream's command line."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[str, typer.Argument(help="Shipped name (pretrain/tiny) or path.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value for this run.")]
+
+
+def train(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Train a recipe: start its processes, or be one of them under torchrun or srun."""
+    from dsv3_plugin.launch.supervise import train as run
+
+    raise typer.Exit(run(recipe, overrides or []))
+
+
+def args(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print upstream Megatron-LM's command line, one flag a line; what has no flag, on stderr."""
+    from dsv3_plugin import machine
+    from dsv3_plugin.recipe.arguments import beyond_the_line, command_line
+    from dsv3_plugin.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    print(command_line(loaded, has_gpu=machine.has_gpu()))
+    for phrase in beyond_the_line(loaded):
+        print(f"dsv3: upstream has no flag for this: {phrase}", file=sys.stderr)

@@ -1,0 +1,20 @@
+"""The findings as a table."""
+
+import io
+
+from rich.console import Console
+
+from dsv3_plugin.cli.doctor import print_findings
+from dsv3_plugin.launch import doctor
+
+
+def test_the_report_shows_costs_of_missing_things_alone():
+    text = io.StringIO()
+    findings = [
+        doctor.Finding("there", "1.0", "not shown"),
+        doctor.Finding("missing", None, "costs [this]"),
+    ]
+    print_findings(findings, Console(file=text, width=100))
+    lines = text.getvalue().splitlines()
+    assert lines[1].split() == ["there", "1.0"]
+    assert lines[2].split() == ["missing", "no", "costs", "[this]"]
