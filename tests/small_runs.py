@@ -119,11 +119,16 @@ class Command:
     """A `dsv3` command as a user starts it."""
 
     def __init__(
-        self, *arguments: str | Path, prefix: Iterable[str] = (), **variables: str
+        self,
+        *arguments: str | Path,
+        prefix: Iterable[str] = (),
+        cwd: Path | None = None,
+        **variables: str,
     ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", *prefix, "dsv3_plugin.cli", *map(str, arguments)],
             env={**_environment(), **variables},
+            cwd=cwd,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -193,8 +198,13 @@ def steps_taken(folder: Path) -> int:
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl without those that tell the time."""
+    return numbers_of(folder / "metrics.jsonl")
+
+
+def numbers_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of metrics without what tells the time; none before there is one."""
     clock = {"time", "step_seconds", "tokens_per_second"}
     return [
         {key: value for key, value in record.items() if key not in clock}
-        for record in records(folder)
+        for record in (metrics_file.read(path) if path.exists() else [])
     ]
