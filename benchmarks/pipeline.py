@@ -32,16 +32,10 @@ from dsv3_plugin.distributed import overlap as turns  # noqa: E402
 from dsv3_plugin.model.linear import WeightGradients  # noqa: E402
 from dsv3_plugin.schedules.actions import Schedule  # noqa: E402
 from dsv3_plugin.schedules.costs import Costs, even_stages  # noqa: E402
-from dsv3_plugin.schedules.registry import (  # noqa: E402
-    dualpipe,
-    dualpipe_v,
-    interleaved,
-    one_f_one_b,
-    zb1p,
-    zbv,
-)
+from dsv3_plugin.schedules.registry import SCHEDULES  # noqa: E402
 from dsv3_plugin.schedules.search.search import search  # noqa: E402
 from dsv3_plugin.schedules.simulate import simulate  # noqa: E402
+from dsv3_plugin.schedules.zbv import zbv  # noqa: E402
 
 SHAPE = (4, 1, 4)  # [s, b, h] of a message
 HIDDEN = 0.25  # of a forward, and of a whole backward, in units: what a pair hides of each
@@ -204,14 +198,11 @@ def main() -> None:
     pp, count = wanted.pp, wanted.micro_batches
     costs = Costs()
     schedules = [
-        one_f_one_b(pp, count),
-        interleaved(pp, count, 2),
-        zb1p(pp, count),
-        zbv(pp, count),
-        dualpipe(pp, count),
-        dualpipe_v(pp, count),
+        kind.schedule(pp, count)
+        for kind in SCHEDULES.values()
+        if not kind.searched and kind.exists(pp, count)
     ]
-    stages = even_stages(schedules[-1], costs)
+    stages = even_stages(zbv(pp, count), costs)
     schedules.append(search(pp, count, stages, pp + 0.5).schedule)
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_rank, (schedules, wanted.unit, folder), nprocs=pp)

@@ -15,9 +15,8 @@ import argparse
 import json
 
 from dsv3_plugin.cli.schedule_options import Stages, searched, stages_of
-from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.costs import Costs
-from dsv3_plugin.schedules.registry import PUBLISHED, interleaved
+from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.simulate import Timeline, simulate
 
 COSTS = Costs()
@@ -25,25 +24,17 @@ COSTS = Costs()
 
 def published(pp: int, micro_batches: int, stages: Stages) -> list[Timeline]:
     """The published schedules that exist for this size."""
-    makers = [
-        PUBLISHED["1f1b"],
-        lambda p, m: interleaved(p, m, vp=2),
-        lambda p, m: interleaved(p, m, vp=4, overlap=True),
-        PUBLISHED["zb1p"],
-        PUBLISHED["zbv"],
-        PUBLISHED["dualpipe"],
-        PUBLISHED["dualpipe_v"],
-    ]
-    if stages.model is not None:
-        makers = [PUBLISHED["zbv"], PUBLISHED["dualpipe_v"]]
-    found = []
-    for maker in makers:
-        try:
-            schedule = maker(pp, micro_batches)
-        except UserError:
+    searched = SCHEDULES["search"].placement(pp)
+    schedules = []
+    for kind in SCHEDULES.values():
+        if kind.searched or not kind.exists(pp, micro_batches):
             continue
-        found.append(simulate(schedule, stages_of(schedule, stages, COSTS)))
-    return found
+        if stages.model is not None and kind.placement(pp) != searched:
+            continue
+        schedules.append(kind.schedule(pp, micro_batches))
+        if kind.make_overlapped is not None:
+            schedules.append(kind.schedule(pp, micro_batches, 4, overlap=True))
+    return [simulate(one, stages_of(one, stages, COSTS)) for one in schedules]
 
 
 def compare(pp: int, micro_batches: int, stages: Stages, effort: float) -> dict[str, object]:

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.schedules.registry import SCHEDULES
+
 
 def schedule(
     name: Annotated[
         str | None,
-        typer.Argument(
-            help="1f1b, interleaved, zb1p, zbv, dualpipe, dualpipe_v, or search for a better one."
-        ),
+        typer.Argument(help=f"{', '.join(SCHEDULES)} (which looks for a better one)."),
     ] = None,
     pp: Annotated[int | None, typer.Option("--pp", help="Ranks (devices) of the pipeline.")] = None,
     micro_batches: Annotated[
@@ -95,7 +95,7 @@ def schedule(
         layers=parse_layers(layers) if layers is not None else None,
         seq_length=seq_length,
     )
-    if name == "search" and from_csv is None:
+    if name in SCHEDULES and SCHEDULES[name].searched and from_csv is None:
         found = searched(
             pp,
             micro_batches,

@@ -9,8 +9,9 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.schedules.actions import Schedule, csv_text
 from dsv3_plugin.schedules.costs import Costs, StageCosts, sized_stages
-from dsv3_plugin.schedules.registry import PUBLISHED, interleaved
-from dsv3_plugin.schedules.search.search import Found, search, stage_placement
+from dsv3_plugin.schedules.placement import stage_placement
+from dsv3_plugin.schedules.registry import SCHEDULES
+from dsv3_plugin.schedules.search.search import Found, search
 from dsv3_plugin.schedules.simulate import Timeline
 from dsv3_plugin.schedules.validate import read_schedule
 
@@ -165,19 +166,26 @@ def choose_schedule(
             if wanted not in (None, has):
                 raise UserError(f"{from_csv} has {option} {has}, not {wanted}")
         if vp is not None or overlap:
-            raise UserError(f"--vp and --overlap belong to interleaved; {from_csv} has its own")
+            raise UserError(f"--vp and --overlap belong to {_takers()}; {from_csv} has its own")
         return schedule
     if name is None:
         raise UserError("name a schedule, or give a file with --from-csv")
     pp, micro_batches = _size(pp, micro_batches)
-    if name == "interleaved":
-        return interleaved(pp, micro_batches, 2 if vp is None else vp, overlap)
-    if name not in PUBLISHED:
-        known = ", ".join([*PUBLISHED, "interleaved", "search"])
+    kind = SCHEDULES.get(name)
+    if kind is None:
+        known = ", ".join(SCHEDULES)
         raise UserError(f"no schedule '{name}'; there are {known}, and --from-csv FILE")
-    if vp is not None or overlap:
-        raise UserError(f"--vp and --overlap belong to interleaved; {name} has its own")
-    return PUBLISHED[name](pp, micro_batches)
+    if (vp is not None and not kind.takes_stages_per_rank) or (
+        overlap and kind.make_overlapped is None
+    ):
+        raise UserError(f"--vp and --overlap belong to {_takers()}; {name} has its own")
+    return kind.schedule(pp, micro_batches, vp, overlap=overlap)
+
+
+def _takers() -> str:
+    """The schedules that leave something to --vp and --overlap."""
+    kinds = SCHEDULES.values()
+    return " and ".join(k.name for k in kinds if k.takes_stages_per_rank or k.make_overlapped)
 
 
 def _size(pp: int | None, micro_batches: int | None) -> tuple[int, int]:
@@ -220,7 +228,7 @@ def searched(
     """A search; `activations` defaults to what DualPipeV holds on such stages, P + 1/2 of them."""
     pp, micro_batches = _size(pp, micro_batches)
     if overlap:
-        raise UserError("--overlap belongs to interleaved; search pairs wherever it saves time")
+        raise UserError(f"--overlap belongs to {_takers()}; search pairs wherever it saves time")
     for option, value in (("--activations", activations), ("--effort", effort)):
         if value is not None and not 0 <= value < math.inf:
             raise UserError(f"{option} must be a number from 0 up, not {value:g}")

@@ -11,7 +11,7 @@ from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs
-from dsv3_plugin.schedules.registry import PUBLISHED, interleaved
+from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.search.search import search
 
 
@@ -36,6 +36,12 @@ def schedules_of(recipe: Recipe) -> Callable[[int], Schedule]:
     return schedule
 
 
+def searches(recipe: Recipe) -> bool:
+    """Whether a schedule of the recipe has to be searched for."""
+    names = (recipe.pipeline.schedule, recipe.pipeline.ramp_schedule)
+    return any(name in SCHEDULES and SCHEDULES[name].searched for name in names)
+
+
 def _named(recipe: Recipe, name: str, micro_batches: int) -> Schedule:
     """A schedule by its name in a recipe.
 
@@ -43,12 +49,11 @@ def _named(recipe: Recipe, name: str, micro_batches: int) -> Schedule:
         UserError: it does not exist for this number of ranks and micro-batches.
     """
     pp = recipe.parallel.pipeline
-    if name in PUBLISHED:
-        return PUBLISHED[name](pp, micro_batches)
-    if name == "interleaved":
-        return interleaved(pp, micro_batches, recipe.pipeline.virtual_stages or 2)
-    if name == "search":
+    kind = SCHEDULES.get(name)
+    if kind is not None and kind.searched:
         return _searched(recipe, micro_batches)
+    if kind is not None:
+        return kind.schedule(pp, micro_batches, recipe.pipeline.virtual_stages)
     schedule = recipe.schedule_file
     assert schedule is not None
     if schedule.num_micro_batches != micro_batches:

@@ -13,13 +13,10 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe import layout as layouts
 from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.schedules.placement import placement_of
+from dsv3_plugin.schedules.registry import RAMPS, SCHEDULES
 
 if TYPE_CHECKING:
     from dsv3_plugin.recipe.schema import Recipe
-
-SCHEDULES = ("1f1b", "interleaved", "zb1p", "zbv", "dualpipe", "dualpipe_v", "search")
-RAMPS = ("zbv", "search", "1f1b")
-"""Schedules for any number of micro-batches."""
 
 
 def check(recipe: Recipe) -> None:
@@ -171,27 +168,30 @@ def dispatch(recipe: Recipe) -> Iterator[str]:
 def schedule(recipe: Recipe) -> Iterator[str]:
     """The schedule exists, and its executor can run it."""
     wanted, devices = recipe.pipeline, recipe.parallel.pipeline
-    name = wanted.schedule
+    name, kind = wanted.schedule, recipe.schedule_kind
     if wanted.devices not in (None, devices):
         yield (
             f"pipeline.devices {wanted.devices} and parallel.pipeline {devices} are one number: "
             "give one of them"
         )
-    if name not in SCHEDULES and not name.endswith(".csv"):
+    if kind is None and not name.endswith(".csv"):
         yield (
             f"pipeline.schedule '{name}' is unknown; it is one of {', '.join(SCHEDULES)}, "
             "or the path of a CSV file"
         )
-    if wanted.executor == "upstream" and name not in ("1f1b", "interleaved"):
-        yield f"pipeline.executor: upstream runs 1f1b and interleaved, not {name}"
-    if name == "interleaved" and (wanted.virtual_stages or 1) < 2:
-        yield "pipeline.schedule: interleaved needs pipeline.virtual_stages of 2 or more"
-    if name != "interleaved" and wanted.virtual_stages is not None:
-        yield f"pipeline.virtual_stages belongs to the interleaved schedule, not to {name}"
-    if name == "interleaved" and devices < 2:
-        yield "pipeline.schedule: interleaved needs 2 pipeline devices or more"
-    if name == "dualpipe" and devices % 2:
-        yield f"pipeline.schedule: dualpipe needs an even number of devices, not {devices}"
+    if wanted.executor == "upstream" and not (kind and kind.runs_upstream):
+        theirs = " and ".join(other.name for other in SCHEDULES.values() if other.runs_upstream)
+        yield f"pipeline.executor: upstream runs {theirs}, not {name}"
+    if kind is not None and kind.takes_stages_per_rank:
+        if (wanted.virtual_stages or 1) < 2:
+            yield f"pipeline.schedule: {name} needs pipeline.virtual_stages of 2 or more"
+        if devices < 2:
+            yield f"pipeline.schedule: {name} needs 2 pipeline devices or more"
+    elif wanted.virtual_stages is not None:
+        takers = " and ".join(k.name for k in SCHEDULES.values() if k.takes_stages_per_rank)
+        yield f"pipeline.virtual_stages belongs to the {takers} schedule, not to {name}"
+    if kind is not None and kind.even_ranks and devices % 2:
+        yield f"pipeline.schedule: {name} needs an even number of devices, not {devices}"
 
 
 def schedule_file(recipe: Recipe) -> Iterator[str]:
@@ -248,9 +248,11 @@ def micro_batches(recipe: Recipe) -> Iterator[str]:
                 f"curves.batch_size gives {other}: make the batch {holds * per_micro_batch} "
                 "sequences, or name a pipeline.ramp_schedule for the others"
             )
-    if name in ("dualpipe", "dualpipe_v") and fewest < 2 * devices and not wanted.ramp_schedule:
+    kind = recipe.schedule_kind
+    needed = 1 if kind is None else kind.least_micro_batches(devices)
+    if fewest < needed and not wanted.ramp_schedule:
         yield (
-            f"{name} on {devices} devices needs {2 * devices} micro-batches, and the smallest "
+            f"{name} on {devices} devices needs {needed} micro-batches, and the smallest "
             f"batch gives {fewest}: raise the batch, or name a pipeline.ramp_schedule"
         )
 

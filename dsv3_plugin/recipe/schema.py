@@ -21,6 +21,7 @@ from dsv3_plugin.recipe.curve import Curve, CurveSpec, resolve
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.registry import RAMPS, SCHEDULES, ScheduleKind
 from dsv3_plugin.schedules.validate import read_schedule
 
 Backend = Literal["local", "transformer_engine"]
@@ -149,16 +150,18 @@ class Pipeline(Section):
     """The pipeline schedule."""
 
     schedule: str = "1f1b"
-    """One of `rules.SCHEDULES`, or the path of a CSV as torch.distributed.pipelining writes it."""
+    """A name in `schedules/registry.py`, or the path of a CSV as torch.distributed.pipelining
+    writes it."""
     devices: PositiveInt | None = None
     """The same as parallel.pipeline; giving one gives both."""
     executor: Literal["upstream", "ours"] | None = None
-    """Who runs 1f1b and interleaved; all other schedules are ours. None: upstream where it can."""
+    """Who runs the schedules that upstream has (1f1b, interleaved); all others are ours. None:
+    upstream where it can."""
     virtual_stages: PositiveInt | None = None
     """Stages per device of the interleaved schedule."""
     layout: str | None = None
     """Layers per stage in upstream's notation ("Et|(tt|)*30mL"); None: as even as can be."""
-    ramp_schedule: Literal["zbv", "search", "1f1b"] | None = None
+    ramp_schedule: Literal[*RAMPS] | None = None
     """Runs while a growing batch still gives fewer micro-batches than `schedule` needs."""
     timeout: PositiveFloat | None = None
     """Seconds a stage waits for a neighbour; None: parallel.timeout_minutes."""
@@ -247,7 +250,13 @@ class Recipe(Section):
         """Who runs the pipeline schedule."""
         if self.pipeline.executor is not None:
             return self.pipeline.executor
-        return "upstream" if self.pipeline.schedule in ("1f1b", "interleaved") else "ours"
+        kind = self.schedule_kind
+        return "upstream" if kind is not None and kind.runs_upstream else "ours"
+
+    @property
+    def schedule_kind(self) -> ScheduleKind | None:
+        """What is known of the schedule by its name; None for one in a file."""
+        return SCHEDULES.get(self.pipeline.schedule)
 
     @property
     def stages(self) -> int:
@@ -301,11 +310,12 @@ class Recipe(Section):
     @property
     def micro_batches_together(self) -> int:
         """The number that the micro-batches of a step must be a multiple of."""
-        if self.pipeline.schedule == "dualpipe":
-            return 2
-        if self.pipeline.schedule == "interleaved" and self.executor == "upstream":
-            return self.parallel.pipeline
-        return 1
+        kind = self.schedule_kind
+        if kind is None:
+            return 1
+        if self.executor == "upstream" and kind.upstream_multiple is not None:
+            return kind.upstream_multiple(self.parallel.pipeline)
+        return kind.multiple
 
     def _resolved(self, name: str, tokens_after: Callable[[int, int], int] | None) -> Curve:
         try:

@@ -6,6 +6,7 @@ model and, in a second copy that runs the other way, stage P-1-r. The copy's sta
 the first's in the schedule (P..2P-1) but hold the same layers. No torch here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsv3_plugin.schedules.actions import Schedule
@@ -61,3 +62,21 @@ def placement_of(schedule: Schedule) -> Placement:
         for rank in range(schedule.pp)
     )
     return Placement(chunks, depth, copies)
+
+
+def placement_on(stage_ranks: Sequence[int]) -> Placement:
+    """The placement of one copy of the model, its stages on the given ranks in order."""
+    chunks = tuple(
+        tuple(stage for stage, holder in enumerate(stage_ranks) if holder == rank)
+        for rank in range(max(stage_ranks) + 1)
+    )
+    return Placement(chunks, depth=len(stage_ranks), copies=1)
+
+
+def stage_placement(pp: int, vp: int) -> tuple[int, ...]:
+    """The rank of each of the P x V stages: a line for one chunk per rank, a V for two, else loops.
+
+    The V puts stages r and 2P-1-r on rank r; loops put r, P+r, 2P+r, ... there, as Megatron does.
+    """
+    line = tuple(range(pp))
+    return line + line[::-1] if vp == 2 else line * vp

@@ -27,7 +27,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.config import adjust_config
 from dsv3_plugin.pipeline import executor as execute
 from dsv3_plugin.pipeline.chunks import PlacedLayout, PlacedModelConfig, place
-from dsv3_plugin.pipeline.from_recipe import schedules_of
+from dsv3_plugin.pipeline.from_recipe import schedules_of, searches
 from dsv3_plugin.recipe.arguments import layout_of, megatron_arguments
 from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
@@ -78,7 +78,7 @@ def placed_layout(recipe: Recipe) -> PlacedLayout | None:
         return None
     schedules = schedules_of(recipe)
     wanted = recipe.pipeline
-    if "search" in (wanted.schedule, wanted.ramp_schedule):
+    if searches(recipe):
         schedules = found_once(schedules, recipe.folder, recipe.parallel.timeout_minutes)
     timeout = wanted.timeout or 60 * recipe.parallel.timeout_minutes
     execute.use(execute.Executor(schedules, timeout))

@@ -11,7 +11,7 @@ from dsv3_plugin.cli import app
 from dsv3_plugin.cli.schedule_options import parse_costs, parse_numbers
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import csv_text
-from dsv3_plugin.schedules.registry import dualpipe_v
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 
 
 def run(*arguments: str) -> str:

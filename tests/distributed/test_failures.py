@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from dsv3_plugin.schedules.registry import dualpipe, dualpipe_v
+from dsv3_plugin.schedules.dualpipe import dualpipe
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from tests.gloo_ranks import run_ranks
 from tests.pipeline.test_executor import MICRO, SEQ, batches, chunks_of, forward_step
 

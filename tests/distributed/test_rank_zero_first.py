@@ -7,8 +7,8 @@ import pytest
 from dsv3_plugin.distributed.rank_zero_first import found_once
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import Schedule, csv_text
-from dsv3_plugin.schedules.registry import zbv
 from dsv3_plugin.schedules.validate import read_schedule
+from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
 
 

@@ -17,7 +17,9 @@ from dsv3_plugin.pipeline.chunk_plan import PlannedSteps, plan_serves
 from dsv3_plugin.pipeline.split_backward import SplitBackward
 from dsv3_plugin.recipe.layout import even
 from dsv3_plugin.schedules.actions import Schedule
-from dsv3_plugin.schedules.registry import dualpipe, dualpipe_v, zbv
+from dsv3_plugin.schedules.dualpipe import dualpipe
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
+from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
 from tests.staged_model import staged_model
 

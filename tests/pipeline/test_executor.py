@@ -15,15 +15,13 @@ import torch
 from dsv3_plugin.recipe.layout import even
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs, even_stages
-from dsv3_plugin.schedules.registry import (
-    dualpipe,
-    dualpipe_v,
-    interleaved,
-    one_f_one_b,
-    zb1p,
-    zbv,
-)
+from dsv3_plugin.schedules.dualpipe import dualpipe
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
+from dsv3_plugin.schedules.interleaved import interleaved
+from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
 from dsv3_plugin.schedules.simulate import simulate
+from dsv3_plugin.schedules.zb1p import zb1p
+from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
 from tests.staged_model import forward_step, staged_model
 

@@ -8,7 +8,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.pipeline import from_recipe
 from dsv3_plugin.pipeline.from_recipe import schedules_of
 from dsv3_plugin.planner.stage_costs import even_layers
-from dsv3_plugin.recipe import rules, yaml_text
+from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.layout import expand
 from dsv3_plugin.recipe.load import (
     load_model,
@@ -21,9 +21,9 @@ from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.schedules.actions import csv_text
-from dsv3_plugin.schedules.placement import placement_of
-from dsv3_plugin.schedules.registry import PUBLISHED
-from dsv3_plugin.schedules.search.search import stage_placement
+from dsv3_plugin.schedules.placement import placement_of, stage_placement
+from dsv3_plugin.schedules.registry import SCHEDULES
+from dsv3_plugin.schedules.zbv import zbv
 
 RECIPES = sorted(
     path.relative_to(shipped_folder()).with_suffix("").as_posix()
@@ -389,7 +389,7 @@ def test_a_schedules_file_is_proven_when_the_recipe_loads(text, sentence, tmp_pa
 def test_every_schedule_comes_back_from_its_file(name, stages, tmp_path):
     """DualPipe's two pipelines hold one model, so two devices are two stages."""
     path = tmp_path / "mine.csv"
-    path.write_text(csv_text(PUBLISHED[name](2, 4).rows))
+    path.write_text(csv_text(SCHEDULES[name].schedule(2, 4).rows))
     overrides = [*PIPED, "curves.batch_size=8"]
     named = load_recipe("pretrain/tiny", [*overrides, f"pipeline.schedule={name}"])
     read = load_recipe("pretrain/tiny", [*overrides, f"pipeline.schedule={path}"])
@@ -426,7 +426,7 @@ def test_a_search_is_made_once(monkeypatch):
 
     def search_nothing(pp, micro_batches, costs, limit, *, effort):
         asked.append((micro_batches, effort))
-        return SimpleNamespace(schedule=PUBLISHED["zbv"](pp, micro_batches))
+        return SimpleNamespace(schedule=zbv(pp, micro_batches))
 
     monkeypatch.setattr(from_recipe, "search", search_nothing)
     schedules = schedules_of(load_recipe("pretrain/tiny", [*PIPED, "pipeline.schedule=search"]))
@@ -435,7 +435,7 @@ def test_a_search_is_made_once(monkeypatch):
     assert asked == [(3, 6 / 1000), (600, 1.0)]
 
 
-@pytest.mark.parametrize("schedule", sorted(set(rules.SCHEDULES) - {"interleaved"}))
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES.keys() - {"interleaved"}))
 def test_every_schedule_has_a_recipe(schedule):
     recipe = load_recipe("pretrain/tiny", [*PIPED, f"pipeline.schedule={schedule}"])
     assert recipe.stages == (4 if schedule in ("zbv", "dualpipe_v", "search") else 2)

@@ -18,7 +18,7 @@ from dsv3_plugin.schedules.actions import (
     parse_cell,
     parse_csv,
 )
-from dsv3_plugin.schedules.registry import PUBLISHED
+from dsv3_plugin.schedules.registry import SCHEDULES
 
 NUMBERS = st.integers(0, 200)
 PARTS = st.builds(Compute, NUMBERS, st.sampled_from("FBIW"), NUMBERS)
@@ -43,11 +43,11 @@ def test_idle_cells_and_torchs_housekeeping_are_nothing():
         assert parse_cell(text) is None
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", sorted(SCHEDULES.keys() - {"search"}))
 def test_a_file_reads_back(name):
-    schedule = PUBLISHED[name](4, 8)
+    schedule = SCHEDULES[name].schedule(4, 8)
     text = csv_text(schedule.rows)
-    assert compute_only(name, parse_csv(text, "x.csv")) == schedule
+    assert compute_only(schedule.name, parse_csv(text, "x.csv")) == schedule
     assert len(text.splitlines()) == 4
 
 

@@ -9,8 +9,11 @@ from dsv3_plugin.schedules import draw as drawing
 from dsv3_plugin.schedules.actions import Overlap
 from dsv3_plugin.schedules.costs import Costs, even_stages
 from dsv3_plugin.schedules.draw import draw
-from dsv3_plugin.schedules.registry import dualpipe, dualpipe_v, interleaved, zbv
+from dsv3_plugin.schedules.dualpipe import dualpipe
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
+from dsv3_plugin.schedules.interleaved import interleaved
 from dsv3_plugin.schedules.simulate import Timeline, simulate
+from dsv3_plugin.schedules.zbv import zbv
 
 
 def timed(schedule) -> Timeline:

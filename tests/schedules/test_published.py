@@ -8,7 +8,8 @@ from collections import Counter, deque
 from pathlib import Path
 
 from dsv3_plugin.schedules.actions import csv_text
-from dsv3_plugin.schedules.registry import dualpipe, dualpipe_v
+from dsv3_plugin.schedules.dualpipe import dualpipe
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from tests.schedules import torch_schedules
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -11,14 +11,16 @@ from dsv3_plugin.planner.stage_costs import even_layers, model_stages
 from dsv3_plugin.recipe.load import load_model
 from dsv3_plugin.schedules.actions import BACKWARD, INPUT, WEIGHT, Overlap, Schedule
 from dsv3_plugin.schedules.costs import Costs, StageCosts, even_stages, sized_stages
-from dsv3_plugin.schedules.registry import dualpipe_v, zbv
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
+from dsv3_plugin.schedules.placement import stage_placement
 from dsv3_plugin.schedules.search.building_blocks import blocks, repeated
 from dsv3_plugin.schedules.search.list_scheduling import Problem, list_schedule, random_policy
 from dsv3_plugin.schedules.search.local_search import fuse_backwards, improve
 from dsv3_plugin.schedules.search.lower_bound import lower_bound
-from dsv3_plugin.schedules.search.search import search, stage_placement
+from dsv3_plugin.schedules.search.search import search
 from dsv3_plugin.schedules.simulate import simulate
 from dsv3_plugin.schedules.validate import validate
+from dsv3_plugin.schedules.zbv import zbv
 from tests.schedules import torch_schedules
 
 

@@ -5,15 +5,13 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import Schedule, compute_only, parse_csv
 from dsv3_plugin.schedules.costs import Costs, StageCosts, even_stages, sized_stages
-from dsv3_plugin.schedules.registry import (
-    dualpipe,
-    dualpipe_v,
-    interleaved,
-    one_f_one_b,
-    zb1p,
-    zbv,
-)
+from dsv3_plugin.schedules.dualpipe import dualpipe
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
+from dsv3_plugin.schedules.interleaved import interleaved
+from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
 from dsv3_plugin.schedules.simulate import Timeline, simulate
+from dsv3_plugin.schedules.zb1p import zb1p
+from dsv3_plugin.schedules.zbv import zbv
 
 
 def timed(schedule: Schedule, **costs: float) -> Timeline:

@@ -21,20 +21,18 @@ from dsv3_plugin.schedules.actions import (
     csv_text,
     parse_csv,
 )
-from dsv3_plugin.schedules.registry import (
-    dualpipe,
-    dualpipe_v,
-    interleaved,
-    one_f_one_b,
-    zb1p,
-    zbv,
-)
+from dsv3_plugin.schedules.dualpipe import dualpipe
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
+from dsv3_plugin.schedules.interleaved import interleaved
+from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
 from dsv3_plugin.schedules.validate import (
     check_transfers,
     read_schedule,
     validate,
     with_transfers,
 )
+from dsv3_plugin.schedules.zb1p import zb1p
+from dsv3_plugin.schedules.zbv import zbv
 from tests.schedules import torch_schedules
 
 BASES = [

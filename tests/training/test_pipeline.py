@@ -15,7 +15,8 @@ import yaml
 
 from dsv3_plugin.checkpoint.tracker import newest_complete
 from dsv3_plugin.schedules.actions import csv_text
-from dsv3_plugin.schedules.registry import dualpipe, dualpipe_v
+from dsv3_plugin.schedules.dualpipe import dualpipe
+from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from tests.gloo_ranks import run_ranks
 from tests.small_runs import Command, records, steps_taken, write_recipe
 from tests.training import trainer_ranks

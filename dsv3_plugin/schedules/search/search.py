@@ -15,13 +15,13 @@ only ends the same search sooner. So more effort never finds a worse schedule.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import count
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import Action, Schedule
 from dsv3_plugin.schedules.costs import StageCosts
-from dsv3_plugin.schedules.registry import dualpipe_v, interleaved, one_f_one_b, zb1p, zbv
+from dsv3_plugin.schedules.placement import placement_of, placement_on, stage_placement
+from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.search.building_blocks import Block, blocks, repeated
 from dsv3_plugin.schedules.search.list_scheduling import (
     Policy,
@@ -69,15 +69,6 @@ class Found:
             "distance": self.distance,
             "published": self.published,
         }
-
-
-def stage_placement(pp: int, vp: int) -> tuple[int, ...]:
-    """The rank of each of the P x V stages: a line for one chunk per rank, a V for two, else loops.
-
-    The V puts stages r and 2P-1-r on rank r; loops put r, P+r, 2P+r, ... there, as Megatron does.
-    """
-    line = tuple(range(pp))
-    return line + line[::-1] if vp == 2 else line * vp
 
 
 def search(
@@ -206,19 +197,13 @@ class _Start:
 def _published(problem: Problem) -> list[_Start]:
     """Published schedules of this placement that exist for its size and keep to its limit."""
     vp = problem.costs.num_stages // problem.pp
-    if vp == 1:
-        makers = (one_f_one_b, zb1p)
-    elif vp == 2:
-        makers = (zbv, dualpipe_v)
-    else:
-        makers = (partial(interleaved, vp=vp), partial(interleaved, vp=vp, overlap=True))
+    wanted = placement_on(problem.stage_ranks)
     found = []
-    for maker in makers:
-        try:
-            schedule = maker(problem.pp, problem.micro_batches)
-        except UserError:
-            continue  # it needs more micro-batches
-        found += _within_limit(problem, schedule)
+    for kind in SCHEDULES.values():
+        if kind.stages_per_rank in (None, vp):
+            for schedule in kind.forms(problem.pp, problem.micro_batches, vp):
+                if placement_of(schedule) == wanted:
+                    found += _within_limit(problem, schedule)
     return sorted(found, key=lambda start: start.makespan)
 
 
