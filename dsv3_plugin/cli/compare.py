@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv3_plugin.cli.convert import AllowPickle, Workers
+from dsv3_plugin.cli.convert import AllowPickle, WithoutMtp, Workers
 from dsv3_plugin.numbers import bytes_text
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def verify(
     ] = 0.0,
     workers: Workers = 2,
     allow_pickle: AllowPickle = False,
+    without_mtp: WithoutMtp = False,
 ) -> None:
     """Compare all tensors of two models, or one with its manifest; exit code 1 if any differs."""
     from dsv3_plugin.checkpoint.conversion.manifest import check
@@ -41,6 +42,7 @@ def verify(
                 tolerance=tolerance,
                 workers=workers,
                 allow_pickle=allow_pickle,
+                without_mtp=without_mtp,
                 progress=progress,
             )
     print_comparison(comparison, tolerance)

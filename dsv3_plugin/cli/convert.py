@@ -16,6 +16,15 @@ AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read *.bin weights, as tensors only.")
 ]
 
+WithoutMtp = Annotated[
+    bool,
+    typer.Option(
+        "--without-mtp",
+        help="The folder lacks the multi-token prediction layers that config.json promises, as "
+        "transformers saves it.",
+    ),
+]
+
 
 def import_(
     hf_dir: Annotated[Path, typer.Argument(help="Hugging Face folder.")],
@@ -26,6 +35,7 @@ def import_(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed import.")] = False,
     allow_pickle: AllowPickle = False,
+    without_mtp: WithoutMtp = False,
 ) -> None:
     """Turn a Hugging Face folder into a Megatron checkpoint, streamed."""
     from dsv3_plugin.checkpoint import import_hf
@@ -39,6 +49,7 @@ def import_(
             dtype=dtype,
             resume=resume,
             allow_pickle=allow_pickle,
+            without_mtp=without_mtp,
             progress=progress,
         )
     print(outcome("imported", checkpoint, report))

@@ -1,10 +1,13 @@
 """transformers' model → folder → checkpoint → our model, and back, with the same logits."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from dsv3_plugin.checkpoint import export_hf, import_hf, iter_hf_tensors
+from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.errors import UserError
@@ -74,6 +77,37 @@ def test_transformers_loads_an_export_with_an_mtp_layer(tmp_path):
     )
     assert not info["missing_keys"]
     assert torch.equal(theirs.lm_head.weight, tensors["lm_head.weight"])
+
+
+@torch.no_grad()
+def test_a_folder_that_transformers_saved_without_its_mtp_layer(world, tmp_path):
+    source, checkpoint, out = (tmp_path / name for name in ("source", "checkpoint", "out"))
+    theirs = oracles.causal_lm(oracles.model_config(mtp_num_layers=1))
+    theirs.save_pretrained(source)
+    assert json.loads((source / "config.json").read_text())["num_nextn_predict_layers"] == 1
+    with pytest.raises(UserError, match="if these weights have none, give --without-mtp"):
+        import_hf(source, checkpoint)
+
+    import_hf(source, checkpoint, without_mtp=True)
+    ours, model = load_for_inference(checkpoint)
+    assert not model.mtp_num_layers
+    tokens = torch.randint(96, (2, 20), generator=torch.Generator().manual_seed(3))
+    # FP32 sums in another order: 1e-5 on logits of standard deviation 1.
+    torch.testing.assert_close(
+        main_logits(ours, tokens), oracles.logits(theirs, tokens), rtol=0, atol=1e-5
+    )
+    assert not verify(source, checkpoint, without_mtp=True).differences
+
+    export_hf(checkpoint, out)
+    assert json.loads((out / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    assert_same_bytes(read_tensors(out), read_tensors(source))
+
+
+def test_an_mtp_layer_that_is_there_is_not_left_out(tmp_path):
+    model = small_model()
+    write_folder(tmp_path / "source", model, random_tensors(model, "bf16"))
+    with pytest.raises(UserError, match="once --without-mtp leaves multi-token prediction out"):
+        import_hf(tmp_path / "source", tmp_path / "checkpoint", without_mtp=True)
 
 
 @torch.no_grad()

@@ -98,6 +98,7 @@ def import_hf(
     dtype: Literal["bf16", "fp32", "keep-fp8"] | None = None,
     resume: bool = False,
     allow_pickle: bool = False,
+    without_mtp: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Turns a Hugging Face folder into a Megatron checkpoint (`torch_dist`, a `release`).
@@ -111,6 +112,8 @@ def import_hf(
             from. The router bias keeps its type always.
         resume: continue an unfinished import into the same folder.
         allow_pickle: read `*.bin` or `*.pt` weights, as tensors only.
+        without_mtp: the folder has no multi-token prediction layers, though config.json promises
+            them, as transformers saves this family; the checkpoint's model has none.
         progress: called now and then with (source bytes done, source bytes in all).
 
     Raises:
@@ -120,7 +123,7 @@ def import_hf(
     began = time.monotonic()
     _require_known(dtype, (*CAST, "keep-fp8"))
     root = Path(checkpoint)
-    source = open_weights(Path(hf_dir), allow_pickle=allow_pickle)
+    source = open_weights(Path(hf_dir), allow_pickle=allow_pickle, without_mtp=without_mtp)
     if not isinstance(source, HFWeights):
         raise UserError(
             f"{hf_dir} is a Megatron checkpoint, not a Hugging Face folder: dsv3 export is the way "

@@ -58,6 +58,7 @@ def verify(
     tolerance: float = 0.0,
     workers: int = 2,
     allow_pickle: bool = False,
+    without_mtp: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compares any two of {Hugging Face folder, Megatron checkpoint}.
@@ -67,11 +68,15 @@ def verify(
         tolerance: absolute difference of values that counts as none; 0 means bit for bit.
         workers: threads.
         allow_pickle: read `*.bin` or `*.pt` weights, as tensors only.
+        without_mtp: as for `import_hf`, of a Hugging Face folder.
         progress: called with (bytes of `a` compared, bytes in all).
 
     Raises UserError if one of them cannot be read or is not whole.
     """
-    left, right = (open_weights(Path(path), allow_pickle=allow_pickle) for path in (a, b))
+    left, right = (
+        open_weights(Path(path), allow_pickle=allow_pickle, without_mtp=without_mtp)
+        for path in (a, b)
+    )
     differences, absent = _configuration(left.model, right.model, a, b), []
     theirs = {entry.name: entry for entry in right.entries}
     common = []

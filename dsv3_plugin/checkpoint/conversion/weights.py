@@ -56,10 +56,20 @@ class Weights(Protocol):
 class HFWeights:
     """Weights in a Hugging Face folder; the model is what `config.json` says."""
 
-    def __init__(self, folder: Path, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, allow_pickle: bool = False, without_mtp: bool = False
+    ) -> None:
+        """Opens a folder.
+
+        without_mtp: the model has no multi-token prediction, whatever `config.json` says.
+        """
         self.path = folder
         self.config = read_config(folder)
-        self.model = model_from_hf(self.config, folder.resolve().name)
+        said = self.config | ({"num_nextn_predict_layers": 0} if without_mtp else {})
+        self.model = model_from_hf(said, folder.resolve().name)
+        self._described = "config.json describes"
+        if without_mtp:
+            self._described += " once --without-mtp leaves multi-token prediction out"
         self._folder = HFFolder(folder, allow_pickle=allow_pickle)
         self.stored = self._folder.tensors
         self.entries = layout(self.model)
@@ -83,12 +93,12 @@ class HFWeights:
             if name not in expected:
                 raise UserError(
                     f"{name} in {self.path / stored.file} is no tensor of the model that "
-                    "config.json describes."
+                    f"{self._described}."
                 )
             self._check_tensor(name, stored, expected[name])
         for entry in self.entries:
             if entry.name not in self.stored and entry.copy_of is None:
-                raise UserError(_missing(entry, self.path, self.model))
+                raise UserError(_missing(entry, self.path, self.model, "give --without-mtp"))
 
     def _check_quantisation(self) -> None:
         """Refuses FP8 that config.json does not announce, and announced FP8 that is not there.
@@ -185,7 +195,8 @@ class DistWeights:
                 keys.append((stacked[0], (stacked[1], *offset), (self.model.num_layers, *shape)))
         present = [place for place in keys if place[0] in self.checkpoint]
         if not present:
-            raise UserError(_missing(entry, self.checkpoint.path, self.model))
+            mend = f"set mtp_num_layers to 0 in {MODEL_FILE}"
+            raise UserError(_missing(entry, self.checkpoint.path, self.model, mend))
         self._named.update(key for key, _, _ in present)
         self.quantised |= present[0][0].endswith(QUANTISED)
         self._take(entry, *present[0])
@@ -216,9 +227,18 @@ class DistWeights:
 
 
 def open_weights(
-    path: Path, *, model: ModelConfig | None = None, allow_pickle: bool = False
+    path: Path,
+    *,
+    model: ModelConfig | None = None,
+    allow_pickle: bool = False,
+    without_mtp: bool = False,
 ) -> Weights:
     """The weights at `path`: a Hugging Face folder or a Megatron checkpoint.
+
+    Args:
+        path: the folder.
+        model: what a checkpoint is of, instead of its own `model.yaml`.
+        allow_pickle, without_mtp: how a Hugging Face folder is read (see `HFWeights`).
 
     Raises UserError if it is neither, or marked as unfinished.
     """
@@ -232,15 +252,15 @@ def open_weights(
             f"{path} is neither a Hugging Face folder (it has no {CONFIG}) nor a Megatron "
             f"checkpoint (it has no {tracker.TRACKER})."
         )
-    return HFWeights(path, allow_pickle=allow_pickle)
+    return HFWeights(path, allow_pickle=allow_pickle, without_mtp=without_mtp)
 
 
-def _missing(entry: Entry, where: Path, model: ModelConfig) -> str:
+def _missing(entry: Entry, where: Path, model: ModelConfig, without_mtp: str) -> str:
+    """Args: without_mtp: how to say that there is no multi-token prediction."""
     sentence = f"{entry.name} ({entry.key}) is missing from {where}"
     if entry.key.startswith("mtp.") and model.mtp_num_layers:
         return (
             f"{sentence}: the model is said to have {model.mtp_num_layers} multi-token prediction "
-            "layer(s); if these weights have none, set num_nextn_predict_layers to 0 in "
-            "config.json (mtp_num_layers in model.yaml)."
+            f"layer(s); if these weights have none, {without_mtp}."
         )
     return f"{sentence}, though its configuration asks for it."

@@ -172,7 +172,7 @@ def test_missing_tensor(source, tmp_path):
 
 def test_mtp_layer_missing_though_the_config_has_one(source, tmp_path):
     edit(source, lambda t: [t.pop(n) for n in list(t) if n.startswith("model.layers.3.")])
-    refused(source, tmp_path / "t", "num_nextn_predict_layers to 0", "model.layers.3.")
+    refused(source, tmp_path / "t", "give --without-mtp", "model.layers.3.")
 
 
 def test_copies_may_be_left_out_and_are_written_again(source, tmp_path):
