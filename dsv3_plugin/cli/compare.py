@@ -1,5 +1,6 @@
 """`dsv3 verify` and `dsv3 inspect`: what two folders have in common, and what is in one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ from dsv3_plugin.cli.convert import AllowPickle, WithoutMtp, Workers
 from dsv3_plugin.numbers import bytes_text
 
 if TYPE_CHECKING:
-    from dsv3_plugin.checkpoint.conversion.verify import Comparison
+    from dsv3_plugin.checkpoint.conversion.verify import Comparison, Difference
     from dsv3_plugin.checkpoint.inspect import Findings
 
 _LONGEST_LIST = 20
@@ -26,6 +27,9 @@ def verify(
     workers: Workers = 2,
     allow_pickle: AllowPickle = False,
     without_mtp: WithoutMtp = False,
+    all_: Annotated[
+        bool, typer.Option("--all", help=f"List all differences, not the {_LONGEST_LIST} largest.")
+    ] = False,
 ) -> None:
     """Compare all tensors of two models, or one with its manifest; exit code 1 if any differs."""
     from dsv3_plugin.checkpoint.conversion.manifest import check
@@ -45,7 +49,7 @@ def verify(
                 without_mtp=without_mtp,
                 progress=progress,
             )
-    print_comparison(comparison, tolerance)
+    print_comparison(comparison, tolerance, None if all_ else _LONGEST_LIST)
     raise typer.Exit(1 if comparison.differences else 0)
 
 
@@ -65,8 +69,8 @@ def inspect(
         print_findings(findings)
 
 
-def print_comparison(comparison: "Comparison", tolerance: float) -> None:
-    """The differences, largest first, or that there are none."""
+def print_comparison(comparison: "Comparison", tolerance: float, most: int | None) -> None:
+    """The differences, largest first and `most` of them, or that there are none."""
     how = f"within {tolerance:g}" if tolerance else "bit for bit"
     print(f"{comparison.equal} tensors are the same, {how}.")
     if comparison.absent_copies:
@@ -75,9 +79,19 @@ def print_comparison(comparison: "Comparison", tolerance: float) -> None:
         return
     print(f"{len(comparison.differences)} differ:")
     order = sorted(comparison.differences, key=lambda d: _rank(d.largest), reverse=True)
-    for difference in order:
-        largest = "" if difference.largest is None else f", by up to {difference.largest:.3g}"
-        print(f"  {difference.name}: {difference.what}{largest}")
+    _print_list([_one_line(difference) for difference in order], most)
+
+
+def _one_line(difference: "Difference") -> str:
+    largest = "" if difference.largest is None else f", by up to {difference.largest:.3g}"
+    return f"{difference.name}: {difference.what}{largest}"
+
+
+def _print_list(lines: Sequence[str], most: int | None = _LONGEST_LIST) -> None:
+    """The lines, indented; of more than `most` the first ones, and how many there are besides."""
+    print(*(f"  {line}" for line in lines[:most]), sep="\n")
+    if most is not None and len(lines) > most:
+        print(f"  … and {len(lines) - most} more")
 
 
 def _rank(largest: float | None) -> float:
@@ -125,11 +139,8 @@ def print_findings(findings: "Findings") -> None:
     for title in ("damaged", "missing", "foreign", "misshapen"):
         names = getattr(findings, title)
         if names:
-            shown = names[:_LONGEST_LIST]
-            rest = len(names) - len(shown)
-            print(f"{title} ({len(names)}):", *shown, sep="\n  ")
-            if rest:
-                print(f"  … and {rest} more")
+            print(f"{title} ({len(names)}):")
+            _print_list(names)
     if findings.complete:
         print("complete: every tensor of the configuration is there, and nothing else.")
 

@@ -53,6 +53,8 @@ def import_(
             progress=progress,
         )
     print(outcome("imported", checkpoint, report))
+    if dtype == "keep-fp8" and not report.fp8:
+        _note(f"{hf_dir} has no FP8 weights, so --dtype keep-fp8 changed nothing.")
 
 
 def export(
@@ -110,8 +112,11 @@ def outcome(verb: str, target: object, report: "Report") -> str:
 def note_missing_tokenizer(hf_dir: Path) -> None:
     """Say on standard error that an exported model came without a tokenizer."""
     if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        print(
-            f"Note: the checkpoint has no tokenizer, so {hf_dir} has none; put the model's own "
-            "tokenizer files there before text goes in.",
-            file=sys.stderr,
+        _note(
+            f"the checkpoint has no tokenizer, so {hf_dir} has none; put the model's own "
+            "tokenizer files there before text goes in."
         )
+
+
+def _note(sentence: str) -> None:
+    print(f"Note: {sentence}", file=sys.stderr)

@@ -88,6 +88,8 @@ class Report:
     """Whether all was there already; then the target was checked against its own manifest."""
     dropped: tuple[str, ...] = ()
     """Tensors of the source that carry no information (see names.DERIVED)."""
+    fp8: int = 0
+    """Tensors of the target that are FP8."""
 
 
 def import_hf(
@@ -473,10 +475,16 @@ def _report(
     done: bool,
     dropped: Iterable[str] = (),
 ) -> Report:
-    sizes = [target.nbytes for target in targets]
-    read = sum(job.read_bytes for job in jobs)
-    seconds = time.monotonic() - began
-    return Report(len(sizes), read, sum(sizes), seconds, done, tuple(dropped))
+    targets = list(targets)
+    return Report(
+        tensors=len(targets),
+        source_bytes=sum(job.read_bytes for job in jobs),
+        target_bytes=sum(target.nbytes for target in targets),
+        seconds=time.monotonic() - began,
+        was_complete=done,
+        dropped=tuple(dropped),
+        fp8=sum(target.dtype == E4M3 for target in targets),
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
