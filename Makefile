@@ -1,6 +1,7 @@
-# make demo     set up, train a tiny DeepSeek-V3 on real text, export it, check it in transformers
-# make test     set up, lint, test
-# make test-te  the same against Transformer Engine, which it builds once without a GPU (~10 min)
+# make demo        set up, train a tiny DeepSeek-V3 on real text, export it, check it in transformers
+# make test        set up, lint, test
+# make test-wheel  build the wheel, install it outside the checkout, train there
+# make test-te     the same against Transformer Engine, which it builds once without a GPU (~10 min)
 
 # The first Python >= 3.12 that really runs: a pyenv shim may exist and answer "command not found".
 PYTHON := $(shell for p in python3.12 python3.13 python3 \
@@ -12,7 +13,7 @@ PY := .venv/bin/python
 PIP := -m pip --disable-pip-version-check
 SITE = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-.PHONY: setup demo test lint test-te clean
+.PHONY: setup demo test lint test-wheel test-te clean
 
 setup: .venv/.installed
 
@@ -34,6 +35,9 @@ lint: setup
 
 test: lint
 	@$(PY) -m pytest -n auto --dist loadscope -m "not te and not gpu"
+
+test-wheel: setup
+	@$(PY) tests/wheel/train_from_wheel.py
 
 # Transformer Engine lives in a second environment laid over the first, so that `make test` shows
 # the project without it. Its wheel is built from source; pip keeps it.
