@@ -83,8 +83,8 @@ def schedule(
         refuse_options_of_search,
         searched,
         stages_of,
-        write_csv,
     )
+    from dsv3_plugin.schedules.csv_file import write_csv
     from dsv3_plugin.schedules.simulate import simulate
 
     check_pictures(png, svg)

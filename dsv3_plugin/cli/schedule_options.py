@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files.atomic import whole_file
-from dsv3_plugin.schedules.actions import Schedule, csv_text
+from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs, StageCosts, sized_stages
 from dsv3_plugin.schedules.placement import stage_placement
 from dsv3_plugin.schedules.registry import SCHEDULES
@@ -249,15 +248,6 @@ def searched(
         seed=0 if seed is None else seed,
         effort=1.0 if effort is None else effort,
     )
-
-
-def write_csv(schedule: Schedule, path: Path) -> None:
-    """Write the schedule in torch's text form."""
-    try:
-        with whole_file(path) as beside:
-            beside.write_text(csv_text(schedule.rows))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def as_text(timeline: Timeline) -> str:

@@ -1,61 +1,56 @@
-"""A search that one rank makes for all: they wait for it, and read what it found.
+"""Work that rank 0 does for all: the others wait, and have its result or the sentence of its error.
 
-Every rank would find the same, but 2048 of them would each take half a minute of a core.
+Through the store of the rendezvous and not by a collective: a collective gives up after the run's
+timeout, and building a large dataset takes longer.
 """
 
 import datetime
-import functools
 from collections.abc import Callable
-from pathlib import Path
 
-import torch
+import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from dsv3_plugin.cli.schedule_options import write_csv
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.schedules.actions import Schedule, compute_only, csv_text, parse_csv
 
-_FOUND, _FAILED = "found\n", "failed\n"
+_RESULT, _ERROR = "result\n", "error\n"
+_FOREVER = datetime.timedelta(days=365)
 
 
-def found_once(
-    schedules: Callable[[int], Schedule], folder: Path, timeout_minutes: float
-) -> Callable[[int], Schedule]:
-    """`schedules`, asked on rank 0 alone; the same answer on every rank of the world.
+def rank_zero_first(
+    what: str, work: Callable[[], str], timeout: datetime.timedelta | None = None
+) -> str:
+    """Do `work` on rank 0 alone; every rank of the world must call it.
 
     Args:
-        schedules: the schedule for a number of micro-batches.
-        folder: where rank 0 leaves `schedule-M.csv`, for people.
-        timeout_minutes: how long the others wait.
+        what: a name for the work. It may come again: the n-th calls of all ranks belong together.
+        work: makes the result, a text.
+        timeout: how long the others wait; None: however long it takes.
+
+    Returns:
+        What `work` returned, on every rank.
+
+    Raises:
+        UserError: what `work` raised, on rank 0; its sentence, on the others.
+        TimeoutError: rank 0 has given no answer, or is gone.
     """
-
-    def ask(micro_batches: int, key: str, store: torch.distributed.Store) -> Schedule:
+    store, rank = distributed_c10d._get_default_store(), dist.get_rank()
+    key = f"dsv3_plugin/{what}"
+    key += f"/{store.add(f'{key}/calls of rank {rank}', 1)}"
+    if rank == 0:
         try:
-            schedule = schedules(micro_batches)
-            write_csv(schedule, folder / f"schedule-{micro_batches}.csv")
+            result = work()
         except UserError as error:
-            store.set(key, _FAILED + str(error))
+            store.set(key, _ERROR + str(error))
             raise
-        store.set(key, _FOUND + csv_text(schedule.rows))
-        return schedule
-
-    @functools.cache
-    def schedule(micro_batches: int) -> Schedule:
-        store = distributed_c10d._get_default_store()
-        key = f"dsv3_plugin/schedule/{micro_batches}"
-        if torch.distributed.get_rank() == 0:
-            return ask(micro_batches, key, store)
-        try:
-            store.wait([key], datetime.timedelta(minutes=timeout_minutes))
-        except RuntimeError as error:  # torch's DistStoreError among them
-            raise UserError(
-                f"rank 0 has found no schedule of {micro_batches} micro-batches in "
-                f"{timeout_minutes:g} minutes: see its log, or raise parallel.timeout_minutes."
-            ) from error
-        answer = store.get(key).decode()
-        if answer.startswith(_FAILED):
-            raise UserError(answer.removeprefix(_FAILED))
-        name = "search"
-        return compute_only(name, parse_csv(answer.removeprefix(_FOUND), name))
-
-    return schedule
+        store.set(key, _RESULT + result)
+        return result
+    try:
+        store.wait([key], timeout or _FOREVER)
+    except RuntimeError as error:  # torch's DistStoreError among them
+        if timeout is None:
+            raise
+        raise TimeoutError(f"no answer from rank 0 to {what}") from error
+    answer = store.get(key).decode()
+    if answer.startswith(_ERROR):
+        raise UserError(answer.removeprefix(_ERROR))
+    return answer.removeprefix(_RESULT)

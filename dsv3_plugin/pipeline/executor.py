@@ -10,7 +10,9 @@ What a computation does is upstream's: `forward_step` and `backward_step` of
 megatron.core.pipeline_parallel.schedules.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -63,6 +65,15 @@ class Executor:
         self._plans: dict[tuple[int, bool], tuple[Placement, list[list[Step]]]] = {}
         self.peak_live = 0
         """Largest number of chunk micro-batches whose activations this rank held at once."""
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Inside, upstream's trainer runs its steps with this executor and not with its own."""
+        token = _in_use.set(self)
+        try:
+            yield
+        finally:
+            _in_use.reset(token)
 
     def plan(self, micro_batches: int, only_forward: bool) -> tuple[Placement, list[list[Step]]]:
         """Placement and steps of every rank, made once for each number of micro-batches."""
@@ -393,19 +404,13 @@ def _share_objects(mine: dict[int, Any], group: Any) -> list[Any]:
     return [together[number] for number in sorted(together)]
 
 
-_executor: Executor | None = None
-
-
-def use(executor: Executor | None) -> None:
-    """Make upstream's trainer in this process run its steps with an executor, or its own again."""
-    global _executor
-    _executor = executor
+_in_use: ContextVar[Executor | None] = ContextVar("executor", default=None)
 
 
 def choose_executor(get_forward_backward_func: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps upstream's `get_forward_backward_func`: ours where one is in use."""
 
     def get(*args: Any, **kwargs: Any) -> Any:
-        return _executor if _executor is not None else get_forward_backward_func(*args, **kwargs)
+        return _in_use.get() or get_forward_backward_func(*args, **kwargs)
 
     return get

@@ -22,12 +22,12 @@ from megatron.training.models.gpt import GPTModelConfig
 from dsv3_plugin.data.batch import Batch, StageInputs, get_batch, stage_inputs
 from dsv3_plugin.data.datasets import datasets_provider
 from dsv3_plugin.dispatch.moe_layer import configure_dispatch
-from dsv3_plugin.distributed.rank_zero_first import found_once
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.config import adjust_config
-from dsv3_plugin.pipeline import executor as execute
 from dsv3_plugin.pipeline.chunks import PlacedLayout, PlacedModelConfig, place
+from dsv3_plugin.pipeline.executor import Executor
 from dsv3_plugin.pipeline.from_recipe import schedules_of, searches
+from dsv3_plugin.pipeline.shared_schedules import searched_on_rank_zero
 from dsv3_plugin.recipe.arguments import layout_of, megatron_arguments
 from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
@@ -59,30 +59,32 @@ def pretrain(run: Run) -> None:
     # The hook that takes a weight gradient in must run when it is there.
     container.ddp.delay_wgrad_compute = model.transformer.delay_wgrad_compute
     metrics.observe_tensorboard(steps_saved(run.recipe.checkpoint_folder))
-    upstream_pretrain(
-        container,
-        datasets_provider(layout.inputs if layout else stage_inputs),
-        ModelType.encoder_or_decoder,
-        forward_step,
-        get_embedding_ranks=embedding_ranks if layout and layout.placement.ends_meet else None,
-    )
+    with contextlib.ExitStack() as stack:
+        if layout is not None:
+            stack.enter_context(executor_of(run.recipe).in_use())
+        upstream_pretrain(
+            container,
+            datasets_provider(layout.inputs if layout else stage_inputs),
+            ModelType.encoder_or_decoder,
+            forward_step,
+            get_embedding_ranks=embedding_ranks if layout and layout.placement.ends_meet else None,
+        )
 
 
 def placed_layout(recipe: Recipe) -> PlacedLayout | None:
-    """Where the recipe's schedule is ours to run: lay the stages out for it, and take over.
-
-    Returns:
-        The layout; None where upstream runs its own schedule.
-    """
+    """Where the stages lie for the recipe's schedule; None where upstream runs one of its own."""
     if recipe.parallel.pipeline == 1 or recipe.executor == "upstream":
         return None
+    return PlacedLayout(layout_of(recipe), placement(recipe, recipe.pipeline.schedule))
+
+
+def executor_of(recipe: Recipe) -> Executor:
+    """What runs the recipe's schedules."""
     schedules = schedules_of(recipe)
     wanted = recipe.pipeline
     if searches(recipe):
-        schedules = found_once(schedules, recipe.folder, recipe.parallel.timeout_minutes)
-    timeout = wanted.timeout or 60 * recipe.parallel.timeout_minutes
-    execute.use(execute.Executor(schedules, timeout))
-    return PlacedLayout(layout_of(recipe), placement(recipe, wanted.schedule))
+        schedules = searched_on_rank_zero(schedules, recipe.folder, recipe.parallel.timeout_minutes)
+    return Executor(schedules, wanted.timeout or 60 * recipe.parallel.timeout_minutes)
 
 
 def embedding_ranks(pipeline: list[int]) -> list[int]:

@@ -1,42 +1,51 @@
-"""A search made by one rank for all of them."""
+"""Work that one rank does for all of them: its result, its error, and rank 0 gone quiet."""
 
+import datetime
+import time
 from pathlib import Path
 
 import pytest
 
-from dsv3_plugin.distributed.rank_zero_first import found_once
+from dsv3_plugin.distributed.rank_zero_first import rank_zero_first
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.schedules.actions import Schedule, csv_text
-from dsv3_plugin.schedules.validate import read_schedule
-from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
 
 
-def _ask(rank: int, folder: str) -> tuple[list[Schedule], list[int], str]:
-    asked: list[int] = []
+def _ask(rank: int) -> tuple[list[str], list[str], str]:
+    done: list[str] = []
 
-    def search(micro_batches: int) -> Schedule:
-        asked.append(micro_batches)
-        if micro_batches > 5:
-            raise UserError("no schedule for so many; take fewer")
-        return zbv(2, micro_batches)
+    def work(text: str) -> str:
+        time.sleep(0.2)  # the others are there first
+        done.append(text)
+        if text == "wrong":
+            raise UserError("the corpus is empty.\nadd a file")
+        return text
 
-    schedules = found_once(search, Path(folder), timeout_minutes=0.5)
-    found = [schedules(micro_batches) for micro_batches in (4, 5, 4)]
+    results = [rank_zero_first("work", lambda t=text: work(t)) for text in ("one\ntwo", "", "ß")]
     with pytest.raises(UserError) as caught:
-        schedules(6)
-    return found, asked, str(caught.value)
+        rank_zero_first("work", lambda: work("wrong"))
+    results.append(rank_zero_first("work", lambda: work("after it")))
+    return results, done, str(caught.value)
 
 
-def test_one_rank_searches_and_all_have_what_it_found(tmp_path):
-    scratch = tmp_path / "ranks"
-    scratch.mkdir()
-    results = run_ranks(2, _ask, str(tmp_path), scratch=scratch)
-    assert [asked for _, asked, _ in results] == [[4, 5, 6], []]
-    for found, _, sentence in results:
-        assert [csv_text(schedule.rows) for schedule in found] == [
-            csv_text(zbv(2, micro_batches).rows) for micro_batches in (4, 5, 4)
-        ]
-        assert sentence == "no schedule for so many; take fewer"
-    assert read_schedule(tmp_path / "schedule-4.csv").num_micro_batches == 4
-    assert not (tmp_path / "schedule-6.csv").exists()
+def test_rank_0_works_and_all_have_the_result_or_the_sentence(tmp_path: Path) -> None:
+    answers = run_ranks(3, _ask, scratch=tmp_path)
+    assert [results for results, *_ in answers] == 3 * [["one\ntwo", "", "ß", "after it"]]
+    assert [done for _, done, _ in answers] == [
+        ["one\ntwo", "", "ß", "wrong", "after it"],
+        [],
+        [],
+    ]
+    assert {sentence for *_, sentence in answers} == {"the corpus is empty.\nadd a file"}
+
+
+def _wait(rank: int) -> str:
+    if rank == 0:
+        return "never asked"
+    with pytest.raises(TimeoutError) as caught:
+        rank_zero_first("work", str, datetime.timedelta(seconds=0.2))
+    return str(caught.value)
+
+
+def test_a_wait_with_a_limit_ends(tmp_path: Path) -> None:
+    assert run_ranks(2, _wait, scratch=tmp_path)[1] == "no answer from rank 0 to work"
