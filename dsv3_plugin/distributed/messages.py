@@ -1,8 +1,8 @@
 """What a rank tells the person who started the run, apart from its log.
 
-A rank that `dsv3 train` started writes each word as a line of JSON into a pipe that its parent
-reads: it arrives even when the disk that holds the log is full. A rank that torchrun or srun
-started writes plain lines to the standard error it was given.
+A rank that `dsv3 train` started writes each message as a line of JSON into a pipe that its parent
+reads (`Inbox`): it arrives even when the disk that holds the log is full. A rank that torchrun or
+srun started writes plain lines to the standard error it was given. No torch here.
 """
 
 import contextlib
@@ -16,18 +16,16 @@ from typing import Literal, TextIO
 Kind = Literal["note", "refused", "crashed"]
 """note: a sentence meanwhile; refused: the sentence of a UserError; crashed: our own fault."""
 
-PIPE = "DSV3_WORDS_FD"
+PIPE = "DSV3_MESSAGES_FD"
 """Environment variable with the descriptor of the pipe's end that a rank writes into."""
 
 _LONGEST = 3000
 """Bytes of a text; a line below PIPE_BUF (4096) is written whole or not at all."""
 
-_terminal: TextIO | None = None
-
 
 @dataclass(frozen=True)
-class Word:
-    """One thing a rank said. `time` is the machine's monotonic clock, in seconds."""
+class Message:
+    """One thing that a rank told. `time` is the machine's monotonic clock, in seconds."""
 
     rank: int
     kind: Kind
@@ -35,52 +33,62 @@ class Word:
     time: float
 
 
-def say(kind: Kind, text: str) -> None:
-    """Tell the person one sentence. Never fails: nobody may be there to hear it."""
-    rank = int(os.environ.get("RANK", "0"))
-    with contextlib.suppress(OSError, ValueError):
-        if PIPE in os.environ:
-            short = text.encode()[:_LONGEST].decode(errors="ignore")
-            line = json.dumps(asdict(Word(rank, kind, short, time.monotonic())), ensure_ascii=False)
-            os.write(int(os.environ[PIPE]), line.encode() + b"\n")
-        else:
-            prefix = "" if kind == "note" else "dsv3: "
-            print(f"{prefix}{text}", file=_terminal or sys.stderr, flush=True)
+class Outbox:
+    """A rank's way to the person; made once, and passed to whoever has something to tell."""
+
+    def __init__(self) -> None:
+        self._terminal: TextIO | None = None
+
+    @property
+    def has_parent(self) -> bool:
+        """Whether `dsv3 train` started this rank and reads what it tells."""
+        return PIPE in os.environ
+
+    @property
+    def has_log(self) -> bool:
+        """Whether what this process prints lands in a log, and not before the person's eyes."""
+        return self.has_parent or self._terminal is not None
+
+    def write_to(self, terminal: TextIO) -> None:
+        """Tell things there from now on (standard error is about to become a log)."""
+        self._terminal = terminal
+
+    def send(self, kind: Kind, text: str) -> None:
+        """Tell the person one sentence. Never fails: nobody may be there to read it."""
+        rank = int(os.environ.get("RANK", "0"))
+        with contextlib.suppress(OSError, ValueError):
+            if self.has_parent:
+                short = text.encode()[:_LONGEST].decode(errors="ignore")
+                message = Message(rank, kind, short, time.monotonic())
+                line = json.dumps(asdict(message), ensure_ascii=False)
+                os.write(int(os.environ[PIPE]), line.encode() + b"\n")
+            else:
+                prefix = "" if kind == "note" else "dsv3: "
+                print(f"{prefix}{text}", file=self._terminal or sys.stderr, flush=True)
 
 
-def speak_on(terminal: TextIO) -> None:
-    """Say words there from now on (standard error is about to become a log)."""
-    global _terminal
-    _terminal = terminal
-
-
-def has_log() -> bool:
-    """Whether what this process prints lands in a log, and not before the person's eyes."""
-    return PIPE in os.environ or _terminal is not None
-
-
-class Ear:
+class Inbox:
     """The parent's end of the pipe."""
 
     def __init__(self) -> None:
         self._reader, self.writer = os.pipe()
         os.set_blocking(self._reader, False)
         self._rest = b""
-        self.heard: list[Word] = []
-        """Everything said so far."""
+        self.received: list[Message] = []
+        """Everything told so far."""
 
     def close_writer(self) -> None:
         """To be called once every rank has its own copy of `writer`."""
         os.close(self.writer)
 
-    def listen(self) -> list[Word]:
-        """What was said since the last call."""
+    def receive(self) -> list[Message]:
+        """What was told since the last call."""
         with contextlib.suppress(BlockingIOError):
-            while received := os.read(self._reader, 65536):
-                self._rest += received
+            while read := os.read(self._reader, 65536):
+                self._rest += read
         *lines, self._rest = self._rest.split(b"\n")
-        new = [Word(**json.loads(line)) for line in lines]
-        self.heard += new
+        new = [Message(**json.loads(line)) for line in lines]
+        self.received += new
         return new
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3_plugin.distributed.messages import PIPE, Ear, Word
+from dsv3_plugin.distributed.messages import PIPE, Inbox, Message
 
 LISTENER = "DSV3_STORE_FD"
 """Environment variable with the descriptor of the socket on which rank 0 gathers the others."""
@@ -28,12 +28,12 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run failed: the rank that did first, how it ended, and what it said, if anything."""
+    """Why a run failed: the rank that did first, how it ended, and what it told, if anything."""
 
     rank: int
     exit_code: int
     log: Path
-    word: Word | None
+    message: Message | None
 
     @property
     def signal(self) -> signal.Signals | None:
@@ -54,7 +54,7 @@ class LocalProcesses:
     ) -> None:
         log_directory.mkdir(parents=True, exist_ok=True)
         self.logs = [log_directory / f"rank{rank}.log" for rank in range(processes)]
-        self.ear = Ear()
+        self.inbox = Inbox()
         self._processes: list[subprocess.Popen[bytes]] = []
         # Bound here and handed to rank 0, so that no other program can take the port in between.
         with socket.create_server(("127.0.0.1", 0), backlog=processes) as listener:
@@ -65,11 +65,11 @@ class LocalProcesses:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(listener.getsockname()[1]),
                 "PYTHONUNBUFFERED": "1",
-                PIPE: str(self.ear.writer),
+                PIPE: str(self.inbox.writer),
             }
             for rank, log in enumerate(self.logs):
                 environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                descriptors = [self.ear.writer]
+                descriptors = [self.inbox.writer]
                 if rank == 0:
                     environment[LISTENER] = str(listener.fileno())
                     descriptors.append(listener.fileno())
@@ -90,7 +90,7 @@ class LocalProcesses:
                             preexec_fn=_dying_with(os.getpid()),
                         )
                     )
-        self.ear.close_writer()
+        self.inbox.close_writer()
 
     @property
     def running(self) -> bool:
@@ -113,17 +113,19 @@ class LocalProcesses:
             for rank, process in enumerate(self._processes)
             if process.poll() not in (None, 0)
         }
-        self.ear.listen()
+        self.inbox.receive()
 
-        def failure(rank: int, word: Word | None = None) -> Failure:
-            return Failure(rank, ended.get(rank, 2), self.logs[rank], word)
+        def failure(rank: int, message: Message | None = None) -> Failure:
+            return Failure(rank, ended.get(rank, 2), self.logs[rank], message)
 
-        said = sorted(self.ear.heard, key=lambda word: word.time)
+        told = sorted(self.inbox.received, key=lambda message: message.time)
         # Its rank may still be on its way out.
-        refusals = [word for word in said if word.kind == "refused"]
-        crashes = [word for word in said if word.kind == "crashed" and word.rank in ended]
+        refusals = [message for message in told if message.kind == "refused"]
+        crashes = [
+            message for message in told if message.kind == "crashed" and message.rank in ended
+        ]
         killed = [rank for rank, code in ended.items() if code < 0]
-        # Nothing of ours sends it before this is asked, and others then say whom they miss.
+        # Nothing of ours sends it before this is asked, and others then tell whom they miss.
         ended_from_outside = [rank for rank, code in ended.items() if code == -signal.SIGKILL]
         if ended_from_outside:
             return failure(ended_from_outside[0])
@@ -153,7 +155,7 @@ class LocalProcesses:
         self.signal(signal.SIGKILL)
         for process in self._processes:
             process.wait()
-        self.ear.close()
+        self.inbox.close()
 
 
 def _dying_with(parent: int) -> Callable[[], None]:

@@ -9,6 +9,7 @@ goes through `distributed.messages`; everything else lands in its log.
 
 import contextlib
 import datetime
+import functools
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from types import FrameType
 from rich.console import Console
 
 from dsv3_plugin import machine
-from dsv3_plugin.distributed.messages import PIPE, has_log, say, speak_on
+from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.launch import slurm
@@ -44,12 +45,13 @@ def be_rank(name: str, overrides: list[str]) -> int:
     Returns:
         The exit code: 0 when the run ended or stopped on request.
     """
+    outbox = Outbox()
     try:
-        _run(name, overrides)
+        _run(name, overrides, outbox)
     except SystemExit as end:
-        return _exit_code(end)
+        return _exit_code(end, outbox)
     except BaseException as error:
-        code = _tell(error)
+        code = _tell(error, outbox)
         sys.stdout.flush()
         sys.stderr.flush()
         # Not sys.exit: the other ranks wait in a collective, and the interpreter would wait for
@@ -58,43 +60,42 @@ def be_rank(name: str, overrides: list[str]) -> int:
     return 0
 
 
-def _run(name: str, overrides: list[str]) -> None:
+def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
     signal.signal(signal.SIGINT, _interrupt)
     if slurm.is_task(os.environ):
         os.environ.update(slurm.variables(os.environ))
     recipe = _load(name, overrides)
-    order_kernels(recipe)
     directory = RunDirectory(recipe.folder)
-    if PIPE in os.environ:
-        join_world(recipe)
-        train_as_rank(recipe, directory)
+    if outbox.has_parent:
+        join_world(recipe, outbox)
+        train_as_rank(recipe, directory, outbox)
         return
 
     # Under a launcher there is no parent of ours: rank 0 does its part too.
     console = Console()
     if _rank() == 0:
         console.print(summary(recipe))
-    join_world(recipe)
+    join_world(recipe, outbox)
     with contextlib.ExitStack() as stack:
-        first_on_rank_zero("lock", lambda: stack.enter_context(directory.held(recipe)))
+        first_on_rank_zero("lock", lambda: stack.enter_context(directory.held(recipe)), outbox)
         if is_done(recipe):
             if _rank() == 0:
                 console.print(NOTHING_TO_DO.format(directory.root), highlight=False, soft_wrap=True)
             return
-        console = _output_into_log(directory)
+        console = _output_into_log(directory, outbox)
         if _rank() != 0:
-            train_as_rank(recipe, directory)
+            train_as_rank(recipe, directory, outbox)
             return
         try:
             with watching(recipe, directory, console):
-                train_as_rank(recipe, directory)
+                train_as_rank(recipe, directory, outbox)
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise
         console.print(closing_sentence(recipe), highlight=False, soft_wrap=True)
 
 
-def train_as_rank(recipe: Recipe, directory: RunDirectory) -> None:
+def train_as_rank(recipe: Recipe, directory: RunDirectory, outbox: Outbox) -> None:
     """Train in this process, which is part of the run's world already.
 
     Raises:
@@ -106,8 +107,9 @@ def train_as_rank(recipe: Recipe, directory: RunDirectory) -> None:
     from dsv3_plugin.training.prepare import prepare
 
     # Before anything is written: what Megatron refuses must not change a run that is there.
-    first_on_rank_zero("arguments", lambda: check_arguments(recipe))
-    first_on_rank_zero("prepare", lambda: prepare(run))
+    first_on_rank_zero("arguments", lambda: check_arguments(recipe), outbox)
+    tell = functools.partial(outbox.send, "note")
+    first_on_rank_zero("prepare", lambda: prepare(run, tell), outbox)
     pretrain(run)
 
 
@@ -148,101 +150,62 @@ def refuse_the_backend_found(recipe: Recipe) -> None:
         raise UserError(f"{error} (backend: auto finds {found} on this machine).") from error
 
 
-def order_kernels(recipe: Recipe) -> None:
-    """Let kernels start in the order in which they are launched, where communication overlaps.
-
-    With tensor or context parallelism upstream refuses to start without this; CUDA reads it once,
-    when it starts. A value that is there already is kept.
-    """
-    if recipe.parallel.tensor > 1 or recipe.parallel.context > 1:
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-
-
-def join_world(recipe: Recipe) -> None:
-    """Choose the device of this process, and join the process group of the run.
+def join_world(recipe: Recipe, outbox: Outbox) -> None:
+    """Join the process group of the run, on a GPU or as a CPU host as the recipe wants it.
 
     Raises:
         UserError: the recipe wants a GPU and there is none for this rank.
     """
     import torch
 
-    local_rank = int(os.environ["LOCAL_RANK"])
-    on_gpu = recipe.on_gpu(torch.cuda.is_available())
-    if on_gpu and local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"rank {_rank()} has no GPU: torch sees {torch.cuda.device_count()} on this machine. "
-            f"Start as many ranks on it as it has GPUs; what runs without a GPU is small, such as "
-            f"the recipe pretrain/tiny."
-        )
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
-    else:
-        from dsv3_plugin.upstream import cpu_host
+    from dsv3_plugin.distributed import world
 
-        cpu_host.enable()
-        if "OMP_NUM_THREADS" not in os.environ:
-            ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+    world.order_kernels(recipe.parallel.tensor, recipe.parallel.context)  # before CUDA starts
+    backend = "nccl" if recipe.on_gpu(torch.cuda.is_available()) else "gloo"
     timeout = datetime.timedelta(minutes=recipe.parallel.timeout_minutes)
     store = None
-    if PIPE in os.environ:
-        store = torch.distributed.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            int(os.environ["WORLD_SIZE"]),
-            is_master=_rank() == 0,
-            timeout=timeout,
-            master_listen_fd=int(os.environ[LISTENER]) if _rank() == 0 else None,
-        )
-    torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        store=store,
-        rank=_rank(),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timeout,
-    )
+    if outbox.has_parent:  # which has bound the port, and handed rank 0 the socket
+        listener = int(os.environ[LISTENER]) if _rank() == 0 else None
+        store = world.store_on_socket(timeout, listener)
+    world.join(backend, int(os.environ["LOCAL_RANK"]), timeout, store)
 
 
 class _SaidElsewhere(UserError):
     """A sentence that the person has been told already."""
 
 
-def first_on_rank_zero(what: str, work: Callable[[], object]) -> None:
+def first_on_rank_zero(what: str, work: Callable[[], object], outbox: Outbox) -> None:
     """Do `work` on rank 0 while the others wait, however long it takes.
-
-    A barrier would give up after the run's timeout, and building a large dataset takes longer.
 
     Raises:
         UserError: on every rank, if `work` raised it.
     """
-    from torch.distributed import distributed_c10d
+    from dsv3_plugin.distributed.rank_zero_first import rank_zero_first
 
-    store = distributed_c10d._get_default_store()
-    key = f"dsv3_plugin/{what}"
-    if _rank() == 0:
+    def told() -> str:
         try:
             work()
         except UserError as error:
-            # Said before the others hear of it: the first that ends would be taken for the cause.
-            say("refused", str(error))
-            store.set(key, str(error))
-            raise _SaidElsewhere(str(error)) from error
-        store.set(key, "")
-    else:
-        store.wait([key], datetime.timedelta(days=365))
-        if sentence := store.get(key).decode():
-            raise _SaidElsewhere(sentence)
+            # Told before the others hear of it: the first that ends would be taken for the cause.
+            outbox.send("refused", str(error))
+            raise
+        return ""
+
+    try:
+        rank_zero_first(what, told)
+    except UserError as error:
+        raise _SaidElsewhere(str(error)) from error
 
 
-def _output_into_log(directory: RunDirectory) -> Console:
-    """Let everything this process prints land in its log; words and progress stay outside.
+def _output_into_log(directory: RunDirectory, outbox: Outbox) -> Console:
+    """Let everything this process prints land in its log; messages and progress stay outside.
 
     Returns:
         A console on what was standard output.
     """
     directory.logs.mkdir(parents=True, exist_ok=True)
     terminal = os.fdopen(os.dup(1), "w")
-    speak_on(os.fdopen(os.dup(2), "w"))
+    outbox.write_to(os.fdopen(os.dup(2), "w"))
     with (directory.logs / f"rank{_rank()}.log").open("ab") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
@@ -259,10 +222,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _tell(error: BaseException) -> int:
+def _tell(error: BaseException, outbox: Outbox) -> int:
     """Tell the person why this rank ends; the traceback is for the log alone."""
     refusal = disk.user_error_in(error)
-    if refusal is None or has_log():
+    if refusal is None or outbox.has_log:
         with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exception(error)
     if refusal is None and disk.is_full(error):
@@ -272,17 +235,19 @@ def _tell(error: BaseException) -> int:
         )
     if refusal is not None:
         if not isinstance(refusal, _SaidElsewhere):
-            say("refused", str(refusal))
+            outbox.send("refused", str(refusal))
         return 2
     summary = str(error).strip().split("\n")[0]
-    say("crashed", f"{type(error).__name__}: {summary}" if summary else type(error).__name__)
+    outbox.send(
+        "crashed", f"{type(error).__name__}: {summary}" if summary else type(error).__name__
+    )
     return 1
 
 
-def _exit_code(end: SystemExit) -> int:
+def _exit_code(end: SystemExit, outbox: Outbox) -> int:
     if end.code in (None, 0):
         return 0
-    say("crashed", f"Megatron stopped with exit code {end.code}")
+    outbox.send("crashed", f"Megatron stopped with exit code {end.code}")
     return 1
 
 

@@ -118,9 +118,9 @@ def _supervise(
             while not ended:
                 # Looked at before the records, so that the last ones are shown too.
                 ended = ranks.failed or not ranks.running
-                for word in ranks.ear.listen():
-                    if word.kind == "note":
-                        display.note(word.text)
+                for message in ranks.inbox.receive():
+                    if message.kind == "note":
+                        display.note(message.text)
                 for record in follower.new_records():
                     display.show(record)
                     last = record
@@ -156,14 +156,14 @@ def _explain(failure: Failure, step: int) -> str:
     Raises:
         UserError: it ended with a sentence for the person.
     """
-    if failure.word is not None and failure.word.kind == "refused":
-        raise UserError(failure.word.text)
+    if failure.message is not None and failure.message.kind == "refused":
+        raise UserError(failure.message.text)
     if failure.signal is not None:
         how = f"was killed by signal {failure.signal.value} ({failure.signal.name})"
         if failure.signal == signal.SIGKILL:
             how += ", as the system does when memory runs out,"
-    elif failure.word is not None:
-        how = f"crashed ({failure.word.text})"
+    elif failure.message is not None:
+        how = f"crashed ({failure.message.text})"
     else:
         how = f"ended with exit code {failure.exit_code}"
     return (

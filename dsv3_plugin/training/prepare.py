@@ -5,7 +5,7 @@ Everything that can be refused is looked at before anything is written.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dsv3_plugin.checkpoint import tracker
@@ -14,7 +14,6 @@ from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.prepare import PreparedData
 from dsv3_plugin.data.prepare import prepare as prepare_data
 from dsv3_plugin.dispatch.topology import group_topology, grouping_note, ranks_per_node
-from dsv3_plugin.distributed.messages import say
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import metrics_file
 from dsv3_plugin.recipe.schema import Recipe
@@ -27,8 +26,12 @@ from dsv3_plugin.training.checkpoint_folder import (
 from dsv3_plugin.training.run import Run
 
 
-def prepare(run: Run) -> None:
+def prepare(run: Run, tell: Callable[[str], None]) -> None:
     """Put the folders of a run in order, and its data in place.
+
+    Args:
+        run: the run.
+        tell: takes a sentence for the person.
 
     Raises:
         UserError: for whatever is wrong with the data, the checkpoints or the disk.
@@ -36,20 +39,20 @@ def prepare(run: Run) -> None:
     recipe = run.recipe
     dispatch = dispatch_note(recipe, os.environ)
     refuse_another_model(recipe)
-    saved = whole_checkpoint(recipe.checkpoint_folder)
+    saved = whole_checkpoint(recipe.checkpoint_folder, tell)
     if saved is not None and not saved.release:
         refuse_another_optimizer(recipe)
         refuse_another_length(recipe)
-    data = _data(recipe, resuming=saved is not None)
+    data = _data(recipe, tell, resuming=saved is not None)
     describe(recipe, data.tokenizer_dir)
     # A release has weights alone: training begins at step 0 and writes that step's line again.
     resumed = saved is not None and not saved.release
     metrics_file.keep_until(run.directory.metrics, saved.iteration if resumed else -1)
     run.directory.write_recipe(recipe)
     if saved is not None and not saved.release:
-        say("note", f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
+        tell(f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
     if dispatch is not None:
-        say("note", dispatch)
+        tell(dispatch)
 
 
 def dispatch_note(recipe: Recipe, environment: Mapping[str, str]) -> str | None:
@@ -69,7 +72,7 @@ def dispatch_note(recipe: Recipe, environment: Mapping[str, str]) -> str | None:
     return note and f"Dispatch: {note}."
 
 
-def whole_checkpoint(folder: Path) -> Saved | None:
+def whole_checkpoint(folder: Path, tell: Callable[[str], None]) -> Saved | None:
     """The checkpoint to go on from; the tracker file names it afterwards. None: from the beginning.
 
     What a killed save left behind is removed. A checkpoint that was finished and is damaged now is
@@ -91,22 +94,21 @@ def whole_checkpoint(folder: Path) -> Saved | None:
             f"Restore them, or move the folder away to begin anew."
         )
     if saved is not None and newest is not None and newest > saved.path.name:
-        _explain_older(folder / newest, saved)
+        _explain_older(folder / newest, saved, tell)
     return saved
 
 
-def _explain_older(newer: Path, saved: Saved) -> None:
+def _explain_older(newer: Path, saved: Saved, tell: Callable[[str], None]) -> None:
     if not tracker.is_complete(newer):
-        say(
-            "note",
+        tell(
             f"The checkpoint {newer} is damaged (files are missing or cut short); going on from "
-            f"the newest whole one, step {saved.iteration}.",
+            f"the newest whole one, step {saved.iteration}."
         )
 
 
-def _data(recipe: Recipe, *, resuming: bool) -> PreparedData:
+def _data(recipe: Recipe, tell: Callable[[str], None], *, resuming: bool) -> PreparedData:
     if find_dataset(recipe.data_folder) is None:
-        say("note", f"Building the dataset in {recipe.data_folder} (once).")
+        tell(f"Building the dataset in {recipe.data_folder} (once).")
     return prepare_data(
         recipe.data,
         recipe.data_folder,

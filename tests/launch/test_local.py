@@ -21,8 +21,8 @@ def start(tmp_path, monkeypatch):
 
     def start(code: str, processes: int = 2) -> LocalProcesses:
         header = (
-            "import os, signal, sys, time\nfrom dsv3_plugin.distributed.messages import say\n"
-            'rank = int(os.environ["RANK"])\n'
+            "import os, signal, sys, time\nfrom dsv3_plugin.distributed.messages import Outbox\n"
+            'rank = int(os.environ["RANK"])\nsend = Outbox().send\n'
         )
         (tmp_path / "a_rank.py").write_text(header + textwrap.dedent(code))
         ranks = LocalProcesses(
@@ -41,9 +41,9 @@ def ended(ranks: LocalProcesses) -> LocalProcesses:
     deadline = time.monotonic() + 30
     while ranks.running:
         assert time.monotonic() < deadline
-        ranks.ear.listen()  # a pipe that nobody empties fills up
+        ranks.inbox.receive()  # a pipe that nobody empties fills up
         time.sleep(0.01)
-    ranks.ear.listen()
+    ranks.inbox.receive()
     return ranks
 
 
@@ -83,17 +83,17 @@ def test_rank_0_is_handed_the_socket_that_all_were_told_of(start):
     assert ranks.failure() is None
 
 
-def test_words_arrive_in_order_and_whole(start):
+def test_messages_arrive_in_order_and_whole(start):
     ranks = ended(
         start("""
         for number in range(100):
-            say("note", f"{rank} {number} " + "x" * 2000)
+            send("note", f"{rank} {number} " + "x" * 2000)
         """)
     )
-    heard = ranks.ear.heard
-    assert len(heard) == 200
+    received = ranks.inbox.received
+    assert len(received) == 200
     for rank in range(2):
-        mine = [word.text.split()[:2] for word in heard if word.rank == rank]
+        mine = [message.text.split()[:2] for message in received if message.rank == rank]
         assert mine == [[str(rank), str(number)] for number in range(100)]
 
 
@@ -101,31 +101,31 @@ def test_a_sentence_for_the_user_explains_more_than_what_follows_from_it(start):
     ranks = ended(
         start("""
         if rank == 1:
-            say("refused", "the disk is full.")
+            send("refused", "the disk is full.")
             os._exit(2)
         time.sleep(0.3)
-        say("crashed", "connection reset")
+        send("crashed", "connection reset")
         os._exit(1)
         """)
     )
     failure = ranks.failure()
-    assert (failure.rank, failure.exit_code, failure.word.text) == (1, 2, "the disk is full.")
+    assert (failure.rank, failure.exit_code, failure.message.text) == (1, 2, "the disk is full.")
 
 
 def test_a_sentence_counts_while_its_rank_is_still_on_its_way_out(start):
     ranks = start("""
         if rank == 0:
-            say("refused", "the corpus is empty.")
+            send("refused", "the corpus is empty.")
             time.sleep(60)
         time.sleep(0.5)
         os._exit(2)
     """)
     deadline = time.monotonic() + 60
-    while not (ranks.failed and ranks.ear.listen() + ranks.ear.heard):
+    while not (ranks.failed and ranks.inbox.receive() + ranks.inbox.received):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     failure = ranks.failure()
-    assert (failure.rank, failure.exit_code, failure.word.text) == (0, 2, "the corpus is empty.")
+    assert (failure.rank, failure.exit_code, failure.message.text) == (0, 2, "the corpus is empty.")
 
 
 def test_a_killed_rank_explains_more_than_the_crash_of_its_neighbour(start):
@@ -133,7 +133,7 @@ def test_a_killed_rank_explains_more_than_the_crash_of_its_neighbour(start):
         start("""
         if rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        say("crashed", "connection reset")
+        send("crashed", "connection reset")
         os._exit(1)
         """)
     )
@@ -141,15 +141,17 @@ def test_a_killed_rank_explains_more_than_the_crash_of_its_neighbour(start):
     assert (failure.rank, failure.signal) == (1, signal.SIGKILL)
 
 
-def test_of_two_crashes_the_first_counts(start):
+def test_of_two_crashes_the_first_counts(start, tmp_path):
     ranks = ended(
-        start("""
-        time.sleep(0.4 * (1 - rank))
-        say("crashed", f"crash of {rank}")
+        start(f"""
+        while rank == 0 and not os.path.exists("{tmp_path}/crashed"):
+            time.sleep(0.01)
+        send("crashed", f"crash of {{rank}}")
+        open("{tmp_path}/crashed", "w").close()
         os._exit(1)
         """)
     )
-    assert ranks.failure().word.text == "crash of 1"
+    assert ranks.failure().message.text == "crash of 1"
 
 
 def test_stop_asks_first_and_then_makes_them_end(start, tmp_path):

@@ -7,8 +7,8 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.pipeline.shared_schedules import searched_on_rank_zero
 from dsv3_plugin.schedules.actions import Schedule, csv_text
-from dsv3_plugin.schedules.zbv import zbv
 from dsv3_plugin.schedules.validate import read_schedule
+from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
 
 

@@ -9,18 +9,15 @@ import yaml
 from dsv3_plugin.checkpoint.tracker import TRACKER
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.training import prepare as preparing
 from dsv3_plugin.training.checkpoint_folder import refuse_another_model, retire, steps_saved
 from dsv3_plugin.training.prepare import prepare, whole_checkpoint
 from dsv3_plugin.training.run import Run, RunDirectory
 
 
 @pytest.fixture
-def said(monkeypatch) -> list[str]:
+def said() -> list[str]:
     """What the person is told."""
-    sentences: list[str] = []
-    monkeypatch.setattr(preparing, "say", lambda kind, text: sentences.append(text))
-    return sentences
+    return []
 
 
 @pytest.fixture
@@ -35,19 +32,19 @@ def cut_short(checkpoint: Path) -> None:
 
 
 def test_the_newest_checkpoint_is_the_one(checkpoints, said):
-    assert whole_checkpoint(checkpoints).iteration == 12
+    assert whole_checkpoint(checkpoints, said.append).iteration == 12
     assert said == []
 
 
 def test_a_folder_without_checkpoints_begins_anew(tmp_path, said):
-    assert whole_checkpoint(tmp_path) is None
-    assert whole_checkpoint(tmp_path / "nowhere") is None
+    assert whole_checkpoint(tmp_path, said.append) is None
+    assert whole_checkpoint(tmp_path / "nowhere", said.append) is None
     assert said == []
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(checkpoints, said):
     cut_short(checkpoints / "iter_0000012")
-    assert whole_checkpoint(checkpoints).iteration == 8
+    assert whole_checkpoint(checkpoints, said.append).iteration == 8
     assert steps_saved(checkpoints) == 8
     assert said == [
         f"The checkpoint {checkpoints}/iter_0000012 is damaged (files are missing or cut short); "
@@ -58,16 +55,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(checkpoints, said):
 
 def test_what_a_killed_save_left_behind_is_removed_without_a_word(checkpoints, said):
     (checkpoints / "iter_0000012" / "metadata.json").unlink()
-    assert whole_checkpoint(checkpoints).iteration == 8
+    assert whole_checkpoint(checkpoints, said.append).iteration == 8
     assert not (checkpoints / "iter_0000012").exists()
     assert said == []
 
 
 def test_a_kill_between_checkpoint_and_tracker_loses_no_checkpoint_before(checkpoints, said):
     (checkpoints / TRACKER).write_text("8")
-    assert whole_checkpoint(checkpoints).iteration == 8
+    assert whole_checkpoint(checkpoints, said.append).iteration == 8
     (checkpoints / TRACKER).write_text("")
-    assert whole_checkpoint(checkpoints).iteration == 12
+    assert whole_checkpoint(checkpoints, said.append).iteration == 12
     assert said == []
 
 
@@ -75,7 +72,7 @@ def test_when_every_checkpoint_is_damaged_nothing_begins_anew_over_them(checkpoi
     for checkpoint in checkpoints.glob("iter_*"):
         cut_short(checkpoint)
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole: files of iter_0000012"):
-        whole_checkpoint(checkpoints)
+        whole_checkpoint(checkpoints, said.append)
 
 
 def test_the_newest_are_kept_by_number(tmp_path):
@@ -111,7 +108,7 @@ def test_what_does_not_fit_the_run_is_refused_and_nothing_changes(
     before = contents()
     recipe = load_recipe(trained.recipe, [f"directory={copied}", change])
     with pytest.raises(UserError, match=sentence):
-        prepare(Run(recipe, RunDirectory(copied)))
+        prepare(Run(recipe, RunDirectory(copied)), said.append)
     assert contents() == before
 
 
@@ -127,7 +124,7 @@ def test_checkpoints_without_a_description_are_told_by_their_tensors(trained, co
         more = ["model.moe_layer_freq=[0,1,1]"] if "layers=3" in change else []
         recipe = load_recipe(trained.recipe, [f"directory={copied}", change, *more])
         with pytest.raises(UserError, match=rf"another model than small .{difference}"):
-            prepare(Run(recipe, RunDirectory(copied)))
+            prepare(Run(recipe, RunDirectory(copied)), said.append)
     assert not (copied / "checkpoints" / "model.yaml").exists()
 
 
@@ -139,14 +136,14 @@ def test_a_corpus_that_is_not_there_is_refused(recipe, tmp_path, corpus, sentenc
     (tmp_path / "empty").mkdir()
     loaded = load_recipe(recipe, [f"directory={tmp_path}/run", f"data.corpus={tmp_path}/{corpus}"])
     with pytest.raises(UserError, match=sentence):
-        prepare(Run(loaded, RunDirectory(tmp_path / "run")))
+        prepare(Run(loaded, RunDirectory(tmp_path / "run")), said.append)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_resumed_run_says_where_and_drops_the_lines_it_will_write_again(trained, copied, said):
     shutil.rmtree(copied / "checkpoints" / "iter_0000012")
     recipe = load_recipe(trained.recipe, [f"directory={copied}"])
-    prepare(Run(recipe, RunDirectory(copied)))
+    prepare(Run(recipe, RunDirectory(copied)), said.append)
     assert said == ["Going on from step 8 of 12."]
     kept = [yaml.safe_load(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in kept] == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8]

@@ -1,6 +1,5 @@
 """What a user can get wrong: one sentence, exit code 2, nothing written, nobody's traceback."""
 
-import os
 import shutil
 import sys
 
@@ -8,7 +7,6 @@ import pytest
 
 from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.launch.rank import order_kernels
 from dsv3_plugin.launch.supervise import refuse_missing_gpus, train
 from dsv3_plugin.recipe.load import load_recipe
 from tests.small_runs import Command
@@ -95,20 +93,6 @@ def test_what_auto_finds_on_the_machine_is_held_to_the_rules(recipe, tmp_path, m
     with pytest.raises(UserError, match=r"moe_act needs .* finds local on this machine"):
         train(str(recipe), auto)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("degree", ["tensor", "context"])
-def test_what_upstream_wants_of_the_environment_is_set(recipe, monkeypatch, degree):
-    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
-    order_kernels(load_recipe(recipe))
-    assert "CUDA_DEVICE_MAX_CONNECTIONS" not in os.environ
-    gpus = ["host=gpu", "backend=transformer_engine", "parallel.expert=1"]
-    divided = load_recipe(recipe, [*gpus, f"parallel.{degree}=2"])
-    order_kernels(divided)
-    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
-    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
-    order_kernels(divided)
-    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
 
 
 def test_tensor_parallel_ranks_train(trained, tmp_path):

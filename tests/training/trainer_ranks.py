@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.launch.rank import train_as_rank
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.run import RunDirectory
@@ -22,7 +23,7 @@ def train(rank: int, recipe: Path, overrides: list[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
     try:
-        train_as_rank(loaded, RunDirectory(loaded.folder))
+        train_as_rank(loaded, RunDirectory(loaded.folder), Outbox())
     except SystemExit as end:  # how upstream stops before the end
         if end.code not in (None, 0):
             raise RuntimeError(f"exit code {end.code}") from end
