@@ -15,6 +15,7 @@ import torch.distributed as dist
 from dsv3_plugin.checkpoint.formats.dist_reader import Chunk, Slices, assemble
 from dsv3_plugin.checkpoint.names import WEIGHT_KEYS, Entry, layout
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.fields import from_attributes
 from dsv3_plugin.recipe.model import ModelConfig
 
 Shard = tuple[str, tuple[int, ...], tuple[int, ...], torch.dtype]
@@ -72,30 +73,17 @@ def iter_hf_tensors(
 
 
 def model_of(model: torch.nn.Module) -> ModelConfig:
-    """The shape of a live GPTModel (what the table of names asks for; its rotary fields are not).
+    """What a live GPTModel is.
 
     Args:
         model: any pipeline stage of it.
     """
     model = _unwrapped(model)
-    config = model.config
-    pattern = config.moe_layer_freq
-    if config.num_moe_experts is None:
-        pattern = [0] * config.num_layers
-    fields = {
-        name: getattr(config, name)
-        for name in ModelConfig.model_fields
-        if getattr(config, name, None) is not None
-        and (not name.startswith("moe_") or config.num_moe_experts is not None)
-    }
-    fields |= {
+    fields = from_attributes(model.config) | {
         "name": "model",
         "vocab_size": model.vocab_size,
         "max_position_embeddings": model.max_sequence_length,
         "share_embeddings_and_output_weights": model.share_embeddings_and_output_weights,
-        "rope_type": "rope",
-        "moe_layer_freq": pattern,
-        "moe_router_load_balancing_type": "none",
     }
     return ModelConfig.model_validate(fields)
 

@@ -1,8 +1,8 @@
 """From a `ModelConfig` to upstream's `MLATransformerConfig`, with every trap of it set right.
 
-One table, `_architecture`, says what a model means in upstream's fields. `transformer_config`
-makes a configuration from it, `adjust_config` writes it over one that upstream made from a command
-line (whose flags cannot carry all of it), and `mend_config` sets what holds for every model of the
+`_architecture` says what a model means in upstream's fields. `transformer_config` makes a
+configuration from it, `adjust_config` writes it over one that upstream made from a command line
+(whose flags cannot carry all of it), and `mend_config` sets what holds for every model of the
 family, for users who bring their own command line and no `ModelConfig`.
 """
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from megatron.core.utils import init_method_normal
 
+from dsv3_plugin.recipe import fields
 from dsv3_plugin.recipe.model import ModelConfig
 
 Backend = Literal["local", "transformer_engine"]
@@ -33,7 +34,7 @@ def transformer_config(
         dtype: of parameters and activations.
         overrides: further fields of MLATransformerConfig (parallel sizes, recompute, …); they win.
     """
-    fields = _architecture(model) | {
+    architecture = _architecture(model) | {
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype == torch.bfloat16,
@@ -48,7 +49,7 @@ def transformer_config(
         "bias_dropout_fusion": True,
         "masked_softmax_fusion": False,
     }
-    config = MLATransformerConfig(**fields | overrides)
+    config = MLATransformerConfig(**architecture | overrides)
     mend_config(config)
     return config
 
@@ -85,14 +86,8 @@ def mend_config(config: MLATransformerConfig) -> None:
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:
     """What a model means, in the fields of MLATransformerConfig."""
-    return {
-        "num_layers": model.num_layers,
-        "hidden_size": model.hidden_size,
-        "ffn_hidden_size": model.ffn_hidden_size,
-        "num_attention_heads": model.num_attention_heads,
+    return fields.attributes(model) | {
         "num_query_groups": model.num_attention_heads,
-        "layernorm_epsilon": model.layernorm_epsilon,
-        "init_method_std": model.init_method_std,
         # What all of the family share.
         "normalization": "RMSNorm",
         "layernorm_zero_centered_gamma": False,
@@ -102,39 +97,9 @@ def _architecture(model: ModelConfig) -> dict[str, Any]:
         "add_qkv_bias": False,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        # Multi-head latent attention.
         "multi_latent_attention": True,
         "qk_layernorm": True,
-        "q_lora_rank": model.q_lora_rank,
-        "kv_lora_rank": model.kv_lora_rank,
-        "qk_head_dim": model.qk_head_dim,
-        "qk_pos_emb_head_dim": model.qk_pos_emb_head_dim,
-        "v_head_dim": model.v_head_dim,
-        "rope_type": model.rope_type,
-        "rotary_base": model.rotary_base,
         "rotary_percent": 1.0,
         "rotary_interleaved": False,
-        "rotary_scaling_factor": model.rotary_scaling_factor,
-        "original_max_position_embeddings": model.original_max_position_embeddings,
-        "beta_fast": model.beta_fast,
-        "beta_slow": model.beta_slow,
-        "mscale": model.mscale,
-        "mscale_all_dim": model.mscale_all_dim,
-        # Mixture of experts.
-        "moe_layer_freq": list(model.moe_layer_freq),
-        "num_moe_experts": model.num_moe_experts,
-        "moe_ffn_hidden_size": model.moe_ffn_hidden_size,
-        "moe_shared_expert_intermediate_size": model.moe_shared_expert_intermediate_size,
-        "moe_router_topk": model.moe_router_topk or 1,
-        "moe_router_num_groups": model.moe_router_num_groups,
-        "moe_router_group_topk": model.moe_router_group_topk,
-        "moe_router_score_function": model.moe_router_score_function,
-        "moe_router_pre_softmax": model.moe_router_pre_softmax,
-        "moe_router_topk_scaling_factor": model.moe_router_topk_scaling_factor,
         "moe_router_dtype": "fp32",
-        "moe_router_enable_expert_bias": model.moe_router_enable_expert_bias,
-        "moe_router_load_balancing_type": model.moe_router_load_balancing_type,
-        "moe_aux_loss_coeff": model.moe_aux_loss_coeff,
-        # Multi-token prediction.
-        "mtp_num_layers": model.mtp_num_layers,
     }

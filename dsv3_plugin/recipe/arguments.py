@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe import layout
-from dsv3_plugin.recipe.model import ModelConfig, format_layer_pattern
+from dsv3_plugin.recipe import fields, layout
+from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.rules import flag_name
 from dsv3_plugin.recipe.schema import Backend, Recipe
 
@@ -103,72 +103,23 @@ def _text(value: object) -> str:
 
 
 def _model(model: ModelConfig) -> Iterator[Flag]:
-    if not model.rotary_base.is_integer():
-        raise UserError(
-            f"rotary_base {model.rotary_base} of {model.name}: upstream's --rotary-base takes "
-            "whole numbers only."
-        )
-    yield "num-layers", model.num_layers
-    yield "hidden-size", model.hidden_size
-    yield "ffn-hidden-size", model.ffn_hidden_size
-    yield "num-attention-heads", model.num_attention_heads
-    yield "kv-channels", model.v_head_dim
-    yield "max-position-embeddings", model.max_position_embeddings
-    yield "padded-vocab-size", model.vocab_size
+    try:
+        yield from fields.flags(model)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    # What all of the family share.
     yield "normalization", "RMSNorm"
-    yield "norm-epsilon", model.layernorm_epsilon
     yield ("swiglu",)
     yield ("disable-bias-linear",)
-    if not model.share_embeddings_and_output_weights:
-        yield ("untie-embeddings-and-output-weights",)
     yield "attention-dropout", 0.0
     yield "hidden-dropout", 0.0
-    yield "init-method-std", model.init_method_std
     yield "embedding-init-method-std", model.init_method_std
-    yield from _attention(model)
-    if model.moe_layers:
-        yield from _experts(model)
-    if model.mtp_num_layers:
-        yield "mtp-num-layers", model.mtp_num_layers
-
-
-def _attention(model: ModelConfig) -> Iterator[Flag]:
     yield ("multi-latent-attention",)
     yield ("qk-layernorm",)
-    if model.q_lora_rank is not None:
-        yield "q-lora-rank", model.q_lora_rank
-    yield "kv-lora-rank", model.kv_lora_rank
-    yield "qk-head-dim", model.qk_head_dim
-    yield "qk-pos-emb-head-dim", model.qk_pos_emb_head_dim
-    yield "v-head-dim", model.v_head_dim
+    yield "kv-channels", model.v_head_dim
     yield "position-embedding-type", "rope"
-    yield "rope-type", model.rope_type
-    yield "rotary-base", int(model.rotary_base)
-    yield "rotary-scaling-factor", model.rotary_scaling_factor
-    yield "mscale", model.mscale
-    yield "mscale-all-dim", model.mscale_all_dim
-
-
-def _experts(model: ModelConfig) -> Iterator[Flag]:
-    yield "num-experts", model.num_moe_experts
-    yield "moe-layer-freq", f"({format_layer_pattern(model.moe_layer_freq)})"
-    yield "moe-ffn-hidden-size", model.moe_ffn_hidden_size
-    if model.moe_shared_expert_intermediate_size is not None:
-        yield "moe-shared-expert-intermediate-size", model.moe_shared_expert_intermediate_size
-    yield "moe-router-topk", model.moe_router_topk
-    if model.moe_router_num_groups is not None:
-        yield "moe-router-num-groups", model.moe_router_num_groups
-        yield "moe-router-group-topk", model.moe_router_group_topk
-    yield "moe-router-score-function", model.moe_router_score_function
-    if model.moe_router_pre_softmax:
-        yield ("moe-router-pre-softmax",)
-    if model.moe_router_topk_scaling_factor is not None:
-        yield "moe-router-topk-scaling-factor", model.moe_router_topk_scaling_factor
-    yield "moe-router-dtype", "fp32"
-    if model.moe_router_enable_expert_bias:
-        yield ("moe-router-enable-expert-bias",)
-    yield "moe-router-load-balancing-type", model.moe_router_load_balancing_type
-    yield "moe-aux-loss-coeff", model.moe_aux_loss_coeff
+    if model.moe_layers:
+        yield "moe-router-dtype", "fp32"
 
 
 def _backend(backend: Backend, on_gpu: bool) -> Iterator[Flag]:

@@ -1,47 +1,18 @@
 """The command line, held against upstream's own parser, validation and calculators."""
 
 import shlex
-import sys
 
 import pytest
 
 from dsv3_plugin.recipe import layout
 from dsv3_plugin.recipe.arguments import beyond_the_line, command_line, megatron_arguments
+from dsv3_plugin.recipe.fields import FIELDS
 from dsv3_plugin.recipe.load import load_model, load_recipe
 
 # A shape of run that every model can take, whatever it was trained with.
 _ANY_MODEL = [
     "backend=local", "host=cpu", "precision={dtype: fp32}", "data.seq_length=64",
 ]  # fmt: skip
-# Carried by no flag of upstream's, or under another name; dsv3_plugin.model.config sets them.
-_NOT_ON_THE_COMMAND_LINE = {"original_max_position_embeddings", "beta_fast", "beta_slow"}
-_NOT_IN_THE_CONFIG = {
-    "name", "vocab_size", "max_position_embeddings", "share_embeddings_and_output_weights",
-}  # fmt: skip
-
-
-@pytest.fixture
-def upstream(monkeypatch):
-    """Upstream's parse-and-validate for a recipe, as one rank of its world would run it."""
-    from dsv3_plugin.upstream import cpu_host
-
-    cpu_host.enable()
-    import torch
-    from megatron.training import arguments
-
-    # Grouped GEMMs are refused without a GPU of this generation.
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-
-    def run(recipe, **machine):
-        argv = megatron_arguments(recipe, **machine)
-        monkeypatch.setattr(sys, "argv", ["dsv3", *argv])
-        monkeypatch.setenv("WORLD_SIZE", str(recipe.parallel.processes))
-        monkeypatch.setenv("RANK", "1")
-        args = arguments.parse_args()
-        arguments.validate_args(args)
-        return args
-
-    return run
 
 
 @pytest.mark.parametrize("name", ["pretrain/tiny", "pretrain/deepseek-v3"])
@@ -83,8 +54,9 @@ def test_upstreams_config_is_the_model(upstream, model):
     recipe = load_recipe("pretrain/tiny", [f"model={model}", *_ANY_MODEL])
     config = core_transformer_config_from_args(upstream(recipe))
     said = load_model(model).model_dump()
-    for field in said.keys() - _NOT_IN_THE_CONFIG - _NOT_ON_THE_COMMAND_LINE:
-        assert getattr(config, field) == said[field], field
+    for row in FIELDS:
+        if row.attribute is not None and row.flag is not None:
+            assert getattr(config, row.attribute) == said[row.ours], row.ours
 
 
 @pytest.mark.parametrize("name", ["pretrain/tiny", "pretrain/deepseek-v3"])

@@ -2,12 +2,19 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe.hf_config import hf_config, model_from_hf, read_hf_model
+from dsv3_plugin.recipe.families import FAMILIES
+from dsv3_plugin.recipe.hf_config import (
+    brought_up_to_date,
+    hf_config,
+    model_from_hf,
+    read_hf_model,
+)
 from dsv3_plugin.recipe.load import load_model
 
 PUBLISHED = {
@@ -131,6 +138,19 @@ def test_model_without_hf_form_is_refused(name, change, reason):
     model = type(model)(**{**model.to_mapping(), **change})
     with pytest.raises(UserError, match=reason):
         hf_config(model)
+
+
+def test_a_further_family_is_a_row(monkeypatch):
+    # Keys of its own spelling, inside an object of their own.
+    row = replace(FAMILIES["deepseek_v3"], renamed={"layers": "num_hidden_layers"}, inside="text")
+    monkeypatch.setitem(FAMILIES, "deepseek_sees", row)
+    published = PUBLISHED["deepseek-v3"]
+    text = {("layers" if key == "num_hidden_layers" else key): published[key] for key in published}
+    config = {"model_type": "deepseek_sees", "text": text | {"model_type": "text"}}
+    model = model_from_hf(published, "m")
+    assert model_from_hf(config, "m") == model
+    written = brought_up_to_date(config, model)
+    assert written == published | {"architectures": ["DeepseekV3ForCausalLM"]}
 
 
 def test_files_that_are_no_config(tmp_path):

@@ -15,6 +15,7 @@ from typing import Any
 
 from dsv3_plugin.checkpoint.formats.dist_metadata import Contents
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.fields import from_arguments
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.validation import validate
 
@@ -22,9 +23,6 @@ MODEL_FILE = "model.yaml"
 
 _COMMON_STATE = "common_state/shard_0_1"
 _LEGACY_COMMON = "common.pt"
-
-_RENAMED = {"layernorm_epsilon": "norm_epsilon"}
-"""ModelConfig field → upstream's argument, where they differ."""
 
 
 def model_of_checkpoint(directory: Path, folder: Path, contents: Contents) -> ModelConfig:
@@ -64,32 +62,14 @@ def saved_arguments(folder: Path, contents: Contents) -> dict[str, Any] | None:
 
 
 def model_from_arguments(arguments: dict[str, Any], name: str) -> ModelConfig:
-    """The model that upstream's arguments describe."""
-    fields = {}
-    for field in ModelConfig.model_fields:
-        argument = _RENAMED.get(field, field)
-        if argument in arguments:
-            fields[field] = arguments[argument]
-    fields["name"] = name
-    fields["share_embeddings_and_output_weights"] = not arguments.get(
-        "untie_embeddings_and_output_weights", False
-    )
-    # The tokenizer's own count is not always there, nor always what the name says (some tokenizers
-    # add a token to it); the padded one is what the tensors have, and loses nothing.
-    fields["vocab_size"] = arguments.get("padded_vocab_size") or arguments.get("vocab_size")
-    for field in ("mscale", "mscale_all_dim", "rotary_base", "rotary_scaling_factor"):
-        if field in fields:
-            fields[field] = float(fields[field])
-    if arguments.get("num_experts") is not None:
-        fields["num_moe_experts"] = arguments["num_experts"]
-    balancing = fields.get("moe_router_load_balancing_type")
-    if isinstance(balancing, list):
-        fields["moe_router_load_balancing_type"] = balancing[0]
-    if fields.get("num_moe_experts") is None:
-        fields = {key: value for key, value in fields.items() if not key.startswith("moe_")}
-    fields.setdefault("original_max_position_embeddings", fields.get("max_position_embeddings"))
-    fields = {key: value for key, value in fields.items() if value is not None}
-    return validate(ModelConfig, fields, f"{name}: the arguments in the checkpoint")
+    """The model that upstream's arguments describe.
+
+    Its vocabulary is the padded one: that is what the tensors have, and the tokenizer's own count
+    is not always there, nor always what the name says (some tokenizers add a token to it).
+    """
+    said = from_arguments(arguments) | {"name": name}
+    said.setdefault("original_max_position_embeddings", said.get("max_position_embeddings"))
+    return validate(ModelConfig, said, f"{name}: the arguments in the checkpoint")
 
 
 class _Placeholder:

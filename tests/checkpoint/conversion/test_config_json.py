@@ -18,7 +18,7 @@ from tests.checkpoint.checkpoint_samples import (
     write_folder,
 )
 
-PUBLISHED = Path(__file__).parents[1] / "recipe" / "published"
+PUBLISHED = Path(__file__).parents[2] / "recipe" / "published"
 MODEL = small_model()
 UE8M0 = FP8_CONFIG | {"scale_fmt": "ue8m0"}
 O_PROJ = "model.layers.0.self_attn.o_proj.weight"

@@ -1,0 +1,31 @@
+"""Upstream's own parser and validation, which the command lines of recipes are held against."""
+
+import sys
+
+import pytest
+
+from dsv3_plugin.recipe.arguments import megatron_arguments
+
+
+@pytest.fixture
+def upstream(monkeypatch):
+    """Upstream's parse-and-validate for a recipe, as one rank of its world would run it."""
+    from dsv3_plugin.upstream import cpu_host
+
+    cpu_host.enable()
+    import torch
+    from megatron.training import arguments
+
+    # Grouped GEMMs are refused without a GPU of this generation.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+
+    def run(recipe, **machine):
+        argv = megatron_arguments(recipe, **machine)
+        monkeypatch.setattr(sys, "argv", ["dsv3", *argv])
+        monkeypatch.setenv("WORLD_SIZE", str(recipe.parallel.processes))
+        monkeypatch.setenv("RANK", "1")
+        args = arguments.parse_args()
+        arguments.validate_args(args)
+        return args
+
+    return run
