@@ -52,12 +52,12 @@ def _rank(rank: int, delays: list[float], repeats: int, folder: str) -> None:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
+    import dsv3_plugin
     from dsv3_plugin.distributed import overlap as turns
     from dsv3_plugin.model.build import build_model
     from dsv3_plugin.recipe.model import ModelConfig
-    from dsv3_plugin.upstream import patches
 
-    patches.register()
+    dsv3_plugin.register()
     parallel_state.initialize_model_parallel(expert_model_parallel_size=2)
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     shape = ModelConfig.model_validate(

@@ -46,6 +46,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from transformers import DeepseekV3ForCausalLM  # noqa: E402
 
+import dsv3_plugin  # noqa: E402
 from dsv3_plugin.checkpoint import iter_hf_tensors  # noqa: E402
 from dsv3_plugin.distributed.world import single_process  # noqa: E402
 from dsv3_plugin.model.attention import CausalAttention  # noqa: E402
@@ -54,7 +55,6 @@ from dsv3_plugin.model.config import transformer_config  # noqa: E402
 from dsv3_plugin.planner.counts import parameter_counts  # noqa: E402
 from dsv3_plugin.recipe.hf_config import hf_config  # noqa: E402
 from dsv3_plugin.recipe.model import ModelConfig  # noqa: E402
-from dsv3_plugin.upstream import patches  # noqa: E402
 
 BATCH, LENGTH = 8, 256
 
@@ -175,7 +175,7 @@ def measure(
     losses: dict[str, float] = {}
     for turn in range(repeats + 1):
         for name, (step, patched) in contenders.items():
-            (patches.register if patched else patches.unregister)()
+            (dsv3_plugin.register if patched else dsv3_plugin.unregister)()
             begin = time.perf_counter()
             loss = step()
             if turn:
@@ -188,12 +188,12 @@ def measure(
 def compare(width: int, repeats: int) -> None:
     """Measure one model, print the table and a JSON line."""
     model = model_config(width)
-    patches.register()
+    dsv3_plugin.register()
     built = build_model(model)
     contenders = {"dsv3_plugin": (megatron_step(built), True)}
     with tempfile.TemporaryDirectory() as name:
         write_hf(built, model, Path(name))
-        patches.unregister()
+        dsv3_plugin.unregister()
         contenders["upstream local"] = (upstream_local(model), False)
         for experts in ("grouped_mm", "eager"):
             step = transformers_step(model, Path(name), experts)

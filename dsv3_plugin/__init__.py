@@ -3,7 +3,7 @@
 For a program that drives Megatron-LM itself:
 
     import dsv3_plugin
-    dsv3_plugin.register()        # the table of patches, dsv3_plugin/upstream/patches.py
+    dsv3_plugin.register()        # the table of patches, dsv3_plugin/training/patches.py
 
 Nothing heavy is imported until then.
 """
@@ -17,13 +17,14 @@ def register() -> None:
     Raises:
         dsv3_plugin.errors.UserError: another megatron-core than the patches are written for.
     """
-    from dsv3_plugin.upstream import patches
+    from dsv3_plugin.training.patches import TABLE
+    from dsv3_plugin.upstream import patching
 
-    patches.register()
+    patching.apply(TABLE)
 
 
 def unregister() -> None:
     """Put Megatron back as it was installed."""
-    from dsv3_plugin.upstream import patches
+    from dsv3_plugin.upstream import patching
 
-    patches.unregister()
+    patching.unregister()

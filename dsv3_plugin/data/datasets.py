@@ -116,7 +116,7 @@ def remove_broken_indices(folder: Path) -> None:
                 path.unlink()
 
 
-def use_shipped_helper() -> None:
+def compile_helpers() -> None:
     """Stands for upstream's `compile_helpers`, which runs `make` where the wheel has no Makefile.
 
     The wheel ships the compiled helper instead.

@@ -13,7 +13,8 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from dsv3_plugin.model.config import Backend, transformer_config
-from dsv3_plugin.model.specs import deepseek_v3_spec, mtp_block_spec
+from dsv3_plugin.model.layers import mtp_block_spec
+from dsv3_plugin.model.specs import deepseek_v3_spec
 from dsv3_plugin.recipe.model import ModelConfig
 
 

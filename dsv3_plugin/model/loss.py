@@ -14,11 +14,11 @@ from megatron.core.parallel_state import get_tensor_model_parallel_group
 from torch import Tensor
 
 
-def cross_entropy(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def vocab_parallel_cross_entropy(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Wraps `tensor_parallel.vocab_parallel_cross_entropy`; same arguments, same result."""
 
     @functools.wraps(original)
-    def vocab_parallel_cross_entropy(
+    def on_one_rank(
         vocab_parallel_logits: Tensor,
         target: Tensor,
         label_smoothing: float = 0.0,
@@ -29,7 +29,7 @@ def cross_entropy(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return original(vocab_parallel_logits, target, label_smoothing, tp_group)
         return _CrossEntropy.apply(vocab_parallel_logits, target)
 
-    return vocab_parallel_cross_entropy
+    return on_one_rank
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 
-def move_to_host(original: Callable[..., Any]) -> Callable[..., Any]:
+def maybe_move_tensor_to_cpu(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `moe_utils.maybe_move_tensor_to_cpu`: honours `as_numpy` for CPU tensors too."""
 
     @functools.wraps(original)
-    def maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, **options: Any) -> Any:
+    def onto_host(tensor: Any, as_numpy: bool = False, **options: Any) -> Any:
         moved = original(tensor, as_numpy=as_numpy, **options)
         return moved.numpy() if as_numpy and torch.is_tensor(moved) else moved
 
-    return maybe_move_tensor_to_cpu
+    return onto_host

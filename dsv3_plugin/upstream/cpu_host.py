@@ -213,14 +213,14 @@ def _without_pinning(original: Any) -> Any:
     return init
 
 
-def allow_no_cuda(original: Any) -> Any:
+def initialize_megatron(original: Any) -> Any:
     """Wraps upstream's `initialize_megatron`, whose flag `pretrain()` cannot pass on."""
 
     @functools.wraps(original)
-    def initialize_megatron(*args: Any, **kwargs: Any) -> Any:
+    def without_cuda(*args: Any, **kwargs: Any) -> Any:
         return original(*args, **{**kwargs, "allow_no_cuda": True})
 
-    return initialize_megatron
+    return without_cuda
 
 
 _TRACKER = "megatron.core.tensor_parallel.random"

@@ -11,14 +11,14 @@ from typing import Any
 Groups = list[dict[str, Any]]
 
 
-def whatever_the_rate(original: Callable[..., Groups]) -> staticmethod:
+def filter_and_reorder_param_groups(original: Callable[..., Groups]) -> staticmethod:
     """Wraps `MegatronOptimizer._filter_and_reorder_param_groups`: groups of any rate are found."""
 
     @functools.wraps(original)
-    def filter_and_reorder(current_groups: Groups, state_dict_groups: Groups) -> Groups:
+    def of_any_rate(current_groups: Groups, state_dict_groups: Groups) -> Groups:
         return original(current_groups, with_rate_of(current_groups, state_dict_groups))
 
-    return staticmethod(filter_and_reorder)
+    return staticmethod(of_any_rate)
 
 
 def with_rate_of(current: Groups, saved: Groups) -> Groups:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def without_fp8(original: Callable[..., None]) -> Callable[..., None]:
+def checkpoint_without_output_init(original: Callable[..., None]) -> Callable[..., None]:
     """Wraps `tensor_parallel.random.CheckpointWithoutOutput.__init__`: no FP8 is no FP8."""
 
     @functools.wraps(original)

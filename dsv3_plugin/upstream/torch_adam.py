@@ -21,7 +21,9 @@ from dsv3_plugin.upstream.learning_rates import with_rate_of
 _NO_PARAMETER = "before the first step"
 
 
-def in_one_pass(original: Callable[..., Any]) -> Callable[..., Any]:
+def get_megatron_optimizer_based_on_param_groups(
+    original: Callable[..., Any],
+) -> Callable[..., Any]:
     """Wraps `_get_megatron_optimizer_based_on_param_groups`: torch's Adam takes fused steps."""
 
     @functools.wraps(original)
@@ -43,11 +45,11 @@ def _fuse(groups: list[dict[str, Any]]) -> None:
         group["fused"] = True
 
 
-def fresh_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
+def state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `DistributedOptimizer.state_dict`: an optimizer that took no step is at step 0."""
 
     @functools.wraps(original)
-    def state_dict(self: Any) -> Any:
+    def at_step_zero(self: Any) -> Any:
         states = self.optimizer.state
         if len(states) or not isinstance(self.optimizer, torch.optim.Optimizer):
             return original(self)
@@ -57,17 +59,17 @@ def fresh_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             states.clear()
 
-    return state_dict
+    return at_step_zero
 
 
-def own_steps(original: Callable[..., Any]) -> Callable[..., Any]:
+def load_state_dict(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `DistributedOptimizer.load_state_dict`: each state counts its own steps.
 
     And groups of any learning rate are found, as in the unsharded optimizer (learning_rates.py).
     """
 
     @functools.wraps(original)
-    def load_state_dict(self: Any, state_dict: Any) -> None:
+    def with_steps_of_their_own(self: Any, state_dict: Any) -> None:
         if saved := state_dict.get("optimizer"):  # Megatron-FSDP's has another form
             groups = with_rate_of(self.optimizer.param_groups, saved["param_groups"])
             state_dict = state_dict | {"optimizer": saved | {"param_groups": groups}}
@@ -76,14 +78,14 @@ def own_steps(original: Callable[..., Any]) -> Callable[..., Any]:
             if torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].clone()
 
-    return load_state_dict
+    return with_steps_of_their_own
 
 
-def moments_alone(original: Callable[..., Any]) -> Callable[..., Any]:
+def set_main_param_and_optimizer_states(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps `DistributedOptimizer._set_main_param_and_optimizer_states`: steps are no moments."""
 
     @functools.wraps(original)
-    def set_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+    def without_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
         original(self, model_param, {"step": None, **tensors})
 
-    return set_states
+    return without_step

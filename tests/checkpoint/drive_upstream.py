@@ -58,7 +58,7 @@ def main(model_file: str, spec: str, load: str, save: str, *flags: str) -> None:
     from megatron.training.models import gpt
 
     from dsv3_plugin.model.attention import CausalAttention
-    from dsv3_plugin.model.specs import mtp_block_spec
+    from dsv3_plugin.model.layers import mtp_block_spec
 
     argv = [*FLAGS.split(), "--vocab-size", str(model.vocab_size - 1), "--save", save, *flags]
     if spec == "ours":
@@ -71,7 +71,7 @@ def main(model_file: str, spec: str, load: str, save: str, *flags: str) -> None:
     else:
         gpt.mtp_block_spec = mtp_block_spec
     data_utils.compile_helpers = lambda: None  # the wheel ships them compiled
-    training.initialize_megatron = cpu_host.allow_no_cuda(training.initialize_megatron)
+    training.initialize_megatron = cpu_host.initialize_megatron(training.initialize_megatron)
     parse_and_validate_args()
     args = get_args()
     positions = torch.arange(args.seq_length)[None]

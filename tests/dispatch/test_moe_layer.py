@@ -23,8 +23,9 @@ from dsv3_plugin.dispatch.step_metrics import (
 from dsv3_plugin.distributed import overlap as turns
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.config import transformer_config
-from dsv3_plugin.model.specs import deepseek_v3_spec, mtp_block_spec
-from dsv3_plugin.upstream.alltoall_on_cpu import move_to_host
+from dsv3_plugin.model.layers import mtp_block_spec
+from dsv3_plugin.model.specs import deepseek_v3_spec
+from dsv3_plugin.upstream.alltoall_on_cpu import maybe_move_tensor_to_cpu
 from tests import oracles
 from tests.gloo_ranks import run_ranks
 
@@ -184,7 +185,7 @@ def events(hide: bool | None) -> list[str]:
 
 
 def on_ranks(rank: int) -> dict:
-    token_dispatcher.maybe_move_tensor_to_cpu = move_to_host(
+    token_dispatcher.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu(
         token_dispatcher.maybe_move_tensor_to_cpu
     )
     mappings._AllToAll = AllToAll

@@ -85,7 +85,8 @@ def build_chunks(
 
     from dsv3_plugin.dispatch.moe_layer import configure_dispatch
     from dsv3_plugin.model.config import transformer_config
-    from dsv3_plugin.model.specs import deepseek_v3_spec, mtp_block_spec
+    from dsv3_plugin.model.layers import mtp_block_spec
+    from dsv3_plugin.model.specs import deepseek_v3_spec
     from dsv3_plugin.pipeline.chunks import PlacedLayout, join_chunks
 
     virtual = placement.chunks_per_rank if placement.chunks_per_rank > 1 else None
@@ -180,10 +181,10 @@ def every_schedule(rank: int) -> dict[str, tuple[Step, Step]]:
     from megatron.core.transformer.moe import token_dispatcher
 
     from dsv3_plugin.dispatch.alltoall import AllToAll
-    from dsv3_plugin.upstream.alltoall_on_cpu import move_to_host
+    from dsv3_plugin.upstream.alltoall_on_cpu import maybe_move_tensor_to_cpu
 
     mappings._AllToAll = AllToAll
-    token_dispatcher.maybe_move_tensor_to_cpu = move_to_host(
+    token_dispatcher.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu(
         token_dispatcher.maybe_move_tensor_to_cpu
     )
     steps = {}

@@ -25,7 +25,7 @@ from dsv3_plugin.dispatch.topology import Topology
 from dsv3_plugin.dispatch.traffic import Traffic, two_hop_traffic
 from dsv3_plugin.dispatch.two_hop import TwoHopTokenDispatcher, one_node_note
 from dsv3_plugin.dispatch.wire import row_widths
-from dsv3_plugin.upstream.alltoall_on_cpu import move_to_host
+from dsv3_plugin.upstream.alltoall_on_cpu import maybe_move_tensor_to_cpu
 from tests.gloo_ranks import run_ranks
 
 WORLD, TOPK, HIDDEN, TOKENS = 8, 4, 136, 23
@@ -143,7 +143,7 @@ def compare_all(
     rank: int, layouts: list[tuple[int, int]], low_precision: list[tuple[int, int]]
 ) -> dict[str, list[float]]:
     """Relative errors of output and gradients by case; for `bytes …` 0 where the count is right."""
-    token_dispatcher.maybe_move_tensor_to_cpu = move_to_host(
+    token_dispatcher.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu(
         token_dispatcher.maybe_move_tensor_to_cpu
     )
     groups = {size: groups_of(size) for size in dict(layouts)}

@@ -7,7 +7,7 @@ from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from megatron.core.transformer.moe import token_dispatcher
 
 from dsv3_plugin.model.build import build_model
-from dsv3_plugin.upstream.alltoall_on_cpu import move_to_host
+from dsv3_plugin.upstream.alltoall_on_cpu import maybe_move_tensor_to_cpu
 from tests import oracles
 from tests.gloo_ranks import run_ranks
 
@@ -34,7 +34,7 @@ def train_once(built, tokens):
 
 def on_expert_parallel_ranks(rank, ep, state, tokens):
     """One backward with `ep` ranks sharing experts and sequences; gradients of the mean loss."""
-    token_dispatcher.maybe_move_tensor_to_cpu = move_to_host(
+    token_dispatcher.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu(
         token_dispatcher.maybe_move_tensor_to_cpu
     )
     parallel_state.initialize_model_parallel(expert_model_parallel_size=ep)

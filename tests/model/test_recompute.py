@@ -5,7 +5,7 @@ import torch
 from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 
 from dsv3_plugin.model.build import build_model
-from dsv3_plugin.upstream.recompute import without_fp8
+from dsv3_plugin.upstream.recompute import checkpoint_without_output_init
 from tests import oracles
 
 MODEL = oracles.model_config(mtp_num_layers=1)
@@ -36,7 +36,9 @@ def expected(world):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_selective(way, expected, monkeypatch):
-    init = without_fp8(CheckpointWithoutOutput.__init__)  # as the table of patches does
+    init = checkpoint_without_output_init(
+        CheckpointWithoutOutput.__init__
+    )  # as the table of patches does
     monkeypatch.setattr(CheckpointWithoutOutput, "__init__", init)
     same(gradients(recompute_granularity="selective", recompute_modules=WAYS[way]), expected)
 

@@ -7,9 +7,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.cross_entropy import vocab_parallel_cross_entropy
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
+from dsv3_plugin.model import loss as losses
 from dsv3_plugin.model.build import build_model
 from dsv3_plugin.model.config import transformer_config
-from dsv3_plugin.model.loss import cross_entropy
 from dsv3_plugin.model.moe import OneRankDispatcher
 from dsv3_plugin.model.norm import RMSNorm
 from dsv3_plugin.model.swiglu import _SwiGLU
@@ -53,7 +53,8 @@ def test_cross_entropy_is_upstreams(dtype):
     group = ProcessGroupCollection.use_mpu_process_groups(["tp"]).tp
     labels = torch.randint(50, (6, 3), generator=torch.Generator().manual_seed(0))
     results = []
-    for loss_of in (cross_entropy(vocab_parallel_cross_entropy), vocab_parallel_cross_entropy):
+    upstreams = vocab_parallel_cross_entropy
+    for loss_of in (losses.vocab_parallel_cross_entropy(upstreams), upstreams):
         logits = (4 * noise(6, 3, 50)).to(dtype).requires_grad_()
         loss = loss_of(logits * 1, labels, tp_group=group)
         loss.backward(noise(6, 3, seed=1))

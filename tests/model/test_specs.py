@@ -12,7 +12,7 @@ from dsv3_plugin.model.config import transformer_config
 from dsv3_plugin.model.experts import GroupedExperts
 from dsv3_plugin.model.router import DeepSeekRouter
 from dsv3_plugin.model.specs import deepseek_v3_spec
-from dsv3_plugin.upstream import patches
+from dsv3_plugin.upstream import patching
 from tests import oracles
 
 MODEL = oracles.model_config(mtp_num_layers=1)
@@ -39,7 +39,7 @@ def build(builder):
 def _unregistered():
     """Called by upstream's builder, the spec registers the patches: the next test starts clean."""
     yield
-    patches.unregister()
+    patching.unregister()
 
 
 def test_upstreams_builder_builds_our_model():
@@ -59,7 +59,7 @@ def test_upstreams_builder_builds_our_model():
 def test_without_the_patch_upstream_cannot_build_mtp(monkeypatch):
     # Why `mtp_block_spec` stands in the table: upstream ignores --spec for MTP, and its own local
     # spec gives MLA a core attention that does not take its head sizes.
-    monkeypatch.setattr(patches, "register", lambda: None)
+    monkeypatch.setattr(patching, "apply", lambda rows: None)
     with pytest.raises(TypeError, match="k_channels"):
         build(upstreams_builder(transformer_config(MODEL)))
 

@@ -33,9 +33,9 @@ def _prepare(pipeline: int, virtual: int | None, first_and_last_meet: bool = Fal
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-    from dsv3_plugin.upstream import patches
+    import dsv3_plugin
 
-    patches.register()
+    dsv3_plugin.register()
     parallel_state.initialize_model_parallel(
         pipeline_model_parallel_size=pipeline,
         virtual_pipeline_model_parallel_size=virtual,

@@ -6,7 +6,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe import token_dispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from dsv3_plugin.upstream.alltoall_on_cpu import move_to_host
+from dsv3_plugin.upstream.alltoall_on_cpu import maybe_move_tensor_to_cpu
 from tests.gloo_ranks import run_ranks
 
 EXPERTS, TOPK, HIDDEN, TOKENS = 8, 3, 16, 13
@@ -14,7 +14,7 @@ EXPERTS, TOPK, HIDDEN, TOKENS = 8, 3, 16, 13
 
 def dispatch_through_scaling_experts(rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Expert e multiplies by (e + 1) · weight: output, its expected value, and the gradient."""
-    token_dispatcher.maybe_move_tensor_to_cpu = move_to_host(
+    token_dispatcher.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu(
         token_dispatcher.maybe_move_tensor_to_cpu
     )
     groups = ProcessGroupCollection()

@@ -9,8 +9,9 @@ import torch
 from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
+import dsv3_plugin
 from dsv3_plugin.distributed.world import single_process
-from dsv3_plugin.upstream import cpu_host, patches
+from dsv3_plugin.upstream import cpu_host
 
 REPLACED = [
     "torch.cuda.current_device", "torch.cuda.Stream", "torch.empty", "torch.Tensor.to",
@@ -117,11 +118,11 @@ def test_upstream_initialises_without_cuda():
     def original(**options):
         seen.update(options)
 
-    cpu_host.allow_no_cuda(original)(store=None)
+    cpu_host.initialize_megatron(original)(store=None)
     assert seen == {"store": None, "allow_no_cuda": True}
     before = initialize.initialize_megatron
-    patches.register()
+    dsv3_plugin.register()
     try:
         assert initialize.initialize_megatron is not before
     finally:
-        patches.unregister()
+        dsv3_plugin.unregister()

@@ -9,12 +9,16 @@ import pytest
 
 import dsv3_plugin
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.upstream import cpu_host, patches
-from dsv3_plugin.upstream.patches import PATCHES, Patch
+from dsv3_plugin.upstream import cpu_host, patching
+from dsv3_plugin.upstream.patching import Patch
 from dsv3_plugin.upstream.replace import lookup
 
 REPOSITORY = Path(__file__).parents[2]
-TARGETS = [target for patch in PATCHES for target in patch.targets]
+cpu_host.enable()
+
+from dsv3_plugin.training.patches import TABLE  # noqa: E402
+
+TARGETS = [target for patch in TABLE for target in patch.targets]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,20 +28,20 @@ def _cpu_host():
 
 @pytest.fixture(autouse=True)
 def _unregistered():
-    patches.unregister()
+    patching.unregister()
     yield
-    patches.unregister()
+    patching.unregister()
 
 
 def test_no_target_stands_twice_in_the_table():
     assert len(TARGETS) == len(set(TARGETS))
 
 
-@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.replacement)
+@pytest.mark.parametrize("patch", TABLE, ids=lambda patch: patch.name)
 def test_target_replacement_and_test_exist(patch: Patch):
     for target in patch.targets:
         assert callable(lookup(target)), target
-    assert callable(lookup(patch.replacement))
+    assert callable(patch.replacement)
     assert (REPOSITORY / patch.test).is_file(), patch.test
     assert patch.reason
 
@@ -49,7 +53,7 @@ def test_every_copy_of_a_symbol_is_replaced():
         for name, module in list(sys.modules.items())
         if name.startswith("megatron.") and module is not None and not hasattr(module, "__path__")
     }
-    for patch in PATCHES:
+    for patch in TABLE:
         original = lookup(patch.targets[0])
         assert all(lookup(target) is original for target in patch.targets)
         copies = {
@@ -58,7 +62,7 @@ def test_every_copy_of_a_symbol_is_replaced():
             for attribute, value in list(vars(module).items())
             if value is original and name != original.__module__
         }
-        assert copies <= set(patch.targets), patch.replacement
+        assert copies <= set(patch.targets), patch.name
 
 
 def test_register_replaces_every_target_and_unregister_restores_each():
@@ -70,7 +74,7 @@ def test_register_replaces_every_target_and_unregister_restores_each():
     assert all(lookup(target) is during[target] for target in TARGETS)
     dsv3_plugin.unregister()
     assert all(lookup(target) is before[target] for target in TARGETS)
-    assert not patches.is_registered()
+    assert not patching.is_registered()
 
 
 def test_another_megatron_is_refused_with_what_to_check(monkeypatch):
@@ -78,7 +82,7 @@ def test_another_megatron_is_refused_with_what_to_check(monkeypatch):
     with pytest.raises(UserError, match=r"megatron-core 0.20.0 is installed") as refusal:
         dsv3_plugin.register()
     assert all(target in str(refusal.value) for target in TARGETS)
-    assert not patches.is_registered()
+    assert not patching.is_registered()
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -41,14 +41,14 @@ def pretrain_gpt(rank: int, log: Path) -> tuple[list[tuple[float, float]], set[s
     Returns the loss of each step, and MTP's; and what kinds of routers the model has.
     """
     os.environ["WORLD_SIZE"] = "2"  # upstream's arguments read it before there is a process group
-    from dsv3_plugin.upstream import patches
+    import dsv3_plugin.data.patches
+    import dsv3_plugin.upstream.patches
+    from dsv3_plugin.upstream import patching
 
     # What a host without CUDA needs, and the wheel, which has no Makefile for upstream's helper to
     # be compiled with; nothing else. The rest of the table is for the spec to apply.
-    whole = patches.PATCHES
-    patches.PATCHES = tuple(p for p in whole if p.cpu_only or "compile_helpers" in p.targets[0])
-    patches.register()
-    patches.PATCHES = whole
+    for_the_host = [patch for patch in dsv3_plugin.upstream.patches.PATCHES if patch.cpu_only]
+    patching.apply([*for_the_host, *dsv3_plugin.data.patches.PATCHES])
 
     from megatron.core.datasets.blended_megatron_dataset_builder import (
         BlendedMegatronDatasetBuilder,

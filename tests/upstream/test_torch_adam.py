@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dsv3_plugin.upstream import cpu_host, patches
+import dsv3_plugin
+from dsv3_plugin.upstream import cpu_host
 from tests import oracles
 
 STEPS = 3
@@ -19,7 +20,7 @@ def optimizer():
     from dsv3_plugin.distributed.world import single_process
     from dsv3_plugin.model.build import build_model
 
-    patches.register()
+    dsv3_plugin.register()
     with single_process():
         model = build_model(oracles.model_config())
         wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
@@ -27,7 +28,7 @@ def optimizer():
             optimizer="adam", lr=1e-2, weight_decay=0.1, adam_beta2=0.95, adam_eps=1e-20
         )
         yield get_megatron_optimizer(config, [wrapped])
-    patches.unregister()
+    dsv3_plugin.unregister()
 
 
 def test_a_step_is_fused_and_is_torchs_own(optimizer):
