@@ -5,18 +5,44 @@ placements of upstream; a schedule that places chunks otherwise passes its own a
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.multi_token_prediction import mtp_on_this_rank
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
 from megatron.training import get_args
 
-Batch = dict[str, torch.Tensor | None]
+Sample = dict[str, torch.Tensor | None]
+"""What a dataset gives, collated: tensors by the names of a batch."""
 
-BATCH_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
+SAMPLE_KEYS = ("tokens", "labels", "loss_mask", "position_ids", "attention_mask")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch on this process's device, as far as its stage reads it; None: it does not.
+
+    Attributes:
+        tokens, labels, position_ids: int64 `[b, s / context-parallel size]`.
+        loss_mask: float32, of the same shape; 1 where a token counts in the loss.
+        attention_mask: None for attention that is causal by itself.
+        boundaries: where the samples of a pack begin and end, which do not see each other; None
+            where a row is one sequence.
+        padding_mask: bool, of the shape of tokens; True where a place is filled up. None where
+            nothing is.
+    """
+
+    tokens: torch.Tensor | None = None
+    labels: torch.Tensor | None = None
+    loss_mask: torch.Tensor | None = None
+    position_ids: torch.Tensor | None = None
+    attention_mask: torch.Tensor | None = None
+    boundaries: PackedSeqParams | None = None
+    padding_mask: torch.Tensor | None = None
 
 
 class StageInputs(NamedTuple):
@@ -60,34 +86,29 @@ def stage_inputs(vp_stage: int | None = None) -> StageInputs:
     )
 
 
-def get_batch(data_iterator: Iterator[Batch] | None, inputs: StageInputs) -> Batch:
+def get_batch(samples: Iterator[Sample] | None, inputs: StageInputs) -> Batch:
     """The next micro-batch, on this process's device, as far as the stage reads it.
 
     Tensor-parallel rank 0 reads and the others receive from it; with context parallelism every
     rank keeps its own slice of the sequence. A stage that reads nothing leaves the iterator alone.
 
     Args:
-        data_iterator: gives the dataset's samples, collated; None where none is built.
+        samples: the dataset's, collated; None where none is built.
         inputs: what to keep.
-
-    Returns:
-        `tokens`, `labels`, `position_ids` (int64) and `loss_mask` (float32), each
-        `[b, s / context-parallel size]`, and `attention_mask`: None, for attention that is causal
-        by itself, unless upstream's flags ask for masks. What the stage does not read is None.
     """
     if not inputs.any:
-        return dict.fromkeys(BATCH_KEYS)
+        return Batch()
     args = get_args()
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
-    batch: Batch = {}
+    sample: Sample = {}
     if tp_rank == 0:
-        assert data_iterator is not None, "no dataset was built on a rank that reads batches"
-        sample = next(data_iterator)
-        for key in BATCH_KEYS:
-            value = sample.get(key)
-            batch[key] = None if value is None else value.cuda(non_blocking=True)
-    batch = get_batch_on_this_tp_rank(
-        batch,
+        assert samples is not None, "no dataset was built on a rank that reads batches"
+        read = next(samples)
+        for key in SAMPLE_KEYS:
+            value = read.get(key)
+            sample[key] = None if value is None else value.cuda(non_blocking=True)
+    sample = get_batch_on_this_tp_rank(
+        sample,
         has_cu_seqlens=False,
         is_hybrid_cp=False,
         create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
@@ -103,7 +124,7 @@ def get_batch(data_iterator: Iterator[Batch] | None, inputs: StageInputs) -> Bat
         is_pipeline_first_stage=inputs.tokens,
         is_pipeline_last_stage=inputs.labels,
     )
-    batch = get_batch_on_this_cp_rank(
-        batch, is_hybrid_cp=False, cp_group=parallel_state.get_context_parallel_group()
+    sample = get_batch_on_this_cp_rank(
+        sample, is_hybrid_cp=False, cp_group=parallel_state.get_context_parallel_group()
     )
-    return {key: batch.get(key) for key in BATCH_KEYS}
+    return Batch(**{key: sample.get(key) for key in SAMPLE_KEYS})

@@ -16,6 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -31,7 +32,7 @@ from dsv3_plugin.launch.watch import watching
 from dsv3_plugin.recipe import rules
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.training.run import Run, RunDirectory, activate
+from dsv3_plugin.training.run import RunDirectory
 
 
 def under_a_launcher() -> bool:
@@ -95,22 +96,33 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
         console.print(closing_sentence(recipe), highlight=False, soft_wrap=True)
 
 
-def train_as_rank(recipe: Recipe, directory: RunDirectory, outbox: Outbox) -> None:
+def train_as_rank(
+    recipe: Recipe, directory: RunDirectory, outbox: Outbox, stage: Any = None
+) -> None:
     """Train in this process, which is part of the run's world already.
+
+    Args:
+        recipe: what.
+        directory: where it leaves what it leaves.
+        outbox: for what the person should know meanwhile.
+        stage: how; None: as the recipe says.
 
     Raises:
         UserError: for whatever the user can mend.
     """
-    run = Run(recipe, directory)
-    activate(run)
-    from dsv3_plugin.stages.pretrain import check_arguments, pretrain
-    from dsv3_plugin.training.prepare import prepare
+    # Here, since they bring Megatron with them, which finds the host as `join_world` left it.
+    from dsv3_plugin.stages import stage_named
+    from dsv3_plugin.training import upstream_arguments
+    from dsv3_plugin.training.run import Run
+    from dsv3_plugin.training.trainer import train
 
+    run = Run(recipe, directory)
+    stage = stage or stage_named("pretrain")
     # Before anything is written: what Megatron refuses must not change a run that is there.
-    first_on_rank_zero("arguments", lambda: check_arguments(recipe), outbox)
+    first_on_rank_zero("arguments", lambda: upstream_arguments.check(recipe), outbox)
     tell = functools.partial(outbox.send, "note")
-    first_on_rank_zero("prepare", lambda: prepare(run, tell), outbox)
-    pretrain(run)
+    first_on_rank_zero("prepare", lambda: stage.prepare(run, tell), outbox)
+    train(run, stage)
 
 
 def _load(name: str, overrides: list[str]) -> Recipe:

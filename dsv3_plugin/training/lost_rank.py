@@ -10,21 +10,21 @@ from dsv3_plugin.checkpoint.tracker import newest_complete
 from dsv3_plugin.distributed.failures import LostRank, is_loss, lost_rank
 from dsv3_plugin.distributed.roll_call import watch
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.training import run as runs
+from dsv3_plugin.training.run import Run
 
 
 @contextlib.contextmanager
-def naming_step(where: str) -> Iterator[None]:
+def naming_step(run: Run, where: str) -> Iterator[None]:
     """Add to the loss of a rank where the run was, and its last whole checkpoint.
 
     Args:
+        run: what trains.
         where: "step 12", "the evaluation after step 12".
 
     Raises:
         UserError: another rank died or gave no sign, inside the pipeline or elsewhere in a step.
     """
-    run = runs.active()
-    if run is None or torch.distributed.get_world_size() == 1:
+    if torch.distributed.get_world_size() == 1:
         yield
         return
     watch()

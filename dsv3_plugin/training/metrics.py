@@ -6,17 +6,17 @@ of that writer, passes all of it on, and keeps a copy of the step's numbers for 
 """
 
 import time
-from collections.abc import Callable
 from typing import Any
 
-from megatron.training import get_args, get_tensorboard_writer, global_vars, training
+from megatron.training import get_args, get_tensorboard_writer, global_vars
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import SummaryWriter
 
 from dsv3_plugin.dispatch.step_metrics import tensorboard_scalars
 from dsv3_plugin.files import metrics_file
-from dsv3_plugin.training import run as runs
-from dsv3_plugin.training.lost_rank import naming_step
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training.hooks import Hook, Step
+from dsv3_plugin.training.run import RunDirectory
 
 # Upstream's TensorBoard names, and ours in metrics.jsonl.
 _NAMES = {
@@ -75,15 +75,6 @@ def _forget_from(tensorboard: SummaryWriter, step: int) -> None:
     writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
 
 
-_step: dict[str, Any] = {}
-"""What the training step itself measured, for the line that follows it."""
-
-
-def note_step(**numbers: Any) -> None:
-    """Keep numbers of the step just taken for its line in metrics.jsonl."""
-    _step.update(numbers)
-
-
 def thinned(numbers: dict[str, Any], iteration: int, log_interval: int) -> dict[str, Any]:
     """A step's numbers as they are written: the load of each expert not every time.
 
@@ -96,116 +87,36 @@ def thinned(numbers: dict[str, Any], iteration: int, log_interval: int) -> dict[
     return {name: value for name, value in numbers.items() if name != "expert_load"}
 
 
-def _write_line(iteration: int, numbers: dict[str, Any]) -> None:
-    run = runs.active()
-    if run is None or not numbers:
-        return
-    seq_length = run.recipe.data.seq_length
-    if "step_seconds" in numbers:
-        step_tokens = numbers["batch_size"] * seq_length
-        numbers["tokens_per_second"] = round(step_tokens / numbers["step_seconds"], 1)
-    record = {
-        "iteration": iteration,
-        "tokens": get_args().consumed_train_samples * seq_length,
-        **thinned(numbers, iteration, run.recipe.training.log_interval),
-        "time": round(time.time(), 3),
-    }
-    metrics_file.append(run.directory.metrics, record)
+class Metrics(Hook):
+    """Writes metrics.jsonl, on the rank that upstream gave a TensorBoard writer.
 
-
-def log_step(training_log: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps upstream's `training_log`: after it, the step's line is written."""
-
-    def logged(
-        loss_dict: Any, totals: Any, learning_rate: Any, iteration: int, *args: Any, **kwargs: Any
-    ) -> Any:
-        answer = training_log(loss_dict, totals, learning_rate, iteration, *args, **kwargs)
-        writer = get_tensorboard_writer()
-        if isinstance(writer, MetricsWriter):
-            for name, value in tensorboard_scalars(_step).items():
-                writer.add_scalar(name, value, iteration)
-            _write_line(iteration, {**writer.take(), **_step})
-        _step.clear()
-        return answer
-
-    return logged
-
-
-def log_evaluation(evaluate_and_print_results: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps upstream's `evaluate_and_print_results`: after it, the held-out loss is written.
-
-    Upstream evaluates once more when training has ended; after a step that was evaluated already
-    that would be a second number for the same weights.
-    """
-    evaluated: int | None = None
-
-    def logged(
-        prefix: str,
-        forward_step: Any,
-        data: Any,
-        model: Any,
-        iteration: int,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        nonlocal evaluated
-        if runs.active() is not None and iteration == evaluated:
-            return None
-        with naming_step(f"the evaluation after step {iteration:,}"):
-            answer = evaluate_and_print_results(
-                prefix, forward_step, data, model, iteration, *args, **kwargs
-            )
-        evaluated = iteration
-        writer = get_tensorboard_writer()
-        if isinstance(writer, MetricsWriter):
-            _write_line(iteration, writer.take())
-        return answer
-
-    return logged
-
-
-def evaluate_first(train: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps upstream's `train`: a run that begins is evaluated before its first step.
-
-    Where fine-tuning starts, and what training gained, are both told by that number.
+    Last in the list: it writes what the hooks before it know of the step.
     """
 
-    def trained(
-        forward_step: Any,
-        model: Any,
-        optimizer: Any,
-        scheduler: Any,
-        train_data: Any,
-        validation_data: Any,
-        process_non_loss_data: Any,
-        config: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        settings = get_args()
-        if runs.active() is not None and settings.iteration == 0 and settings.do_valid:
-            training.evaluate_and_print_results(
-                "iteration 0",
-                forward_step,
-                validation_data,
-                model,
-                0,
-                process_non_loss_data,
-                config,
-                pg_collection=kwargs.get("pg_collection"),
-                p2p_communicator=kwargs.get("p2p_communicator"),
-            )
-        return train(
-            forward_step,
-            model,
-            optimizer,
-            scheduler,
-            train_data,
-            validation_data,
-            process_non_loss_data,
-            config,
-            *args,
-            **kwargs,
-        )
+    def __init__(self, recipe: Recipe, directory: RunDirectory) -> None:
+        self._seq_length = recipe.data.seq_length
+        self._log_interval = recipe.training.log_interval
+        self._path = directory.metrics
 
-    return trained
+    def on_log(self, step: Step) -> None:
+        writer = get_tensorboard_writer()
+        if isinstance(writer, MetricsWriter):
+            for name, value in tensorboard_scalars(step.numbers).items():
+                writer.add_scalar(name, value, step.iteration)
+            self._write(step.iteration, {**writer.take(), **step.numbers})
+
+    def on_evaluation(self, iteration: int) -> None:
+        writer = get_tensorboard_writer()
+        if isinstance(writer, MetricsWriter):
+            self._write(iteration, writer.take())
+
+    def _write(self, iteration: int, numbers: dict[str, Any]) -> None:
+        if not numbers:
+            return
+        record = {
+            "iteration": iteration,
+            "tokens": get_args().consumed_train_samples * self._seq_length,
+            **thinned(numbers, iteration, self._log_interval),
+            "time": round(time.time(), 3),
+        }
+        metrics_file.append(self._path, record)

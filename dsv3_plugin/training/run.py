@@ -5,13 +5,16 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dsv3_plugin.checkpoint.tracker import replace_file
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training.hooks import Hook, Step
 
 
 @dataclass(frozen=True)
@@ -110,23 +113,39 @@ def _is_ours(handle: int, lock: Path) -> bool:
     return lock.exists() and os.path.samestat(os.fstat(handle), lock.stat())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """What this process is training."""
+    """What this process is training, and all that is known of it meanwhile.
+
+    Attributes:
+        recipe: the whole truth of it.
+        directory: where it leaves what it leaves.
+        hooks: what runs beside each step, in this order.
+        step: the one that is under way, or was last.
+        evaluated: after how many steps the weights were evaluated last.
+        loaded: what hooks kept in the checkpoint that the run goes on from, by their names.
+    """
 
     recipe: Recipe
     directory: RunDirectory
+    hooks: Sequence[Hook] = ()
+    step: Step | None = None
+    evaluated: int | None = None
+    loaded: dict[str, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def in_charge(self) -> Iterator[None]:
+        """Make this the run that upstream's wrapped functions serve, while the block lasts."""
+        token = _current.set(self)
+        try:
+            yield
+        finally:
+            _current.reset(token)
 
 
-_active: Run | None = None
+_current: ContextVar[Run | None] = ContextVar("run", default=None)
 
 
-def activate(run: Run | None) -> None:
-    """Make `run` what the patches of the trainer look at in this process."""
-    global _active
-    _active = run
-
-
-def active() -> Run | None:
-    """The run of this process; None in a Megatron program that only uses the plugin's parts."""
-    return _active
+def current_run() -> Run | None:
+    """The run in charge; None in a Megatron program that only uses the plugin's parts."""
+    return _current.get()

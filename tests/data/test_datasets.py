@@ -1,6 +1,7 @@
 """Samples: the stream upstream's GPTDataset cuts of our data, its resuming, its indices on disk."""
 
 import json
+from dataclasses import fields
 from functools import partial
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from megatron.training import global_vars
 from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 
 from dsv3_plugin.data import datasets
-from dsv3_plugin.data.batch import BATCH_KEYS, StageInputs, get_batch, stage_inputs
+from dsv3_plugin.data.batch import SAMPLE_KEYS, StageInputs, get_batch, stage_inputs
 from dsv3_plugin.data.build import build_dataset
 from dsv3_plugin.data.datasets import datasets_provider, remove_broken_indices
 from dsv3_plugin.data.tokenizer import TrainBpe
@@ -184,7 +185,7 @@ def test_a_place_for_indices_that_cannot_be_written(megatron, tmp_path):
 
 
 def test_the_shipped_helper_loads():
-    datasets.use_shipped_helper()
+    datasets.compile_helpers()
 
 
 BOTH, TOKENS, LABELS, NOTHING = (True, True), (True, False), (False, True), (False, False)
@@ -256,24 +257,24 @@ def test_stages_read_what_they_need(read_by_ranks, name, expected):
     """The same batch, cut down to what a stage reads; datasets only where one reads."""
     found = [stage for answer in read_by_ranks for stage in answer[name]]
     batches = [batch for _, _, batch in found]
-    tokens = next(batch["tokens"] for batch in batches if batch["tokens"] is not None)
-    labels = next(batch["labels"] for batch in batches if batch["labels"] is not None)
+    tokens = next(batch.tokens for batch in batches if batch.tokens is not None)
+    labels = next(batch.labels for batch in batches if batch.labels is not None)
 
     assert tokens.shape == labels.shape == (2, SEQ)
     assert torch.equal(tokens[:, 1:], labels[:, :-1])
     assert [inputs for _, inputs, _ in found] == expected
     assert [is_built for is_built, _, _ in found] == [inputs != NOTHING for inputs in expected]
     for batch, (reads_tokens, reads_labels) in zip(batches, expected, strict=True):
-        assert set(batch) == set(BATCH_KEYS)
-        assert batch["attention_mask"] is None
+        assert {*SAMPLE_KEYS} <= {field.name for field in fields(batch)}
+        assert batch.attention_mask is batch.boundaries is batch.padding_mask is None
         for key, reads, value in (
             ("tokens", reads_tokens, tokens),
             ("position_ids", reads_tokens, torch.arange(SEQ).expand(2, SEQ)),
             ("labels", reads_labels, labels),
             ("loss_mask", reads_labels, torch.ones(2, SEQ)),
         ):
-            assert (batch[key] is not None) == reads
-            assert not reads or torch.equal(batch[key], value)
+            assert (getattr(batch, key) is not None) == reads
+            assert not reads or torch.equal(getattr(batch, key), value)
 
 
 def test_tensor_parallel_ranks_receive_what_the_first_reads(read_by_ranks):
@@ -282,7 +283,7 @@ def test_tensor_parallel_ranks_receive_what_the_first_reads(read_by_ranks):
     )
     assert (first_reads, second_reads) == (True, False)
     for key in ("tokens", "labels", "loss_mask", "position_ids"):
-        assert torch.equal(first[key], second[key])
+        assert torch.equal(getattr(first, key), getattr(second, key))
 
 
 def test_context_parallel_ranks_slice_the_sequence(read_by_ranks):
@@ -290,6 +291,6 @@ def test_context_parallel_ranks_slice_the_sequence(read_by_ranks):
     outer, inner = (answer["context"][0][2] for answer in read_by_ranks)
     whole = read_by_ranks[0]["tensor"][0][2]
     for key in ("tokens", "labels", "loss_mask", "position_ids"):
-        stretches = whole[key].chunk(4, dim=1)
-        assert torch.equal(outer[key], torch.cat([stretches[0], stretches[3]], dim=1))
-        assert torch.equal(inner[key], torch.cat([stretches[1], stretches[2]], dim=1))
+        stretches = getattr(whole, key).chunk(4, dim=1)
+        assert torch.equal(getattr(outer, key), torch.cat([stretches[0], stretches[3]], dim=1))
+        assert torch.equal(getattr(inner, key), torch.cat([stretches[1], stretches[2]], dim=1))

@@ -122,11 +122,11 @@ def test_a_run_that_megatron_refuses_keeps_its_recipes(trained, tmp_path):
     ],
 )
 def test_what_upstreams_parser_refuses_is_a_sentence(monkeypatch, capsys, arguments, sentence):
-    from dsv3_plugin.stages.pretrain import parse_arguments
+    from dsv3_plugin.training.upstream_arguments import parse
 
     monkeypatch.setattr(sys, "argv", [])
     with pytest.raises(UserError, match="Megatron refuses these settings") as refusal:
-        parse_arguments(arguments)
+        parse(arguments)
     assert sentence in str(refusal.value)
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.launch.rank import train_as_rank
@@ -10,8 +11,8 @@ from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.run import RunDirectory
 
 
-def train(rank: int, recipe: Path, overrides: list[str]) -> None:
-    """For `gloo_ranks.run_ranks`: be this rank of the recipe's run."""
+def train(rank: int, recipe: Path, overrides: list[str], stage: Any = None) -> None:
+    """For `gloo_ranks.run_ranks`: be this rank of the recipe's run, in its stage or another."""
     # These processes are daemons, which may have no children: no workers that read ahead.
     loaded = load_recipe(recipe, [*overrides, "megatron_args.num-workers=0"])
     os.environ |= {
@@ -23,7 +24,7 @@ def train(rank: int, recipe: Path, overrides: list[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
     try:
-        train_as_rank(loaded, RunDirectory(loaded.folder), Outbox())
+        train_as_rank(loaded, RunDirectory(loaded.folder), Outbox(), stage)
     except SystemExit as end:  # how upstream stops before the end
         if end.code not in (None, 0):
             raise RuntimeError(f"exit code {end.code}") from end

@@ -1,0 +1,190 @@
+"""Upstream's training functions, wrapped once for the run's hooks.
+
+Each wrapper takes its arguments as upstream does and, where no run of ours trains in this process,
+is upstream's function and nothing else.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from megatron.training import get_args, training
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import full_disk
+from dsv3_plugin.training.hooks import Step
+from dsv3_plugin.training.lost_rank import naming_step
+from dsv3_plugin.training.run import Run, current_run
+
+Function = Callable[..., Any]
+
+
+def _during_a_run(
+    around: Callable[[Run, dict[str, Any], Callable[[], Any]], Any],
+) -> Callable[[Function], Function]:
+    """Makes `around` the wrapper of an upstream function while a run trains.
+
+    `around` gets the run, the function's arguments by upstream's names, and the call to make.
+    """
+
+    @functools.wraps(around)
+    def wrap(original: Function) -> Function:
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            run = current_run()
+            if run is None:
+                return original(*args, **kwargs)
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            return around(run, given.arguments, lambda: original(*args, **kwargs))
+
+        return wrapped
+
+    return wrap
+
+
+@_during_a_run
+def train(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `train`: a run that begins is evaluated before its first step.
+
+    Where fine-tuning starts, and what training gained, are both told by that number.
+    """
+    settings = get_args()
+    if settings.iteration == 0 and settings.do_valid:
+        training.evaluate_and_print_results(
+            "iteration 0",
+            given["forward_step_func"],
+            given["valid_data_iterator"],
+            given["model"],
+            0,
+            given["process_non_loss_data_func"],
+            given["config"],
+            pg_collection=given["pg_collection"],
+            p2p_communicator=given["p2p_communicator"],
+        )
+    return proceed()
+
+
+@_during_a_run
+def train_step(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `train_step`: hooks before and after it."""
+    settings = get_args()
+    micro_batches = get_num_microbatches()
+    sequences = settings.micro_batch_size * settings.data_parallel_size
+    run.step = step = Step(
+        iteration=settings.curr_iteration + 1,
+        tokens=settings.consumed_train_samples * run.recipe.data.seq_length,
+        batch_size=micro_batches * sequences,
+        micro_batches=micro_batches,
+        model=given["model"],
+        optimizer=given["optimizer"],
+        config=given["config"],
+    )
+    for hook in run.hooks:
+        hook.before_step(step)
+    with naming_step(run, f"step {step.iteration:,}"):
+        answer = proceed()
+    for hook in run.hooks:
+        hook.after_step(step)
+    return answer
+
+
+@_during_a_run
+def finalize_model_grads(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `finalize_model_grads`, which every schedule calls after its last backward."""
+    answer = proceed()
+    for hook in run.hooks:
+        hook.after_backward(run.step)
+    return answer
+
+
+@_during_a_run
+def training_log(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `training_log`, which upstream calls after every step."""
+    answer = proceed()
+    for hook in run.hooks:
+        hook.on_log(run.step)
+    return answer
+
+
+@_during_a_run
+def evaluate_and_print_results(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `evaluate_and_print_results`: the same weights are evaluated once.
+
+    Upstream evaluates once more when training has ended, be it after a step that was evaluated.
+    """
+    iteration = given["iteration"]
+    if iteration == run.evaluated:
+        return None
+    with naming_step(run, f"the evaluation after step {iteration:,}"):
+        answer = proceed()
+    run.evaluated = iteration
+    for hook in run.hooks:
+        hook.on_evaluation(iteration)
+    return answer
+
+
+@_during_a_run
+def save_checkpoint(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `save_checkpoint`: hooks say whether, and hear when it is whole.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    iteration = given["iteration"]
+    if not all(hook.wants_save(iteration) for hook in run.hooks):
+        return None
+    try:
+        answer = proceed()
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        if full_disk.is_full(error, run.recipe.checkpoint_folder):
+            raise UserError(
+                f"no space left for the checkpoint of step {iteration} in "
+                f"{run.recipe.checkpoint_folder}: make room and start again; the run goes on "
+                f"from the checkpoint before."
+            ) from error
+        raise
+    for hook in run.hooks:
+        hook.on_save(iteration)
+    return answer
+
+
+@_during_a_run
+def generate_state_dict(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `generate_state_dict`: what hooks keep is part of the checkpoint."""
+    state = proceed()
+    if kept := {hook.name: held for hook in run.hooks if (held := hook.state_dict())}:
+        state[_HOOKS] = kept
+    return state
+
+
+@_during_a_run
+def load_base_checkpoint(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `_load_base_checkpoint`: holds what hooks kept until everything is loaded."""
+    answer = proceed()
+    state_dict = answer[0]
+    run.loaded = (state_dict or {}).get(_HOOKS, {})
+    return answer
+
+
+@_during_a_run
+def load_checkpoint(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `load_checkpoint`: hooks take up their state, and hear where the run goes on."""
+    answer = proceed()
+    iteration = answer[0]
+    if iteration > 0:  # 0: weights alone, or no checkpoint at all
+        for hook in run.hooks:
+            if hook.name in run.loaded:
+                hook.load_state_dict(run.loaded[hook.name])
+            hook.on_load(iteration)
+    return answer
+
+
+_HOOKS = "dsv3_plugin_hooks"
+"""Under this key a checkpoint's state has what hooks keep, by their names."""

@@ -1,0 +1,34 @@
+"""What makes one stage of a model's life differ from another: batches, loss, hooks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dsv3_plugin.data.batch import InputsOfStage
+from dsv3_plugin.data.datasets import Provider
+from dsv3_plugin.training.hooks import Hook
+from dsv3_plugin.training.run import Run
+
+ForwardStep = Callable[[Iterator[Any] | None, torch.nn.Module], tuple[torch.Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as the trainer runs it. `docs/adding-a-stage.md` adds one.
+
+    Attributes:
+        prepare: puts data and folders in order, on one rank, before the world trains, and tells
+            what a person should know by the function it is given. It raises UserError for
+            whatever a person can mend, before anything is written.
+        datasets: upstream's provider of datasets, for what each pipeline stage reads of a batch.
+        forward_step: one forward of a model chunk and its loss, in the form that upstream's
+            schedules call.
+        hooks: what runs beside a step, in its order.
+    """
+
+    prepare: Callable[[Run, Callable[[str], None]], None]
+    datasets: Callable[[InputsOfStage], Provider]
+    forward_step: ForwardStep
+    hooks: Callable[[Run], Sequence[Hook]]

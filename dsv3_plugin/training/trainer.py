@@ -1,0 +1,88 @@
+"""The trainer: upstream's `megatron.training.pretrain`, driven by a recipe and a stage.
+
+What is ours is small: the arguments come from the recipe, what is trained on and towards from the
+stage, and whatever runs beside a step is a hook.
+"""
+
+import contextlib
+
+import torch
+from megatron.core.enums import ModelType
+from megatron.training import get_args
+from megatron.training import pretrain as upstream_pretrain
+from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+from megatron.training.models.gpt import GPTModelConfig
+
+import dsv3_plugin
+from dsv3_plugin.data.batch import stage_inputs
+from dsv3_plugin.dispatch.moe_layer import configure_dispatch
+from dsv3_plugin.model.config import adjust_config
+from dsv3_plugin.pipeline.chunks import PlacedLayout, PlacedModelConfig, place
+from dsv3_plugin.pipeline.executor import Executor
+from dsv3_plugin.pipeline.from_recipe import schedules_of, searches
+from dsv3_plugin.pipeline.shared_schedules import searched_on_rank_zero
+from dsv3_plugin.recipe.arguments import layout_of, megatron_arguments
+from dsv3_plugin.recipe.placing import placement
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training.checkpoint_folder import steps_saved
+from dsv3_plugin.training.metrics import observe_tensorboard
+from dsv3_plugin.training.run import Run
+from dsv3_plugin.training.stage import Stage
+from dsv3_plugin.training.upstream_arguments import parse
+
+
+def train(run: Run, stage: Stage) -> None:
+    """Train the run's recipe from its newest checkpoint, or from the beginning, to its end.
+
+    Raises:
+        UserError: for whatever the user can mend.
+    """
+    dsv3_plugin.register()
+    parse(megatron_arguments(run.recipe, has_gpu=torch.cuda.is_available()))
+    args = get_args()
+    layout = placed_layout(run.recipe)
+    config_class = PlacedModelConfig if layout else GPTModelConfig
+    model = gpt_config_from_args(args, model_config_cls=config_class)
+    adjust_config(model.transformer, run.recipe.model)
+    configure_dispatch(model.transformer, **run.recipe.dispatch.model_dump())
+    if layout is not None:
+        place(model, layout)
+        chunks = model.transformer.virtual_pipeline_model_parallel_size
+        args.virtual_pipeline_model_parallel_size = chunks
+    container = pretrain_cfg_container_from_args(args, model)
+    # The hook that takes a weight gradient in must run when it is there.
+    container.ddp.delay_wgrad_compute = model.transformer.delay_wgrad_compute
+    observe_tensorboard(steps_saved(run.recipe.checkpoint_folder))
+    run.hooks = tuple(stage.hooks(run))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run.in_charge())
+        if layout is not None:
+            stack.enter_context(executor_of(run.recipe).in_use())
+        upstream_pretrain(
+            container,
+            stage.datasets(layout.inputs if layout else stage_inputs),
+            ModelType.encoder_or_decoder,
+            stage.forward_step,
+            get_embedding_ranks=embedding_ranks if layout and layout.placement.ends_meet else None,
+        )
+
+
+def placed_layout(recipe: Recipe) -> PlacedLayout | None:
+    """Where the stages lie for the recipe's schedule; None where upstream runs one of its own."""
+    if recipe.parallel.pipeline == 1 or recipe.executor == "upstream":
+        return None
+    return PlacedLayout(layout_of(recipe), placement(recipe, recipe.pipeline.schedule))
+
+
+def executor_of(recipe: Recipe) -> Executor:
+    """What runs the recipe's schedules."""
+    schedules = schedules_of(recipe)
+    wanted = recipe.pipeline
+    if searches(recipe):
+        schedules = searched_on_rank_zero(schedules, recipe.folder, recipe.parallel.timeout_minutes)
+    return Executor(schedules, wanted.timeout or 60 * recipe.parallel.timeout_minutes)
+
+
+def embedding_ranks(pipeline: list[int]) -> list[int]:
+    """The one rank that has the embedding, where the first and the last stage share it."""
+    return [pipeline[0]]

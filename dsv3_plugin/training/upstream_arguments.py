@@ -1,0 +1,54 @@
+"""A recipe's command line through upstream's own parser, whose refusals become sentences."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+
+import torch
+from megatron.training.argument_utils import gpt_config_from_args
+from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
+
+import dsv3_plugin
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.arguments import megatron_arguments
+from dsv3_plugin.recipe.schema import Recipe
+
+
+def check(recipe: Recipe) -> None:
+    """Let upstream look at the recipe's command line and its model, and keep nothing of it.
+
+    Raises:
+        UserError: upstream's own validation refuses it.
+    """
+    dsv3_plugin.register()
+    sys.argv = ["dsv3", *megatron_arguments(recipe, has_gpu=torch.cuda.is_available())]
+    with _refusals():
+        args = parse_args()
+        validate_args(args)
+        gpt_config_from_args(args)
+
+
+def parse(arguments: list[str]) -> None:
+    """Give upstream its command line.
+
+    Raises:
+        UserError: upstream's own validation refuses it.
+    """
+    sys.argv = ["dsv3", *arguments]
+    with _refusals():
+        parse_and_validate_args()
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What upstream's parser and validation raise becomes a sentence."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            yield
+    except SystemExit as end:  # argparse, on an unknown flag or a wrong value in megatron_args
+        sentence = complaint.getvalue().strip().split("\n")[-1].partition("error: ")[2]
+        raise UserError(f"Megatron refuses these settings: {sentence}.") from end
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"Megatron refuses these settings: {error}.") from error
