@@ -13,7 +13,6 @@ from megatron.training import pretrain as upstream_pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.models.gpt import GPTModelConfig
 
-import dsv3_plugin
 from dsv3_plugin.data.batch import stage_inputs
 from dsv3_plugin.dispatch.moe_layer import configure_dispatch
 from dsv3_plugin.model.config import adjust_config
@@ -26,9 +25,11 @@ from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.checkpoint_folder import steps_saved
 from dsv3_plugin.training.metrics import observe_tensorboard
+from dsv3_plugin.training.patches import TABLE
 from dsv3_plugin.training.run import Run
 from dsv3_plugin.training.stage import Stage
 from dsv3_plugin.training.upstream_arguments import parse
+from dsv3_plugin.upstream import patching
 
 
 def train(run: Run, stage: Stage) -> None:
@@ -37,7 +38,7 @@ def train(run: Run, stage: Stage) -> None:
     Raises:
         UserError: for whatever the user can mend.
     """
-    dsv3_plugin.register()
+    patching.apply(TABLE)
     parse(megatron_arguments(run.recipe, has_gpu=torch.cuda.is_available()))
     args = get_args()
     layout = placed_layout(run.recipe)

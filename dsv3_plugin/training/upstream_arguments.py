@@ -9,10 +9,11 @@ import torch
 from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
 
-import dsv3_plugin
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.arguments import megatron_arguments
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training.patches import TABLE
+from dsv3_plugin.upstream import patching
 
 
 def check(recipe: Recipe) -> None:
@@ -21,7 +22,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: upstream's own validation refuses it.
     """
-    dsv3_plugin.register()
+    patching.apply(TABLE)
     sys.argv = ["dsv3", *megatron_arguments(recipe, has_gpu=torch.cuda.is_available())]
     with _refusals():
         args = parse_args()
