@@ -6,7 +6,6 @@ The two hops, the counts and their answers all pass through here.
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -14,8 +13,9 @@ from torch.distributed import distributed_c10d
 
 from dsv3_plugin.dispatch.topology import Topology
 from dsv3_plugin.dispatch.traffic import Traffic, gathered, link_class
+from dsv3_plugin.distributed.failures import among, timeout_of
+from dsv3_plugin.distributed.missing_ranks import answer_searches, find_missing
 from dsv3_plugin.distributed.overlap import wait
-from dsv3_plugin.distributed.roll_call import find_missing, watch
 from dsv3_plugin.errors import UserError
 
 
@@ -104,9 +104,9 @@ class Link:
         try:
             yield
         except RuntimeError as error:
-            culprits = find_missing(self.global_ranks)
+            missing = find_missing(self.global_ranks)
             raise UserError(
-                f"{_ranks(culprits)} died or stopped answering during the {passage} "
+                f"{among(missing)} died or stopped answering during the {passage} "
                 f"(seen by rank {dist.get_rank()}): look at the end of that rank's log"
             ) from error
 
@@ -118,7 +118,7 @@ def connect(
 
     Every member must call it, in the same order among the links they share.
     """
-    watch()
+    answer_searches()
     rank = dist.get_rank(group)
     world = dist.get_process_group_ranks(group)
     global_ranks = [world[member] for member in members]
@@ -126,30 +126,21 @@ def connect(
     if len(members) == len(world):
         made = group if len(world) > 1 else None
     elif len(members) > 1:
-        made = _subgroup(tuple(global_ranks), timeout_of(group))
+        made = _subgroup(global_ranks, group)
     return Link(topology, rank, members, made, global_ranks, traffic)
 
 
-_subgroups: dict[tuple[int, ...], dist.ProcessGroup] = {}
+_SUBGROUP = "dsv3_plugin: expert-parallel ranks of a rail or a node"
 
 
-def _subgroup(global_ranks: tuple[int, ...], timeout: timedelta) -> dist.ProcessGroup:
-    """The group of these ranks: made once, shared by every layer."""
-    known = _subgroups.get(global_ranks)
-    # A destroyed world takes its groups along; a later one in the same process needs its own.
-    if known is None or known not in distributed_c10d._world.pg_map:
-        known = dist.new_group(list(global_ranks), timeout=timeout, use_local_synchronization=True)
-        _subgroups[global_ranks] = known
-    return known
-
-
-def timeout_of(group: dist.ProcessGroup) -> timedelta:
-    """How long the collectives of `group` wait for a peer."""
-    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
-    return group._get_backend(device).options._timeout
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    return "one of ranks " + ", ".join(map(str, ranks))
+def _subgroup(global_ranks: list[int], whole: dist.ProcessGroup) -> dist.ProcessGroup:
+    """The group of these ranks: made once in a world, shared by every layer."""
+    for group in distributed_c10d._world.pg_map:
+        if group.group_desc == _SUBGROUP and dist.get_process_group_ranks(group) == global_ranks:
+            return group
+    return dist.new_group(
+        global_ranks,
+        timeout=timeout_of(whole),
+        use_local_synchronization=True,
+        group_desc=_SUBGROUP,
+    )

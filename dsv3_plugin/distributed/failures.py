@@ -1,19 +1,18 @@
-"""A rank of the pipeline that is gone: which one, and in the middle of what it was missed.
+"""A rank that is gone: how its loss shows, how it is named, and how long to wait for one.
 
 A wait that fails because a rank died says "connection closed", and one that is stuck "timed out".
 With one other rank in question it is that one. Among several it need not be the one waited for,
-who may itself have been waiting: then the roll is called (`distributed.roll_call`).
+who may itself have been waiting: then the ranks are asked (`distributed.missing_ranks`).
 """
 
 import contextlib
 import datetime
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
-from megatron.core import parallel_state
+import torch.distributed as dist
 
-from dsv3_plugin.distributed.roll_call import find_missing
+from dsv3_plugin.distributed.missing_ranks import find_missing
 from dsv3_plugin.errors import UserError
 
 _SIGNS = (
@@ -28,7 +27,7 @@ _SIGNS = (
 
 
 class LostRank(UserError):
-    """Another rank died or gave no sign in time. The stage that trains knows which step it was."""
+    """Another rank died or did not answer in time. Who trains adds which step it was."""
 
 
 def is_loss(error: RuntimeError) -> bool:
@@ -37,48 +36,46 @@ def is_loss(error: RuntimeError) -> bool:
     return any(sign in text for sign in _SIGNS)
 
 
-def lost_rank(during: str, suspects: Sequence[int]) -> LostRank:
+def lost_rank(during: str, peers: Sequence[int]) -> LostRank:
     """The sentence for a wait that failed.
 
     Args:
         during: what this rank was doing.
-        suspects: global ranks of those it waited for, directly or through others.
+        peers: global ranks of those it waited for, directly or through others.
     """
-    me = torch.distributed.get_rank()
-    others = [rank for rank in suspects if rank != me]
+    me = dist.get_rank()
+    others = [rank for rank in peers if rank != me]
     missing = others if len(others) == 1 else find_missing(others)
-    ranks = ", ".join(map(str, missing))
-    who = f"rank {ranks}" if len(missing) == 1 else f"one of ranks {ranks}"
     return LostRank(
-        f"rank {me} lost {who} during {during}: it died or gave no sign in time; see the end of "
-        f"that rank's log"
+        f"rank {me} lost {among(missing)} during {during}: it died or gave no sign in time; see "
+        f"the end of that rank's log"
     )
 
 
 @contextlib.contextmanager
-def naming_lost(during: str, suspects: Sequence[int]) -> Iterator[None]:
+def naming_lost(during: str, peers: Sequence[int]) -> Iterator[None]:
     """Turn the failure of what is inside into `LostRank`, where it is for want of a rank."""
     try:
         yield
     except RuntimeError as error:
         if not is_loss(error):
             raise
-        raise lost_rank(during, suspects) from error
+        raise lost_rank(during, peers) from error
 
 
-def set_timeout(seconds: float, groups: Sequence[Any]) -> None:
+def among(ranks: Sequence[int]) -> str:
+    """`rank 3`, or `one of ranks 3, 4`."""
+    names = ", ".join(map(str, ranks))
+    return f"rank {names}" if len(ranks) == 1 else f"one of ranks {names}"
+
+
+def set_timeout(seconds: float, groups: Sequence[dist.ProcessGroup]) -> None:
     """Let whatever waits in these process groups give up after `seconds`."""
     for group in groups:
-        torch.distributed.set_timeout(datetime.timedelta(seconds=seconds), group)
+        dist.set_timeout(datetime.timedelta(seconds=seconds), group)
 
 
-def step_groups() -> list[Any]:
-    """The groups over which upstream's part of a step reaches other ranks of a pipeline.
-
-    Messages between stages, and the gradient's norm and whether it is finite.
-    """
-    return [
-        parallel_state.get_pipeline_model_parallel_group(),
-        parallel_state.get_model_parallel_group(),
-        parallel_state.get_expert_tensor_model_pipeline_parallel_group(),
-    ]
+def timeout_of(group: dist.ProcessGroup) -> datetime.timedelta:
+    """How long the collectives of `group` wait for a peer."""
+    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+    return group._get_backend(device).options._timeout

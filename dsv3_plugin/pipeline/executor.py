@@ -22,8 +22,8 @@ from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelpe
 from megatron.core.utils import get_attr_wrapped_model, get_model_config
 
 from dsv3_plugin.distributed import overlap as turns
-from dsv3_plugin.distributed.failures import naming_lost, set_timeout, step_groups
-from dsv3_plugin.distributed.roll_call import watch
+from dsv3_plugin.distributed.failures import naming_lost, set_timeout
+from dsv3_plugin.distributed.missing_ranks import answer_searches
 from dsv3_plugin.pipeline.chunk_plan import PlannedSteps, plan_serves
 from dsv3_plugin.pipeline.p2p import PostOffice
 from dsv3_plugin.pipeline.replicas import mirror_of
@@ -164,11 +164,23 @@ class Executor:
 
     def _begin(self, placement: Placement) -> None:
         """Once, before the first step: how long to wait for others, and who is there."""
-        watch()
+        answer_searches()
         if self._timeout_s is not None:
             mirror = [mirror_of(placement).group] if placement.copies == 2 else []
-            set_timeout(self._timeout_s, [*step_groups(), *mirror])
+            set_timeout(self._timeout_s, [*_groups_of_a_step(), *mirror])
         self._began = True
+
+
+def _groups_of_a_step() -> list[Any]:
+    """The groups over which upstream's part of a step reaches other ranks of a pipeline.
+
+    Messages between stages, and the gradient's norm and whether it is finite.
+    """
+    return [
+        parallel_state.get_pipeline_model_parallel_group(),
+        parallel_state.get_model_parallel_group(),
+        parallel_state.get_expert_tensor_model_pipeline_parallel_group(),
+    ]
 
 
 class _Batches:

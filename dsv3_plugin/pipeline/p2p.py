@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch.distributed import P2POp, batch_isend_irecv, irecv, isend
 
-from dsv3_plugin.dispatch.exchange import timeout_of
-from dsv3_plugin.distributed.failures import LostRank, lost_rank
+from dsv3_plugin.distributed.failures import LostRank, lost_rank, timeout_of
 from dsv3_plugin.schedules.actions import FORWARD, Compute, Transfer
 from dsv3_plugin.schedules.messages import Message
 

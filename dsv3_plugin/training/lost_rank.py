@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from dsv3_plugin.checkpoint.tracker import newest_complete
-from dsv3_plugin.distributed.failures import LostRank, is_loss, lost_rank
-from dsv3_plugin.distributed.roll_call import watch
+from dsv3_plugin.distributed.failures import LostRank, naming_lost
+from dsv3_plugin.distributed.missing_ranks import answer_searches
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.training.run import Run
 
@@ -27,15 +27,11 @@ def naming_step(run: Run, where: str) -> Iterator[None]:
     if torch.distributed.get_world_size() == 1:
         yield
         return
-    watch()
+    answer_searches()
+    everyone = range(torch.distributed.get_world_size())
     try:
-        try:
+        with naming_lost("an exchange among all", everyone):
             yield
-        except RuntimeError as error:
-            if not is_loss(error):
-                raise
-            everyone = range(torch.distributed.get_world_size())
-            raise lost_rank("an exchange among all", everyone) from error
     except LostRank as lost:
         raise UserError(f"{where}: {lost}; {way_on(run.recipe.checkpoint_folder)}.") from lost
 

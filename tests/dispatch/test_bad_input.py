@@ -11,7 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from dsv3_plugin.dispatch.exchange import Link
 from dsv3_plugin.dispatch.two_hop import TwoHopTokenDispatcher
-from dsv3_plugin.distributed import roll_call as lost_peers
+from dsv3_plugin.distributed import missing_ranks
 from dsv3_plugin.errors import UserError
 from tests.gloo_ranks import run_ranks
 
@@ -55,7 +55,7 @@ def dispatch_and_combine(dispatcher: TwoHopTokenDispatcher) -> torch.Tensor:
 
 def failure_of(rank: int, passage: str, dies: bool) -> tuple[str, float]:
     """What a survivor says when the culprit is lost in `passage`, and after how long."""
-    lost_peers._LOOK_EVERY_S = 0.5
+    missing_ranks._LOOK_EVERY_S = 0.5
     dispatcher = dispatcher_of()
     assert float(dispatch_and_combine(dispatcher)[0, 0, 0]) == 3.0
     if rank == CULPRIT:
@@ -65,7 +65,7 @@ def failure_of(rank: int, passage: str, dies: bool) -> tuple[str, float]:
             if arguments[-1] == passage:
                 if dies:
                     os._exit(1)
-                time.sleep(TIMEOUT_S + 2 * lost_peers.SEARCH_S)
+                time.sleep(TIMEOUT_S + 2 * missing_ranks.SEARCH_S)
             return original(link, *arguments)
 
         Link.post = lambda *arguments: lost(post, *arguments)
