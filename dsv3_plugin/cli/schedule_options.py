@@ -8,11 +8,11 @@ from pathlib import Path
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs, StageCosts, sized_stages
+from dsv3_plugin.schedules.csv_file import read_csv
 from dsv3_plugin.schedules.placement import stage_placement
 from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.search.search import Found, search
 from dsv3_plugin.schedules.simulate import Timeline
-from dsv3_plugin.schedules.validate import read_schedule
 
 _COSTS = {
     "F": "forward",
@@ -157,7 +157,7 @@ def choose_schedule(
     if from_csv is not None:
         if name is not None:
             raise UserError(f"name a schedule or give --from-csv, not both ({name}, {from_csv})")
-        schedule = read_schedule(from_csv)
+        schedule = read_csv(from_csv)
         for option, wanted, has in (
             ("--pp", pp, schedule.pp),
             ("--micro-batches", micro_batches, schedule.num_micro_batches),

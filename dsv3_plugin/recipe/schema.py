@@ -21,8 +21,8 @@ from dsv3_plugin.recipe.curve import Curve, CurveSpec, resolve
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.csv_file import read_csv
 from dsv3_plugin.schedules.registry import RAMPS, SCHEDULES, ScheduleKind
-from dsv3_plugin.schedules.validate import read_schedule
 
 Backend = Literal["local", "transformer_engine"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -277,7 +277,7 @@ class Recipe(Section):
             UserError: it cannot be read, or is no schedule.
         """
         name = self.pipeline.schedule
-        return read_schedule(Path(name)) if name.endswith(".csv") else None
+        return read_csv(Path(name)) if name.endswith(".csv") else None
 
     @cached_property
     def curves(self) -> Curves:

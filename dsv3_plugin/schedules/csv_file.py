@@ -1,10 +1,39 @@
-"""A schedule as a file in torch's text form."""
+"""A schedule as a file in torch's text form, read and written.
+
+Files travel both ways between us and torch.distributed.pipelining (`actions.py` has the text form).
+"""
 
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
-from dsv3_plugin.schedules.actions import Schedule, csv_text
+from dsv3_plugin.schedules.actions import Schedule, Transfer, compute_only, csv_text, parse_csv
+from dsv3_plugin.schedules.validate import check_computations, check_transfers, validate
+
+
+def read_csv(path: Path) -> Schedule:
+    """The schedule in a CSV file, validated; also the sends and receives, where it has them.
+
+    Raises:
+        UserError: the file cannot be read, or holds no schedule.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin theirs with a mark
+    except OSError as error:
+        raise UserError(f"cannot read the schedule {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text file; a schedule is a CSV of actions") from None
+    rows = parse_csv(text, str(path))
+    schedule = compute_only(path.stem, rows)
+    try:
+        if any(isinstance(cell, Transfer) for row in rows for cell in row):
+            check_computations(schedule)
+            check_transfers(schedule, rows)
+        else:
+            validate(schedule)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return schedule
 
 
 def write_csv(schedule: Schedule, path: Path) -> None:

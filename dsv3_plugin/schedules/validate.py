@@ -5,7 +5,6 @@ Every message names rank, slot (the column in the CSV, from 0) and reason.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import (
@@ -17,36 +16,13 @@ from dsv3_plugin.schedules.actions import (
     Compute,
     Schedule,
     Transfer,
-    compute_only,
     dependencies,
-    parse_csv,
     result,
     sending,
     sent_to,
 )
 from dsv3_plugin.schedules.messages import message_steps
 from dsv3_plugin.schedules.order import execution_order
-
-
-def read_schedule(path: Path) -> Schedule:
-    """The schedule in a CSV file, validated; also the sends and receives, where it has them."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin theirs with a mark
-    except OSError as error:
-        raise UserError(f"cannot read the schedule {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text file; a schedule is a CSV of actions") from None
-    rows = parse_csv(text, str(path))
-    schedule = compute_only(path.stem, rows)
-    try:
-        if any(isinstance(cell, Transfer) for row in rows for cell in row):
-            check_computations(schedule)
-            check_transfers(schedule, rows)
-        else:
-            validate(schedule)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return schedule
 
 
 def validate(schedule: Schedule) -> None:

@@ -7,7 +7,7 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.pipeline.shared_schedules import searched_on_rank_zero
 from dsv3_plugin.schedules.actions import Schedule, csv_text
-from dsv3_plugin.schedules.validate import read_schedule
+from dsv3_plugin.schedules.csv_file import read_csv
 from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
 
@@ -38,5 +38,5 @@ def test_one_rank_searches_and_all_have_what_it_found(tmp_path):
             csv_text(zbv(2, micro_batches).rows) for micro_batches in (4, 5, 4)
         ]
         assert sentence == "no schedule for so many; take fewer"
-    assert read_schedule(tmp_path / "schedule-4.csv").num_micro_batches == 4
+    assert read_csv(tmp_path / "schedule-4.csv").num_micro_batches == 4
     assert not (tmp_path / "schedule-6.csv").exists()
