@@ -16,7 +16,7 @@ and back, so its memory x time on a rank is at least a constant, and a rank offe
 One micro-batch goes down and up the pipeline.
 """
 
-from dsv3_plugin.schedules.search.list_scheduling import Problem
+from dsv3_plugin.schedules.search.problem import EPSILON, Problem
 
 _SHARES = [i / 20 for i in range(21)]
 
@@ -79,7 +79,7 @@ def _work_bound(problem: Problem, rank: int) -> float:
             ],
         )
         between = max(between, left)
-    if between > 1e-9:
+    if between > EPSILON:
         return first_backward + between + after_last_forward
     # All work may fit into the two ends, which may then lie over each other.
     apart = first_backward + after_last_forward
