@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from dsv3_plugin.files import metrics_file
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.numbers import tokens_text
 from dsv3_plugin.recipe.load import load_recipe
@@ -151,7 +152,7 @@ def main() -> None:
         *("--prompt", PROMPT, "--max-new-tokens", "60", "--temperature", "0.7", "--seed", "1"),
         capture=True,
     )
-    records = metrics_file.read(RUN / "metrics.jsonl")
+    records = RunFolder(RUN).metrics.read()
     picture = RUN / "demo.png"
     draw(recipe, records, picture)
     held_out = [record["validation_loss"] for record in records if "validation_loss" in record]

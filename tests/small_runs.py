@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 import yaml
 
-from dsv3_plugin.files import metrics_file
+from dsv3_plugin.files.metrics_file import MetricsFile
+from dsv3_plugin.files.run_folder import RunFolder
 
 STEPS = 12
 
@@ -187,8 +188,7 @@ def _environment() -> dict[str, str]:
 
 def records(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; none before there is one."""
-    path = folder / "metrics.jsonl"
-    return metrics_file.read(path) if path.exists() else []
+    return RunFolder(folder).metrics.read()
 
 
 def steps_taken(folder: Path) -> int:
@@ -206,5 +206,5 @@ def numbers_of(path: Path) -> list[dict[str, Any]]:
     clock = {"time", "step_seconds", "tokens_per_second"}
     return [
         {key: value for key, value in record.items() if key not in clock}
-        for record in (metrics_file.read(path) if path.exists() else [])
+        for record in MetricsFile(path).read()
     ]

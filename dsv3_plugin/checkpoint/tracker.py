@@ -7,17 +7,16 @@ for the newest whole iteration otherwise. Conversions mark their target with `IN
 everything is in place.
 """
 
-import contextlib
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.run_folder import TRACKER
 
-TRACKER = "latest_checkpointed_iteration.txt"
 INCOMPLETE = "INCOMPLETE"
 """Marks a conversion's target that is not finished; it is also the conversion's journal."""
 RELEASE = "release"
@@ -119,31 +118,6 @@ def refuse_unfinished(directory: Path) -> None:
             f"{directory} is unfinished ({INCOMPLETE} is there): finish the conversion that "
             "writes it with --resume, or remove it."
         )
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a small file whole or not at all, and makes that last."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()  # on a full disk, an empty one
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes names created in (or removed from) a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def is_checkpoint(directory: Path) -> bool:

@@ -13,12 +13,10 @@ def balance(
     ] = None,
 ) -> None:
     """Show how evenly the experts, ranks and nodes of a run are loaded."""
-    from dsv3_plugin.files import metrics_file
+    from dsv3_plugin.files.run_folder import RunFolder
     from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table
-    from dsv3_plugin.training.run import RunDirectory
 
-    metrics = RunDirectory(run).metrics
-    history = LoadHistory(metrics_file.stream(metrics) if metrics.exists() else [], run)
+    history = LoadHistory(RunFolder(run).metrics.stream(), run)
     print(load_table(history))
     if png is not None:
         draw_load(history, png, title=run.resolve().name)

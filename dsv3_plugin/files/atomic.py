@@ -1,17 +1,30 @@
-"""A file that a person asked for appears whole or not at all, and an older one stays until then."""
+"""Whole files: a file appears complete or not at all, and an older one stays until then.
+
+It is written under another name beside its place, flushed to the disk, and takes the place in one
+step. The name cannot be foreseen and is created by us or not at all, so nobody who may write into
+the folder can have put a link there for us to follow.
+"""
 
 import contextlib
+import glob
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+_TOKEN_BYTES = 8
+_ENDING = ".tmp"
 
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Where to write what is to become `path`: beside it, with the same suffix.
+    """Where to write what is to become `path`, for a file that a person asked for.
 
-    When the block ends well the new file takes the place of `path`; otherwise it is removed. What
-    is no file (`/dev/stdout`) has no place to take and is written itself.
+    It lies beside `path`, exists, and has the same suffix (which tells some writers the format).
+    When the block ends well it takes the place of `path`; otherwise it is removed. A link keeps its
+    name and gets a new target; what is no file (`/dev/stdout`) has no place to take and is written
+    itself.
 
     Raises:
         OSError: as writing `path` itself would.
@@ -20,11 +33,74 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     if target.exists() and not target.is_file() and not target.is_dir():
         yield Path(path)
         return
-    beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    handle, beside = _create(target, target.suffix)
     try:
+        os.close(handle)
         yield beside
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
+        _flush(beside, os.O_NOFOLLOW)
         os.replace(beside, target)
+        sync_folder(target.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file to write that takes the place of `path` when the block ends well, and lasts.
+
+    For files of a folder that this process alone writes: what a killed one before left is swept.
+
+    Raises:
+        OSError: as writing `path` itself would.
+    """
+    sweep(path)
+    handle, beside = _create(path, _ENDING)
+    try:
+        with open(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+    sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all, and make that last; see `replacing`.
+
+    Raises:
+        OSError: as writing `path` itself would.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed writers of `path` left beside it."""
+    any_token = "[0-9a-f]" * (2 * _TOKEN_BYTES)
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.{any_token}{_ENDING}"):
+        left_over.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names created in (or removed from) a folder last."""
+    _flush(folder, os.O_DIRECTORY)
+
+
+def _create(path: Path, ending: str) -> tuple[int, Path]:
+    """A new file beside `path`, open for writing, and its name."""
+    name = path.name.removesuffix(ending)
+    beside = path.with_name(f".{name}.{secrets.token_hex(_TOKEN_BYTES)}{ending}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    return os.open(beside, flags, 0o666), beside
+
+
+def _flush(path: Path, how: int) -> None:
+    descriptor = os.open(path, os.O_RDONLY | how)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,55 +1,109 @@
-"""One conversion at a time in a target folder."""
+"""One process at a time in a folder.
+
+The kernel frees a lock together with the process that holds it, however that ends. On file systems
+without locks everybody is let in.
+"""
 
 import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
-from dsv3_plugin.checkpoint.conversion.stream import as_sentence
-from dsv3_plugin.errors import UserError
-
-# What a file system without locks answers to flock.
+# What a file system without locks answers to flock. EBADF: NFS, which locks only what is open for
+# writing, and a folder cannot be.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF}
 
 
-@contextlib.contextmanager
-def sole_writer(root: Path) -> Iterator[None]:
-    """Holds the folder `root`, made if need be; one that is still empty at the end goes again.
+def take(folder: Path, lock_file: str | None = None) -> "FolderLock | None":
+    """Hold a folder, which is made if need be; None: another process holds it.
 
-    The folder itself is locked, so no lock file stays behind, and the kernel frees it with us.
+    Args:
+        folder: the folder.
+        lock_file: name of a file in it to lock, which stays where other things do. Over NFS only
+            this keeps others out. None: the folder itself is locked, and no file stays behind.
 
     Raises:
-        UserError: another process holds it, or it cannot be made.
+        OSError: the folder cannot be made, or not be locked.
     """
-    missing = [path for path in (root, *root.parents) if not path.exists()]
-    with as_sentence(root):
-        root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if not _is_ours(handle, root):
-            raise UserError(
-                f"another conversion is writing {root}: wait for it, or choose another folder."
-            )
+    while True:
+        lock = FolderLock(folder, lock_file)
+        if not lock.acquire(wait=False):
+            lock.close()
+            return None
+        if lock.is_in_place():
+            return lock
+        lock.close()
+
+
+def wait_for(folder: Path, waiting: Callable[[], None]) -> "FolderLock":
+    """Hold a folder, which is made if need be, as soon as no other process does.
+
+    Args:
+        folder: the folder, which is locked itself.
+        waiting: called once, if another process holds it.
+
+    Raises:
+        OSError: the folder cannot be made, or not be locked.
+    """
+    has_waited = False
+    while True:
+        lock = FolderLock(folder)
+        if not lock.acquire(wait=False):
+            if not has_waited:
+                waiting()
+            has_waited = True
+            lock.acquire(wait=True)
+        if lock.is_in_place():
+            return lock
+        lock.close()
+
+
+class FolderLock:
+    """A folder to be held until a `with` block ends; see `take` and `wait_for`.
+
+    Where nothing came into the folder by then, it goes again, with the parents made for it.
+    """
+
+    def __init__(self, folder: Path, lock_file: str | None = None) -> None:
+        self._folder, self._place = folder, folder / (lock_file or "")
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW if lock_file else os.O_RDONLY | os.O_DIRECTORY
+        self._handle = os.open(self._place, how, 0o644)
+
+    def acquire(self, *, wait: bool) -> bool:
+        """Whether it is locked now, until it is closed."""
         try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # it is not empty
-                for path in missing:
-                    path.rmdir()
-    finally:
-        os.close(handle)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                self.close()
+                raise
+        return True
 
+    def is_in_place(self) -> bool:
+        """Whether what is locked has its name still: the holder before may have removed it."""
+        try:
+            return os.path.samestat(os.fstat(self._handle), self._place.stat())
+        except FileNotFoundError:
+            return False
 
-def _is_ours(handle: int, root: Path) -> bool:
-    """Whether an open folder is locked now, until it is closed, and still there under its name."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-    # The one before may have taken it away, empty, after we had opened it.
-    return root.exists() and os.path.samestat(os.fstat(handle), root.stat())
+    def close(self) -> None:
+        """Let the next one in."""
+        os.close(self._handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # the folder is not empty
+            if self._place != self._folder and [*self._folder.iterdir()] == [self._place]:
+                self._place.unlink()
+            for path in self._made:
+                path.rmdir()
+        self.close()

@@ -1,52 +1,55 @@
-"""`metrics.jsonl`: one JSON object per line, one line per step or evaluation. No torch here."""
+"""`metrics.jsonl`: one JSON object per line, one line per step or evaluation."""
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv3_plugin.files.atomic import replacing
 
-def _whole_lines(lines: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Lines that parse; a last line cut short by a kill ends the iteration."""
-    for line in lines:
-        try:
-            yield line, json.loads(line)
-        except json.JSONDecodeError:
-            return
+Record = dict[str, Any]
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Every record of a metrics file."""
-    return list(stream(path))
+@dataclass(frozen=True)
+class MetricsFile:
+    """The numbers of a run; a run that has not begun has none, and no file."""
 
+    path: Path
 
-def stream(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a metrics file, one in memory at a time."""
-    with path.open(encoding="utf-8") as lines:
-        for _, record in _whole_lines(lines):
+    def read(self) -> list[Record]:
+        """Every record."""
+        return list(self.stream())
+
+    def stream(self) -> Iterator[Record]:
+        """Every record, one in memory at a time."""
+        for _, record in self._lines():
             yield record
 
+    def append(self, record: Record) -> None:
+        """Add one record."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
 
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Add one record."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    def keep_until(self, iteration: int) -> None:
+        """Drop the records after `iteration`: a run resumed there will write them again."""
+        if not self.path.exists():
+            return
+        with replacing(self.path) as shorter:
+            for line, record in self._lines():
+                if record["iteration"] <= iteration:
+                    shorter.write(line.rstrip("\n").encode() + b"\n")
 
+    def follow(self) -> "Follower":
+        """The records that are added from now on."""
+        return Follower(self.path)
 
-def keep_until(path: Path, iteration: int) -> None:
-    """Drop the records after `iteration`: a run resumed there will write them again."""
-    if not path.exists():
-        return
-    lines = [
-        line + "\n"
-        for line, record in _whole_lines(path.read_text(encoding="utf-8").splitlines())
-        if record["iteration"] <= iteration
-    ]
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(lines), encoding="utf-8")
-    os.replace(scratch, path)
+    def _lines(self) -> Iterator[tuple[str, Record]]:
+        if not self.path.exists():
+            return
+        with self.path.open(encoding="utf-8") as lines:
+            yield from _whole_lines(lines)
 
 
 class Follower:
@@ -61,7 +64,7 @@ class Follower:
     def _identity(self) -> int | None:
         return self._path.stat().st_ino if self._path.exists() else None
 
-    def new_records(self) -> list[dict[str, Any]]:
+    def new_records(self) -> list[Record]:
         """The records added since the last call."""
         file = self._identity()
         if file is None:
@@ -74,3 +77,12 @@ class Follower:
         self._position += len(whole) + len(newline)
         records = [record for _, record in _whole_lines(whole.decode().splitlines())]
         return [record for record in records if record["time"] >= self._began]
+
+
+def _whole_lines(lines: Iterable[str]) -> Iterator[tuple[str, Record]]:
+    """Lines that parse; a last line cut short by a kill ends the iteration."""
+    for line in lines:
+        try:
+            yield line, json.loads(line)
+        except json.JSONDecodeError:
+            return

@@ -1,18 +1,16 @@
 """How a run stands when its command ends. No torch here."""
 
 from dsv3_plugin.checkpoint import tracker
-from dsv3_plugin.files import metrics_file
 from dsv3_plugin.launch.progress import describe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.training.checkpoint_folder import steps_saved
-from dsv3_plugin.training.run import RunDirectory
+from dsv3_plugin.training.run import run_folder
 
 NOTHING_TO_DO = "Nothing to do: the run in {} has had all its tokens."
 
 
 def is_done(recipe: Recipe) -> bool:
     """Whether the run has had all its tokens, and they are saved."""
-    if steps_saved(recipe.checkpoint_folder) < recipe.total_steps:
+    if run_folder(recipe).steps_saved() < recipe.total_steps:
         return False
     saved = tracker.newest_complete(recipe.checkpoint_folder)
     return saved is not None and saved.iteration >= recipe.total_steps
@@ -20,10 +18,10 @@ def is_done(recipe: Recipe) -> bool:
 
 def closing_sentence(recipe: Recipe, stopped: str = "Stopped") -> str:
     """Done with which numbers, or stopped, and from where the same command goes on."""
-    directory = RunDirectory(recipe.folder)
+    folder = run_folder(recipe)
     if is_done(recipe):
-        last = metrics_file.read(directory.metrics)[-1]
-        return f"Done: {describe(last)}. Everything is in {directory.root}."
-    saved = steps_saved(recipe.checkpoint_folder)
+        last = folder.metrics.read()[-1]
+        return f"Done: {describe(last)}. Everything is in {folder.root}."
+    saved = folder.steps_saved()
     where = f"goes on from step {saved:,}" if saved else "begins anew"
-    return f"{stopped}: the same command {where}. The run is in {directory.root}."
+    return f"{stopped}: the same command {where}. The run is in {folder.root}."

@@ -24,6 +24,7 @@ from dsv3_plugin import machine
 from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import slurm
 from dsv3_plugin.launch.ending import NOTHING_TO_DO, closing_sentence, is_done
 from dsv3_plugin.launch.local import LISTENER
@@ -32,7 +33,7 @@ from dsv3_plugin.launch.watch import watching
 from dsv3_plugin.recipe import rules
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.training.run import RunDirectory
+from dsv3_plugin.training.run import run_folder
 
 
 def under_a_launcher() -> bool:
@@ -66,7 +67,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
     if slurm.is_task(os.environ):
         os.environ.update(slurm.variables(os.environ))
     recipe = _load(name, overrides)
-    directory = RunDirectory(recipe.folder)
+    directory = run_folder(recipe)
     if outbox.has_parent:
         join_world(recipe, outbox)
         train_as_rank(recipe, directory, outbox)
@@ -78,7 +79,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
         console.print(summary(recipe))
     join_world(recipe, outbox)
     with contextlib.ExitStack() as stack:
-        first_on_rank_zero("lock", lambda: stack.enter_context(directory.held(recipe)), outbox)
+        first_on_rank_zero("lock", lambda: stack.enter_context(directory.held()), outbox)
         if is_done(recipe):
             if _rank() == 0:
                 console.print(NOTHING_TO_DO.format(directory.root), highlight=False, soft_wrap=True)
@@ -96,9 +97,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
         console.print(closing_sentence(recipe), highlight=False, soft_wrap=True)
 
 
-def train_as_rank(
-    recipe: Recipe, directory: RunDirectory, outbox: Outbox, stage: Any = None
-) -> None:
+def train_as_rank(recipe: Recipe, directory: RunFolder, outbox: Outbox, stage: Any = None) -> None:
     """Train in this process, which is part of the run's world already.
 
     Args:
@@ -209,7 +208,7 @@ def first_on_rank_zero(what: str, work: Callable[[], object], outbox: Outbox) ->
         raise _SaidElsewhere(str(error)) from error
 
 
-def _output_into_log(directory: RunDirectory, outbox: Outbox) -> Console:
+def _output_into_log(directory: RunFolder, outbox: Outbox) -> Console:
     """Let everything this process prints land in its log; messages and progress stay outside.
 
     Returns:

@@ -17,7 +17,7 @@ from dsv3_plugin import machine
 from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
-from dsv3_plugin.files.metrics_file import Follower
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import rank as worker
 from dsv3_plugin.launch.ending import NOTHING_TO_DO, closing_sentence, is_done
 from dsv3_plugin.launch.local import Failure, LocalProcesses
@@ -25,8 +25,8 @@ from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.training.checkpoint_folder import refuse_another_model, steps_saved
-from dsv3_plugin.training.run import RunDirectory
+from dsv3_plugin.training.checkpoint_folder import refuse_another_model
+from dsv3_plugin.training.run import run_folder
 
 _POLL_SECONDS = 0.2
 
@@ -79,8 +79,8 @@ def refuse_missing_gpus(recipe: Recipe) -> None:
 
 def _locally(name: str, overrides: list[str], recipe: Recipe, console: Console) -> int:
     """Start the ranks on this machine, show their progress, and see them to their end."""
-    directory = RunDirectory(recipe.folder)
-    with directory.held(recipe):
+    directory = run_folder(recipe)
+    with directory.held():
         refuse_another_model(recipe)
         if is_done(recipe):
             console.print(NOTHING_TO_DO.format(directory.root), highlight=False, soft_wrap=True)
@@ -89,9 +89,9 @@ def _locally(name: str, overrides: list[str], recipe: Recipe, console: Console) 
 
 
 def _supervise(
-    name: str, overrides: list[str], recipe: Recipe, directory: RunDirectory, console: Console
+    name: str, overrides: list[str], recipe: Recipe, directory: RunFolder, console: Console
 ) -> int:
-    follower = Follower(directory.metrics)
+    follower = directory.metrics.follow()
     stop_requests = 0
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
@@ -143,7 +143,7 @@ def _supervise(
         )
         return 128 + signal.SIGINT
     if failure is not None and not (stop_requests and failure.signal == signal.SIGTERM):
-        step = last["iteration"] if last is not None else steps_saved(recipe.checkpoint_folder)
+        step = last["iteration"] if last is not None else directory.steps_saved()
         print(f"dsv3: {_explain(failure, step)}", file=sys.stderr)
         return 1
     console.print(closing_sentence(recipe), highlight=False, soft_wrap=True)

@@ -6,18 +6,17 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from dsv3_plugin.files.metrics_file import Follower
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.training.run import RunDirectory
 
 _SECONDS = 0.5
 
 
 @contextlib.contextmanager
-def watching(recipe: Recipe, directory: RunDirectory, console: Console) -> Iterator[None]:
+def watching(recipe: Recipe, directory: RunFolder, console: Console) -> Iterator[None]:
     """Show progress from a thread of this process for as long as the block lasts."""
-    follower = Follower(directory.metrics)
+    follower = directory.metrics.follow()
     ended = threading.Event()
 
     with ProgressDisplay(recipe.total_tokens, recipe.training.log_interval, console) as display:

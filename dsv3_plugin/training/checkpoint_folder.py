@@ -9,9 +9,9 @@ from pathlib import Path
 
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.checkpoint.inspect import first_misfit
-from dsv3_plugin.checkpoint.tracker import TRACKER, replace_file
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
+from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.schema import Recipe
@@ -100,14 +100,6 @@ def describe(recipe: Recipe, tokenizer: Path) -> None:
             f"the checkpoint folder {folder} cannot be written ({disk.reason(error)}): make "
             f"room, or choose another with checkpoint.directory=PATH."
         ) from error
-
-
-def steps_saved(folder: Path) -> int:
-    """The step of the newest checkpoint, as upstream's tracker file has it; 0 if there is none."""
-    try:
-        return int((folder / TRACKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return 0
 
 
 def retire(folder: Path, keep: int) -> None:

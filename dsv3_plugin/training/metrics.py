@@ -13,10 +13,9 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import SummaryWriter
 
 from dsv3_plugin.dispatch.step_metrics import tensorboard_scalars
-from dsv3_plugin.files import metrics_file
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.hooks import Hook, Step
-from dsv3_plugin.training.run import RunDirectory
 
 # Upstream's TensorBoard names, and ours in metrics.jsonl.
 _NAMES = {
@@ -93,10 +92,10 @@ class Metrics(Hook):
     Last in the list: it writes what the hooks before it know of the step.
     """
 
-    def __init__(self, recipe: Recipe, directory: RunDirectory) -> None:
+    def __init__(self, recipe: Recipe, directory: RunFolder) -> None:
         self._seq_length = recipe.data.seq_length
         self._log_interval = recipe.training.log_interval
-        self._path = directory.metrics
+        self._file = directory.metrics
 
     def on_log(self, step: Step) -> None:
         writer = get_tensorboard_writer()
@@ -119,4 +118,4 @@ class Metrics(Hook):
             **thinned(numbers, iteration, self._log_interval),
             "time": round(time.time(), 3),
         }
-        metrics_file.append(self._path, record)
+        self._file.append(record)

@@ -15,7 +15,6 @@ from dsv3_plugin.data.prepare import PreparedData
 from dsv3_plugin.data.prepare import prepare as prepare_data
 from dsv3_plugin.dispatch.topology import group_topology, grouping_note, ranks_per_node
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files import metrics_file
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.checkpoint_folder import (
     describe,
@@ -47,8 +46,8 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
     describe(recipe, data.tokenizer_dir)
     # A release has weights alone: training begins at step 0 and writes that step's line again.
     resumed = saved is not None and not saved.release
-    metrics_file.keep_until(run.directory.metrics, saved.iteration if resumed else -1)
-    run.directory.write_recipe(recipe)
+    run.directory.metrics.keep_until(saved.iteration if resumed else -1)
+    run.directory.write_recipe(recipe.to_yaml())
     if saved is not None and not saved.release:
         tell(f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
     if dispatch is not None:

@@ -23,7 +23,6 @@ from dsv3_plugin.pipeline.shared_schedules import searched_on_rank_zero
 from dsv3_plugin.recipe.arguments import layout_of, megatron_arguments
 from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.training.checkpoint_folder import steps_saved
 from dsv3_plugin.training.metrics import observe_tensorboard
 from dsv3_plugin.training.patches import TABLE
 from dsv3_plugin.training.run import Run
@@ -53,7 +52,7 @@ def train(run: Run, stage: Stage) -> None:
     container = pretrain_cfg_container_from_args(args, model)
     # The hook that takes a weight gradient in must run when it is there.
     container.ddp.delay_wgrad_compute = model.transformer.delay_wgrad_compute
-    observe_tensorboard(steps_saved(run.recipe.checkpoint_folder))
+    observe_tensorboard(run.directory.steps_saved())
     run.hooks = tuple(stage.hooks(run))
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.in_charge())

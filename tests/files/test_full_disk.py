@@ -10,8 +10,9 @@ import pytest
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.training.checkpoint_folder import describe, steps_saved
+from dsv3_plugin.training.checkpoint_folder import describe
 from tests.small_runs import Command, numbers
 
 
@@ -41,7 +42,7 @@ def test_a_checkpoint_that_does_not_fit_costs_only_the_steps_since_the_last(trai
             "room and start again; the run goes on from the checkpoint before."
         )
         assert "Traceback" not in ended.output
-        assert steps_saved(place / "run/checkpoints") == 4
+        assert RunFolder(place / "run").steps_saved() == 4
 
         subprocess.run(["mount", "-o", "remount,size=50m", place], check=True)
         ended = Command(*arguments).end()

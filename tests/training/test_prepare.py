@@ -8,10 +8,11 @@ import yaml
 
 from dsv3_plugin.checkpoint.tracker import TRACKER
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.training.checkpoint_folder import refuse_another_model, retire, steps_saved
+from dsv3_plugin.training.checkpoint_folder import refuse_another_model, retire
 from dsv3_plugin.training.prepare import prepare, whole_checkpoint
-from dsv3_plugin.training.run import Run, RunDirectory
+from dsv3_plugin.training.run import Run
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_a_folder_without_checkpoints_begins_anew(tmp_path, said):
 def test_a_damaged_checkpoint_is_passed_over_and_named(checkpoints, said):
     cut_short(checkpoints / "iter_0000012")
     assert whole_checkpoint(checkpoints, said.append).iteration == 8
-    assert steps_saved(checkpoints) == 8
+    assert RunFolder(checkpoints.parent).steps_saved() == 8
     assert said == [
         f"The checkpoint {checkpoints}/iter_0000012 is damaged (files are missing or cut short); "
         "going on from the newest whole one, step 8."
@@ -108,7 +109,7 @@ def test_what_does_not_fit_the_run_is_refused_and_nothing_changes(
     before = contents()
     recipe = load_recipe(trained.recipe, [f"directory={copied}", change])
     with pytest.raises(UserError, match=sentence):
-        prepare(Run(recipe, RunDirectory(copied)), said.append)
+        prepare(Run(recipe, RunFolder(copied)), said.append)
     assert contents() == before
 
 
@@ -124,7 +125,7 @@ def test_checkpoints_without_a_description_are_told_by_their_tensors(trained, co
         more = ["model.moe_layer_freq=[0,1,1]"] if "layers=3" in change else []
         recipe = load_recipe(trained.recipe, [f"directory={copied}", change, *more])
         with pytest.raises(UserError, match=rf"another model than small .{difference}"):
-            prepare(Run(recipe, RunDirectory(copied)), said.append)
+            prepare(Run(recipe, RunFolder(copied)), said.append)
     assert not (copied / "checkpoints" / "model.yaml").exists()
 
 
@@ -136,14 +137,14 @@ def test_a_corpus_that_is_not_there_is_refused(recipe, tmp_path, corpus, sentenc
     (tmp_path / "empty").mkdir()
     loaded = load_recipe(recipe, [f"directory={tmp_path}/run", f"data.corpus={tmp_path}/{corpus}"])
     with pytest.raises(UserError, match=sentence):
-        prepare(Run(loaded, RunDirectory(tmp_path / "run")), said.append)
+        prepare(Run(loaded, RunFolder(tmp_path / "run")), said.append)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_resumed_run_says_where_and_drops_the_lines_it_will_write_again(trained, copied, said):
     shutil.rmtree(copied / "checkpoints" / "iter_0000012")
     recipe = load_recipe(trained.recipe, [f"directory={copied}"])
-    prepare(Run(recipe, RunDirectory(copied)), said.append)
+    prepare(Run(recipe, RunFolder(copied)), said.append)
     assert said == ["Going on from step 8 of 12."]
     kept = [yaml.safe_load(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in kept] == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dsv3_plugin.training.checkpoint_folder import steps_saved
+from dsv3_plugin.files.run_folder import RunFolder
 from tests.small_runs import Command, numbers, steps_taken
 
 
@@ -33,7 +33,7 @@ def test_stopped_and_killed_in_every_way_it_ends_the_same_bit_for_bit(trained, t
     run = start().when(lambda: steps_taken(folder) >= 2)
     ended = run.send_everyone(signal.SIGTERM).end()
     assert ended.code == 0, ended.output
-    saved = steps_saved(folder / "checkpoints")
+    saved = RunFolder(folder).steps_saved()
     assert saved >= 2
     assert f"Stopped: the same command goes on from step {saved}." in ended.output
 
@@ -45,7 +45,7 @@ def test_stopped_and_killed_in_every_way_it_ends_the_same_bit_for_bit(trained, t
     assert "rank 1 was killed by signal 9 (SIGKILL)" in ended.output
     assert f"see {folder}/logs/rank1.log" in ended.output
     assert "Traceback" not in ended.output
-    saved = steps_saved(folder / "checkpoints")
+    saved = RunFolder(folder).steps_saved()
     assert saved >= 4
 
     # kill -9 of the parent inside a save: the checkpoint before is the one that counts.
@@ -53,7 +53,7 @@ def test_stopped_and_killed_in_every_way_it_ends_the_same_bit_for_bit(trained, t
     ranks = run.ranks
     ended = run.send(signal.SIGKILL).end()
     assert ended.code == -signal.SIGKILL
-    assert steps_saved(folder / "checkpoints") in (saved, 8)
+    assert RunFolder(folder).steps_saved() in (saved, 8)
 
     # Ctrl-C, and the last part under torchrun.
     run = start().when(lambda: steps_taken(folder) >= 9)

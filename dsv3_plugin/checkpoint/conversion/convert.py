@@ -50,7 +50,8 @@ from dsv3_plugin.checkpoint.formats.mapped import same_bytes
 from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
 from dsv3_plugin.checkpoint.names import SCALE, Entry, extra_states
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files.locks import sole_writer
+from dsv3_plugin.files import locks
+from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.model import ModelConfig
 
@@ -140,7 +141,7 @@ def import_hf(
     _require_consumed(source, jobs, {*source.stored} - {*source.dropped})
 
     header = _header("import", source, dtype=dtype, dropped=source.dropped)
-    with sole_writer(root):
+    with _sole_writer(root):
         was_complete = resume and _was_complete(root, header, workers, progress)
         if not was_complete:
             folder = TargetFolder(root, root / tracker.RELEASE, layout.files)
@@ -155,7 +156,7 @@ def import_hf(
                 (root / TOKENIZER).mkdir(exist_ok=True)
                 _copy_files(source.path, root / TOKENIZER)
                 said = (source.path / "config.json").read_bytes()
-                tracker.replace_file(root / HF_CONFIG, said)
+                replace_file(root / HF_CONFIG, said)
                 manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
                 tracker.write_tracker(root, tracker.RELEASE)
                 folder.complete()
@@ -210,7 +211,7 @@ def export_hf(
     config = _config(source, layout.targets, fp8)
 
     header = _header("export", source, dtype=dtype, fp8=fp8, shard_size=shard_size)
-    with sole_writer(root):
+    with _sole_writer(root):
         was_complete = resume and _was_complete(root, header, workers, progress)
         if not was_complete:
             folder = TargetFolder(root, root, layout.files)
@@ -226,7 +227,7 @@ def export_hf(
             finally:
                 folder.close()
             with as_sentence(root):
-                tracker.replace_file(root / "config.json", json.dumps(config, indent=2).encode())
+                replace_file(root / "config.json", json.dumps(config, indent=2).encode())
                 _copy_files(source.root / TOKENIZER, root)
                 manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
                 layout.publish(root)
@@ -400,7 +401,7 @@ def _token_ids(tokenizer: Path) -> dict[str, int]:
 def _copy_files(source: Path, folder: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            tracker.replace_file(folder / name, (source / name).read_bytes())
+            replace_file(folder / name, (source / name).read_bytes())
 
 
 def _header(kind: str, source: Weights, **options: Any) -> dict[str, Any]:
@@ -425,6 +426,20 @@ def _states(source: Weights) -> dict[str, list[int]]:
         folder, names = source.path, {CONFIG, *(stored.file for stored in source.stored.values())}
     found = {name: (folder / name).stat() for name in sorted(names)}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
+
+
+def _sole_writer(root: Path) -> locks.FolderLock:
+    """Holds the target folder against other conversions.
+
+    Raises UserError if another one holds it, or it cannot be made.
+    """
+    with as_sentence(root):
+        lock = locks.take(root)
+    if lock is None:
+        raise UserError(
+            f"another conversion is writing {root}: wait for it, or choose another folder."
+        )
+    return lock
 
 
 def _was_complete(

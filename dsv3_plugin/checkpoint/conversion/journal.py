@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsv3_plugin.checkpoint.tracker import replace_file
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import replace_file
 
 Checksums = dict[str, list[str]]
 """Target tensor → CRC-32 of each of its pieces, in hexadecimal."""

@@ -21,6 +21,7 @@ from dsv3_plugin.checkpoint.conversion.verify import Comparison, Difference
 from dsv3_plugin.checkpoint.conversion.weights import DistWeights, Weights, open_weights
 from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import replace_file
 
 MANIFEST = "manifest.json"
 ALGORITHM = "CRC-32 (zlib) of the tensor's bytes in row-major order"
@@ -49,7 +50,7 @@ def write(
         for target in targets
     ]
     content = {**header, "model": model, "checksum": ALGORITHM, "tensors": tensors}
-    tracker.replace_file(root / MANIFEST, json.dumps(content).encode())
+    replace_file(root / MANIFEST, json.dumps(content).encode())
 
 
 def read(root: Path) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from dsv3_plugin.checkpoint.conversion import journal
 from dsv3_plugin.checkpoint.conversion.journal import Checksums
 from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.checkpoint.formats.torch_zip import Container
-from dsv3_plugin.checkpoint.tracker import INCOMPLETE, sync_folder
+from dsv3_plugin.checkpoint.tracker import INCOMPLETE
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import sweep, sync_folder
 from dsv3_plugin.numbers import bytes_text
 
 BLOCK_BYTES = 16 << 20
@@ -97,6 +98,7 @@ class TargetFolder:
         mark = self.root / INCOMPLETE
         done: Checksums = {}
         with as_sentence(self.root):
+            sweep(mark)
             if mark.exists() and resume:
                 done = journal.read(mark, header)
             elif mark.exists():
@@ -104,7 +106,7 @@ class TargetFolder:
                     f"{self.root} holds an unfinished conversion: continue it with --resume, or "
                     "remove the folder."
                 )
-            elif self.root.exists() and any(p.stem != INCOMPLETE for p in self.root.iterdir()):
+            elif self.root.exists() and any(self.root.iterdir()):
                 raise UserError(f"{self.root} is not empty: choose another folder.")
             self._require_room()
             self.root.mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,9 @@ class TargetFolder:
             self._folder.mkdir(exist_ok=True)
         for file, size in self._files.items():
             with as_sentence(self._folder / file):
-                descriptor = os.open(self._folder / file, os.O_RDWR | os.O_CREAT, 0o644)
+                descriptor = os.open(
+                    self._folder / file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644
+                )
                 self._descriptors[file] = descriptor
                 os.ftruncate(descriptor, size)
         return done

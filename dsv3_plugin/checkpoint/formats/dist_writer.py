@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from dsv3_plugin.checkpoint.conversion.stream import Piece, Target
 from dsv3_plugin.checkpoint.formats.torch_zip import Container
 from dsv3_plugin.checkpoint.names import Entry
-from dsv3_plugin.checkpoint.tracker import replace_file
+from dsv3_plugin.files.atomic import replace_file
 
 _CHUNK_BYTES = 256 << 20
 """A chunk is cut into row blocks of at most this size."""

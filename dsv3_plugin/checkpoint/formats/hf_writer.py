@@ -14,8 +14,8 @@ import torch
 
 from dsv3_plugin.checkpoint.conversion.stream import Piece, Target
 from dsv3_plugin.checkpoint.formats.hf_headers import DTYPES, INDEX
-from dsv3_plugin.checkpoint.tracker import replace_file, sync_folder
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import replace_file, sync_folder
 
 Described = tuple[str, torch.dtype, tuple[int, ...]]
 """A tensor to be placed: name, type and shape."""

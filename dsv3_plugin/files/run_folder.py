@@ -1,0 +1,104 @@
+"""What a run leaves behind, and where: read and written here alone."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import locks
+from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.metrics_file import MetricsFile
+
+TRACKER = "latest_checkpointed_iteration.txt"
+"""Upstream's file in a checkpoint folder: the number of the newest iteration, or `release`."""
+
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run.
+
+    Attributes:
+        root: the folder.
+        elsewhere: the folder of its checkpoints, where that is not in `root`.
+    """
+
+    root: Path
+    elsewhere: Path | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.elsewhere or self.root / "checkpoints"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe, resolved: all that is needed to run it again."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def metrics(self) -> MetricsFile:
+        """The numbers of every step and evaluation."""
+        return MetricsFile(self.root / "metrics.jsonl")
+
+    @property
+    def tensorboard(self) -> Path:
+        """What upstream writes for TensorBoard."""
+        return self.root / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        """What each rank printed."""
+        return self.root / "logs"
+
+    def write_recipe(self, yaml: str) -> None:
+        """Keep the resolved recipe."""
+        replace_file(self.recipe, yaml.encode())
+
+    def steps_saved(self) -> int:
+        """The step of the newest checkpoint, as the tracker file has it; 0 if there is none."""
+        try:
+            return int((self.checkpoints / TRACKER).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder and that of the checkpoints for as long as the block lasts.
+
+        The checkpoints' own too: two runs that share it would retire each other's. A run that is
+        refused before it has begun leaves nothing behind where there was nothing.
+
+        Raises:
+            UserError: another run holds a folder, or one cannot be written.
+        """
+        key = "directory" if self.elsewhere is None else "checkpoint.directory"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_locked(self.root, "run", "directory"))
+            if self.checkpoints.resolve() != self.root.resolve():
+                stack.enter_context(_locked(self.checkpoints, "checkpoint", key))
+            had_logs = self.logs.exists()
+            try:
+                yield
+            except UserError:
+                if not had_logs and not self.recipe.exists():  # the last thing before training
+                    shutil.rmtree(self.logs, ignore_errors=True)
+                raise
+
+
+def _locked(folder: Path, what: str, key: str) -> locks.FolderLock:
+    try:
+        lock = locks.take(folder, _LOCK)
+    except OSError as error:
+        raise UserError(
+            f"the {what} folder {folder} cannot be written ({error.strerror}): choose another "
+            f"with {key}=PATH."
+        ) from error
+    if lock is None:
+        raise UserError(
+            f"another run is using {folder}: wait for it, or choose another folder with {key}=PATH."
+        )
+    return lock
