@@ -6,6 +6,8 @@ result depends on the texts, the tokenizer and the settings alone, so a second c
 ones finds the first one's result and reuses it.
 """
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -38,7 +40,9 @@ from dsv3_plugin.data.tokenizer import (
     train_bpe,
 )
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files.folders import filling, sole_builder
+from dsv3_plugin.files import locks
+from dsv3_plugin.files.folders import whole_folder
+from dsv3_plugin.files.full_disk import write_errors_as
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a phase of the work, its documents done, and those in all where that is known."""
@@ -56,6 +60,7 @@ def build_dataset(
     workers: int = 1,
     replace: bool = True,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Dataset:
     """Build the dataset `out_dir`, or reuse it when it is already the one asked for.
 
@@ -70,6 +75,7 @@ def build_dataset(
         workers: processes that encode; 1 leaves it to the threads of the tokenizers library.
         replace: whether another dataset in `out_dir` gives way to this one.
         progress: told after every document.
+        tell: takes a sentence for the person meanwhile; None: it goes to standard error.
 
     Raises:
         UserError: for a corpus, tokenizer, setting or place that does not do.
@@ -81,7 +87,7 @@ def build_dataset(
         tokenizer, held_out=held_out, fim_rate=fim_rate, seed=seed, text_key=text_key
     )
     progress = progress or _silent
-    with sole_builder(out_dir):
+    with _sole_builder(out_dir, tell or _to_stderr):
         signature = file_signature(sources)
         present = find_dataset(out_dir)
         if (
@@ -108,7 +114,7 @@ def build_dataset(
             documents=found.documents,
             bytes=found.bytes,
         )
-        with filling(out_dir) as folder:
+        with _write_errors(out_dir), whole_folder(out_dir) as folder:
             _build(folder, sources, tokenizer, settings, facts, found, workers, progress)
     return open_dataset(out_dir)
 
@@ -135,6 +141,32 @@ def corpus_names(corpus: str | Path | Sequence[str | Path]) -> list[str]:
     """The corpus as a dataset's manifest names it."""
     named = [corpus] if isinstance(corpus, str | Path) else corpus
     return [str(item) for item in named]
+
+
+def _sole_builder(out_dir: Path, tell: Callable[[str], None]) -> locks.FolderLock:
+    """Wait until no other process builds beside `out_dir`, and keep others waiting meanwhile.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    with _write_errors(out_dir):
+        return locks.wait_for(
+            out_dir.parent,
+            lambda: tell(f"Waiting for another build of a dataset in {out_dir.parent}."),
+        )
+
+
+def _write_errors(out_dir: Path) -> contextlib.AbstractContextManager[None]:
+    return write_errors_as(
+        lambda reason: (
+            f"cannot write {out_dir}: {reason}; make room, or choose another place. Nothing was "
+            "changed."
+        )
+    )
+
+
+def _to_stderr(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def _check_place(folder: Path, present: Dataset | None, replace: bool) -> None:

@@ -1,5 +1,6 @@
 """The data of a run: what the recipe asks for, built or found, and checked against the model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def prepare(
     seed: int = 1234,
     resuming: bool = False,
     workers: int = 1,
+    tell: Callable[[str], None] | None = None,
 ) -> PreparedData:
     """Make sure that the dataset a recipe asks for is in `out_dir`. Call it on one process.
 
@@ -55,6 +57,7 @@ def prepare(
         seed: of the FIM cuts.
         resuming: whether the run has a checkpoint to go on from.
         workers: processes that encode; 1 leaves it to the threads of the tokenizers library.
+        tell: takes a sentence for the person meanwhile; None: it goes to standard error.
 
     Raises:
         UserError: whatever is wrong with the corpus, the tokenizer or the place; a tokenizer
@@ -81,6 +84,7 @@ def prepare(
             **choices,
             workers=workers,
             replace=data.path is None,
+            tell=tell,
         )
     else:
         began_with = (dataset.manifest.settings, dataset.manifest.corpus.named)

@@ -33,9 +33,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     if target.exists() and not target.is_file() and not target.is_dir():
         yield Path(path)
         return
-    handle, beside = _create(target, target.suffix)
+    handle, beside = _create(target, target.stem, target.suffix)
+    os.close(handle)
     try:
-        os.close(handle)
         yield beside
         _flush(beside, os.O_NOFOLLOW)
         os.replace(beside, target)
@@ -54,7 +54,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: as writing `path` itself would.
     """
     sweep(path)
-    handle, beside = _create(path, _ENDING)
+    handle, beside = _create(path, path.name, _ENDING)
     try:
         with open(handle, "wb") as file:
             yield file
@@ -90,10 +90,9 @@ def sync_folder(folder: Path) -> None:
     _flush(folder, os.O_DIRECTORY)
 
 
-def _create(path: Path, ending: str) -> tuple[int, Path]:
+def _create(path: Path, beginning: str, ending: str) -> tuple[int, Path]:
     """A new file beside `path`, open for writing, and its name."""
-    name = path.name.removesuffix(ending)
-    beside = path.with_name(f".{name}.{secrets.token_hex(_TOKEN_BYTES)}{ending}")
+    beside = path.with_name(f".{beginning}.{secrets.token_hex(_TOKEN_BYTES)}{ending}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     return os.open(beside, flags, 0o666), beside
 

@@ -1,9 +1,10 @@
-"""Telling a full disk from other errors. No torch here."""
+"""What could not be written, and why: a full disk or another reason, in words."""
 
 import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
@@ -39,16 +40,23 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+@contextlib.contextmanager
+def write_errors_as(sentence: Callable[[str], str]) -> Iterator[None]:
+    """What the system refuses in the block becomes a sentence for the person.
+
+    Args:
+        sentence: makes it of the reason.
+
+    Raises:
+        UserError: instead of OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(sentence(reason(error))) from error
+
+
 def _free_bytes(folder: Path) -> int:
     with contextlib.suppress(OSError):
         return shutil.disk_usage(folder).free
     return _NEXT_TO_NOTHING
-
-
-def user_error_in(error: BaseException | None) -> UserError | None:
-    """The sentence for the user among the causes of an error; upstream wraps what it calls."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None

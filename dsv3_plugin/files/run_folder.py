@@ -9,6 +9,7 @@ from pathlib import Path
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.metrics_file import MetricsFile
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -90,13 +91,13 @@ class RunFolder:
 
 
 def _locked(folder: Path, what: str, key: str) -> locks.FolderLock:
-    try:
+    with write_errors_as(
+        lambda reason: (
+            f"the {what} folder {folder} cannot be written ({reason}): choose another with "
+            f"{key}=PATH."
+        )
+    ):
         lock = locks.take(folder, _LOCK)
-    except OSError as error:
-        raise UserError(
-            f"the {what} folder {folder} cannot be written ({error.strerror}): choose another "
-            f"with {key}=PATH."
-        ) from error
     if lock is None:
         raise UserError(
             f"another run is using {folder}: wait for it, or choose another folder with {key}=PATH."

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import whole_file
+from dsv3_plugin.files.full_disk import write_errors_as
 
 
 def read_tokens(path: Path, *, vocab_size: int, longest: int) -> np.ndarray:
@@ -76,22 +77,11 @@ def new_array(path: Path, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     Raises:
         UserError: the folder does not exist or cannot be written, or the disk is full.
     """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from None
-    temporary = Path(name)
-    try:
-        try:
-            array = np.lib.format.open_memmap(temporary, "w+", dtype=np.float32, shape=shape)
-            with open(temporary, "r+b") as file:  # now, or a full disk would kill the process
-                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}.") from None
+    with contextlib.ExitStack() as stack:
+        with write_errors_as(lambda reason: f"{path} cannot be written: {reason}."):
+            beside = stack.enter_context(whole_file(path))
+            array = np.lib.format.open_memmap(beside, "w+", dtype=np.float32, shape=shape)
+            with beside.open("r+b") as file:  # now, or a full disk would kill the process
+                os.posix_fallocate(file.fileno(), 0, beside.stat().st_size)
         yield array
         array.flush()
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

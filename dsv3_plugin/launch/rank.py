@@ -22,7 +22,7 @@ from rich.console import Console
 
 from dsv3_plugin import machine
 from dsv3_plugin.distributed.messages import Outbox
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import UserError, user_error_in
 from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import slurm
@@ -235,7 +235,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _tell(error: BaseException, outbox: Outbox) -> int:
     """Tell the person why this rank ends; the traceback is for the log alone."""
-    refusal = disk.user_error_in(error)
+    refusal = user_error_in(error)
     if refusal is None or outbox.has_log:
         with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exception(error)

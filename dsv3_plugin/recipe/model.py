@@ -16,8 +16,8 @@ from typing import Any, Literal, Self
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
+from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.recipe.validation import validate
@@ -105,11 +105,9 @@ class ModelConfig(Section):
 
     def write(self, path: str | Path) -> None:
         """Write the YAML that `read` turns back into an equal model."""
-        try:
-            with whole_file(path) as beside:
-                beside.write_text(self.to_yaml(), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
+        refused = write_errors_as(lambda reason: f"{path}: cannot be written ({reason}).")
+        with refused, whole_file(path) as beside:
+            beside.write_text(self.to_yaml(), encoding="utf-8")
 
     def to_yaml(self) -> str:
         """The YAML text of `write`."""

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import whole_file
+from dsv3_plugin.files.full_disk import write_errors_as
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,10 +110,10 @@ def draw_load(history: LoadHistory, png: Path, title: str) -> None:
     if several_nodes:
         _draw_nodes(history, axes[1])
     _draw_experts(history.last, axes[-1])
+    refused = write_errors_as(lambda reason: f"cannot write {png}: {reason}")
     try:
-        figure.savefig(png, dpi=120)
-    except OSError as error:
-        raise UserError(f"cannot write {png}: {error.strerror}") from error
+        with refused, whole_file(png) as beside:
+            figure.savefig(beside, dpi=120)
     finally:
         plt.close(figure)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
+from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.schedules.actions import Schedule, Transfer, compute_only, csv_text, parse_csv
 from dsv3_plugin.schedules.validate import check_computations, check_transfers, validate
 
@@ -42,8 +43,6 @@ def write_csv(schedule: Schedule, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        with whole_file(path) as beside:
-            beside.write_text(csv_text(schedule.rows))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    refused = write_errors_as(lambda reason: f"cannot write {path}: {reason}")
+    with refused, whole_file(path) as beside:
+        beside.write_text(csv_text(schedule.rows))

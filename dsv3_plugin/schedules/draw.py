@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
+from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap, Schedule
 from dsv3_plugin.schedules.simulate import Timeline
 
@@ -131,11 +132,9 @@ def draw(timeline: Timeline, path: Path) -> None:
     )
     if len(set(_depths(schedule).values())) > 1:
         figure.text(left / across, 0.10 / down, _depth_in_words(schedule), fontsize=9, color=_MUTED)
-    try:
-        with whole_file(path) as beside:
-            figure.savefig(beside, facecolor="white")
-    except OSError as error:
-        raise UserError(f"cannot draw to {path}: {error.strerror}") from None
+    refused = write_errors_as(lambda reason: f"cannot draw to {path}: {reason}")
+    with refused, whole_file(path) as beside:
+        figure.savefig(beside, facecolor="white")
 
 
 def _facts(timeline: Timeline) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.checkpoint.inspect import first_misfit
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.schema import Recipe
@@ -90,16 +90,16 @@ def describe(recipe: Recipe, tokenizer: Path) -> None:
         UserError: it cannot be written.
     """
     folder = recipe.checkpoint_folder
-    try:
+    with write_errors_as(
+        lambda reason: (
+            f"the checkpoint folder {folder} cannot be written ({reason}): make room, or choose "
+            f"another with checkpoint.directory=PATH."
+        )
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "model.yaml", recipe.model.to_yaml().encode())
         replace_file(folder / "recipe.yaml", recipe.to_yaml().encode())
         shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the checkpoint folder {folder} cannot be written ({disk.reason(error)}): make "
-            f"room, or choose another with checkpoint.directory=PATH."
-        ) from error
 
 
 def retire(folder: Path, keep: int) -> None:

@@ -114,4 +114,5 @@ def _data(recipe: Recipe, tell: Callable[[str], None], *, resuming: bool) -> Pre
         recipe.model,
         seed=recipe.training.seed,
         resuming=resuming,
+        tell=tell,
     )

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -279,6 +281,37 @@ def _kill_while_building(corpus: list[Path], tokenizer: TextTokenizer, out: Path
     finally:
         process.kill()
         process.join()
+
+
+def test_a_second_build_says_that_it_waits_and_then_finds_the_first_ones_result(
+    corpus, tokenizer, tmp_path
+):
+    """The first reads a pipe that is fed only once the second has said so."""
+    out, pipe = tmp_path / "out", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    first = _forked.Process(target=build_dataset, args=([corpus, pipe], tokenizer, out))
+    first.start()
+    command = (
+        "data", "build", "--corpus", corpus, "--tokenizer", tokenizer.folder, "--out", out,
+    )  # fmt: skip
+    with pipe.open("w") as feed:  # opens once the first, holding the place, reads it
+        second = subprocess.Popen(
+            [sys.executable, "-m", "dsv3_plugin.cli", *map(str, command)],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert second.stderr.readline() == (
+            f"Waiting for another build of a dataset in {tmp_path}.\n"
+        )
+        assert not out.exists()
+        first.kill()
+        first.join()
+        feed.close()
+    output, errors = second.communicate()
+    assert (second.returncode, errors) == (0, "")
+    assert "120 documents" in output
+    assert set(os.listdir(tmp_path)) == {"corpus.jsonl", "pipe", "out"}
 
 
 def test_builders_of_one_place_take_turns(corpus, tokenizer, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import UserError, user_error_in
 from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.load import load_recipe
@@ -81,4 +81,4 @@ def test_a_full_disk_is_known_by_number_and_by_text_however_deep():
     assert disk.is_full(wrapped(OSError(27, "File too large")))
     assert disk.is_full(wrapped(RuntimeError("PytorchStreamWriter failed: No space left")))
     assert not disk.is_full(wrapped(OSError(2, "No such file")))
-    assert disk.user_error_in(wrapped(UserError("the sentence"))).args == ("the sentence",)
+    assert user_error_in(wrapped(UserError("the sentence"))).args == ("the sentence",)

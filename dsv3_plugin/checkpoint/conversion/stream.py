@@ -8,7 +8,6 @@ lock, so threads are enough.
 """
 
 import contextlib
-import errno
 import os
 import queue
 import shutil
@@ -28,6 +27,7 @@ from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.checkpoint.formats.torch_zip import Container
 from dsv3_plugin.checkpoint.tracker import INCOMPLETE
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.atomic import sweep, sync_folder
 from dsv3_plugin.numbers import bytes_text
 
@@ -302,12 +302,12 @@ def as_sentence(path: Path, tensor: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if full_disk.is_full(error):
             raise UserError(
                 f"the disk is full: {what} cannot be written. Free some space and continue with "
                 "--resume."
             ) from error
-        reason = (error.strerror or str(error)).lower()
+        reason = full_disk.reason(error).lower()
         raise UserError(
             f"{what} cannot be written: {reason}; make it writable, or choose another folder."
         ) from error
