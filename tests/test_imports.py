@@ -15,33 +15,20 @@ import dsv3_plugin
 PACKAGE = Path(dsv3_plugin.__file__).parent
 HEAVY = {"torch", "megatron", "transformers", "transformer_engine"}
 
-# The house, from the ground up: a room (a folder, or a file of the package's top level) may import
-# those before it. docs/design.md says what each is for.
-ORDER = (
-    "errors",
-    "numbers",
-    "files",
-    "machine",
-    "schedules",
-    "recipe",
-    "planner",
-    "upstream",
-    "distributed",
-    "fp8",
-    "dispatch",
-    "model",
-    "data",
-    "checkpoint",
-    "pipeline",
-    "inference",
-    "training",
-    "stages",
-    "launch",
-    "report",
-    "cli",
-)
-# Rooms without torch, to the last function.
-PURE = ("errors", "numbers", "files", "machine", "schedules", "recipe", "planner")
+
+def _house() -> dict[str, bool]:
+    """The rooms from the ground up, and whether each is without torch: the block of the design."""
+    page = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    block = page.partition("\n## The house\n")[2].split("```")[1]
+    room = re.compile(r"^  (\w+)(?:\.py|/) +(no torch)?", re.MULTILINE)
+    return {name: bool(mark) for name, mark in room.findall(block)}
+
+
+# A room (a folder, or a file of the package's top level) may import those before it.
+HOUSE = _house()
+ORDER = (*HOUSE,)
+# To the last function.
+WITHOUT_TORCH = tuple(room for room, pure in HOUSE.items() if pure)
 
 
 def imports(path: Path, *, at_import_time: bool) -> Iterator[str]:
@@ -123,7 +110,7 @@ def test_no_modules_import_each_other_in_a_circle():
     graphlib.TopologicalSorter(needs).prepare()  # raises CycleError, which names them
 
 
-@pytest.mark.parametrize("room", PURE)
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
 def test_a_room_without_torch_imports_none(room):
     wrong = [
         f"{path.relative_to(PACKAGE)} imports {name}"
@@ -135,7 +122,7 @@ def test_a_room_without_torch_imports_none(room):
 
 
 def test_nor_do_they_bring_torch_in_through_others():
-    modules = [module(path) for room in (*PURE, "cli") for path in files(room)]
+    modules = [module(path) for room in (*WITHOUT_TORCH, "cli") for path in files(room)]
     modules.remove("dsv3_plugin.cli.__main__")
     code = (
         "import importlib, sys\n"
