@@ -130,9 +130,9 @@ def build_dispatchers(scenario: Scenario) -> dict[str, Any]:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     from dsv3_plugin.dispatch.two_hop import TwoHopTokenDispatcher
-    from dsv3_plugin.upstream.alltoall_on_cpu import move_to_host
+    from dsv3_plugin.upstream.alltoall_on_cpu import maybe_move_tensor_to_cpu
 
-    token_dispatcher.maybe_move_tensor_to_cpu = move_to_host(
+    token_dispatcher.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu(
         token_dispatcher.maybe_move_tensor_to_cpu
     )
     groups = ProcessGroupCollection()
