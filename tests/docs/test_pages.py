@@ -1,0 +1,104 @@
+"""What README and docs/ point at exists: pages, headings, files, verbs and their options."""
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dsv3_plugin.cli import app
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.schedules.registry import SCHEDULES
+from tests.docs.pages import PAGES, ROOT, Page
+
+VERBS = typer.main.get_command(app)
+COMMANDS = [(page, command) for page in PAGES for command in page.commands()]
+
+
+def each(commands: list[tuple[Page, list[str]]]) -> Any:
+    """A test for each command, by the page that it is on."""
+    return pytest.mark.parametrize(
+        "command",
+        [pytest.param(words, id=f"{page.name}: {' '.join(words)}") for page, words in commands],
+    )
+
+
+def runs_at_once(command: list[str]) -> bool:
+    """Whether a command needs nothing but what is shipped, and little time."""
+    if any(word.isupper() or word == "--from-csv" for word in command):
+        return False
+    if command[0] == "schedule":
+        return not SCHEDULES[command[1]].searched
+    return command[0] in ("plan", "args", "--version")
+
+
+def resolve(words: list[str]) -> tuple[Any, list[str]]:
+    """The verb that words name, and what is left of them."""
+    context = VERBS.make_context("dsv3", [words[0]])
+    _, verb, rest = VERBS.resolve_command(context, words)
+    while hasattr(verb, "commands") and rest:
+        _, verb, rest = verb.resolve_command(verb.make_context(verb.name, [rest[0]]), rest)
+    return verb, rest
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    broken = []
+    for link in page.links:
+        file, _, anchor = link.partition("#")
+        target = page.path.parent / file if file else page.path
+        if not target.exists() or (anchor and anchor not in Page(target).anchors):
+            broken.append(link)
+    assert not broken
+
+
+@each(COMMANDS)
+def test_a_command_is_written_as_the_verb_takes_it(command):
+    if command[0] == "--version":
+        return
+    verb, rest = resolve(command)
+    verb.make_context(verb.name, rest)  # raises what a person would be told
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_verb_named_in_the_text_exists_with_its_options(page):
+    for code in page.inline_code:
+        if not code.startswith("dsv3 ") or code == "dsv3 --version":
+            continue
+        words = shlex.split(re.sub(r"[\[\]…]", "", code))[1:]
+        verb, rest = resolve(words)
+        options = {option for parameter in verb.params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("--")} <= options, code
+
+
+@each([pair for pair in COMMANDS if runs_at_once(pair[1])])
+def test_a_quick_command_runs(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(app, command)
+    assert answer.exit_code == 0, answer.output
+    assert answer.output
+
+
+@each([pair for pair in COMMANDS if pair[1][:1] == ["train"]])
+def test_a_recipe_to_train_can_be_read(command):
+    _, name, *overrides = command
+    if name.isupper():
+        pytest.skip("a placeholder")
+    load_recipe(name, overrides)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_scripts_targets_and_files_exist(page):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in (*page.shell_lines, *page.inline_code):
+        if made := re.match(r"make ([\w-]+)$", line):
+            assert re.search(rf"^{made[1]}:", makefile, re.MULTILINE), line
+        if script := re.match(r"python (benchmarks/\S+\.py)(.*)", line):
+            source = (ROOT / script[1]).read_text(encoding="utf-8")
+            assert all(f'"{option}"' in source for option in re.findall(r"--[\w-]+", script[2]))
+        # What a page tells to add is not there yet.
+        is_file = re.fullmatch(r"[\w-]+/[\w./-]+\.(py|yaml)", line)
+        if is_file and not page.path.name.startswith("adding-"):
+            assert any((top / line).exists() for top in (ROOT, ROOT / "dsv3_plugin")), line
