@@ -1,6 +1,7 @@
 # make demo        set up, train a tiny DeepSeek-V3 on real text, export it, check it in transformers
 # make test        set up, lint, test
 # make test-wheel  build the wheel, install it outside the checkout, train there
+# make test-gpu    what only a GPU can show; skips with a reason where there is none
 # make test-te     the same against Transformer Engine, which it builds once without a GPU (~10 min)
 
 # The first Python >= 3.12 that really runs: a pyenv shim may exist and answer "command not found".
@@ -13,7 +14,7 @@ PY := .venv/bin/python
 PIP := -m pip --disable-pip-version-check
 SITE = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-.PHONY: setup demo test lint test-wheel test-te clean
+.PHONY: setup demo test lint test-wheel test-te test-gpu clean
 
 setup: .venv/.installed
 
@@ -56,11 +57,17 @@ test-wheel: setup
 	@touch $@
 
 # TE looks for CUDA's libraries beside itself; here they lie in the environment below.
+LIBRARIES = NVIDIA=$(abspath $(SITE))/nvidia; \
+	export CUDA_HOME=$$NVIDIA/cu13 CUDNN_HOME=$$NVIDIA/cudnn \
+	LD_LIBRARY_PATH=$$(ls -d $$NVIDIA/*/lib | tr '\n' ':')$$LD_LIBRARY_PATH
+
 test-te: .venv-te/.installed
-	@NVIDIA=$(abspath $(SITE))/nvidia; \
-	CUDA_HOME=$$NVIDIA/cu13 CUDNN_HOME=$$NVIDIA/cudnn \
-	LD_LIBRARY_PATH=$$(ls -d $$NVIDIA/*/lib | tr '\n' ':')$$LD_LIBRARY_PATH \
-	.venv-te/bin/python -m pytest -m te
+	@$(LIBRARIES); .venv-te/bin/python -m pytest -m te
+
+# With Transformer Engine where it is there: in .venv-te, or (its wheel, on a GPU machine) in .venv.
+# One process: the tests share the GPUs, and must not share a process with those of the CPU host.
+test-gpu: setup
+	@$(LIBRARIES); $$(ls .venv-te/bin/python 2>/dev/null || echo $(PY)) -m pytest tests/gpu -rs
 
 clean:
 	rm -rf .venv .venv-te runs build dist

@@ -248,8 +248,10 @@ def _scale_of_max(amax: torch.Tensor, power_of_two: bool) -> torch.Tensor:
         scale = (exponent.clamp(-117, 127) + 127).to(torch.int32).bitwise_left_shift(23)
         scale = scale.view(torch.float32)
     else:
-        scale = (amax / E4M3_MAX).clamp(_MIN_SCALE, _MAX_SCALE)
-        scale = ((scale * E4M3_MAX) / E4M3_MAX).clamp(_MIN_SCALE, _MAX_SCALE)
+        # A tensor: by a plain number a GPU divides with its reciprocal, off by a bit now and then.
+        largest = torch.full((), E4M3_MAX, device=amax.device)
+        scale = (amax / largest).clamp(_MIN_SCALE, _MAX_SCALE)
+        scale = ((scale * largest) / largest).clamp(_MIN_SCALE, _MAX_SCALE)
     # Codes that are all 0 do not tell their scale: the second time it has to be the same.
     scale = torch.where(amax <= _ROUNDS_TO_ZERO, 1.0, scale)
     return torch.where(amax.isfinite(), scale, float("nan"))
