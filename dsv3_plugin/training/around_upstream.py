@@ -51,8 +51,15 @@ def _during_a_run(
 def train(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
     """Around `train`: a run that begins is evaluated before its first step.
 
-    Where fine-tuning starts, and what training gained, are both told by that number.
+    Where fine-tuning starts, and what training gained, are both told by that number. A rank may
+    also be lost between two steps, where upstream asks all ranks whether one got a signal.
     """
+    with naming_step(run, lambda: f"step {run.step.iteration:,}" if run.step else "the start"):
+        _evaluate_before_the_first(given)
+        return proceed()
+
+
+def _evaluate_before_the_first(given: dict[str, Any]) -> None:
     settings = get_args()
     if settings.iteration == 0 and settings.do_valid:
         training.evaluate_and_print_results(
@@ -66,7 +73,6 @@ def train(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
             pg_collection=given["pg_collection"],
             p2p_communicator=given["p2p_communicator"],
         )
-    return proceed()
 
 
 @_during_a_run
@@ -86,7 +92,7 @@ def train_step(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> A
     )
     for hook in run.hooks:
         hook.before_step(step)
-    with naming_step(run, f"step {step.iteration:,}"):
+    with naming_step(run, lambda: f"step {step.iteration:,}"):
         answer = proceed()
     for hook in run.hooks:
         hook.after_step(step)
@@ -120,7 +126,7 @@ def evaluate_and_print_results(run: Run, given: dict[str, Any], proceed: Callabl
     iteration = given["iteration"]
     if iteration == run.evaluated:
         return None
-    with naming_step(run, f"the evaluation after step {iteration:,}"):
+    with naming_step(run, lambda: f"the evaluation after step {iteration:,}"):
         answer = proceed()
     run.evaluated = iteration
     for hook in run.hooks:

@@ -1,7 +1,7 @@
 """When another rank is lost: which step it was, and what there is to go on from."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,12 +14,12 @@ from dsv3_plugin.training.run import Run
 
 
 @contextlib.contextmanager
-def naming_step(run: Run, where: str) -> Iterator[None]:
+def naming_step(run: Run, where: Callable[[], str]) -> Iterator[None]:
     """Add to the loss of a rank where the run was, and its last whole checkpoint.
 
     Args:
         run: what trains.
-        where: "step 12", "the evaluation after step 12".
+        where: what to call the place then: "step 12", "the evaluation after step 12".
 
     Raises:
         UserError: another rank died or gave no sign, inside the pipeline or elsewhere in a step.
@@ -33,7 +33,7 @@ def naming_step(run: Run, where: str) -> Iterator[None]:
         with naming_lost("an exchange among all", everyone):
             yield
     except LostRank as lost:
-        raise UserError(f"{where}: {lost}; {way_on(run.recipe.checkpoint_folder)}.") from lost
+        raise UserError(f"{where()}: {lost}; {way_on(run.recipe.checkpoint_folder)}.") from lost
 
 
 def way_on(checkpoints: Path) -> str:
