@@ -13,46 +13,55 @@ its FLOPs: 61 layers, head and MTP on 32 stages, the same layers on each stage f
 
 import argparse
 import json
+from collections.abc import Sequence
 
-from dsv3_plugin.cli.schedule_options import Stages, searched, stages_of
-from dsv3_plugin.schedules.costs import Costs
+from dsv3_plugin.planner.stage_costs import even_layers, model_stages
+from dsv3_plugin.recipe.load import load_model
+from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.schedules.costs import Costs, StageCosts, relative_stages
+from dsv3_plugin.schedules.placement import pipeline_ranks, stage_placement
 from dsv3_plugin.schedules.registry import SCHEDULES
+from dsv3_plugin.schedules.search.search import search
 from dsv3_plugin.schedules.simulate import Timeline, simulate
 
 COSTS = Costs()
 
 
-def published(pp: int, micro_batches: int, stages: Stages) -> list[Timeline]:
+def stage_costs(model: ModelConfig | None, pp: int, stage_ranks: Sequence[int]) -> StageCosts:
+    """Stages as large as the model's, or all the same."""
+    if model is None:
+        return relative_stages(COSTS, pp, [1.0] * len(stage_ranks))
+    return model_stages(model, even_layers(model, stage_ranks), pp, COSTS)
+
+
+def published(pp: int, micro_batches: int, model: ModelConfig | None) -> list[Timeline]:
     """The published schedules that exist for this size."""
     searched = SCHEDULES["search"].placement(pp)
     schedules = []
     for kind in SCHEDULES.values():
         if kind.searched or not kind.exists(pp, micro_batches):
             continue
-        if stages.model is not None and kind.placement(pp) != searched:
+        if model is not None and kind.placement(pp) != searched:
             continue
         schedules.append(kind.schedule(pp, micro_batches))
         if kind.make_overlapped is not None:
             schedules.append(kind.schedule(pp, micro_batches, 4, overlap=True))
-    return [simulate(one, stages_of(one, stages, COSTS)) for one in schedules]
+    timelines = []
+    for one in schedules:
+        costs = stage_costs(model, pp, pipeline_ranks(one)).repeated(len(one.streams))
+        timelines.append(simulate(one, costs))
+    return timelines
 
 
-def compare(pp: int, micro_batches: int, stages: Stages, effort: float) -> dict[str, object]:
+def compare(
+    pp: int, micro_batches: int, model: ModelConfig | None, effort: float
+) -> dict[str, object]:
     """Print the table of one size; the JSON line holds the same."""
-    timelines = published(pp, micro_batches, stages)
+    timelines = published(pp, micro_batches, model)
     bound = None
     if effort:
-        found = searched(
-            pp,
-            micro_batches,
-            None,
-            stages,
-            COSTS,
-            overlap=False,
-            activations=None,
-            seed=0,
-            effort=effort,
-        )
+        costs = stage_costs(model, pp, stage_placement(pp, 2))
+        found = search(pp, micro_batches, costs, effort=effort)
         timelines.append(found.timeline)
         bound = found.bound
     print(f"\nP = {pp}, M = {micro_batches}")
@@ -85,10 +94,10 @@ def main() -> None:
     parser.add_argument("--no-search", action="store_true")
     parser.add_argument("--effort", type=float, default=1.0, help="of search")
     arguments = parser.parse_args()
-    stages = Stages(model=arguments.model)
+    model = load_model(arguments.model) if arguments.model else None
     effort = 0.0 if arguments.no_search else arguments.effort
     for micro_batches in arguments.micro_batches:
-        print(json.dumps(compare(arguments.pp, micro_batches, stages, effort)))
+        print(json.dumps(compare(arguments.pp, micro_batches, model, effort)))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,20 @@
 """`dsv3 schedule`: show, time, prove, draw or search for a pipeline schedule."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.registry import SCHEDULES
+
+if TYPE_CHECKING:
+    from dsv3_plugin.schedules.search.search import Found
+    from dsv3_plugin.schedules.simulate import Timeline
+
+_CHUNKED = " and ".join(kind.name for kind in SCHEDULES.values() if kind.stages_per_rank is None)
+_OVERLAPPED = " and ".join(kind.name for kind in SCHEDULES.values() if kind.make_overlapped)
 
 
 def schedule(
@@ -19,13 +28,11 @@ def schedule(
     ] = None,
     vp: Annotated[
         int | None,
-        typer.Option(
-            "--vp", help="Chunks per rank, of interleaved and search; 2 by default, a V in search."
-        ),
+        typer.Option("--vp", help=f"Chunks per rank, of {_CHUNKED}; 2 by default, a V in search."),
     ] = None,
     overlap: Annotated[
         bool,
-        typer.Option("--overlap", help="interleaved: Megatron's overlapped pairs."),
+        typer.Option("--overlap", help=f"{_OVERLAPPED}: Megatron's overlapped pairs."),
     ] = False,
     cost: Annotated[
         str,
@@ -69,55 +76,84 @@ def schedule(
     ] = None,
 ) -> None:
     """Show, time, prove, draw or search for a pipeline schedule."""
-    from json import dumps
-
-    from dsv3_plugin.cli.schedule_options import (
-        Stages,
-        as_text,
-        check_pictures,
-        choose_schedule,
-        found_as_text,
-        parse_costs,
-        parse_layers,
-        parse_numbers,
-        refuse_options_of_search,
-        searched,
-        stages_of,
-    )
-    from dsv3_plugin.schedules.csv_file import write_csv
+    from dsv3_plugin.cli.schedule_options import Choice, SearchOptions, StageOptions
     from dsv3_plugin.schedules.simulate import simulate
 
-    check_pictures(png, svg)
-    costs = parse_costs(cost)
-    stages = Stages(
-        sizes=parse_numbers("--stage-costs", stage_costs) if stage_costs is not None else None,
-        model=model,
-        layers=parse_layers(layers) if layers is not None else None,
-        seq_length=seq_length,
-    )
-    if name in SCHEDULES and SCHEDULES[name].searched and from_csv is None:
-        found = searched(
-            pp,
-            micro_batches,
-            vp,
-            stages,
-            costs,
-            overlap=overlap,
-            activations=activations,
-            seed=seed,
-            effort=effort,
-        )
-        timeline, summary, text = found.timeline, found.summary(), found_as_text(found)
+    output = Output(json, csv, png, svg)
+    output.check()
+    choice = Choice(name, from_csv, pp, micro_batches, vp, overlap)
+    stages = StageOptions(cost, stage_costs, model, layers, seq_length)
+    options = SearchOptions(activations, seed, effort)
+    if choice.searched:
+        found = options.search(choice, stages)
+        output.write(found.timeline, found.summary(), found_as_text(found))
     else:
-        refuse_options_of_search({"--activations": activations, "--seed": seed, "--effort": effort})
-        chosen = choose_schedule(name, from_csv, pp, micro_batches, vp, overlap)
-        timeline = simulate(chosen, stages_of(chosen, stages, costs))
-        summary, text = timeline.summary(), as_text(timeline)
-    print(dumps(summary) if json else text)
-    if csv is not None:
-        write_csv(timeline.schedule, csv)
-    for picture in (png, svg):
-        if picture is not None:
-            from dsv3_plugin.schedules.draw import draw
+        options.refuse()
+        chosen = choice.schedule()
+        timeline = simulate(chosen, stages.of_schedule(chosen))
+        output.write(timeline, timeline.summary(), as_text(timeline))
 
-            draw(timeline, picture)
+
+@dataclass(frozen=True)
+class Output:
+    """Where the answer goes. Each field is the option of its name."""
+
+    json: bool
+    csv: Path | None
+    png: Path | None
+    svg: Path | None
+
+    def check(self) -> None:
+        """Raise UserError if a picture's name does not end in what its option says."""
+        for option, ending, path in (("--png", ".png", self.png), ("--svg", ".svg", self.svg)):
+            if path is not None and path.suffix.lower() != ending:
+                raise UserError(f"{option} writes {ending} files; {path} does not end so")
+
+    def write(self, timeline: "Timeline", summary: dict[str, Any], text: str) -> None:
+        """Print the summary as JSON, or the text, and write the files that were asked for."""
+        if self.json:
+            from json import dumps
+
+            text = dumps(summary)
+        print(text)
+        if self.csv is not None:
+            from dsv3_plugin.schedules.csv_file import write_csv
+
+            write_csv(timeline.schedule, self.csv)
+        for picture in (self.png, self.svg):
+            if picture is not None:
+                from dsv3_plugin.schedules.draw import draw
+
+                draw(timeline, picture)
+
+
+def as_text(timeline: "Timeline") -> str:
+    """A schedule in words and one line per rank."""
+    schedule = timeline.schedule
+    lines = [
+        f"{schedule.name}: {schedule.pp} ranks, {schedule.num_micro_batches} micro-batches, "
+        f"{schedule.num_stages} stages",
+        f"makespan {timeline.makespan:g}, idle {100 * timeline.idle_fraction:.2f} %, "
+        f"peak activations {max(timeline.peak_activations):g} (micro-batches of a 1F1B stage)",
+        "",
+        "rank       idle   peak  stages",
+    ]
+    for rank, (idle, peak) in enumerate(
+        zip(timeline.idle_per_rank, timeline.peak_activations, strict=True)
+    ):
+        stages = ", ".join(str(s) for s, holder in schedule.stage_ranks.items() if holder == rank)
+        lines.append(f"{rank:4} {idle:10.4g} {peak:6.4g}  {stages}")
+    return "\n".join(lines)
+
+
+def found_as_text(found: "Found") -> str:
+    """The same for a search, with what bounds it and what it is compared with."""
+    lines = [
+        as_text(found.timeline),
+        "",
+        f"no schedule can be shorter than {found.bound:g}: {100 * found.distance:.2f} % to go",
+    ]
+    for name, makespan in sorted(found.published.items(), key=lambda item: item[1]):
+        gain = 1 - found.timeline.makespan / makespan
+        lines.append(f"{name} takes {makespan:g}: {100 * gain:.2f} % saved")
+    return "\n".join(lines)

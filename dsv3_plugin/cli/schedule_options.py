@@ -1,18 +1,209 @@
-"""What `dsv3 schedule` reads from its options and prints: costs, stages, a schedule in words."""
+"""The options of `dsv3 schedule` in groups: which schedule, what its stages cost, how to search."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import Schedule
-from dsv3_plugin.schedules.costs import Costs, StageCosts, sized_stages
+from dsv3_plugin.schedules.costs import Costs, StageCosts, relative_stages
 from dsv3_plugin.schedules.csv_file import read_csv
-from dsv3_plugin.schedules.placement import stage_placement
+from dsv3_plugin.schedules.placement import pipeline_ranks, stage_placement
 from dsv3_plugin.schedules.registry import SCHEDULES
-from dsv3_plugin.schedules.search.search import Found, search
-from dsv3_plugin.schedules.simulate import Timeline
+
+if TYPE_CHECKING:
+    from dsv3_plugin.schedules.search.search import Found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which schedule: a published one by name and size, one in a file, or one to search for.
+
+    Each field is the option of its name; None is an option not given.
+    """
+
+    name: str | None
+    from_csv: Path | None
+    pp: int | None
+    micro_batches: int | None
+    vp: int | None
+    overlap: bool
+
+    @property
+    def searched(self) -> bool:
+        """Whether it has to be searched for."""
+        kind = SCHEDULES.get(self.name or "")
+        return self.from_csv is None and kind is not None and kind.searched
+
+    def size(self) -> tuple[int, int]:
+        """The ranks and micro-batches that were asked for.
+
+        Raises:
+            UserError: one of them is not given, or is none.
+        """
+        for option, value in (("--pp", self.pp), ("--micro-batches", self.micro_batches)):
+            if value is None:
+                raise UserError(f"a schedule needs its {option}")
+            if value < 1:
+                raise UserError(f"{option} must be at least 1, not {value}")
+        assert self.pp is not None
+        assert self.micro_batches is not None
+        return self.pp, self.micro_batches
+
+    def schedule(self) -> Schedule:
+        """The schedule in the file, or the published one.
+
+        Raises:
+            UserError: the file cannot be read or is no schedule; there is none of this name or
+                size; an option that does not go with it.
+        """
+        if self.from_csv is not None:
+            return self._in_file(self.from_csv)
+        if self.name is None:
+            raise UserError("name a schedule, or give a file with --from-csv")
+        pp, micro_batches = self.size()
+        kind = SCHEDULES.get(self.name)
+        if kind is None:
+            known = ", ".join(SCHEDULES)
+            raise UserError(f"no schedule '{self.name}'; there are {known}, and --from-csv FILE")
+        if (self.vp is not None and not kind.takes_stages_per_rank) or (
+            self.overlap and kind.make_overlapped is None
+        ):
+            raise UserError(f"--vp and --overlap belong to {_takers()}; {self.name} has its own")
+        return kind.schedule(pp, micro_batches, self.vp, overlap=self.overlap)
+
+    def _in_file(self, path: Path) -> Schedule:
+        if self.name is not None:
+            raise UserError(f"name a schedule or give --from-csv, not both ({self.name}, {path})")
+        schedule = read_csv(path)
+        for option, wanted, has in (
+            ("--pp", self.pp, schedule.pp),
+            ("--micro-batches", self.micro_batches, schedule.num_micro_batches),
+        ):
+            if wanted not in (None, has):
+                raise UserError(f"{path} has {option} {has}, not {wanted}")
+        if self.vp is not None or self.overlap:
+            raise UserError(f"--vp and --overlap belong to {_takers()}; {path} has its own")
+        return schedule
+
+    def stage_ranks(self) -> tuple[int, ...]:
+        """Where the stages lie of a schedule that is searched for.
+
+        Raises:
+            UserError: as `size`, or an option that a search does not take.
+        """
+        pp, _ = self.size()
+        if self.overlap:
+            raise UserError(
+                f"--overlap belongs to {_takers()}; search pairs wherever it saves time"
+            )
+        if self.vp is not None and self.vp < 1:
+            raise UserError(f"--vp must be at least 1, not {self.vp}")
+        return stage_placement(pp, 2 if self.vp is None else self.vp)
+
+
+def _takers() -> str:
+    """The schedules that leave something to --vp and --overlap."""
+    kinds = SCHEDULES.values()
+    return " and ".join(k.name for k in kinds if k.takes_stages_per_rank or k.make_overlapped)
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """What the stages cost: the times of --cost, and how large each stage is.
+
+    Each field is the option of its name; None is an option not given.
+    """
+
+    cost: str
+    stage_costs: str | None
+    model: str | None
+    layers: str | None
+    seq_length: int | None
+
+    def of_schedule(self, schedule: Schedule) -> StageCosts:
+        """The costs of a schedule's stages."""
+        costs = self.of_stages(schedule.pp, pipeline_ranks(schedule))
+        return costs.repeated(len(schedule.streams))
+
+    def of_stages(self, pp: int, stage_ranks: Sequence[int]) -> StageCosts:
+        """The costs of stages that lie on these ranks, along the model.
+
+        Raises:
+            UserError: the options do not go together, or are of another number of stages.
+        """
+        costs = parse_costs(self.cost)
+        if self.model is not None:
+            return self._of_model(self.model, pp, stage_ranks, costs)
+        if self.layers is not None:
+            raise UserError("--layers says where the layers of a --model lie; name the model")
+        if self.seq_length is not None:
+            raise UserError("--seq-length is of the sequences of a --model; name the model")
+        if self.stage_costs is None:
+            return relative_stages(costs, pp, [1.0] * len(stage_ranks))
+        sizes = parse_numbers("--stage-costs", self.stage_costs)
+        _require_count("--stage-costs", sizes, len(stage_ranks))
+        if not any(sizes):
+            raise UserError("--stage-costs must be positive numbers")
+        return relative_stages(costs, pp, sizes)
+
+    def _of_model(self, name: str, pp: int, stage_ranks: Sequence[int], costs: Costs) -> StageCosts:
+        if self.stage_costs is not None:
+            raise UserError("--model and --stage-costs both size the stages; give one of them")
+        from dsv3_plugin.planner.stage_costs import even_layers, model_stages
+        from dsv3_plugin.recipe.load import load_model
+
+        model, length = load_model(name), self.seq_length or 4096
+        if self.layers is None:
+            layers = even_layers(model, stage_ranks, length)
+        else:
+            layers = parse_layers(self.layers)
+            _require_count("--layers", layers, len(stage_ranks))
+        return model_stages(model, layers, pp, costs, length)
+
+
+def _require_count(option: str, values: Sequence[float], count: int) -> None:
+    if len(values) != count:
+        raise UserError(f"{option} gives {len(values)} stages, but the schedule has {count}")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search. Each field is the option of its name; None is an option not given."""
+
+    activations: float | None
+    seed: int | None
+    effort: float | None
+
+    def refuse(self) -> None:
+        """Raise UserError if one of them is given, where nothing is searched for."""
+        for option, value in (
+            ("--activations", self.activations),
+            ("--seed", self.seed),
+            ("--effort", self.effort),
+        ):
+            if value is not None:
+                raise UserError(f"{option} belongs to search; leave it out")
+
+    def search(self, choice: Choice, stages: StageOptions) -> "Found":
+        """Search for the schedule that was asked for."""
+        pp, micro_batches = choice.size()
+        for option, value in (("--activations", self.activations), ("--effort", self.effort)):
+            if value is not None and not 0 <= value < math.inf:
+                raise UserError(f"{option} must be a number from 0 up, not {value:g}")
+        from dsv3_plugin.schedules.search.search import search
+
+        return search(
+            pp,
+            micro_batches,
+            stages.of_stages(pp, choice.stage_ranks()),
+            self.activations,
+            seed=0 if self.seed is None else self.seed,
+            effort=1.0 if self.effort is None else self.effort,
+        )
+
 
 _COSTS = {
     "F": "forward",
@@ -74,209 +265,3 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(text)
     return number
-
-
-@dataclass(frozen=True)
-class Stages:
-    """How the stages of a pipeline are sized; without any of these, evenly.
-
-    sizes: computation of each stage relative to the others.
-    model: shipped name or path of a model whose FLOPs give the sizes.
-    layers: its decoder layers on each stage; by default such that ranks have equal work.
-    seq_length: its tokens per sequence; 4096 by default.
-    """
-
-    sizes: Sequence[float] | None = None
-    model: str | None = None
-    layers: Sequence[int] | None = None
-    seq_length: int | None = None
-
-    def costs(
-        self, costs: Costs, pp: int, stage_ranks: Sequence[int], copies: int = 1
-    ) -> StageCosts:
-        """Costs of all stages.
-
-        stage_ranks: rank of each stage of the model. copies: pipelines that hold the model.
-        """
-        count = len(stage_ranks)
-        if self.model is not None:
-            if self.sizes is not None:
-                raise UserError("--model and --stage-costs both size the stages; give one of them")
-            from dsv3_plugin.planner.stage_costs import even_layers, model_stages
-            from dsv3_plugin.recipe.load import load_model
-
-            model = load_model(self.model)
-            length = self.seq_length or 4096
-            layers = self.layers or even_layers(model, stage_ranks, length)
-            _check_count("--layers", layers, count)
-            one = model_stages(model, layers, pp, costs, length)
-        else:
-            if self.layers is not None:
-                raise UserError("--layers says where the layers of a --model lie; name the model")
-            if self.seq_length is not None:
-                raise UserError("--seq-length is of the sequences of a --model; name the model")
-            sizes = self.sizes or [1.0] * count
-            _check_count("--stage-costs", sizes, count)
-            if min(sizes) < 0 or not any(sizes):
-                raise UserError("--stage-costs must be positive numbers")
-            one = sized_stages(costs, [size * pp / sum(sizes) for size in sizes])
-        return StageCosts(
-            one.forward * copies,
-            one.input * copies,
-            one.weight * copies,
-            one.hidden * copies,
-            one.activation * copies,
-            one.latency,
-            one.occupancy,
-        )
-
-
-def _check_count(option: str, values: Sequence[float], count: int) -> None:
-    if len(values) != count:
-        raise UserError(f"{option} gives {len(values)} stages, but the schedule has {count}")
-
-
-def stages_of(schedule: Schedule, stages: Stages, costs: Costs) -> StageCosts:
-    """Costs of a schedule's stages."""
-    first = schedule.streams[0]
-    if any(len(stream) != len(first) for stream in schedule.streams):
-        raise UserError("the pipelines of the schedule have different numbers of stages")
-    ranks = [schedule.stage_ranks[stage] for stage in first]
-    return stages.costs(costs, schedule.pp, ranks, copies=len(schedule.streams))
-
-
-def choose_schedule(
-    name: str | None,
-    from_csv: Path | None,
-    pp: int | None,
-    micro_batches: int | None,
-    vp: int | None,
-    overlap: bool,
-) -> Schedule:
-    """The schedule that the options of `dsv3 schedule` name: a file, or a published one."""
-    if from_csv is not None:
-        if name is not None:
-            raise UserError(f"name a schedule or give --from-csv, not both ({name}, {from_csv})")
-        schedule = read_csv(from_csv)
-        for option, wanted, has in (
-            ("--pp", pp, schedule.pp),
-            ("--micro-batches", micro_batches, schedule.num_micro_batches),
-        ):
-            if wanted not in (None, has):
-                raise UserError(f"{from_csv} has {option} {has}, not {wanted}")
-        if vp is not None or overlap:
-            raise UserError(f"--vp and --overlap belong to {_takers()}; {from_csv} has its own")
-        return schedule
-    if name is None:
-        raise UserError("name a schedule, or give a file with --from-csv")
-    pp, micro_batches = _size(pp, micro_batches)
-    kind = SCHEDULES.get(name)
-    if kind is None:
-        known = ", ".join(SCHEDULES)
-        raise UserError(f"no schedule '{name}'; there are {known}, and --from-csv FILE")
-    if (vp is not None and not kind.takes_stages_per_rank) or (
-        overlap and kind.make_overlapped is None
-    ):
-        raise UserError(f"--vp and --overlap belong to {_takers()}; {name} has its own")
-    return kind.schedule(pp, micro_batches, vp, overlap=overlap)
-
-
-def _takers() -> str:
-    """The schedules that leave something to --vp and --overlap."""
-    kinds = SCHEDULES.values()
-    return " and ".join(k.name for k in kinds if k.takes_stages_per_rank or k.make_overlapped)
-
-
-def _size(pp: int | None, micro_batches: int | None) -> tuple[int, int]:
-    for option, value in (("--pp", pp), ("--micro-batches", micro_batches)):
-        if value is None:
-            raise UserError(f"a schedule needs its {option}")
-        if value < 1:
-            raise UserError(f"{option} must be at least 1, not {value}")
-    assert pp is not None
-    assert micro_batches is not None
-    return pp, micro_batches
-
-
-def refuse_options_of_search(given: Mapping[str, object]) -> None:
-    """Options that only `search` reads are refused elsewhere; None is an option not given."""
-    for option, value in given.items():
-        if value is not None:
-            raise UserError(f"{option} belongs to search; leave it out")
-
-
-def check_pictures(png: Path | None, svg: Path | None) -> None:
-    """A picture's name must end in what its option says, or the file would hold something else."""
-    for option, ending, path in (("--png", ".png", png), ("--svg", ".svg", svg)):
-        if path is not None and path.suffix.lower() != ending:
-            raise UserError(f"{option} writes {ending} files; {path} does not end so")
-
-
-def searched(
-    pp: int | None,
-    micro_batches: int | None,
-    vp: int | None,
-    stages: Stages,
-    costs: Costs,
-    *,
-    overlap: bool,
-    activations: float | None,
-    seed: int | None,
-    effort: float | None,
-) -> Found:
-    """A search; `activations` defaults to what DualPipeV holds on such stages, P + 1/2 of them."""
-    pp, micro_batches = _size(pp, micro_batches)
-    if overlap:
-        raise UserError(f"--overlap belongs to {_takers()}; search pairs wherever it saves time")
-    for option, value in (("--activations", activations), ("--effort", effort)):
-        if value is not None and not 0 <= value < math.inf:
-            raise UserError(f"{option} must be a number from 0 up, not {value:g}")
-    if vp is not None and vp < 1:
-        raise UserError(f"--vp must be at least 1, not {vp}")
-    placement = stage_placement(pp, 2 if vp is None else vp)
-    stage_costs = stages.costs(costs, pp, placement)
-    if activations is None:
-        per_rank = [0.0] * pp
-        for stage, rank in enumerate(placement):
-            per_rank[rank] += stage_costs.activation[stage]
-        activations = (pp + 0.5) * max(per_rank)
-    return search(
-        pp,
-        micro_batches,
-        stage_costs,
-        activations,
-        seed=0 if seed is None else seed,
-        effort=1.0 if effort is None else effort,
-    )
-
-
-def as_text(timeline: Timeline) -> str:
-    """A schedule in words and one line per rank."""
-    schedule = timeline.schedule
-    lines = [
-        f"{schedule.name}: {schedule.pp} ranks, {schedule.num_micro_batches} micro-batches, "
-        f"{schedule.num_stages} stages",
-        f"makespan {timeline.makespan:g}, idle {100 * timeline.idle_fraction:.2f} %, "
-        f"peak activations {max(timeline.peak_activations):g} (micro-batches of a 1F1B stage)",
-        "",
-        "rank       idle   peak  stages",
-    ]
-    for rank, (idle, peak) in enumerate(
-        zip(timeline.idle_per_rank, timeline.peak_activations, strict=True)
-    ):
-        stages = ", ".join(str(s) for s, holder in schedule.stage_ranks.items() if holder == rank)
-        lines.append(f"{rank:4} {idle:10.4g} {peak:6.4g}  {stages}")
-    return "\n".join(lines)
-
-
-def found_as_text(found: Found) -> str:
-    """The same for a search, with what bounds it and what it is compared with."""
-    lines = [
-        as_text(found.timeline),
-        "",
-        f"no schedule can be shorter than {found.bound:g}: {100 * found.distance:.2f} % to go",
-    ]
-    for name, makespan in sorted(found.published.items(), key=lambda item: item[1]):
-        gain = 1 - found.timeline.makespan / makespan
-        lines.append(f"{name} takes {makespan:g}: {100 * gain:.2f} % saved")
-    return "\n".join(lines)

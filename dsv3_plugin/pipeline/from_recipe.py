@@ -7,7 +7,6 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.stage_costs import model_stages
 from dsv3_plugin.recipe.arguments import layout_of
 from dsv3_plugin.recipe.layout import expand
-from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs
@@ -72,11 +71,8 @@ def _searched(recipe: Recipe, micro_batches: int) -> Schedule:
     pp = recipe.parallel.pipeline
     layers = [stage.count("t") for stage in expand(layout_of(recipe)).split("|")]
     costs = model_stages(recipe.model, layers, pp, Costs(), recipe.data.seq_length)
-    held = [0.0] * pp
-    for rank, stages in enumerate(placement(recipe, "search").chunks):
-        held[rank] = sum(costs.activation[stage] for stage in stages)
     effort = min(1.0, pp * micro_batches / _SIZE_OF_FULL_EFFORT)
-    return search(pp, micro_batches, costs, (pp + 0.5) * max(held), effort=effort).schedule
+    return search(pp, micro_batches, costs, effort=effort).schedule
 
 
 _SIZE_OF_FULL_EFFORT = 1000  # ranks x micro-batches

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pydantic
+from pydantic.fields import FieldInfo
 
 from dsv3_plugin.errors import UserError
 
@@ -97,7 +98,7 @@ def _keys_beside(kind: type[pydantic.BaseModel], path: list[int | str]) -> list[
     return list(_fields(current))
 
 
-def _fields(kind: type[pydantic.BaseModel] | None) -> dict[str, pydantic.fields.FieldInfo]:
+def _fields(kind: type[pydantic.BaseModel] | None) -> dict[str, FieldInfo]:
     """The fields of a model under the keys that a file spells them with."""
     fields = kind.model_fields if kind is not None else {}
     return {field.alias or name: field for name, field in fields.items()}

@@ -5,7 +5,7 @@ four stages per device are compared doing the same work.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import FORWARD, INPUT, WEIGHT, Action, Overlap, Schedule
@@ -68,6 +68,17 @@ class StageCosts:
     def num_stages(self) -> int:
         return len(self.forward)
 
+    def repeated(self, copies: int) -> "StageCosts":
+        """The same stages once more for each further copy of the model; copies count on."""
+        return replace(
+            self,
+            forward=self.forward * copies,
+            input=self.input * copies,
+            weight=self.weight * copies,
+            hidden=self.hidden * copies,
+            activation=self.activation * copies,
+        )
+
     def saved(self, forward_stage: int, backward_stage: int) -> float:
         """Time that a pair of these stages saves over running one after the other."""
         return min(self.hidden[forward_stage], self.hidden[backward_stage])
@@ -112,6 +123,12 @@ def sized_stages(
         latency=costs.latency,
         occupancy=costs.occupancy,
     )
+
+
+def relative_stages(costs: Costs, pp: int, sizes: Sequence[float]) -> StageCosts:
+    """Stages that share a model on P devices in the proportions of `sizes`."""
+    total = sum(sizes)
+    return sized_stages(costs, [size * pp / total for size in sizes])
 
 
 def even_stages(schedule: Schedule, costs: Costs) -> StageCosts:

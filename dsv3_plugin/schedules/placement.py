@@ -9,6 +9,7 @@ the first's in the schedule (P..2P-1) but hold the same layers. No torch here.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import Schedule
 
 
@@ -49,6 +50,18 @@ class Placement:
         Then embedding, head and multi-token prediction share one embedding physically.
         """
         return self.rank_of(0) == self.rank_of(self.copies * self.depth - 1)
+
+
+def pipeline_ranks(schedule: Schedule) -> list[int]:
+    """The rank of each stage of the model, along the schedule's first pipeline.
+
+    Raises:
+        UserError: it has several, and not all have as many stages.
+    """
+    first = schedule.streams[0]
+    if any(len(stream) != len(first) for stream in schedule.streams):
+        raise UserError("the pipelines of the schedule have different numbers of stages")
+    return [schedule.stage_ranks[stage] for stage in first]
 
 
 def placement_of(schedule: Schedule) -> Placement:

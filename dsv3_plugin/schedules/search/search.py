@@ -69,7 +69,7 @@ def search(
     pp: int,
     micro_batches: int,
     costs: StageCosts,
-    limit: float,
+    limit: float | None = None,
     *,
     seed: int = 0,
     effort: float = 1.0,
@@ -77,7 +77,8 @@ def search(
     """The best schedule found, validated.
 
     costs: of the P x V stages; V follows from their number.
-    limit: activations a rank may hold, in P-ths of the model on one micro-batch.
+    limit: activations a rank may hold, in P-ths of the model on one micro-batch; by default what
+        DualPipeV holds on such stages, P + 1/2 micro-batches.
     effort: 1 takes half a minute on one core; deterministic for equal `seed` and `effort`.
     Raises `UserError` where not even one micro-batch fits into the limit.
     """
@@ -89,8 +90,11 @@ def search(
         )
     if micro_batches < 1:
         raise UserError("search needs at least one micro-batch")
-    problem = Problem(stage_placement(pp, vp), micro_batches, costs, limit)
-    least = max(sum(costs.activation[s] for s in stages) for stages in problem.rank_stages)
+    placement = stage_placement(pp, vp)
+    chunks = placement_on(placement).chunks
+    least = max(sum(costs.activation[s] for s in stages) for stages in chunks)
+    limit = (pp + 0.5) * least if limit is None else limit
+    problem = Problem(placement, micro_batches, costs, limit)
     if limit < least - EPSILON:
         raise UserError(
             f"one micro-batch alone holds {least:g} on a rank, more than the limit of {limit:g} "
