@@ -12,7 +12,7 @@ from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.conversion import manifest
 from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.checkpoint.inspect import inspect
-from tests.checkpoint.checkpoint_samples import assert_same_bytes, read_tensors
+from tests.checkpoint.samples import assert_same_bytes, read_tensors
 from tests.small_runs import Command, numbers_of
 
 FIXTURE = Path(__file__).parent / "fixtures" / "written_by_0_1"

@@ -13,7 +13,7 @@ from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.logits import main_logits
 from tests import oracles
-from tests.checkpoint.checkpoint_samples import (
+from tests.checkpoint.samples import (
     assert_same_bytes,
     random_tensors,
     read_tensors,

@@ -17,7 +17,7 @@ from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.checkpoint.names import SCALE, TABLE, extra_states, hf_tensors, layout
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.load import load_model
-from tests.checkpoint.checkpoint_samples import small_model
+from tests.checkpoint.samples import small_model
 
 PUBLISHED = ["deepseek-v3", "deepseek-v2", "deepseek-v2-lite", "moonlight-16b-a3b", "kimi-k2"]
 

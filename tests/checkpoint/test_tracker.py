@@ -7,7 +7,7 @@ import pytest
 
 from dsv3_plugin.checkpoint import import_hf, tracker
 from dsv3_plugin.errors import UserError
-from tests.checkpoint.checkpoint_samples import random_tensors, small_model, write_folder
+from tests.checkpoint.samples import random_tensors, small_model, write_folder
 
 MODEL = small_model(num_layers=1, moe_layer_freq="[1]", mtp_num_layers=None)
 

@@ -13,7 +13,7 @@ import torch
 from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.checkpoint.inspect import inspect
-from tests.checkpoint.checkpoint_samples import (
+from tests.checkpoint.samples import (
     assert_same_bytes,
     random_tensors,
     read_tensors,

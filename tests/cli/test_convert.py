@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dsv3_plugin.cli import app
-from tests.checkpoint.checkpoint_samples import random_tensors, small_model, write_folder
+from tests.checkpoint.samples import random_tensors, small_model, write_folder
 
 MODEL = small_model()
 

@@ -10,7 +10,7 @@ from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.conversion.config_json import FP8_CONFIG
 from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
 from dsv3_plugin.recipe.hf_config import brought_up_to_date, model_from_hf
-from tests.checkpoint.checkpoint_samples import (
+from tests.checkpoint.samples import (
     E4M3,
     random_tensors,
     read_tensors,

@@ -15,7 +15,7 @@ from dsv3_plugin.checkpoint.conversion import manifest
 from dsv3_plugin.checkpoint.formats import dist_writer
 from dsv3_plugin.cli.convert import outcome
 from dsv3_plugin.errors import UserError
-from tests.checkpoint.checkpoint_samples import overwrite, random_tensors, small_model, write_folder
+from tests.checkpoint.samples import overwrite, random_tensors, small_model, write_folder
 
 MODEL = small_model()
 NORM, NORM_KEY = "model.norm.weight", "decoder.final_layernorm.weight"

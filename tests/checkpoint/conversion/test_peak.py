@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import dsv3_plugin
-from tests.checkpoint.checkpoint_samples import random_tensors, small_model, write_folder
+from tests.checkpoint.samples import random_tensors, small_model, write_folder
 
 BLOCK = 1 << 20
 SCRIPT = """

@@ -12,14 +12,14 @@ from dsv3_plugin.checkpoint import export_hf, import_hf, tracker
 from dsv3_plugin.checkpoint.conversion import journal, stream
 from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.errors import UserError
-from tests.checkpoint.checkpoint_samples import (
+from tests.checkpoint.killing import die_at, kill_after, start, steps_of
+from tests.checkpoint.samples import (
     assert_same_bytes,
     random_tensors,
     read_tensors,
     small_model,
     write_folder,
 )
-from tests.checkpoint.killing import die_at, kill_after, start, steps_of
 
 MODEL = small_model(num_layers=2, moe_layer_freq="[0,1]")
 KILLS = 50

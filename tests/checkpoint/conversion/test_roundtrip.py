@@ -14,7 +14,7 @@ from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.fp8.quantize import quantize_blocks
 from dsv3_plugin.recipe.hf_config import model_from_hf
-from tests.checkpoint.checkpoint_samples import (
+from tests.checkpoint.samples import (
     E4M3,
     assert_same_bytes,
     overwrite,

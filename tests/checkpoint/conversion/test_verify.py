@@ -11,7 +11,7 @@ from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.conversion import journal
 from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.checkpoint.inspect import inspect
-from tests.checkpoint.checkpoint_samples import overwrite, random_tensors, small_model, write_folder
+from tests.checkpoint.samples import overwrite, random_tensors, small_model, write_folder
 
 MODEL = small_model()
 O_PROJ = "model.layers.0.self_attn.o_proj.weight"

@@ -16,7 +16,7 @@ from dsv3_plugin.checkpoint.formats.dist_reader import Chunk, DistCheckpoint, as
 from dsv3_plugin.checkpoint.formats.torch_zip import Container, payload
 from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.checkpoint.names import layout, stacked_key
-from tests.checkpoint.checkpoint_samples import (
+from tests.checkpoint.samples import (
     assert_same_bytes,
     random_tensors,
     read_tensors,

@@ -1,0 +1,224 @@
+"""What is wrong with a folder is one sentence naming tensor and file; the source stays as it is."""
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dsv3_plugin import cli
+from dsv3_plugin.checkpoint import export_hf, import_hf
+from dsv3_plugin.checkpoint.inspect import inspect
+from dsv3_plugin.errors import UserError
+from tests.checkpoint.conversion.damage import FIRST, INDEX, O_PROJ, SECOND, edit, refused, rename
+
+
+def test_missing_shard(source, tmp_path):
+    (source / SECOND).unlink()
+    refused(source, tmp_path / "t", source / SECOND, "model.norm.weight", "missing")
+
+
+def test_truncated_shard(source, tmp_path):
+    os.truncate(source / FIRST, (source / FIRST).stat().st_size - 10)
+    refused(source, tmp_path / "t", source / FIRST, "cut short", ".weight")
+
+
+def test_shard_truncated_in_its_header(source, tmp_path):
+    os.truncate(source / FIRST, 100)
+    refused(source, tmp_path / "t", source / FIRST, "header is cut short")
+
+
+def test_damaged_header(source, tmp_path):
+    with (source / FIRST).open("r+b") as handle:
+        handle.seek(8)
+        handle.write(b"}{")
+    refused(source, tmp_path / "t", source / FIRST, "header is damaged")
+
+
+def test_bytes_that_belong_to_no_tensor(source, tmp_path):
+    with (source / FIRST).open("ab") as handle:
+        handle.write(b"more")
+    refused(source, tmp_path / "t", source / FIRST, "4 bytes that no tensor accounts for")
+
+
+def test_index_names_a_file_that_is_not_there(source, tmp_path):
+    index = json.loads((source / INDEX).read_text())
+    index["weight_map"][O_PROJ] = "model-00009.safetensors"
+    (source / INDEX).write_text(json.dumps(index))
+    refused(source, tmp_path / "t", "model-00009.safetensors", O_PROJ)
+
+
+def test_index_and_shards_disagree(source, tmp_path):
+    index = json.loads((source / INDEX).read_text())
+    del index["weight_map"][O_PROJ]
+    (source / INDEX).write_text(json.dumps(index))
+    refused(source, tmp_path / "t", O_PROJ, "is not in", INDEX)
+
+
+def test_file_that_the_index_does_not_name(source, tmp_path):
+    save_file({"model.extra": torch.ones(3)}, source / "more.safetensors")
+    refused(source, tmp_path / "t", source / "more.safetensors", f"in no entry of {INDEX}")
+
+
+def test_what_is_dropped_is_said(source, tmp_path, monkeypatch, capsys):
+    name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
+    edit(source, lambda t: t.update({name.format(2 * len(t) % 3): torch.ones(4)}))
+    dropped = [n for f in (FIRST, SECOND) for n in load_file(source / f) if "inv_freq" in n]
+    words = ["dsv3", "import", str(source), str(tmp_path / "t")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert f"Dropped {len(dropped)} that every reader computes itself: {dropped[0]}" in said
+    assert json.loads((tmp_path / "t" / "manifest.json").read_text())["dropped"] == dropped
+    assert import_hf(source, tmp_path / "again").dropped == tuple(dropped)
+
+
+def test_damaged_index(source, tmp_path):
+    (source / INDEX).write_text('{"weight_map": {"a": "../../etc/passwd"}}')
+    refused(source, tmp_path / "t", source / INDEX, "damaged")
+
+
+def test_wrong_shape(source, tmp_path):
+    edit(source, lambda t: t.update({O_PROJ: t[O_PROJ].t().contiguous()} if O_PROJ in t else {}))
+    refused(source, tmp_path / "t", O_PROJ, "has shape", "safetensors")
+
+
+def test_unknown_tensor(source, tmp_path):
+    new = "model.layers.0.self_attn.indexer.weight"
+    edit(source, lambda t: rename(t, O_PROJ, new))
+    refused(source, tmp_path / "t", new, "no tensor of the model", "safetensors")
+
+
+def test_missing_tensor(source, tmp_path):
+    edit(source, lambda t: t.pop(O_PROJ, None))
+    refused(source, tmp_path / "t", O_PROJ, "missing from", source)
+
+
+def test_mtp_layer_missing_though_the_config_has_one(source, tmp_path):
+    edit(source, lambda t: [t.pop(n) for n in list(t) if n.startswith("model.layers.3.")])
+    refused(source, tmp_path / "t", "give --without-mtp", "model.layers.3.")
+
+
+def test_copies_may_be_left_out_and_are_written_again(source, tmp_path):
+    names = ("model.layers.3.embed_tokens.weight", "model.layers.3.shared_head.head.weight")
+    edit(source, lambda t: [t.pop(n, None) for n in names])
+    import_hf(source, tmp_path / "t")
+    export_hf(tmp_path / "t", tmp_path / "out")
+    out = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(out[names[0]], out["model.embed_tokens.weight"])
+    assert torch.equal(out[names[1]], out["lm_head.weight"])
+
+
+def test_a_copy_that_is_none(source, tmp_path):
+    name = "model.layers.3.shared_head.head.weight"
+    edit(source, lambda t: t[name].add_(1) if name in t else None)
+    refused(source, tmp_path / "t", name, "differs from lm_head.weight", "safetensors")
+
+
+def test_tensor_stored_twice_in_two_shards(source, tmp_path):
+    (source / INDEX).unlink()
+    tensors = load_file(source / FIRST)
+    tensors[O_PROJ] = load_file(source / SECOND).get(O_PROJ, tensors.get(O_PROJ))
+    save_file(tensors, source / FIRST)
+    second = load_file(source / SECOND)
+    second[O_PROJ] = tensors[O_PROJ]
+    save_file(second, source / SECOND)
+    refused(source, tmp_path / "t", O_PROJ, "stored twice", FIRST, SECOND)
+
+
+def test_tensor_stored_twice_in_one_header(source, tmp_path):
+    (source / INDEX).unlink()
+    (source / SECOND).unlink()
+    data = (source / FIRST).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].rstrip()
+    name = next(n for n in json.loads(header) if n != "__metadata__")
+    again = json.dumps({name: json.loads(header)[name]})[1:-1].encode()
+    header = header[:-1] + b"," + again + b"}"
+    (source / FIRST).write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    refused(source, tmp_path / "t", name, "stored twice", FIRST)
+
+
+def test_tensor_that_stands_twice_in_the_index(source, tmp_path):
+    text = (source / INDEX).read_text()
+    entry = json.dumps(O_PROJ) + ": " + json.dumps(FIRST)
+    (source / INDEX).write_text(text.replace('"weight_map": {', f'"weight_map": {{{entry},', 1))
+    assert (source / INDEX).read_text() != text
+    refused(source, tmp_path / "t", O_PROJ, "stands twice", INDEX)
+
+
+def test_fields_that_are_null_are_absent(source, tmp_path):
+    config = json.loads((source / "config.json").read_text()) | {"quantization_config": None}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "tokenizer.json").write_text(json.dumps({"added_tokens": None}))
+    import_hf(source, tmp_path / "t")
+    (tmp_path / "t" / "hf_config.json").unlink()  # now the tokenizer is asked for the ids
+    export_hf(tmp_path / "t", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["bos_token_id"] is None
+
+
+def test_type_that_is_no_weight(source, tmp_path):
+    edit(source, lambda t: t.update({O_PROJ: t[O_PROJ].to(torch.int8)} if O_PROJ in t else {}))
+    refused(source, tmp_path / "t", O_PROJ, "int8", "safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 4}, ["model.layers.3.", "no tensor of the model"]),
+        ({"num_hidden_layers": 2}, ["model.layers.3.", "no tensor of the model"]),
+        ({"hidden_size": 128}, ["has shape", "by config.json"]),
+        ({"n_routed_experts": 8}, ["by config.json"]),
+        ({"model_type": "llama"}, ["llama"]),
+    ],
+)
+def test_config_that_disagrees_with_the_tensors(source, tmp_path, change, words):
+    config = json.loads((source / "config.json").read_text()) | change
+    (source / "config.json").write_text(json.dumps(config))
+    refused(source, tmp_path / "t", *words)
+
+
+def test_no_config_and_no_folder(source, tmp_path):
+    (source / "config.json").unlink()
+    refused(source, tmp_path / "t", "config.json")
+    with pytest.raises(UserError, match="is no folder"):
+        import_hf(tmp_path / "nowhere", tmp_path / "t")
+
+
+def test_link_to_a_shard_that_is_gone(source, tmp_path):
+    for file in (FIRST, SECOND, INDEX):
+        (source / file).unlink()
+    (source / FIRST).symlink_to(tmp_path / "blob")
+    for read in (inspect, lambda folder: import_hf(folder, tmp_path / "t")):
+        with pytest.raises(UserError, match=f"{FIRST} is no file, but a folder or a link to noth"):
+            read(source)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["import", "SOURCE", "TARGET"],
+        ["import", "SOURCE", "TARGET", "--dtype", "int8"],
+        ["export", "SOURCE", "TARGET"],
+        ["export", "SOURCE", "TARGET", "--shard-size", "5Q"],
+        ["verify", "SOURCE", "TARGET"],
+        ["inspect", "TARGET"],
+        ["inspect", "SOURCE"],
+    ],
+)
+def test_command_line_prints_the_sentence_and_exits_with_2(
+    source, tmp_path, monkeypatch, capsys, words
+):
+    (source / FIRST).unlink()
+    places = {"SOURCE": str(source), "TARGET": str(tmp_path / "t")}
+    monkeypatch.setattr(sys, "argv", ["dsv3", *(places.get(word, word) for word in words)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("dsv3: ")
+    assert "\n" not in said
