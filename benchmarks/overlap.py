@@ -53,7 +53,7 @@ def _rank(rank: int, delays: list[float], repeats: int, folder: str) -> None:
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     import dsv3_plugin
-    from dsv3_plugin.distributed import overlap as turns
+    from dsv3_plugin.distributed.overlap import Overlap
     from dsv3_plugin.model.build import build_model
     from dsv3_plugin.recipe.model import ModelConfig
 
@@ -105,8 +105,10 @@ def _rank(rank: int, delays: list[float], repeats: int, folder: str) -> None:
         forward()
         backward()
 
+    overlap = Overlap()
+
     def as_pair(backward: Callable[[], None]) -> None:
-        turns.run_pair(forward, backward)
+        overlap.run_pair(forward, backward)
 
     def seconds(step: Callable[[Callable[[], None]], None], delay: float) -> float:
         output = forward()

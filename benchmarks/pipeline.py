@@ -28,7 +28,7 @@ from dsv3_plugin.upstream import cpu_host
 
 cpu_host.enable()
 
-from dsv3_plugin.distributed import overlap as turns  # noqa: E402
+from dsv3_plugin.distributed.overlap import wait  # noqa: E402
 from dsv3_plugin.model.linear import WeightGradients  # noqa: E402
 from dsv3_plugin.schedules.actions import Schedule  # noqa: E402
 from dsv3_plugin.schedules.costs import Costs, even_stages  # noqa: E402
@@ -55,7 +55,7 @@ def _work(seconds: float, exchange: float) -> None:
     """Compute, exchange in the middle, compute."""
     half = (seconds - exchange) / 2
     time.sleep(half)
-    turns.wait(_Exchange(exchange))
+    wait(_Exchange(exchange))
     time.sleep(half)
 
 
@@ -141,11 +141,9 @@ def _rank(rank: int, schedules: list[Schedule], unit: float, folder: str) -> Non
     from megatron.core import parallel_state
 
     from dsv3_plugin.pipeline import executor as execute
-    from dsv3_plugin.pipeline import replicas as mirror
     from dsv3_plugin.schedules.placement import placement_of
 
     parallel_state.initialize_model_parallel(pipeline_model_parallel_size=pp)
-    mirror.Mirror.add_gradients = lambda self, chunks: None  # sleeping stages have none
     results = []
     for schedule in schedules:
         placement = placement_of(schedule)

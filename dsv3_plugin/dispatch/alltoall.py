@@ -1,8 +1,8 @@
-"""Upstream's all-to-all between expert-parallel ranks, as one that takes turns.
+"""Upstream's all-to-all between expert-parallel ranks, for overlapped pairs.
 
-Inside an overlapped pair the exchange of one micro-batch runs while the other computes
+Inside a pair the exchange of one micro-batch runs while the other computes
 (`distributed/overlap.py`). Upstream's autograd function waits for its exchange where it stands;
-this one starts it and passes the turn. Outside a pair it does what upstream's does.
+this one starts it and lets the other side compute. Outside a pair it does what upstream's does.
 """
 
 from typing import Any

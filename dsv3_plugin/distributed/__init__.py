@@ -1,1 +1,1 @@
-"""The world of ranks: joining it, sides that take turns, messages to a parent, lost ranks."""
+"""The world of ranks: joining it, work of rank 0, overlap, messages to a parent, lost ranks."""

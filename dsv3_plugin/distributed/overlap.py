@@ -1,9 +1,9 @@
-"""Two computations that take turns: where one waits for a collective, the other computes.
+"""Two computations that overlap: where one waits for a collective, the other computes.
 
 DualPipe runs the forward of one micro-batch and the backward of another together, so that the
 all-to-all of one is hidden by the arithmetic of the other (arXiv 2412.19437, section 3.2.1). Here
-the two run on two threads of which exactly one has the turn. A dispatcher starts its collective
-asynchronously and calls `wait(work)`; that passes the turn, and the partner runs up to its own next
+the two run on two threads of which exactly one computes at a time. A dispatcher starts its
+collective asynchronously and calls `wait(work)`; that lets the other side go on up to its own next
 collective. Layer by layer the two thus advance in step (attention, dispatch, experts, combine), and
 the order in which collectives are issued depends on the model's structure alone: it is the same on
 every rank of an expert-parallel group, as a process group demands.
@@ -27,40 +27,84 @@ class Work(Protocol):
 
 
 class _Side:
-    """One of the two computations: its turn, and whether it has ended."""
+    """One of the two computations.
+
+    Attributes:
+        may_run: released by the other side when it waits or has ended.
+        ended: nobody waits for it any more.
+        duplicates: what this side alone uses, by the `PerSide` whose object it is made of.
+    """
 
     def __init__(self) -> None:
-        self.turn = threading.Semaphore(0)
+        self.may_run = threading.Semaphore(0)
         self.ended = False
+        self.duplicates: dict[Any, Any] = {}
 
 
 class _Pair:
+    """A forward and a backward that run together. Made on the forward's thread."""
+
     def __init__(self) -> None:
         self.forward, self.backward = _Side(), _Side()
+        self._forward_thread = threading.get_ident()
+
+    def running_side(self) -> _Side:
+        # For CUDA tensors autograd runs the backward on a device thread of its own, which knows
+        # nothing of ours: any thread that is not the forward's works for the backward.
+        is_forward = threading.get_ident() == self._forward_thread
+        return self.forward if is_forward else self.backward
 
     def other(self, side: _Side) -> _Side:
         return self.backward if side is self.forward else self.forward
 
+    def let_the_other_run(self) -> None:
+        """Returns when the other side waits in its turn, or has ended."""
+        side = self.running_side()
+        other = self.other(side)
+        if not other.ended:
+            other.may_run.release()
+            side.may_run.acquire()
 
-_pair: _Pair | None = None
-_here = threading.local()
+    def run_side(self, side: _Side, body: Callable[[], Any]) -> Any:
+        """What a side does from its start to its end."""
+        side.may_run.acquire()
+        try:
+            return body()
+        finally:
+            side.ended = True
+            self.other(side).may_run.release()
 
 
-def _my_side(pair: _Pair) -> _Side:
-    # For CUDA tensors autograd runs the backward on a device thread of its own, which knows
-    # nothing of ours: any thread that is not the forward's works for the backward.
-    return pair.forward if getattr(_here, "is_forward", False) else pair.backward
+class _Process:
+    """The pair that this process runs at the moment, if any.
+
+    Of the process and not of a thread or a context, because those who ask stand on threads of
+    autograd that inherit neither. `Overlap.run_pair` alone sets it, and takes it back whatever
+    happens.
+    """
+
+    def __init__(self) -> None:
+        self.pair: _Pair | None = None
+
+    @contextlib.contextmanager
+    def running(self, pair: _Pair) -> Iterator[None]:
+        if self.pair is not None:
+            raise RuntimeError("this process runs a pair already; one runs at a time")
+        self.pair = pair
+        try:
+            yield
+        finally:
+            self.pair = None
+
+
+_process = _Process()
 
 
 def wait(work: Work) -> None:
-    """Wait for a collective; inside a pair, let the partner compute meanwhile."""
-    pair = _pair
+    """Wait for a collective; inside a pair, let the other side compute meanwhile."""
+    pair = _process.pair
     if pair is not None:
-        side = _my_side(pair)
-        partner = pair.other(side)
-        if not partner.ended:
-            partner.turn.release()
-            side.turn.acquire()
+        pair.let_the_other_run()
     work.wait()
 
 
@@ -73,23 +117,61 @@ class PerSide[T]:
 
     Args:
         own: what the forward uses, and everything outside a pair.
-        duplicate: makes of it, when first needed, what the backward of a pair uses.
+        duplicate: makes of it, once a pair and when first needed, what the backward uses.
     """
 
     def __init__(self, own: T, duplicate: Callable[[T], T]) -> None:
         self._own = own
         self._duplicate = duplicate
-        self._backwards: T | None = None
 
     @property
     def here(self) -> T:
         """The one that the running side uses."""
-        pair = _pair
-        if pair is None or _my_side(pair) is pair.forward:
+        pair = _process.pair
+        if pair is None or pair.running_side() is pair.forward:
             return self._own
-        if self._backwards is None:
-            self._backwards = self._duplicate(self._own)
-        return self._backwards
+        duplicates = pair.backward.duplicates
+        if self not in duplicates:
+            duplicates[self] = self._duplicate(self._own)
+        return duplicates[self]
+
+
+class Overlap:
+    """Runs pairs, one after the other.
+
+    It keeps the thread of the backward from one pair to the next: making one for every pair would
+    cost more than a small layer computes.
+    """
+
+    def __init__(self) -> None:
+        self._backward_thread = ThreadPoolExecutor(1, thread_name_prefix="backward")
+
+    def run_pair[F, B](self, forward: Callable[[], F], backward: Callable[[], B]) -> tuple[F, B]:
+        """Run a forward and a backward as a pair; the forward runs first.
+
+        Returns:
+            What the two returned.
+
+        Raises:
+            Exception: what either raised, once both have ended.
+        """
+        pair = _Pair()
+        settings = _thread_settings()
+
+        def backward_side() -> B:
+            with contextlib.ExitStack() as stack:
+                for setting in settings:
+                    stack.enter_context(setting)
+                return pair.run_side(pair.backward, backward)
+
+        with _process.running(pair):
+            pending = self._backward_thread.submit(backward_side)
+            pair.forward.may_run.release()
+            try:
+                forward_result = pair.run_side(pair.forward, forward)
+            finally:
+                backward_result = pending.result()
+        return forward_result, backward_result
 
 
 def _thread_settings() -> list[contextlib.AbstractContextManager[Any]]:
@@ -117,49 +199,3 @@ def _thread_settings() -> list[contextlib.AbstractContextManager[Any]]:
 def _threads(number: int) -> Iterator[None]:
     torch.set_num_threads(number)  # OpenMP keeps this per thread
     yield
-
-
-# The backward's thread lives as long as the process: making one for every pair would cost more
-# than a small layer computes.
-_backward_thread = ThreadPoolExecutor(1, thread_name_prefix="backward")
-
-
-def run_pair[F, B](forward: Callable[[], F], backward: Callable[[], B]) -> tuple[F, B]:
-    """Run a forward and a backward as a pair; the forward has the first turn.
-
-    Returns:
-        What the two returned.
-
-    Raises:
-        Exception: what either raised, once both have ended.
-    """
-    global _pair
-    pair = _pair = _Pair()
-    settings = _thread_settings()
-
-    def side(me: _Side, body: Callable[[], Any]) -> Any:
-        me.turn.acquire()
-        try:
-            return body()
-        finally:
-            me.ended = True
-            pair.other(me).turn.release()
-
-    def backward_side() -> B:
-        with contextlib.ExitStack() as stack:
-            for setting in settings:
-                stack.enter_context(setting)
-            return side(pair.backward, backward)
-
-    pending = _backward_thread.submit(backward_side)
-    pair.forward.turn.release()
-    _here.is_forward = True
-    try:
-        forward_result = side(pair.forward, forward)
-    finally:
-        try:
-            backward_result = pending.result()
-        finally:
-            _here.is_forward = False
-            _pair = None
-    return forward_result, backward_result

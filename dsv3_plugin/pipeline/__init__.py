@@ -1,1 +1,1 @@
-"""Pipeline schedules as data: proven, timed, drawn, searched for, and run."""
+"""Running schedules: chunks where a placement puts them, the executor, what stages exchange."""

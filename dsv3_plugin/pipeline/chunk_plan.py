@@ -3,25 +3,27 @@
 Upstream cuts a chunk's layers into nodes (attention with router, dispatch, experts, combine) and
 runs the forward of one micro-batch beside the backward of another, computation on one CUDA stream
 and all-to-all on a second: `TransformerModelChunkSchedulePlan.run`. `ChunkPlan` adds the backward
-in two halves; `PlannedSteps` lets the executor's forwards and backwards run by plans.
+in two halves; `PlannedComputation` lets the executor's forwards and backwards run by plans.
 
 A backward can only run node by node where its forward did, so all of them do, paired or not.
-`plan_serves` says when; elsewhere a pair takes turns (`turns.py`).
+`plan_serves` says when; elsewhere a pair overlaps on two threads (`distributed.overlap`).
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from megatron.core.enums import Fp8Recipe
 from megatron.core.models.common.model_chunk_schedule_plan import TransformerModelChunkSchedulePlan
-from megatron.core.pipeline_parallel.schedules import backward_step, forward_step
+from megatron.core.pipeline_parallel.schedules import backward_step
 from megatron.core.pipeline_parallel.utils import set_streams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_attr_wrapped_model
 
 from dsv3_plugin.dispatch.moe_layer import Dispatch
-from dsv3_plugin.pipeline.split_backward import SplitBackward
+from dsv3_plugin.pipeline.tasks import BackwardTask, ForwardResult, ForwardTask, run_forward
 
 
 def plan_serves(config: TransformerConfig, device: torch.device) -> bool:
@@ -114,71 +116,59 @@ class _Planned(NamedTuple):
     output: torch.Tensor
 
 
-class PlannedSteps:
-    """Forward and backward of a rank's chunks in one step, by plans.
-
-    The three methods are those of `execute.StepsInTurn`.
-    """
+class PlannedComputation:
+    """Forwards and backwards by plans (a `tasks.Computation`)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         set_streams(high_priority=config.high_priority_a2a_comm_stream)
-        self._partner: Callable[[], None] | None = None
-        self._taken_along: tuple[ChunkPlan | None, torch.Tensor | None] = (None, None)
 
-    def forward_step(
-        self, function: Callable[..., Any], batches: Any, chunk: torch.nn.Module, *args: Any,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """Upstream's `forward_step`, whose call of the model runs a plan."""
-        planning = _PlanningChunk(chunk, self._run_forward)
-        output, tokens = forward_step(function, batches, planning, *args, **kwargs)
-        output.planned = planning.planned  # the backward has nothing else to know it by
-        return output, tokens
+    def forward(self, task: ForwardTask) -> ForwardResult:
+        return _planned_forward(task, lambda plan: ChunkPlan.run(plan, None))
 
-    def backward_step(
-        self,
-        activation: torch.Tensor | None,
-        output: torch.Tensor,
-        gradient: torch.Tensor | None,
-        config: TransformerConfig,
-        split: SplitBackward,
-        weights_owed: bool,
-    ) -> torch.Tensor | None:
-        """The gradient of a chunk's input.
+    def backward(self, task: BackwardTask) -> torch.Tensor | None:
+        gradient = _gradient_of_plan(task)
+        with _weight_gradients(task):
+            ChunkPlan.run(None, task.forward.kept.plan, gradient)
+        return _gradient_of_input(task)
 
-        Args:
-            activation: the chunk's input; None on the first stage.
-            output: what `forward_step` returned.
-            gradient: of the output; None on the last stage, whose output is the loss.
-            config: of the chunk.
-            split: the chunk's weight gradients.
-            weights_owed: leave them owed.
-        """
-        planned, output.planned = output.planned, None
-        if gradient is None:
-            gradient = backward_step(planned.output, output, None, config)
-        planned.plan.weights_owed = weights_owed
-        # Delayed weight gradients of a whole backward are paid by the plan's own run.
-        with split.keeping_weights_owed(weights_owed or config.delay_wgrad_compute):
-            self._run_backward(planned.plan, gradient)
-        return None if activation is None else activation.grad
+    def run_pair(
+        self, forward: ForwardTask, backward: BackwardTask
+    ) -> tuple[ForwardResult, torch.Tensor | None]:
+        """The forward's plan runs layer by layer beside the backward's."""
+        gradient = _gradient_of_plan(backward)
+        with _weight_gradients(backward):
+            result = _planned_forward(
+                forward, lambda plan: ChunkPlan.run(plan, backward.forward.kept.plan, gradient)
+            )
+        return result, _gradient_of_input(backward)
 
-    def run_pair(self, forward: Callable[[], None], backward: Callable[[], None]) -> None:
-        """Run a forward and a backward as one: the forward's plan takes the backward's along."""
-        self._partner = forward
-        backward()
 
-    def _run_backward(self, plan: ChunkPlan, gradient: torch.Tensor) -> None:
-        partner, self._partner = self._partner, None
-        if partner is None:
-            ChunkPlan.run(None, plan, gradient)
-        else:
-            self._taken_along = (plan, gradient)
-            partner()
+def _planned_forward(task: ForwardTask, run: Callable[[ChunkPlan], torch.Tensor]) -> ForwardResult:
+    """A forward whose call of the model becomes a plan, run by `run`."""
+    chunk = _PlanningChunk(task.chunk, run)
+    return replace(run_forward(task, chunk), kept=chunk.planned)
 
-    def _run_forward(self, plan: ChunkPlan) -> torch.Tensor:
-        taken_along, self._taken_along = self._taken_along, (None, None)
-        return ChunkPlan.run(plan, *taken_along)
+
+def _gradient_of_plan(task: BackwardTask) -> torch.Tensor:
+    """The gradient of the plan's output: on the last stage the loss has a graph of its own."""
+    if task.gradient is not None:
+        return task.gradient
+    return backward_step(task.forward.kept.output, task.forward.output, None, task.config)
+
+
+@contextlib.contextmanager
+def _weight_gradients(task: BackwardTask) -> Iterator[None]:
+    """Run a backward's plan inside: it leaves weight gradients owed where the task says so."""
+    task.forward.kept.plan.weights_owed = task.weights_owed
+    # Delayed weight gradients of a whole backward are paid by the plan's own run.
+    owed = task.weights_owed or task.config.delay_wgrad_compute
+    with task.split.keeping_weights_owed(owed):
+        yield
+
+
+def _gradient_of_input(task: BackwardTask) -> torch.Tensor | None:
+    activation = task.forward.activation
+    return None if activation is None else activation.grad
 
 
 class _PlanningChunk:

@@ -22,7 +22,7 @@ from megatron.core.transformer.pipeline_parallel_layer_layout import PipelinePar
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
 from dsv3_plugin.data.batch import StageInputs
-from dsv3_plugin.pipeline.replicas import mirror_of
+from dsv3_plugin.pipeline.replicas import Replicas
 from dsv3_plugin.pipeline.split_backward import let_weights_wait
 from dsv3_plugin.schedules.placement import Placement
 
@@ -122,7 +122,10 @@ class PlacedBuilder(GPTModelBuilder):
 
 
 def join_chunks(chunks: list[GPTModel], placement: Placement) -> list[GPTModel]:
-    """Share the embedding between a rank's chunks, and mark the chunks that are copies."""
+    """Share the embedding between a rank's chunks, and mark the chunks that are copies.
+
+    Chunks that have a replica on another rank get the attribute `replicas`, and equal weights.
+    """
     owner = next((chunk for chunk in chunks if chunk.pre_process), None)
     for chunk in chunks:
         if owner is not None and chunk.mtp_process and chunk is not owner:
@@ -132,7 +135,10 @@ def join_chunks(chunks: list[GPTModel], placement: Placement) -> list[GPTModel]:
         if placement.is_copy(stage):
             _mark_as_copy(chunk)
     if placement.copies == 2:
-        mirror_of(placement).equal_weights(chunks)
+        replicas = Replicas(placement)
+        replicas.equal_weights(chunks)
+        for chunk in chunks:
+            chunk.replicas = replicas
     return chunks
 
 

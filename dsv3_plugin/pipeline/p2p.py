@@ -1,4 +1,4 @@
-"""Tensors on their way between stages: to other ranks in ordered batches, or to a chunk next door.
+"""Messages between stages: to other ranks in ordered batches, or to a chunk on the same rank.
 
 Shapes are known beforehand, so nothing but the tensors travels.
 """
@@ -14,7 +14,7 @@ from dsv3_plugin.schedules.actions import FORWARD, Compute, Transfer
 from dsv3_plugin.schedules.messages import Message
 
 
-class PostOffice:
+class StageMessages:
     """The messages of one rank in one step.
 
     Args:
@@ -30,14 +30,16 @@ class PostOffice:
         # gloo's messages know nothing of the group's timeout; NCCL's are watched from outside, and
         # would hold up the host if they were waited for in this way.
         on_gloo = torch.distributed.get_backend(group) == "gloo"
-        self._patience = (timeout_of(group),) if on_gloo else ()
+        self._timeout = (timeout_of(group),) if on_gloo else ()
         self._outgoing: dict[tuple[str, int, int], torch.Tensor] = {}
-        self._arrived: dict[tuple[str, int, int], torch.Tensor] = {}
         self._expected: dict[tuple[str, int, int], tuple[Any, torch.Tensor]] = {}
         self._sending: list[tuple[Any, torch.Tensor, Transfer]] = []
 
-    def hand_on(self, direction: str, stage: int, micro_batch: int, tensor: torch.Tensor) -> None:
-        """Take a result of `stage`: `F` goes to the next stage, `B` to the one before."""
+    def send(self, direction: str, stage: int, micro_batch: int, tensor: torch.Tensor) -> None:
+        """Send a result of `stage`: `F` goes to the next stage, `B` to the one before.
+
+        It leaves with the next batch of messages (`post`), or stays for a chunk of this rank.
+        """
         target = stage + 1 if direction == "F" else stage - 1
         self._outgoing[direction, target, micro_batch] = tensor
 
@@ -50,8 +52,8 @@ class PostOffice:
         self._wait(work, part)
         return tensor
 
-    def exchange(self, messages: Sequence[Message]) -> None:
-        """Post one batch: sends of what was handed on, receives of what will be needed."""
+    def post(self, messages: Sequence[Message]) -> None:
+        """Start one batch: sends of what there is to send, receives of what will be needed."""
         if not messages:
             return
         operations, notes = [], []
@@ -83,7 +85,7 @@ class PostOffice:
                 self._expected[key] = (work, tensor)
         self._sending = [entry for entry in self._sending if not entry[0].is_completed()]
 
-    def finish(self) -> None:
+    def wait_for_sends(self) -> None:
         """Wait until everything sent has left."""
         for work, _, transfer in self._sending:
             self._wait(work, transfer)
@@ -91,7 +93,7 @@ class PostOffice:
 
     def _wait(self, work: Any, what: Compute | Transfer) -> None:
         try:
-            work.wait(*self._patience)
+            work.wait(*self._timeout)
         except RuntimeError as error:
             raise self._lost(what) from error
 

@@ -1,13 +1,12 @@
-"""DualPipe's two copies of the model: kept equal.
+"""DualPipe's two replicas of the model: kept equal.
 
-Rank r holds stage r of the first copy and stage P-1-r of the second; its mirror image, rank P-1-r,
-holds the same two the other way round. Each copy sees half of the micro-batches, so before
-anything is done with gradients, those of the two copies are added (arXiv 2412.19437, section
-3.2.1), and with them the token counts that move the router's biases. From equal weights and equal
-gradients the optimizer then keeps the copies equal.
+Rank r holds stage r of the first replica and stage P-1-r of the second; rank P-1-r holds the same
+two the other way round. Each replica sees half of the micro-batches, so before anything is done
+with gradients, those of the two are added (arXiv 2412.19437, section 3.2.1), and with them the
+token counts that move the router's biases. From equal weights and equal gradients the optimizer
+then keeps the replicas equal.
 """
 
-import functools
 from collections.abc import Iterator
 
 import torch
@@ -17,10 +16,14 @@ from dsv3_plugin.distributed.failures import naming_lost
 from dsv3_plugin.schedules.placement import Placement
 
 
-class Mirror:
-    """This rank and its mirror image.
+class Replicas:
+    """This rank's two chunks and the rank that holds the other replica of both.
 
-    Making one is collective: every rank of the world takes part.
+    Making it is collective: every rank of the world takes part. It belongs to the chunks
+    (`chunks.join_chunks` makes it), and goes with them.
+
+    Attributes:
+        group: the two ranks.
     """
 
     def __init__(self, placement: Placement) -> None:
@@ -39,20 +42,20 @@ class Mirror:
                     self.group = group
 
     def _by_model_stage[C](self, chunks: list[C]) -> Iterator[tuple[int, C]]:
-        """(global rank of the first copy, chunk), in an order that both ranks of a pair share."""
+        """(global rank of the first replica, chunk), in an order that both ranks share."""
         rank = parallel_state.get_pipeline_model_parallel_rank()
         stages = [self._placement.model_stage(stage) for stage in self._placement.chunks[rank]]
         for stage, chunk in sorted(zip(stages, chunks, strict=True), key=lambda pair: pair[0]):
             yield self._ranks[self._placement.rank_of(stage)], chunk
 
     def equal_weights(self, chunks: list[torch.nn.Module]) -> None:
-        """Give the second copy the weights and buffers of the first."""
+        """Give the second replica the weights and buffers of the first."""
         for source, chunk in self._by_model_stage(chunks):
             for tensor in [*chunk.parameters(), *chunk.buffers()]:
                 torch.distributed.broadcast(tensor.data, source, group=self.group)
 
     def add_gradients(self, chunks: list[torch.nn.Module]) -> None:
-        """Add the gradients and token counts of the two copies.
+        """Add the gradients and token counts of the two replicas.
 
         Args:
             chunks: wrapped in upstream's DistributedDataParallel.
@@ -68,9 +71,3 @@ class Mirror:
             with naming_lost("the sum of the two copies' gradients", self._ranks):
                 for tensor in tensors:
                     torch.distributed.all_reduce(tensor, group=self.group)
-
-
-@functools.cache
-def mirror_of(placement: Placement) -> Mirror:
-    """The mirror of a placement; made once, at the same place on every rank."""
-    return Mirror(placement)

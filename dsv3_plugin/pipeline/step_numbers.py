@@ -16,6 +16,8 @@ from math import prod
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
 Numbers = Mapping[str, torch.Tensor]
 Described = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -111,3 +113,22 @@ def agree(reports: Mapping[int, Numbers], totals: Numbers, group: Any) -> Form:
     everyone: list[Any] = [None] * group.size()
     torch.distributed.all_gather_object(everyone, mine, group=group)
     return form_of(everyone)
+
+
+def mtp_losses() -> dict[str, torch.Tensor]:
+    """The MTP losses that arose on this rank. Upstream logs them on the last."""
+    return {
+        name: value
+        for name, value in MTPLossLoggingHelper.tracker.items()
+        if isinstance(value, torch.Tensor) and "cumulative" not in name
+    }
+
+
+def keep_mtp_losses(losses: Numbers) -> None:
+    """Put the pipeline's MTP losses where upstream looks for them, on every rank."""
+    if not losses:
+        return
+    tracker = MTPLossLoggingHelper.tracker
+    tracker.update(losses)
+    tracker.setdefault("reduce_group", None)
+    tracker["avg_group"] = parallel_state.get_data_parallel_group(with_context_parallel=True)

@@ -20,7 +20,7 @@ from dsv3_plugin.dispatch.step_metrics import (
     load_of_nodes,
     tensorboard_scalars,
 )
-from dsv3_plugin.distributed import overlap as turns
+from dsv3_plugin.distributed.overlap import Overlap
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.config import transformer_config
 from dsv3_plugin.model.layers import mtp_block_spec
@@ -79,7 +79,7 @@ def gradients_of_two(dispatch: dict, *, paired: bool, **overrides) -> dict[str, 
     model = build(dispatch, **overrides).train()
     first = loss_of(model, 0)
     if paired:
-        second, _ = turns.run_pair(lambda: loss_of(model, 1), first.backward)
+        second, _ = Overlap().run_pair(lambda: loss_of(model, 1), first.backward)
     else:
         second = loss_of(model, 1)
         first.backward()

@@ -58,7 +58,6 @@ def parallel(schedule: Schedule) -> Iterator[Any]:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-    from dsv3_plugin.pipeline.replicas import mirror_of
     from dsv3_plugin.schedules.placement import placement_of
 
     placement = placement_of(schedule)
@@ -72,7 +71,6 @@ def parallel(schedule: Schedule) -> Iterator[Any]:
     torch.manual_seed(1 + parallel_state.get_pipeline_model_parallel_rank())
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
     yield placement
-    mirror_of.cache_clear()
     parallel_state.destroy_model_parallel()
 
 

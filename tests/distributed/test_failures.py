@@ -23,7 +23,7 @@ def _survive(rank: int, name: str, where: str, number: signal.Signals) -> tuple[
     """Take two steps; rank 1 meets its end in the second. What rank 0 says, and after how long."""
     from dsv3_plugin.distributed.failures import LostRank
     from dsv3_plugin.pipeline import executor as execute
-    from dsv3_plugin.pipeline.replicas import Mirror
+    from dsv3_plugin.pipeline.replicas import Replicas
 
     schedule = SCHEDULES[name]
     count = schedule.num_micro_batches
@@ -60,7 +60,7 @@ def _survive(rank: int, name: str, where: str, number: signal.Signals) -> tuple[
     if where == "losses":
         original, execute.Form.pack = execute.Form.pack, lambda *_: (end(), original(*_))[1]
     if where == "gradients":
-        add, Mirror.add_gradients = Mirror.add_gradients, lambda *_: (end(), add(*_))[1]
+        add, Replicas.add_gradients = Replicas.add_gradients, lambda *_: (end(), add(*_))[1]
     start = time.monotonic()
     try:
         step()

@@ -1,4 +1,4 @@
-"""Two computations taking turns: order, results, errors, and upstream's exchange in a pair."""
+"""Two computations that overlap: order, results, errors, and upstream's exchange in a pair."""
 
 import copy
 from pathlib import Path
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dsv3_plugin.distributed import overlap as turns
+from dsv3_plugin.distributed.overlap import Overlap, PerSide, wait
 from tests.gloo_ranks import run_ranks
 
 
@@ -22,7 +22,7 @@ def _side(name: str, exchanges: int, log: list[str]):
     def body() -> str:
         for number in range(exchanges):
             log.append(f"{name}{number}")
-            turns.wait(_Done())
+            wait(_Done())
         return name
 
     return body
@@ -30,28 +30,60 @@ def _side(name: str, exchanges: int, log: list[str]):
 
 def test_the_two_advance_in_step_and_the_longer_goes_on_alone() -> None:
     log: list[str] = []
-    results = turns.run_pair(_side("f", 2, log), _side("b", 4, log))
+    results = Overlap().run_pair(_side("f", 2, log), _side("b", 4, log))
     assert results == ("f", "b")
     assert log == ["f0", "b0", "f1", "b1", "b2", "b3"]
 
 
 def test_what_is_under_way_is_kept_for_each_side() -> None:
-    dispatcher = turns.PerSide(SimpleNamespace(tokens=None), copy.copy)
+    dispatcher = PerSide(SimpleNamespace(tokens=None), copy.copy)
 
     def side(tokens: str):
         def body() -> str:
             dispatcher.here.tokens = tokens
-            turns.wait(_Done())
+            wait(_Done())
             return dispatcher.here.tokens
 
         return body
 
-    assert turns.run_pair(side("forward's"), side("backward's")) == ("forward's", "backward's")
+    assert Overlap().run_pair(side("forward's"), side("backward's")) == ("forward's", "backward's")
     assert dispatcher.here.tokens == "forward's"  # outside a pair there is one
 
 
+def test_the_backward_of_each_pair_begins_with_a_duplicate_of_its_own() -> None:
+    dispatcher = PerSide(SimpleNamespace(tokens="none"), copy.copy)
+    overlap = Overlap()
+
+    def backward() -> str:
+        before = dispatcher.here.tokens
+        dispatcher.here.tokens = "left behind"
+        return before
+
+    for _ in range(2):
+        assert overlap.run_pair(lambda: None, backward) == (None, "none")
+    assert dispatcher.here.tokens == "none"
+
+
+def test_a_pair_inside_a_pair_is_refused_and_both_sides_end() -> None:
+    log: list[str] = []
+
+    def nested() -> None:
+        Overlap().run_pair(_side("f", 1, log), _side("b", 1, log))
+
+    with pytest.raises(RuntimeError, match="runs a pair already"):
+        Overlap().run_pair(nested, _side("x", 2, log))
+    assert log == ["x0", "x1"]
+
+
 def test_outside_a_pair_waiting_is_waiting() -> None:
-    turns.wait(_Done())
+    wait(_Done())
+
+
+def _run_a_pair_that_finds_nothing_left(overlap: Overlap) -> None:
+    log: list[str] = []
+    wait(_Done())  # outside a pair again: nobody is waited for
+    assert overlap.run_pair(_side("f", 2, log), _side("b", 2, log)) == ("f", "b")
+    assert log == ["f0", "b0", "f1", "b1"]
 
 
 @pytest.mark.parametrize("failing", ["forward", "backward"])
@@ -59,15 +91,17 @@ def test_an_error_of_either_side_ends_both_and_reaches_the_caller(failing: str) 
     log: list[str] = []
 
     def broken() -> None:
-        turns.wait(_Done())
+        wait(_Done())
         raise ValueError(failing)
 
     whole = _side("x", 3, log)
     pair = (broken, whole) if failing == "forward" else (whole, broken)
+    overlap = Overlap()
     with pytest.raises(ValueError, match=failing):
-        turns.run_pair(*pair)
+        overlap.run_pair(*pair)
     assert log == ["x0", "x1", "x2"]
-    assert turns.run_pair(_side("f", 1, log), _side("b", 1, log)) == ("f", "b")
+    _run_a_pair_that_finds_nothing_left(overlap)
+    _run_a_pair_that_finds_nothing_left(Overlap())
 
 
 def test_both_sides_compute_under_the_callers_settings() -> None:
@@ -81,9 +115,9 @@ def test_both_sides_compute_under_the_callers_settings() -> None:
 
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16):
         inside = settings()
-        assert turns.run_pair(settings, settings) == (inside, inside)
+        assert Overlap().run_pair(settings, settings) == (inside, inside)
     assert inside[:3] == (False, True, torch.float16)
-    assert turns.run_pair(settings, settings) == (settings(), settings())
+    assert Overlap().run_pair(settings, settings) == (settings(), settings())
 
 
 def _exchange_in_a_pair(rank: int) -> bool:
@@ -110,7 +144,7 @@ def _exchange_in_a_pair(rank: int) -> bool:
     gradients = [row.grad.clone() for row in rows]
     for row in rows:
         row.grad = None
-    got = turns.run_pair(exchange(AllToAll, 0), exchange(AllToAll, 1))
+    got = Overlap().run_pair(exchange(AllToAll, 0), exchange(AllToAll, 1))
     return all(
         torch.equal(a, b)
         for a, b in zip([*expected, *gradients], [*got, *(row.grad for row in rows)], strict=True)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from dsv3_plugin.pipeline.chunk_plan import PlannedSteps, plan_serves
+from dsv3_plugin.pipeline.chunk_plan import PlannedComputation, plan_serves
 from dsv3_plugin.pipeline.split_backward import SplitBackward
+from dsv3_plugin.pipeline.tasks import BackwardTask, ForwardResult, ForwardTask
 from dsv3_plugin.recipe.layout import even
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.dualpipe import dualpipe
@@ -151,37 +152,49 @@ def _record(node: type, way: str, order: list[str]) -> None:
 
 
 def _three_micro_batches(rank: int, model: torch.nn.Module, order: list[str]) -> Any:
-    steps, split = PlannedSteps(model.config), SplitBackward(model)
+    computation, split = PlannedComputation(model.config), SplitBackward(model)
     batches = _batches(rank, 3)
     experts = model.decoder.layers[1].mlp.experts.weight_gradients
-    outputs: list[torch.Tensor] = []
-    reports: list[Any] = []
+    done: list[ForwardResult] = []
 
-    def forward() -> None:
-        output, _ = steps.forward_step(
-            _forward_step, batches, model, 3, None, reports, model.config, 1, is_last_stage=True
+    def forward() -> ForwardTask:
+        return ForwardTask(
+            function=_forward_step,
+            chunk=model,
+            batch=batches,
+            activation=None,
+            micro_batch=len(done),
+            micro_batches=3,
+            is_first=not done,
+            is_last_stage=True,
+            config=model.config,
         )
-        outputs.append(output)
 
-    def backward(number: int, weights_owed: bool) -> None:
-        steps.backward_step(None, outputs[number], None, model.config, split, weights_owed)
+    def backward(number: int, weights_owed: bool) -> BackwardTask:
+        return BackwardTask(done[number], None, weights_owed, split, model.config)
+
+    def pair(weights_owed: bool) -> None:
+        result, gradient = computation.run_pair(forward(), backward(len(done) - 1, weights_owed))
+        assert gradient is None  # of tokens
+        done.append(result)
 
     def owed() -> set[int]:
         modules = (getattr(module, "weight_gradients", ()) for module in model.modules())
         return {len(gradients) for gradients in modules if gradients != ()}
 
-    forward()
+    done.append(computation.forward(forward()))
     order.clear()
-    steps.run_pair(forward, lambda: backward(0, weights_owed=False))
-    pair, debts, paid_by_plan = list(order), [owed()], experts.postpone
-    steps.run_pair(forward, lambda: backward(1, weights_owed=True))
+    pair(weights_owed=False)
+    first_pair, debts, paid_by_plan = list(order), [owed()], experts.postpone
+    pair(weights_owed=True)
     debts.append(owed())
     split.weights()
     debts.append(owed())
-    backward(2, weights_owed=True)
+    computation.backward(backward(2, weights_owed=True))
     split.weights()
-    order[:] = pair
-    return [report["lm loss"] for report in reports], _gradients(model), debts, paid_by_plan
+    order[:] = first_pair
+    losses = [report["lm loss"] for result in done for report in result.reports]
+    return losses, _gradients(model), debts, paid_by_plan
 
 
 @pytest.fixture(scope="module")
@@ -235,13 +248,12 @@ def _pipeline(rank: int, schedules: list[Schedule]) -> list[Any]:
     from megatron.core import parallel_state
 
     from dsv3_plugin.pipeline import executor as execute
-    from dsv3_plugin.pipeline.replicas import mirror_of
 
     answers = []
     for schedule in schedules:
         chunks = _chunks(schedule)
         by = {}
-        for name, serves in (("turns", False), ("plan", True)):
+        for name, serves in (("threads", False), ("plan", True)):
             execute.plan_serves = lambda *asked, serves=serves: serves
             executor = execute.Executor(lambda count, schedule=schedule: schedule)
             reports = executor(
@@ -255,7 +267,6 @@ def _pipeline(rank: int, schedules: list[Schedule]) -> list[Any]:
             losses = [report["lm loss"] for report in reports]
             by[name] = losses, _main_gradients(chunks), executor.peak_live
         answers.append(by)
-        mirror_of.cache_clear()
         parallel_state.destroy_model_parallel()
     return answers
 
@@ -293,14 +304,14 @@ def _chunks(schedule: Schedule) -> list[torch.nn.Module]:
     return wrapped
 
 
-def test_the_executor_does_the_same_by_plans_as_in_turns(tmp_path: Path) -> None:
+def test_the_executor_does_the_same_by_plans_as_on_two_threads(tmp_path: Path) -> None:
     schedules = [dualpipe_v(2, 5), dualpipe(2, 6), zbv(2, 4)]
     for answers in run_ranks(4, _pipeline, schedules, scratch=tmp_path, timeout_s=240):
         for by in answers:
             losses, gradients, peak = by["plan"]
-            torch.testing.assert_close(losses, by["turns"][0], rtol=1e-6, atol=1e-6)
-            _close(gradients, by["turns"][1])
-            assert peak == by["turns"][2]
+            torch.testing.assert_close(losses, by["threads"][0], rtol=1e-6, atol=1e-6)
+            _close(gradients, by["threads"][1])
+            assert peak == by["threads"][2]
 
 
 def _config(**different: Any) -> SimpleNamespace:
@@ -329,7 +340,7 @@ def _config(**different: Any) -> SimpleNamespace:
     return SimpleNamespace(**fields | different)
 
 
-def test_deepseek_v3_on_a_gpu_runs_by_plans_and_a_cpu_takes_turns() -> None:
+def test_deepseek_v3_on_a_gpu_runs_by_plans_and_a_cpu_on_two_threads() -> None:
     assert plan_serves(_config(), torch.device("cuda"))
     assert not plan_serves(_config(), torch.device("cpu"))
 
@@ -357,5 +368,5 @@ def test_deepseek_v3_on_a_gpu_runs_by_plans_and_a_cpu_takes_turns() -> None:
     ],
     ids=str,
 )
-def test_what_upstreams_plan_does_not_serve_takes_turns(different: dict[str, Any]) -> None:
+def test_what_upstreams_plan_does_not_serve_runs_on_two_threads(different: dict[str, Any]) -> None:
     assert not plan_serves(_config(**different), torch.device("cuda"))

@@ -5,6 +5,7 @@ same weights and batches. FP32; gradients to 1e-5 of the largest of their tensor
 over micro-batches run in another order.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -179,7 +180,6 @@ def _in_a_pipeline(
     from megatron.core import parallel_state
 
     from dsv3_plugin.pipeline.executor import Executor
-    from dsv3_plugin.pipeline.replicas import mirror_of
 
     wrapped = chunks_of(schedule)
     executor = Executor(lambda count: schedule)
@@ -204,9 +204,21 @@ def _in_a_pipeline(
         forward_only=True,
         **arguments,
     )
-    mirror_of.cache_clear()
     parallel_state.destroy_model_parallel()
     return losses, gradients, peak, [float(report["lm loss"]) for report in evaluated]
+
+
+def test_an_executor_is_in_use_inside_its_context_alone() -> None:
+    from dsv3_plugin.pipeline.executor import Executor, choose_executor
+
+    one, other = (Executor(lambda _: one_f_one_b(2, 4)) for _ in range(2))
+    get = choose_executor(lambda: "upstream's")
+    with one.in_use():
+        with contextlib.suppress(ValueError), other.in_use():
+            assert get() is other
+            raise ValueError
+        assert get() is one
+    assert get() == "upstream's"
 
 
 def _all_schedules(rank: int, schedules: list[Schedule]) -> list[Any]:
