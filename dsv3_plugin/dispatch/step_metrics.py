@@ -9,9 +9,9 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config
 
+from dsv3_plugin.dispatch.balance import max_violation
 from dsv3_plugin.dispatch.moe_layer import Dispatch, MoELayer, nodes_of_group
 from dsv3_plugin.dispatch.traffic import LINK_CLASSES, Traffic
-from dsv3_plugin.report.balance import max_violation
 
 
 def collect_step_metrics(model_chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Pictures and tables of expert load, from a run's metrics. No torch here.
+"""How evenly a run uses its experts, ranks and nodes, read back from its metrics. No torch here.
 
-Every step tells the load of ranks and nodes and MaxVio over experts; the load of each expert, most
-of the bytes, is told now and then (`training.metrics`). Records are read one by one and three
+Every step records the load of ranks and nodes, and MaxVio over experts; the load of each expert,
+which is most of the bytes, is recorded every so many steps. Records are read one by one and a few
 numbers per layer are kept of each, so the metrics of a long run need little memory.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsv3_plugin.dispatch.balance import max_violation
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
@@ -22,33 +23,32 @@ Record = Mapping[str, Any]
 PARTS = ("expert_load", "rank_load", "node_load")
 
 _COLUMNS = 1000
-"""As many steps as a picture shows apart; of more, the largest of several."""
+"""Most columns of a picture; with more steps, a column shows the largest of several."""
 _LABELS = 20
-"""Layers with a number beside them."""
+"""Most layers with a number beside them."""
 _FLOOR = 0.01
-"""MaxVio below this is balance, whatever it is: the colours end here."""
-
-
-def max_violation(load: Sequence[int]) -> float:
-    """MaxVio = max load / mean load − 1 (arXiv 2408.15664, eq. 4): 0 is perfect balance."""
-    return max(load) * len(load) / sum(load) - 1
+"""MaxVio below this counts as balance; the colours end here."""
 
 
 class LoadHistory:
     """What is kept of a run's records.
 
     Attributes:
-        steps: those that tell a load.
+        steps: those with a load.
         experts: {layer: MaxVio over experts, by step}; NaN where the layer had no token.
         nodes: likewise over nodes.
-        last: the last record that tells the load of each expert.
+        last: the last record with the load of each expert.
     """
 
     def __init__(self, records: Iterable[Record], run: Path) -> None:
-        """Reads records once, in order.
+        """Read records once, in order.
+
+        Args:
+            records: of metrics.jsonl.
+            run: their folder, for the error.
 
         Raises:
-            UserError: none tells the load of experts.
+            UserError: none has the load of each expert.
         """
         self.steps = array("q")
         self.experts: dict[str, array[float]] = {}
@@ -80,7 +80,7 @@ class LoadHistory:
 
 
 def load_table(history: LoadHistory) -> str:
-    """The last step that tells all: MaxVio over experts, ranks and nodes by layer; idle experts."""
+    """The last step with all loads: MaxVio over experts, ranks, nodes by layer; idle experts."""
     last = history.last
     lines = [
         f"step {last['iteration']}: largest load over the mean, minus 1 (MaxVio)",
@@ -93,7 +93,11 @@ def load_table(history: LoadHistory) -> str:
 
 
 def draw_load(history: LoadHistory, png: Path, title: str) -> None:
-    """MaxVio over layers and steps; MaxVio of nodes by step, of several; load of each expert."""
+    """Draw the balance of a run into a PNG.
+
+    MaxVio of experts over layers and steps; where there are several nodes, MaxVio of nodes by step;
+    the last known load of each expert.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

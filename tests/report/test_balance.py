@@ -6,8 +6,9 @@ import weakref
 
 import pytest
 
+from dsv3_plugin.dispatch.balance import max_violation
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table, max_violation
+from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table
 
 
 def record(step: int) -> dict:
@@ -35,12 +36,6 @@ def record(step: int) -> dict:
         "node_load": parts[8],
         "max_vio": {layer: max_violation(row) for layer, row in load.items()},
     }
-
-
-def test_max_violation_is_the_excess_over_the_mean():
-    assert max_violation([5, 5, 5, 5]) == 0
-    assert max_violation([20, 0, 0, 0]) == 3
-    assert max_violation([6, 4, 2]) == 0.5
 
 
 def without_experts(step: int) -> dict:
