@@ -25,7 +25,7 @@ from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.training.checkpoint_folder import refuse_another_model
+from dsv3_plugin.training.resume import refuse_another_model
 from dsv3_plugin.training.run import run_folder
 
 _POLL_SECONDS = 0.2

@@ -32,7 +32,7 @@ def hooks(run: Run) -> list[Hook]:
         CurveValues(recipe.curves),
         ExpertLoad(),
         Saving(recipe.checkpoint_folder, recipe.checkpoint.keep),
-        Metrics(recipe, run.directory),
+        Metrics(recipe, run.folder),
     ]
 
 

@@ -4,23 +4,18 @@ Everything that can be refused is looked at before anything is written.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from dsv3_plugin.checkpoint import tracker
-from dsv3_plugin.checkpoint.tracker import Saved
 from dsv3_plugin.data.dataset_folder import find_dataset
-from dsv3_plugin.data.prepare import PreparedData
-from dsv3_plugin.data.prepare import prepare as prepare_data
+from dsv3_plugin.data.run_data import RunData, ensure_data
 from dsv3_plugin.dispatch.topology import group_topology, grouping_note, ranks_per_node
-from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.training.checkpoint_folder import (
-    describe,
+from dsv3_plugin.training.checkpoint_folder import write_description
+from dsv3_plugin.training.resume import (
     refuse_another_length,
     refuse_another_model,
     refuse_another_optimizer,
+    whole_checkpoint,
 )
 from dsv3_plugin.training.run import Run
 
@@ -43,11 +38,11 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
         refuse_another_optimizer(recipe)
         refuse_another_length(recipe)
     data = _data(recipe, tell, resuming=saved is not None)
-    describe(recipe, data.tokenizer_dir)
+    write_description(recipe, data.tokenizer_dir)
     # A release has weights alone: training begins at step 0 and writes that step's line again.
     resumed = saved is not None and not saved.release
-    run.directory.metrics.keep_until(saved.iteration if resumed else -1)
-    run.directory.write_recipe(recipe.to_yaml())
+    run.folder.metrics.keep_until(saved.iteration if resumed else -1)
+    run.folder.write_recipe(recipe.to_yaml())
     if saved is not None and not saved.release:
         tell(f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
     if dispatch is not None:
@@ -71,44 +66,10 @@ def dispatch_note(recipe: Recipe, environment: Mapping[str, str]) -> str | None:
     return note and f"Dispatch: {note}."
 
 
-def whole_checkpoint(folder: Path, tell: Callable[[str], None]) -> Saved | None:
-    """The checkpoint to go on from; the tracker file names it afterwards. None: from the beginning.
-
-    What a killed save left behind is removed. A checkpoint that was finished and is damaged now is
-    passed over, and the person is told.
-
-    Raises:
-        UserError: there are checkpoints, and every one of them is damaged.
-    """
-    if not folder.is_dir():
-        return None
-    for iteration in folder.glob("iter_*"):
-        if not (iteration / "metadata.json").exists():  # the last file of a save
-            shutil.rmtree(iteration)
-    saved = tracker.repair(folder)
-    newest = max((path.name for path in folder.glob("iter_*")), default=None)
-    if saved is None and newest is not None:
-        raise UserError(
-            f"no checkpoint in {folder} is whole: files of {newest} are missing or cut short. "
-            f"Restore them, or move the folder away to begin anew."
-        )
-    if saved is not None and newest is not None and newest > saved.path.name:
-        _explain_older(folder / newest, saved, tell)
-    return saved
-
-
-def _explain_older(newer: Path, saved: Saved, tell: Callable[[str], None]) -> None:
-    if not tracker.is_complete(newer):
-        tell(
-            f"The checkpoint {newer} is damaged (files are missing or cut short); going on from "
-            f"the newest whole one, step {saved.iteration}."
-        )
-
-
-def _data(recipe: Recipe, tell: Callable[[str], None], *, resuming: bool) -> PreparedData:
+def _data(recipe: Recipe, tell: Callable[[str], None], *, resuming: bool) -> RunData:
     if find_dataset(recipe.data_folder) is None:
         tell(f"Building the dataset in {recipe.data_folder} (once).")
-    return prepare_data(
+    return ensure_data(
         recipe.data,
         recipe.data_folder,
         recipe.model,

@@ -24,7 +24,7 @@ class Run:
 
     Attributes:
         recipe: the whole truth of it.
-        directory: where it leaves what it leaves.
+        folder: where it leaves what it leaves.
         hooks: what runs beside each step, in this order.
         step: the one that is under way, or was last.
         evaluated: after how many steps the weights were evaluated last.
@@ -32,7 +32,7 @@ class Run:
     """
 
     recipe: Recipe
-    directory: RunFolder
+    folder: RunFolder
     hooks: Sequence[Hook] = ()
     step: Step | None = None
     evaluated: int | None = None

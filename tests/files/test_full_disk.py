@@ -12,7 +12,7 @@ from dsv3_plugin.errors import UserError, user_error_in
 from dsv3_plugin.files import full_disk as disk
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.training.checkpoint_folder import describe
+from dsv3_plugin.training.checkpoint_folder import write_description
 from tests.small_runs import Command, numbers
 
 
@@ -59,7 +59,7 @@ def test_a_description_that_does_not_fit_is_one_sentence(trained, tmp_path):
         tokenizer.mkdir()
         (tokenizer / "tokenizer.json").write_bytes(b" " * 200_000)
         with pytest.raises(UserError) as refusal:
-            describe(recipe, tokenizer)
+            write_description(recipe, tokenizer)
     assert str(refusal.value) == (
         f"the checkpoint folder {tmp_path}/disk cannot be written (No space left on device): make "
         "room, or choose another with checkpoint.directory=PATH."

@@ -10,8 +10,9 @@ from dsv3_plugin.checkpoint.tracker import TRACKER
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.training.checkpoint_folder import refuse_another_model, retire
-from dsv3_plugin.training.prepare import prepare, whole_checkpoint
+from dsv3_plugin.training.checkpoint_folder import retire
+from dsv3_plugin.training.prepare import prepare
+from dsv3_plugin.training.resume import refuse_another_model, whole_checkpoint
 from dsv3_plugin.training.run import Run
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from dsv3_plugin.data.prepare import prepare
+from dsv3_plugin.data.run_data import ensure_data
 from dsv3_plugin.data.tokenizer import train_bpe
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.load import load_model
@@ -34,7 +34,7 @@ def changed(section: Data, **changes) -> Data:
 
 
 def test_what_training_needs(section, tiny, tmp_path):
-    data = prepare(section, tmp_path / "data", tiny)
+    data = ensure_data(section, tmp_path / "data", tiny)
     train = IndexedDataset(str(data.train_prefix))
     valid = IndexedDataset(str(data.valid_prefix))
 
@@ -45,40 +45,40 @@ def test_what_training_needs(section, tiny, tmp_path):
     )
     assert train[0][-1] == data.eos_id == 1
     assert (data.tokenizer_dir / "tokenizer.json").is_file()
-    assert prepare(section, tmp_path / "data", tiny) == data
-    assert prepare(section, tmp_path / "data", tiny, seed=5).fingerprint != data.fingerprint
+    assert ensure_data(section, tmp_path / "data", tiny) == data
+    assert ensure_data(section, tmp_path / "data", tiny, seed=5).fingerprint != data.fingerprint
 
 
 def test_nothing_held_out(section, tiny, tmp_path):
-    data = prepare(changed(section, held_out=0.0), tmp_path / "data", tiny)
+    data = ensure_data(changed(section, held_out=0.0), tmp_path / "data", tiny)
     assert (data.valid_prefix, data.valid_tokens) == (None, 0)
 
 
 def test_a_run_that_resumes_keeps_its_data(section, tiny, tmp_path):
     out = tmp_path / "data"
-    began = prepare(section, out, tiny)
+    began = ensure_data(section, out, tiny)
     Path(section.corpus).write_text('{"text": "the corpus has changed since"}\n')
 
-    assert prepare(section, out, tiny, resuming=True) == began
+    assert ensure_data(section, out, tiny, resuming=True) == began
     Path(section.corpus).unlink()
-    assert prepare(section, out, tiny, resuming=True) == began
+    assert ensure_data(section, out, tiny, resuming=True) == began
     for asked in (
         changed(section, fim_rate=0.2),
         changed(section, tokenizer={"vocab_size": 290}),
         changed(section, corpus="stdlib"),
     ):
         with pytest.raises(UserError, match="which this run began with"):
-            prepare(asked, out, tiny, resuming=True)
-    assert prepare(section, out, tiny, resuming=True) == began
+            ensure_data(asked, out, tiny, resuming=True)
+    assert ensure_data(section, out, tiny, resuming=True) == began
 
 
 def test_a_folder_the_recipe_names_is_never_replaced(section, tiny, tmp_path):
     shared = changed(section, path=str(tmp_path / "shared"))
-    began = prepare(shared, tmp_path / "shared", tiny)
+    began = ensure_data(shared, tmp_path / "shared", tiny)
 
     with pytest.raises(UserError, match="must not change"):
-        prepare(changed(shared, fim_rate=0.2), tmp_path / "shared", tiny)
-    assert prepare(shared, tmp_path / "shared", tiny) == began
+        ensure_data(changed(shared, fim_rate=0.2), tmp_path / "shared", tiny)
+    assert ensure_data(shared, tmp_path / "shared", tiny) == began
 
 
 def test_a_tokenizer_larger_than_the_vocabulary(section, tiny, tmp_path):
@@ -90,15 +90,15 @@ def test_a_tokenizer_larger_than_the_vocabulary(section, tiny, tmp_path):
     ):
         asked = changed(section, tokenizer=tokenizer)
         with pytest.raises(UserError) as error:
-            prepare(asked, tmp_path / "data", small)
+            ensure_data(asked, tmp_path / "data", small)
         assert f"tokenizer {name} has 300 tokens, model tiny has vocab_size 299" in str(error.value)
         assert not (tmp_path / "data").exists()
-    prepare(asked, tmp_path / "data", small.model_copy(update={"vocab_size": 300}))
+    ensure_data(asked, tmp_path / "data", small.model_copy(update={"vocab_size": 300}))
 
 
 def test_a_part_shorter_than_a_sequence(section, tiny, tmp_path):
-    data = prepare(section, tmp_path / "data", tiny)
+    data = ensure_data(section, tmp_path / "data", tiny)
     for length, name in ((data.valid_tokens, "held-out"), (data.train_tokens, "training")):
         with pytest.raises(UserError, match=f"the {name} part has {length} tokens"):
-            prepare(changed(section, seq_length=length), tmp_path / "data", tiny)
-    prepare(changed(section, seq_length=data.valid_tokens - 1), tmp_path / "data", tiny)
+            ensure_data(changed(section, seq_length=length), tmp_path / "data", tiny)
+    ensure_data(changed(section, seq_length=data.valid_tokens - 1), tmp_path / "data", tiny)

@@ -13,7 +13,7 @@ from dsv3_plugin.recipe.schema import Data
 
 
 @dataclass(frozen=True)
-class PreparedData:
+class RunData:
     """What training needs of its data.
 
     Attributes:
@@ -34,7 +34,7 @@ class PreparedData:
     fingerprint: str
 
 
-def prepare(
+def ensure_data(
     data: Data,
     out_dir: Path,
     model: ModelConfig,
@@ -43,7 +43,7 @@ def prepare(
     resuming: bool = False,
     workers: int = 1,
     tell: Callable[[str], None] | None = None,
-) -> PreparedData:
+) -> RunData:
     """Make sure that the dataset a recipe asks for is in `out_dir`. Call it on one process.
 
     A run that resumes reads the data it began with: the corpus is not looked at again (a new
@@ -96,7 +96,7 @@ def prepare(
     _check_length("training", dataset.manifest.train, data.seq_length)
     if dataset.manifest.held_out:
         _check_length("held-out", dataset.manifest.held_out, data.seq_length)
-    return _prepared(dataset)
+    return _described(dataset)
 
 
 def _check_length(name: str, part: Part, seq_length: int) -> None:
@@ -108,9 +108,9 @@ def _check_length(name: str, part: Part, seq_length: int) -> None:
         )
 
 
-def _prepared(dataset: Dataset) -> PreparedData:
+def _described(dataset: Dataset) -> RunData:
     manifest = dataset.manifest
-    return PreparedData(
+    return RunData(
         train_prefix=dataset.train_prefix,
         valid_prefix=dataset.held_out_prefix,
         tokenizer_dir=dataset.tokenizer_folder,
