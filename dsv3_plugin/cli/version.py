@@ -1,7 +1,5 @@
 """`dsv3 --version`, from the metadata of what is installed: nothing is imported for it."""
 
-from importlib import metadata
-
 import typer
 
 _BUILT_ON = ("megatron-core", "torch", "transformers")
@@ -19,6 +17,8 @@ def print_versions(asked: bool) -> None:
 
 def installed_version(distribution: str) -> str:
     """The installed version of a distribution."""
+    from importlib import metadata
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
