@@ -1,24 +1,40 @@
-"""What `auto` in a recipe looks at: this machine's GPU and Transformer Engine, without torch."""
+"""What a machine has, as far as recipes and those who start ranks have to know. Without torch."""
 
 import importlib.util
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 
-def gpu_count() -> int:
-    """How many devices NVIDIA's driver shows here, as far as CUDA_VISIBLE_DEVICES allows."""
+@dataclass(frozen=True)
+class Machine:
+    """A machine that ranks can run on.
+
+    Attributes:
+        gpus: devices to be used.
+        transformer_engine: whether Transformer Engine is installed.
+    """
+
+    gpus: int
+    transformer_engine: bool
+
+    @classmethod
+    def here(cls) -> Self:
+        """This one.
+
+        GPUs are those that NVIDIA's driver shows, as far as CUDA_VISIBLE_DEVICES allows.
+        Transformer Engine is looked for, not imported.
+        """
+        return cls(
+            gpus=_visible_gpus(),
+            transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
+        )
+
+
+def _visible_gpus() -> int:
     devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return devices
     return min(devices, len([device for device in visible.split(",") if device.strip()]))
-
-
-def has_gpu() -> bool:
-    """Whether there is a device to use here."""
-    return gpu_count() > 0
-
-
-def has_transformer_engine() -> bool:
-    """Whether Transformer Engine is installed; it is looked for, not imported."""
-    return importlib.util.find_spec("transformer_engine") is not None

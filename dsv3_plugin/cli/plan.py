@@ -29,10 +29,11 @@ def plan(
     ] = None,
 ) -> None:
     """Count parameters, and floating-point operations per token, exactly."""
+    from dsv3_plugin.machine import Machine
     from dsv3_plugin.recipe.load import load_recipe_or_model
     from dsv3_plugin.recipe.schema import Recipe
 
-    found = load_recipe_or_model(what, overrides or [])
+    found = load_recipe_or_model(what, overrides or [], Machine.here())
     model, length = found, 4096
     if isinstance(found, Recipe):
         model, length = found.model, found.data.seq_length

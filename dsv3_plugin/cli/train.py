@@ -18,11 +18,13 @@ def train(recipe: Recipe, overrides: Overrides = None) -> None:
 
 def args(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print upstream Megatron-LM's command line, one flag a line; what has no flag, on stderr."""
-    from dsv3_plugin import machine
+    from dsv3_plugin.machine import Machine
+    from dsv3_plugin.model import SPEC
     from dsv3_plugin.recipe.arguments import beyond_the_line, command_line
     from dsv3_plugin.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
-    print(command_line(loaded, has_gpu=machine.has_gpu()))
+    machine = Machine.here()
+    loaded = load_recipe(recipe, overrides or [], machine)
+    print(command_line(loaded, machine, SPEC))
     for phrase in beyond_the_line(loaded):
         print(f"dsv3: upstream has no flag for this: {phrase}", file=sys.stderr)

@@ -9,7 +9,7 @@ from dsv3_plugin.data.dataset_folder import Dataset, Part, find_dataset
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, check_fits, open_tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.schema import Data
+from dsv3_plugin.recipe.sections import Data
 
 
 @dataclass(frozen=True)

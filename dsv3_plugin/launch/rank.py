@@ -20,7 +20,6 @@ from typing import Any
 
 from rich.console import Console
 
-from dsv3_plugin import machine
 from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.errors import UserError, user_error_in
 from dsv3_plugin.files import full_disk as disk
@@ -30,7 +29,7 @@ from dsv3_plugin.launch.ending import NOTHING_TO_DO, closing_sentence, is_done
 from dsv3_plugin.launch.local import LISTENER
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.launch.watch import watching
-from dsv3_plugin.recipe import rules
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.run import run_folder
@@ -66,18 +65,19 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
     signal.signal(signal.SIGINT, _interrupt)
     if slurm.is_task(os.environ):
         os.environ.update(slurm.variables(os.environ))
-    recipe = _load(name, overrides)
+    machine = Machine.here()
+    recipe = _load(name, overrides, machine)
     directory = run_folder(recipe)
     if outbox.has_parent:
-        join_world(recipe, outbox)
-        train_as_rank(recipe, directory, outbox)
+        join_world(recipe, machine, outbox)
+        train_as_rank(recipe, directory, machine, outbox)
         return
 
     # Under a launcher there is no parent of ours: rank 0 does its part too.
     console = Console()
     if _rank() == 0:
         console.print(summary(recipe))
-    join_world(recipe, outbox)
+    join_world(recipe, machine, outbox)
     with contextlib.ExitStack() as stack:
         first_on_rank_zero("lock", lambda: stack.enter_context(directory.held()), outbox)
         if is_done(recipe):
@@ -86,23 +86,26 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
             return
         console = _output_into_log(directory, outbox)
         if _rank() != 0:
-            train_as_rank(recipe, directory, outbox)
+            train_as_rank(recipe, directory, machine, outbox)
             return
         try:
             with watching(recipe, directory, console):
-                train_as_rank(recipe, directory, outbox)
+                train_as_rank(recipe, directory, machine, outbox)
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise
         console.print(closing_sentence(recipe), highlight=False, soft_wrap=True)
 
 
-def train_as_rank(recipe: Recipe, directory: RunFolder, outbox: Outbox, stage: Any = None) -> None:
+def train_as_rank(
+    recipe: Recipe, directory: RunFolder, machine: Machine, outbox: Outbox, stage: Any = None
+) -> None:
     """Train in this process, which is part of the run's world already.
 
     Args:
         recipe: what.
         directory: where it leaves what it leaves.
+        machine: what this process runs on.
         outbox: for what the person should know meanwhile.
         stage: how; None: as the recipe says.
 
@@ -115,21 +118,20 @@ def train_as_rank(recipe: Recipe, directory: RunFolder, outbox: Outbox, stage: A
     from dsv3_plugin.training.run import Run
     from dsv3_plugin.training.trainer import train
 
-    run = Run(recipe, directory)
-    stage = stage or stage_named("pretrain")
+    run = Run(recipe, directory, machine)
+    stage = stage or stage_named(recipe.stage)
     # Before anything is written: what Megatron refuses must not change a run that is there.
-    first_on_rank_zero("arguments", lambda: upstream_arguments.check(recipe), outbox)
+    first_on_rank_zero("arguments", lambda: upstream_arguments.check(recipe, machine), outbox)
     tell = functools.partial(outbox.send, "note")
     first_on_rank_zero("prepare", lambda: stage.prepare(run, tell), outbox)
     train(run, stage)
 
 
-def _load(name: str, overrides: list[str]) -> Recipe:
+def _load(name: str, overrides: list[str], machine: Machine) -> Recipe:
     """The recipe; what is wrong with it, every rank finds, and rank 0 says."""
     try:
-        recipe = load_recipe(name, overrides)
+        recipe = load_recipe(name, overrides, machine)
         refuse_other_world(recipe)
-        refuse_the_backend_found(recipe)
     except UserError as error:
         if _rank() == 0:
             raise
@@ -147,32 +149,16 @@ def refuse_other_world(recipe: Recipe) -> None:
         )
 
 
-def refuse_the_backend_found(recipe: Recipe) -> None:
-    """Raise UserError if what `backend: auto` finds on this machine cannot do what is asked.
-
-    The rules looked at the recipe before anybody knew the machine.
-    """
-    if recipe.backend != "auto":
-        return
-    found = recipe.resolved_backend(machine.has_gpu(), machine.has_transformer_engine())
-    try:
-        rules.check(recipe.model_copy(update={"backend": found}))
-    except ValueError as error:
-        raise UserError(f"{error} (backend: auto finds {found} on this machine).") from error
-
-
-def join_world(recipe: Recipe, outbox: Outbox) -> None:
+def join_world(recipe: Recipe, machine: Machine, outbox: Outbox) -> None:
     """Join the process group of the run, on a GPU or as a CPU host as the recipe wants it.
 
     Raises:
         UserError: the recipe wants a GPU and there is none for this rank.
     """
-    import torch
-
     from dsv3_plugin.distributed import world
 
     world.order_kernels(recipe.parallel.tensor, recipe.parallel.context)  # before CUDA starts
-    backend = "nccl" if recipe.on_gpu(torch.cuda.is_available()) else "gloo"
+    backend = "nccl" if recipe.on_gpu(machine) else "gloo"
     timeout = datetime.timedelta(minutes=recipe.parallel.timeout_minutes)
     store = None
     if outbox.has_parent:  # which has bound the port, and handed rank 0 the socket

@@ -13,7 +13,6 @@ from types import FrameType
 
 from rich.console import Console
 
-from dsv3_plugin import machine
 from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk as disk
@@ -23,6 +22,7 @@ from dsv3_plugin.launch.ending import NOTHING_TO_DO, closing_sentence, is_done
 from dsv3_plugin.launch.local import Failure, LocalProcesses
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.launch.summary import summary
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.resume import refuse_another_model
@@ -50,10 +50,10 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     """
     if worker.under_a_launcher():
         return worker.be_rank(name, overrides)
-    recipe = load_recipe(name, overrides)
-    refuse_missing_gpus(recipe)
+    machine = Machine.here()
+    recipe = load_recipe(name, overrides, machine)
+    refuse_missing_gpus(recipe, machine)
     refuse_missing_kernels(recipe.dispatch.kind)
-    worker.refuse_the_backend_found(recipe)
     console = console or Console()
     console.print(summary(recipe))
     try:
@@ -66,14 +66,13 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
         raise
 
 
-def refuse_missing_gpus(recipe: Recipe) -> None:
-    """Raise UserError if the ranks need more GPUs than this machine has."""
-    gpus = machine.gpu_count()
-    if recipe.on_gpu(gpus > 0) and gpus < recipe.parallel.processes:
+def refuse_missing_gpus(recipe: Recipe, machine: Machine) -> None:
+    """Raise UserError if the ranks need more GPUs than the machine has."""
+    if recipe.on_gpu(machine) and machine.gpus < recipe.parallel.processes:
         raise UserError(
-            f"the recipe takes {recipe.parallel.processes} GPUs and this machine has {gpus}: start "
-            f"it with torchrun or srun on as many. What runs without a GPU is small, such as the "
-            f"recipe pretrain/tiny."
+            f"the recipe takes {recipe.parallel.processes} GPUs and this machine has "
+            f"{machine.gpus}: start it with torchrun or srun on as many. What runs without a GPU "
+            f"is small, such as the recipe pretrain/tiny."
         )
 
 

@@ -5,9 +5,8 @@ from collections.abc import Callable
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.stage_costs import model_stages
-from dsv3_plugin.recipe.arguments import layout_of
-from dsv3_plugin.recipe.layout import expand
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.stage_layout import expand
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs
 from dsv3_plugin.schedules.registry import SCHEDULES
@@ -69,7 +68,7 @@ def _searched(recipe: Recipe, micro_batches: int) -> Schedule:
     The effort grows with the schedule: a small one is as good after a second.
     """
     pp = recipe.parallel.pipeline
-    layers = [stage.count("t") for stage in expand(layout_of(recipe)).split("|")]
+    layers = [stage.count("t") for stage in expand(recipe.stage_layout).split("|")]
     costs = model_stages(recipe.model, layers, pp, Costs(), recipe.data.seq_length)
     effort = min(1.0, pp * micro_batches / _SIZE_OF_FULL_EFFORT)
     return search(pp, micro_batches, costs, effort=effort).schedule

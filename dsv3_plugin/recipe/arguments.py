@@ -10,14 +10,11 @@ import math
 import shlex
 from collections.abc import Iterator
 
-from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe import fields, layout
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe import fields
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.rules import flag_name
-from dsv3_plugin.recipe.schema import Backend, Recipe
-
-SPEC = ("dsv3_plugin.model.specs", "deepseek_v3_spec")
+from dsv3_plugin.recipe.schema import Recipe
 
 _RECOMPUTE = {"norms": "layernorm"}
 """Our names of recomputed activations that upstream calls otherwise."""
@@ -25,30 +22,27 @@ _RECOMPUTE = {"norms": "layernorm"}
 Flag = tuple[str, *tuple[object, ...]]
 """A flag with its values; none makes it a bare flag."""
 
+Spec = tuple[str, str]
+"""A module and a function in it that makes the layers' specification, for `--spec`."""
 
-def megatron_arguments(
-    recipe: Recipe, *, has_gpu: bool = False, has_transformer_engine: bool | None = None
-) -> list[str]:
+
+def megatron_arguments(recipe: Recipe, machine: Machine, spec: Spec) -> list[str]:
     """The argv (without the program's name) that tells upstream to run the recipe.
 
     Args:
         recipe: the run.
-        has_gpu: what `auto` in the recipe finds on the machine of the run.
-        has_transformer_engine: likewise; None: whether it is installed here.
+        machine: where; it decides what `auto` in the recipe means.
+        spec: what makes the layers.
 
     Raises:
         UserError: the recipe says something that upstream's flags cannot.
     """
-    return [word for flag in _flags(recipe, has_gpu, has_transformer_engine) for word in flag]
+    return [word for flag in _flags(recipe, machine, spec) for word in flag]
 
 
-def command_line(
-    recipe: Recipe, *, has_gpu: bool = False, has_transformer_engine: bool | None = None
-) -> str:
+def command_line(recipe: Recipe, machine: Machine, spec: Spec) -> str:
     """The same arguments as shell text, one flag a line."""
-    return " \\\n".join(
-        shlex.join(flag) for flag in _flags(recipe, has_gpu, has_transformer_engine)
-    )
+    return " \\\n".join(shlex.join(flag) for flag in _flags(recipe, machine, spec))
 
 
 def beyond_the_line(recipe: Recipe) -> list[str]:
@@ -75,16 +69,11 @@ def beyond_the_line(recipe: Recipe) -> list[str]:
     return phrases
 
 
-def _flags(
-    recipe: Recipe, has_gpu: bool, has_transformer_engine: bool | None
-) -> Iterator[tuple[str, ...]]:
+def _flags(recipe: Recipe, machine: Machine, spec: Spec) -> Iterator[tuple[str, ...]]:
     """Each flag with its values, as text."""
-    if has_transformer_engine is None:
-        has_transformer_engine = machine.has_transformer_engine()
-    backend = recipe.resolved_backend(has_gpu, has_transformer_engine)
     groups = (
         _model(recipe.model),
-        _backend(backend, recipe.on_gpu(has_gpu)),
+        _backend(recipe, machine, spec),
         _precision(recipe),
         _parallelism(recipe),
         _dispatch(recipe),
@@ -122,9 +111,10 @@ def _model(model: ModelConfig) -> Iterator[Flag]:
         yield "moe-router-dtype", "fp32"
 
 
-def _backend(backend: Backend, on_gpu: bool) -> Iterator[Flag]:
+def _backend(recipe: Recipe, machine: Machine, spec: Spec) -> Iterator[Flag]:
+    backend = recipe.resolved_backend(machine)
     yield "transformer-impl", backend
-    yield "spec", *SPEC
+    yield "spec", *spec
     if backend == "transformer_engine":
         yield ("moe-grouped-gemm",)
         yield ("moe-permute-fusion",)
@@ -134,7 +124,7 @@ def _backend(backend: Backend, on_gpu: bool) -> Iterator[Flag]:
         yield ("no-masked-softmax-fusion",)
         yield ("no-persist-layer-norm",)
         yield ("no-rope-fusion",)
-    yield "distributed-backend", "nccl" if on_gpu else "gloo"
+    yield "distributed-backend", "nccl" if recipe.on_gpu(machine) else "gloo"
 
 
 def _precision(recipe: Recipe) -> Iterator[Flag]:
@@ -161,7 +151,7 @@ def _parallelism(recipe: Recipe) -> Iterator[Flag]:
         yield ("sequence-parallel",)
     yield "pipeline-model-parallel-size", parallel.pipeline
     if parallel.pipeline > 1:
-        yield "pipeline-model-parallel-layout", layout_of(recipe)
+        yield "pipeline-model-parallel-layout", recipe.stage_layout
     yield "context-parallel-size", parallel.context
     yield "expert-model-parallel-size", parallel.expert
     yield "expert-tensor-parallel-size", 1
@@ -170,14 +160,6 @@ def _parallelism(recipe: Recipe) -> Iterator[Flag]:
         # So that optimizer states resume under any other parallelism.
         yield ("dist-ckpt-optim-fully-reshardable",)
     yield "distributed-timeout-minutes", math.ceil(parallel.timeout_minutes)
-
-
-def layout_of(recipe: Recipe) -> str:
-    """The layers of each pipeline stage, in upstream's notation."""
-    if recipe.pipeline.layout is not None:
-        return recipe.pipeline.layout
-    model = recipe.model
-    return layout.even(model.num_layers, recipe.stages, model.mtp_num_layers or 0)
 
 
 def _dispatch(recipe: Recipe) -> Iterator[Flag]:
@@ -249,8 +231,7 @@ def _checkpoints(recipe: Recipe) -> Iterator[Flag]:
 
 
 def _passed_through(recipe: Recipe) -> Iterator[Flag]:
-    for written, value in recipe.megatron_args.items():
-        name = flag_name(written)
+    for name, value in recipe.passed_flags.items():
         if value is False:
             continue
         if value is True:

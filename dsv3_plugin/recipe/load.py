@@ -1,4 +1,7 @@
-"""From files and command-line overrides to a validated `Recipe` or `ModelConfig`.
+"""From files and command-line overrides to a checked `Recipe` or `ModelConfig`.
+
+A recipe is found, merged, validated key by key, and then held to the rules: as it is written, and
+as it is on the machine where it will run. What is returned is what was written: `auto` stays.
 
 A recipe file may build on another (`base:`): mappings merge key by key, everything else is
 replaced. `base:`, `model:` and a schedule's CSV are looked for beside the file that names them,
@@ -6,14 +9,16 @@ then among those shipped with the package; all other paths are relative to the w
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.rules import first_broken
+from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
 from dsv3_plugin.recipe.validation import suggestion, validate
 
 
@@ -27,12 +32,16 @@ def shipped_folder() -> Path:
     return wheel if wheel.is_dir() else package.parent / "recipes"
 
 
-def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    name_or_path: str | Path, overrides: Sequence[str] = (), machine: Machine | None = None
+) -> Recipe:
     """The recipe of a shipped name (`pretrain/tiny`) or of a YAML file's path.
 
     Args:
         name_or_path: where it is.
         overrides: `key.sub=value` texts, the value read as YAML; they win over the file.
+        machine: where it will run, so that what `backend: auto` finds there is held to the rules
+            too; None: anywhere.
 
     Raises:
         UserError: one sentence naming the file, the key and the way out.
@@ -53,7 +62,31 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         data.setdefault("directory", f"runs/{data['name']}")
     if "model" in data:
         data["model"] = _inline_model(data["model"], where)
-    return validate(Recipe, data, where)
+    recipe = validate(_stage(data, where), data, where)
+    _check(recipe, machine, where)
+    return recipe
+
+
+def _stage(data: Mapping[str, Any], where: str) -> type[Recipe]:
+    """The class of the recipe's stage."""
+    name = data.get("stage", DEFAULT_STAGE)
+    if not isinstance(name, str) or name not in STAGES:
+        raise UserError(f"{where}: there is no stage {name!r}; the stages are {', '.join(STAGES)}.")
+    return STAGES[name]
+
+
+def _check(recipe: Recipe, machine: Machine | None, where: str) -> None:
+    """Raise UserError with the first sentence, if any rule is broken.
+
+    The host stays as written: whether every rank has its GPU is looked at when ranks start.
+    """
+    if sentence := first_broken(recipe):
+        raise UserError(f"{where}: {sentence}.")
+    if machine is None or recipe.backend != "auto":
+        return
+    backend = recipe.resolved_backend(machine)
+    if sentence := first_broken(recipe.model_copy(update={"backend": backend})):
+        raise UserError(f"{where}: {sentence} (backend: auto finds {backend} on this machine).")
 
 
 def load_model(name_or_path: str | Path) -> ModelConfig:
@@ -61,7 +94,9 @@ def load_model(name_or_path: str | Path) -> ModelConfig:
     return ModelConfig.read(find(str(name_or_path), "models"))
 
 
-def load_recipe_or_model(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe | ModelConfig:
+def load_recipe_or_model(
+    name_or_path: str, overrides: Sequence[str] = (), machine: Machine | None = None
+) -> Recipe | ModelConfig:
     """A recipe or a model, whichever the name or the file is.
 
     A model's name wins over a recipe's; a file is a recipe if it names a model or a base.
@@ -70,7 +105,7 @@ def load_recipe_or_model(name_or_path: str, overrides: Sequence[str] = ()) -> Re
         name_or_path = f"models/{name_or_path}"
     path = find(name_or_path)
     if yaml_text.read_mapping(path).keys() & {"model", "base"}:
-        return load_recipe(path, overrides)
+        return load_recipe(path, overrides, machine)
     if overrides:
         raise UserError(f"{path} is a model, which takes no overrides.")
     return ModelConfig.read(path)

@@ -12,7 +12,7 @@ from megatron.core.optimizer_param_scheduler import (
     get_canonical_lr_for_logging,
 )
 
-from dsv3_plugin.recipe.schema import Curves
+from dsv3_plugin.recipe.sections import Curves
 from dsv3_plugin.training.hooks import Hook, Step
 from dsv3_plugin.training.run import current_run
 

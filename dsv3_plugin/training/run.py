@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.hooks import Hook, Step
 
@@ -25,6 +26,7 @@ class Run:
     Attributes:
         recipe: the whole truth of it.
         folder: where it leaves what it leaves.
+        machine: what this process runs on.
         hooks: what runs beside each step, in this order.
         step: the one that is under way, or was last.
         evaluated: after how many steps the weights were evaluated last.
@@ -33,6 +35,7 @@ class Run:
 
     recipe: Recipe
     folder: RunFolder
+    machine: Machine
     hooks: Sequence[Hook] = ()
     step: Step | None = None
     evaluated: int | None = None

@@ -6,7 +6,6 @@ stage, and whatever runs beside a step is a hook.
 
 import contextlib
 
-import torch
 from megatron.core.enums import ModelType
 from megatron.training import get_args
 from megatron.training import pretrain as upstream_pretrain
@@ -15,13 +14,13 @@ from megatron.training.models.gpt import GPTModelConfig
 
 from dsv3_plugin.data.batch import stage_inputs
 from dsv3_plugin.dispatch.moe_layer import configure_dispatch
+from dsv3_plugin.model import SPEC
 from dsv3_plugin.model.config import adjust_config
 from dsv3_plugin.pipeline.chunks import PlacedLayout, PlacedModelConfig, place
 from dsv3_plugin.pipeline.executor import Executor
 from dsv3_plugin.pipeline.from_recipe import schedules_of, searches
 from dsv3_plugin.pipeline.shared_schedules import searched_on_rank_zero
-from dsv3_plugin.recipe.arguments import layout_of, megatron_arguments
-from dsv3_plugin.recipe.placing import placement
+from dsv3_plugin.recipe.arguments import megatron_arguments
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.metrics import observe_tensorboard
 from dsv3_plugin.training.patches import TABLE
@@ -38,7 +37,7 @@ def train(run: Run, stage: Stage) -> None:
         UserError: for whatever the user can mend.
     """
     patching.apply(TABLE)
-    parse(megatron_arguments(run.recipe, has_gpu=torch.cuda.is_available()))
+    parse(megatron_arguments(run.recipe, run.machine, SPEC))
     args = get_args()
     layout = placed_layout(run.recipe)
     config_class = PlacedModelConfig if layout else GPTModelConfig
@@ -71,7 +70,7 @@ def placed_layout(recipe: Recipe) -> PlacedLayout | None:
     """Where the stages lie for the recipe's schedule; None where upstream runs one of its own."""
     if recipe.parallel.pipeline == 1 or recipe.executor == "upstream":
         return None
-    return PlacedLayout(layout_of(recipe), placement(recipe, recipe.pipeline.schedule))
+    return PlacedLayout(recipe.stage_layout, recipe.placement(recipe.pipeline.schedule))
 
 
 def executor_of(recipe: Recipe) -> Executor:

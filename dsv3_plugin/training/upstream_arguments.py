@@ -5,25 +5,26 @@ import io
 import sys
 from collections.abc import Iterator
 
-import torch
 from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.model import SPEC
 from dsv3_plugin.recipe.arguments import megatron_arguments
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.patches import TABLE
 from dsv3_plugin.upstream import patching
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, machine: Machine) -> None:
     """Let upstream look at the recipe's command line and its model, and keep nothing of it.
 
     Raises:
         UserError: upstream's own validation refuses it.
     """
     patching.apply(TABLE)
-    sys.argv = ["dsv3", *megatron_arguments(recipe, has_gpu=torch.cuda.is_available())]
+    sys.argv = ["dsv3", *megatron_arguments(recipe, machine, SPEC)]
     with _refusals():
         args = parse_args()
         validate_args(args)

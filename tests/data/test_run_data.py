@@ -10,7 +10,7 @@ from dsv3_plugin.data.run_data import ensure_data
 from dsv3_plugin.data.tokenizer import train_bpe
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.load import load_model
-from dsv3_plugin.recipe.schema import Data
+from dsv3_plugin.recipe.sections import Data
 
 TEXTS = [f"document {i} of some words" for i in range(60)]
 

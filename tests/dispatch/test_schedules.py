@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dsv3_plugin.recipe.layout import even
+from dsv3_plugin.recipe.stage_layout import even
 from dsv3_plugin.schedules.actions import Compute, Schedule
 from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v

@@ -16,7 +16,7 @@ import torch
 from dsv3_plugin.pipeline.chunk_plan import PlannedComputation, plan_serves
 from dsv3_plugin.pipeline.split_backward import SplitBackward
 from dsv3_plugin.pipeline.tasks import BackwardTask, ForwardResult, ForwardTask
-from dsv3_plugin.recipe.layout import even
+from dsv3_plugin.recipe.stage_layout import even
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from dsv3_plugin.recipe.layout import even
+from dsv3_plugin.recipe.stage_layout import even
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs, even_stages
 from dsv3_plugin.schedules.dualpipe import dualpipe

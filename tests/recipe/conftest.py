@@ -4,7 +4,11 @@ import sys
 
 import pytest
 
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.model import SPEC
 from dsv3_plugin.recipe.arguments import megatron_arguments
+
+LAPTOP = Machine(gpus=0, transformer_engine=False)
 
 
 @pytest.fixture
@@ -19,8 +23,8 @@ def upstream(monkeypatch):
     # Grouped GEMMs are refused without a GPU of this generation.
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
 
-    def run(recipe, **machine):
-        argv = megatron_arguments(recipe, **machine)
+    def run(recipe, machine=LAPTOP):
+        argv = megatron_arguments(recipe, machine, SPEC)
         monkeypatch.setattr(sys, "argv", ["dsv3", *argv])
         monkeypatch.setenv("WORLD_SIZE", str(recipe.parallel.processes))
         monkeypatch.setenv("RANK", "1")

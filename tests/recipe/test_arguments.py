@@ -4,11 +4,14 @@ import shlex
 
 import pytest
 
-from dsv3_plugin.recipe import layout
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.model import SPEC
+from dsv3_plugin.recipe import stage_layout
 from dsv3_plugin.recipe.arguments import beyond_the_line, command_line, megatron_arguments
 from dsv3_plugin.recipe.fields import FIELDS
 from dsv3_plugin.recipe.load import load_model, load_recipe
 
+LAPTOP = Machine(gpus=0, transformer_engine=False)
 # A shape of run that every model can take, whatever it was trained with.
 _ANY_MODEL = [
     "backend=local", "host=cpu", "precision={dtype: fp32}", "data.seq_length=64",
@@ -18,7 +21,7 @@ _ANY_MODEL = [
 @pytest.mark.parametrize("name", ["pretrain/tiny", "pretrain/deepseek-v3"])
 def test_upstream_accepts_the_shipped_recipes(upstream, name):
     recipe = load_recipe(name)
-    args = upstream(recipe, has_gpu=True, has_transformer_engine=True)
+    args = upstream(recipe, Machine(gpus=8, transformer_engine=True))
     assert args.data_parallel_size == recipe.data_parallel
     assert args.expert_model_parallel_size == recipe.parallel.expert
     assert args.padded_vocab_size == recipe.model.vocab_size
@@ -101,9 +104,9 @@ def test_upstream_counts_as_many_steps(upstream, monkeypatch):
 
 def test_the_printed_line_says_the_same():
     recipe = load_recipe("pretrain/tiny", ["megatron_args={log-throughput: true, num_workers: 0}"])
-    printed = command_line(recipe)
+    printed = command_line(recipe, LAPTOP, SPEC)
     words = shlex.split(printed.replace("\\\n", " "))
-    assert words == megatron_arguments(recipe)
+    assert words == megatron_arguments(recipe, LAPTOP, SPEC)
     assert printed.splitlines()[0] == "--num-layers 4 \\"
     assert "--spec dsv3_plugin.model.specs deepseek_v3_spec" in printed
     assert words[-3:] == ["--log-throughput", "--num-workers", "0"]
@@ -126,7 +129,7 @@ def test_passed_through_flags_come_last_and_win(upstream):
     args = upstream(recipe)
     assert args.seed == 77
     assert args.iterations_to_skip == [3, 4]
-    assert "--log-throughput" not in megatron_arguments(recipe)
+    assert "--log-throughput" not in megatron_arguments(recipe, LAPTOP, SPEC)
 
 
 def test_a_constant_batch_is_a_plain_flag(upstream):
@@ -148,7 +151,7 @@ def test_a_constant_batch_is_a_plain_flag(upstream):
     ],
 )
 def test_even_layouts(layers, stages, mtp, written):
-    assert layout.even(layers, stages, mtp) == written
+    assert stage_layout.even(layers, stages, mtp) == written
 
 
 @pytest.mark.parametrize(
@@ -163,12 +166,12 @@ def test_layouts_mean_what_upstream_means(text, stages):
         PipelineParallelLayerLayout,
     )
 
-    assert layout.stage_count(text) == stages
+    assert stage_layout.stage_count(text) == stages
     assert PipelineParallelLayerLayout.get_num_stages_from_str(text) == stages
     parsed = PipelineParallelLayerLayout.parse_str_to_list(text)
     letters = {"embedding": "E", "decoder": "t", "mtp": "m", "loss": "L"}
     ours = ["".join(letters[kind.name] for kind in stage) for stage in parsed]
-    assert layout.expand(text) == "|".join(ours)
+    assert stage_layout.expand(text) == "|".join(ours)
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zbv", "dualpipe", "dualpipe_v"])
@@ -179,4 +182,4 @@ def test_upstream_accepts_every_schedules_layout(upstream, schedule):
     recipe = load_recipe("pretrain/tiny", [*overrides, f"pipeline.schedule={schedule}"])
     args = upstream(recipe)
     chunks = args.virtual_pipeline_model_parallel_size or 1
-    assert chunks * args.pipeline_model_parallel_size == recipe.stages
+    assert chunks * args.pipeline_model_parallel_size == recipe.pipeline_stages

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.pipeline import from_recipe
 from dsv3_plugin.pipeline.from_recipe import schedules_of
 from dsv3_plugin.planner.stage_costs import even_layers
 from dsv3_plugin.recipe import yaml_text
-from dsv3_plugin.recipe.layout import expand
 from dsv3_plugin.recipe.load import (
     load_model,
     load_recipe,
@@ -18,8 +18,8 @@ from dsv3_plugin.recipe.load import (
     shipped_folder,
 )
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.placing import placement
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.stage_layout import expand
 from dsv3_plugin.schedules.actions import csv_text
 from dsv3_plugin.schedules.placement import placement_of, stage_placement
 from dsv3_plugin.schedules.registry import SCHEDULES
@@ -30,6 +30,8 @@ RECIPES = sorted(
     for path in shipped_folder().rglob("*.yaml")
     if path.parent.name != "models"
 )
+LAPTOP = Machine(gpus=0, transformer_engine=False)
+GPU_SERVER = Machine(gpus=8, transformer_engine=True)
 BILLION, TRILLION = 10**9, 10**12
 
 
@@ -76,7 +78,7 @@ def test_deepseek_v3_is_the_report():
     assert recipe.precision.fp8.recipe == "blockwise"
     assert recipe.precision.moments == "bf16"
     assert {"norms", "mla_up_proj"} <= set(recipe.recompute)
-    assert recipe.stages == 32
+    assert recipe.pipeline_stages == 32
     # The layout is the one that gives devices equal work.
     layers = [stage.count("t") for stage in expand(recipe.pipeline.layout).split("|")]
     assert layers == even_layers(recipe.model, stage_placement(16, 2))
@@ -88,8 +90,8 @@ def test_tiny_runs_on_two_processes():
     assert recipe.data.seq_length == 256
     assert recipe.total_tokens % recipe.data.seq_length == 0
     assert recipe.training.eval_interval
-    assert recipe.resolved_backend(has_gpu=True, has_transformer_engine=True) == "local"
-    assert not recipe.on_gpu(has_gpu=True)
+    assert recipe.resolved_backend(GPU_SERVER) == "local"
+    assert not recipe.on_gpu(GPU_SERVER)
 
 
 def test_steps_and_tokens_are_the_same_run():
@@ -104,11 +106,32 @@ def test_steps_and_tokens_are_the_same_run():
 
 def test_auto_looks_at_the_machine():
     recipe = load_recipe("pretrain/tiny", ["host=auto", "backend=auto"])
-    assert recipe.resolved_backend(has_gpu=True, has_transformer_engine=True) == (
-        "transformer_engine"
-    )
-    assert recipe.resolved_backend(has_gpu=True, has_transformer_engine=False) == "local"
-    assert recipe.resolved_backend(has_gpu=False, has_transformer_engine=True) == "local"
+    assert recipe.resolved_backend(GPU_SERVER) == "transformer_engine"
+    for gpus, transformer_engine in [(8, False), (0, True)]:
+        assert recipe.resolved_backend(Machine(gpus, transformer_engine)) == "local"
+
+
+def test_what_auto_finds_is_held_to_the_rules_and_not_written_down():
+    wants = ["host=auto", "backend=auto", "model.hidden_size=62"]
+    assert load_recipe("pretrain/tiny", wants, GPU_SERVER).backend == "auto"
+    assert load_recipe("pretrain/tiny", wants).backend == "auto"
+    with pytest.raises(UserError) as caught:
+        load_recipe("pretrain/tiny", wants, LAPTOP)
+    assert "hidden_size 62 is not a multiple of 4" in str(caught.value)
+    assert str(caught.value).endswith("in fp32 (backend: auto finds local on this machine).")
+    laptop = load_recipe("pretrain/tiny", ["host=auto", "backend=auto"], LAPTOP)
+    assert "backend: auto" in laptop.to_yaml()
+
+
+def test_a_recipe_says_its_stage(tmp_path):
+    assert load_recipe("pretrain/tiny").stage == "pretrain"
+    written = yaml_text.parse(load_recipe("pretrain/tiny").to_yaml(), "here")
+    assert written.pop("stage") == "pretrain"  # as recipes did not, once
+    (tmp_path / "recipe.yaml").write_text(yaml_text.dump(written))
+    assert load_recipe(tmp_path / "recipe.yaml") == load_recipe("pretrain/tiny")
+    for stage in ("distil", "[1]"):
+        with pytest.raises(UserError, match=r"there is no stage .*; the stages are pretrain\.$"):
+            load_recipe("pretrain/tiny", [f"stage={stage}", "rollouts.n=3"])
 
 
 def test_base_merges_key_by_key(tmp_path):
@@ -393,9 +416,9 @@ def test_every_schedule_comes_back_from_its_file(name, stages, tmp_path):
     overrides = [*PIPED, "curves.batch_size=8"]
     named = load_recipe("pretrain/tiny", [*overrides, f"pipeline.schedule={name}"])
     read = load_recipe("pretrain/tiny", [*overrides, f"pipeline.schedule={path}"])
-    assert read.stages == named.stages == stages
+    assert read.pipeline_stages == named.pipeline_stages == stages
     assert schedules_of(read)(4).rows == schedules_of(named)(4).rows
-    assert placement(read, str(path)) == placement(named, name)
+    assert read.placement(str(path)) == named.placement(name)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +437,7 @@ def test_a_ramp_schedule_places_stages_alike(schedule, ramp, way_out):
     if way_out is None:
         recipe = load_recipe("pretrain/tiny", overrides)
         few = schedules_of(recipe)(1)
-        assert placement_of(few) == placement(recipe, schedule)
+        assert placement_of(few) == recipe.placement(schedule)
         return
     with pytest.raises(UserError, match="places the model's stages otherwise") as caught:
         load_recipe("pretrain/tiny", overrides)
@@ -438,7 +461,7 @@ def test_a_search_is_made_once(monkeypatch):
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES.keys() - {"interleaved"}))
 def test_every_schedule_has_a_recipe(schedule):
     recipe = load_recipe("pretrain/tiny", [*PIPED, f"pipeline.schedule={schedule}"])
-    assert recipe.stages == (4 if schedule in ("zbv", "dualpipe_v", "search") else 2)
+    assert recipe.pipeline_stages == (4 if schedule in ("zbv", "dualpipe_v", "search") else 2)
     assert recipe.executor == ("upstream" if schedule == "1f1b" else "ours")
 
 
@@ -451,7 +474,7 @@ def test_schedule_from_a_csv_beside_the_recipe(tmp_path):
     )
     recipe = load_recipe(tmp_path / "run.yaml")
     assert recipe.pipeline.schedule == str(tmp_path / "mine.csv")
-    assert (recipe.stages, recipe.executor) == (4, "ours")
+    assert (recipe.pipeline_stages, recipe.executor) == (4, "ours")
 
 
 def test_models_and_recipes_by_name_or_path(tmp_path):

@@ -4,9 +4,9 @@ import importlib.util
 
 import pytest
 
-from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.supervise import train
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.prepare import dispatch_note
 from tests.small_runs import Command, records
@@ -51,7 +51,7 @@ def test_launched_nodes_are_those_of_the_note(recipe):
 def test_absent_kernels_are_named_before_ranks_start(recipe, tmp_path, monkeypatch, kind, module):
     if importlib.util.find_spec(module):
         pytest.skip(f"{module} is here")
-    monkeypatch.setattr(machine, "gpu_count", lambda: 2)
+    monkeypatch.setattr(Machine, "here", lambda: Machine(gpus=2, transformer_engine=False))
     overrides = [f"directory={tmp_path}/run", "host=gpu", f"dispatch.kind={kind}"]
     with pytest.raises(UserError, match=f"{kind} needs the Python package deep_ep"):
         train(str(recipe), overrides)

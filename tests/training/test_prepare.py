@@ -9,11 +9,14 @@ import yaml
 from dsv3_plugin.checkpoint.tracker import TRACKER
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.checkpoint_folder import retire
 from dsv3_plugin.training.prepare import prepare
 from dsv3_plugin.training.resume import refuse_another_model, whole_checkpoint
 from dsv3_plugin.training.run import Run
+
+LAPTOP = Machine(gpus=0, transformer_engine=False)
 
 
 @pytest.fixture
@@ -110,7 +113,7 @@ def test_what_does_not_fit_the_run_is_refused_and_nothing_changes(
     before = contents()
     recipe = load_recipe(trained.recipe, [f"directory={copied}", change])
     with pytest.raises(UserError, match=sentence):
-        prepare(Run(recipe, RunFolder(copied)), said.append)
+        prepare(Run(recipe, RunFolder(copied), LAPTOP), said.append)
     assert contents() == before
 
 
@@ -126,7 +129,7 @@ def test_checkpoints_without_a_description_are_told_by_their_tensors(trained, co
         more = ["model.moe_layer_freq=[0,1,1]"] if "layers=3" in change else []
         recipe = load_recipe(trained.recipe, [f"directory={copied}", change, *more])
         with pytest.raises(UserError, match=rf"another model than small .{difference}"):
-            prepare(Run(recipe, RunFolder(copied)), said.append)
+            prepare(Run(recipe, RunFolder(copied), LAPTOP), said.append)
     assert not (copied / "checkpoints" / "model.yaml").exists()
 
 
@@ -138,14 +141,14 @@ def test_a_corpus_that_is_not_there_is_refused(recipe, tmp_path, corpus, sentenc
     (tmp_path / "empty").mkdir()
     loaded = load_recipe(recipe, [f"directory={tmp_path}/run", f"data.corpus={tmp_path}/{corpus}"])
     with pytest.raises(UserError, match=sentence):
-        prepare(Run(loaded, RunFolder(tmp_path / "run")), said.append)
+        prepare(Run(loaded, RunFolder(tmp_path / "run"), LAPTOP), said.append)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_resumed_run_says_where_and_drops_the_lines_it_will_write_again(trained, copied, said):
     shutil.rmtree(copied / "checkpoints" / "iter_0000012")
     recipe = load_recipe(trained.recipe, [f"directory={copied}"])
-    prepare(Run(recipe, RunFolder(copied)), said.append)
+    prepare(Run(recipe, RunFolder(copied), LAPTOP), said.append)
     assert said == ["Going on from step 8 of 12."]
     kept = [yaml.safe_load(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in kept] == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8]

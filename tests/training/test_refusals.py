@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from dsv3_plugin import machine
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.supervise import refuse_missing_gpus, train
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from tests.small_runs import Command
 
@@ -76,19 +76,19 @@ def test_a_launcher_with_other_ranks_is_refused_and_one_rank_says_so(recipe, tmp
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_more_gpus_than_there_are_is_refused_before_ranks_start(recipe, monkeypatch, gpus):
-    monkeypatch.setattr(machine, "gpu_count", lambda: gpus)
+def test_more_gpus_than_there_are_is_refused_before_ranks_start(recipe, gpus):
+    machine = Machine(gpus, transformer_engine=False)
     wanted = load_recipe(recipe, ["host=gpu"])
     advice = "What runs without a GPU is small, such as the recipe pretrain/tiny"
     sentence = f"takes 2 GPUs and this machine has {gpus}: .*{advice}"
     with pytest.raises(UserError, match=sentence):
-        refuse_missing_gpus(wanted)
-    refuse_missing_gpus(load_recipe(recipe, ["host=cpu"]))
-    refuse_missing_gpus(load_recipe("pretrain/tiny"))
+        refuse_missing_gpus(wanted, machine)
+    refuse_missing_gpus(load_recipe(recipe, ["host=cpu"]), machine)
+    refuse_missing_gpus(load_recipe("pretrain/tiny"), machine)
 
 
 def test_what_auto_finds_on_the_machine_is_held_to_the_rules(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(machine, "gpu_count", lambda: 0)
+    monkeypatch.setattr(Machine, "here", lambda: Machine(gpus=0, transformer_engine=True))
     auto = ["backend=auto", "host=auto", "recompute=[moe_act]", f"directory={tmp_path}/run"]
     with pytest.raises(UserError, match=r"moe_act needs .* finds local on this machine"):
         train(str(recipe), auto)

@@ -1,0 +1,249 @@
+"""What recipes of all stages have in common: their keys, and what follows from them.
+
+Keys are as written; what follows from them (the curves as functions, the batch schedule, the number
+of steps, the placement of the model's stages) are properties. Which combinations are possible is
+said by `dsv3_plugin.recipe.rules`, which `load` looks at.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule
+from dsv3_plugin.recipe.curve import Curve, resolve
+from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.section import Section
+from dsv3_plugin.recipe.sections import (
+    Checkpoint,
+    Curves,
+    CurveSpecs,
+    Data,
+    Dispatch,
+    Optimizer,
+    Parallel,
+    Pipeline,
+    Precision,
+    Recomputed,
+    Training,
+)
+from dsv3_plugin.recipe.stage_layout import even, stage_count
+from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.csv_file import read_csv
+from dsv3_plugin.schedules.placement import Placement, placement_of
+from dsv3_plugin.schedules.registry import SCHEDULES, ScheduleKind
+
+Backend = Literal["local", "transformer_engine"]
+
+
+class Common(Section):
+    """A run of any stage; the class of a stage narrows `stage`, and what else is its own."""
+
+    name: str
+    """What the run is called; the file's own name by default."""
+    stage: str
+    """Which part of a model's life it is."""
+    model: ModelConfig
+    backend: Literal["local", "transformer_engine", "auto"] = "auto"
+    """What computes: torch alone, or Transformer Engine; auto: TE on a GPU where it is there."""
+    host: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where it computes; auto: on GPUs where there are any."""
+    precision: Precision = Precision()
+    data: Data
+    training: Training
+    curve_specs: CurveSpecs = Field(alias="curves")
+    optimizer: Optimizer = Optimizer()
+    parallel: Parallel = Parallel()
+    pipeline: Pipeline = Pipeline()
+    dispatch: Dispatch = Dispatch()
+    recompute: list[Recomputed] = Field(default=[])
+    """Activations computed again in the backward pass instead of kept."""
+    checkpoint: Checkpoint = Checkpoint()
+    directory: str
+    """The run's folder."""
+    megatron_args: dict[str, bool | int | float | str | list[int | float | str]] = Field(default={})
+    """Any flag of upstream's, as `flag-name: value` (true: the bare flag); they come last and win.
+    """
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _one_number_of_devices(cls, data: Any) -> Any:
+        """parallel.pipeline and pipeline.devices are one number: fill in the one not given."""
+        if not isinstance(data, dict):
+            return data
+        parallel, pipeline = data.get("parallel", {}), data.get("pipeline", {})
+        if isinstance(parallel, dict) and isinstance(pipeline, dict):
+            devices = pipeline.get("devices")
+            degree = parallel.get("pipeline", 1 if devices is None else devices)
+            data = data | {
+                "parallel": parallel | {"pipeline": degree},
+                "pipeline": pipeline | {"devices": degree if devices is None else devices},
+            }
+        return data
+
+    @property
+    def data_parallel(self) -> int:
+        """Ranks that see different sequences."""
+        parallel = self.parallel
+        return parallel.processes // (parallel.tensor * parallel.pipeline * parallel.context)
+
+    @property
+    def executor(self) -> Literal["upstream", "ours"]:
+        """Who runs the pipeline schedule."""
+        if self.pipeline.executor is not None:
+            return self.pipeline.executor
+        kind = self.schedule_kind
+        return "upstream" if kind is not None and kind.runs_upstream else "ours"
+
+    @property
+    def schedule_kind(self) -> ScheduleKind | None:
+        """What is known of the schedule by its name; None for one in a file."""
+        return SCHEDULES.get(self.pipeline.schedule)
+
+    @property
+    def pipeline_stages(self) -> int:
+        """Number of different pipeline stages the layers are divided into."""
+        return self.layout_stages or self.placement(self.pipeline.schedule).depth
+
+    @property
+    def layout_stages(self) -> int | None:
+        """Number of stages that pipeline.layout writes out, where there is one."""
+        written = self.pipeline.layout
+        return None if written is None else stage_count(written)
+
+    @property
+    def stage_layout(self) -> str:
+        """The layers of each pipeline stage, in upstream's notation."""
+        if self.pipeline.layout is not None:
+            return self.pipeline.layout
+        model = self.model
+        return even(model.num_layers, self.pipeline_stages, model.mtp_num_layers or 0)
+
+    def placement(self, schedule: str) -> Placement:
+        """Which device holds which stage under a schedule, by its name or its file's.
+
+        Raises:
+            UserError: there is no such schedule for these devices.
+        """
+        devices = self.parallel.pipeline
+        kind = SCHEDULES.get(schedule)
+        if kind is None:
+            assert self.schedule_file is not None
+            return placement_of(self.schedule_file)
+        if kind.searched:
+            stages = self.layout_stages
+            return kind.placement(devices, None if stages is None else stages // devices)
+        return kind.placement(devices, self.pipeline.virtual_stages)
+
+    @cached_property
+    def schedule_file(self) -> Schedule | None:
+        """The schedule in the CSV file that the recipe names, proven; None where it names none.
+
+        Raises:
+            UserError: it cannot be read, or is no schedule.
+        """
+        name = self.pipeline.schedule
+        return read_csv(Path(name)) if name.endswith(".csv") else None
+
+    @cached_property
+    def curves(self) -> Curves:
+        """The curves as functions of consumed tokens."""
+        after = self.batch_schedule.tokens_after
+        return Curves(
+            learning_rate=self._resolved("learning_rate", after),
+            batch_size=self._resolved("batch_size", None),
+            router_bias_speed=self._resolved("router_bias_speed", after),
+            mtp_weight=self._resolved("mtp_weight", after),
+        )
+
+    @cached_property
+    def batch_schedule(self) -> BatchSchedule:
+        """The batch size in the steps that it can grow by."""
+        curve = self._resolved("batch_size", None)
+        micro, ranks, together = (
+            self.training.micro_batch_size,
+            self.data_parallel,
+            self.micro_batches_together,
+        )
+        try:
+            return batch_schedule(curve, micro * ranks * together, self.data.seq_length)
+        except ValueError as error:
+            reason = f"micro_batch_size {micro} × {ranks} data-parallel ranks"
+            if together > 1:
+                reason += f" × {together} micro-batches at once in {self.pipeline.schedule}"
+            raise ValueError(f"curves.batch_size: {error} ({reason})") from error
+
+    @property
+    def micro_batches_together(self) -> int:
+        """The number that the micro-batches of a step must be a multiple of."""
+        kind = self.schedule_kind
+        if kind is None:
+            return 1
+        if self.executor == "upstream" and kind.upstream_multiple is not None:
+            return kind.upstream_multiple(self.parallel.pipeline)
+        return kind.multiple
+
+    def _resolved(self, name: str, tokens_after: Callable[[int, int], int] | None) -> Curve:
+        try:
+            return resolve(getattr(self.curve_specs, name), tokens_after)
+        except ValueError as error:
+            raise ValueError(f"curves.{name}: {error}") from error
+
+    @cached_property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.training.steps is not None:
+            return self.training.steps
+        return self.batch_schedule.steps_until(self.training.tokens)
+
+    @cached_property
+    def total_tokens(self) -> int:
+        """Tokens the whole run consumes: the budget, rounded up to a whole step."""
+        return self.batch_schedule.tokens_after(0, self.total_steps)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.directory)
+
+    @property
+    def data_folder(self) -> Path:
+        return Path(self.data.path) if self.data.path is not None else self.folder / "data"
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        if self.checkpoint.directory is not None:
+            return Path(self.checkpoint.directory)
+        return self.folder / "checkpoints"
+
+    def on_gpu(self, machine: Machine) -> bool:
+        """Whether the run uses GPUs on a machine."""
+        return self.host == "gpu" or (self.host == "auto" and machine.gpus > 0)
+
+    def resolved_backend(self, machine: Machine) -> Backend:
+        """The backend that computes on a machine."""
+        if self.backend != "auto":
+            return self.backend
+        if self.on_gpu(machine) and machine.transformer_engine:
+            return "transformer_engine"
+        return "local"
+
+    @property
+    def passed_flags(self) -> dict[str, Any]:
+        """`megatron_args` by upstream's own names, without dashes before them."""
+        return {
+            written.removeprefix("--").replace("_", "-"): value
+            for written, value in self.megatron_args.items()
+        }
+
+    def to_yaml(self) -> str:
+        """The recipe complete: inheritance resolved, every default written out, the model inline.
+
+        Reading it back gives an equal recipe.
+        """
+        data = self.model_dump(mode="json") | {"model": self.model.to_mapping()}
+        return yaml_text.dump(data)

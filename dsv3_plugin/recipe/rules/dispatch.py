@@ -1,0 +1,29 @@
+"""How tokens travel to their experts."""
+
+from collections.abc import Iterator
+
+from dsv3_plugin.recipe.schema import Recipe
+
+
+def dispatch(recipe: Recipe) -> Iterator[str]:
+    """Expert-parallel ranks fill nodes; only the two-hop dispatcher quantises."""
+    wanted, expert = recipe.dispatch, recipe.parallel.expert
+    if wanted.precision == "fp8" and wanted.kind != "two_hop":
+        yield f"dispatch.precision: fp8 needs dispatch.kind: two_hop, not {wanted.kind}"
+    if wanted.kind != "alltoall" and recipe.model.num_moe_experts is None:
+        yield f"dispatch.kind: {wanted.kind} needs a model with experts"
+    if wanted.hide_shared_expert and "shared_experts" in recipe.recompute:
+        yield (
+            "dispatch.hide_shared_expert computes the shared expert in parts, and recompute: "
+            "[shared_experts] as a whole: leave out one of them"
+        )
+    if wanted.kind in ("deepep", "hybridep") and recipe.host == "cpu":
+        yield f"dispatch.kind: {wanted.kind} needs a GPU; on the CPU use alltoall or two_hop"
+    per_node = wanted.ranks_per_node
+    # A node may also hold several expert-parallel groups.
+    if per_node != "auto" and expert % per_node and per_node % expert:
+        divisors = ", ".join(str(number) for number in range(1, expert) if expert % number == 0)
+        yield (
+            f"dispatch.ranks_per_node {per_node} does not divide expert {expert}: set it to "
+            f"{divisors} or {expert}, or to a multiple of {expert}"
+        )

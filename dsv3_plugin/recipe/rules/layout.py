@@ -1,0 +1,60 @@
+"""Which layers lie on which pipeline stage."""
+
+from collections.abc import Iterator
+
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.stage_layout import expand, stage_count
+
+
+def layout(recipe: Recipe) -> Iterator[str]:
+    """The layers can be laid out over the stages that the schedule has."""
+    layers, devices = recipe.model.num_layers, recipe.parallel.pipeline
+    written = recipe.pipeline.layout
+    if written is None:
+        stages = recipe.pipeline_stages
+        if stages > layers:
+            yield f"{stages} pipeline stages need as many layers, and the model has {layers}"
+        return
+    try:
+        stages = stage_count(written)
+    except ValueError as error:
+        yield str(error)
+        return
+    if stages % devices:
+        yield f"pipeline.layout has {stages} stages, which {devices} devices do not divide"
+        return
+    name = recipe.pipeline.schedule
+    wanted = recipe.placement(name).depth
+    if stages != wanted:
+        yield f"pipeline.layout has {stages} stages, and {name} on {devices} devices has {wanted}"
+    held = expand(written).count("t")
+    if held != layers:
+        yield f"pipeline.layout has {held} layers (t), and the model has {layers}"
+    yield from _prediction_layers(recipe, expand(written).split("|"))
+
+
+def _prediction_layers(recipe: Recipe, stages: list[str]) -> Iterator[str]:
+    """Multi-token prediction is laid out, all of it where it can be computed."""
+    count = recipe.model.mtp_num_layers or 0
+    held = sum(stage.count("m") for stage in stages)
+    if held != count:
+        yield (
+            f"pipeline.layout has {held} multi-token-prediction layers (m), and the model has "
+            f"{count} (mtp_num_layers)"
+        )
+    if not held:
+        return
+    if recipe.executor == "ours" and stages[-1].count("m") != held:
+        yield (
+            "pipeline.layout puts multi-token prediction (m) apart from the head (L); with "
+            "executor ours both are on the last stage: end the layout in mL"
+        )
+    # Upstream's own rules, which it would only tell once every process runs.
+    last_chunks = stages[-recipe.parallel.pipeline :]
+    if max(stage.count("m") for stage in last_chunks) != held:
+        yield (
+            "pipeline.layout must hold all multi-token-prediction layers (m) on one stage, the "
+            "last of its device"
+        )
+    if "t" in "".join(stages).partition("m")[2]:
+        yield "pipeline.layout has a layer (t) after multi-token prediction (m), which comes last"

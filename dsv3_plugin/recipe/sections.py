@@ -1,0 +1,179 @@
+"""The sections of a recipe: every key below the top, its type, its default and its meaning."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+import pydantic
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from dsv3_plugin.recipe.amounts import Tokens
+from dsv3_plugin.recipe.curve import Curve, CurveSpec
+from dsv3_plugin.recipe.section import Section
+from dsv3_plugin.schedules.registry import RAMPS
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Fp8(Section):
+    """FP8 training through Transformer Engine."""
+
+    recipe: Literal["blockwise", "mxfp8", "tensorwise", "delayed"] = "blockwise"
+    """blockwise: 1×128 tiles of activations and 128×128 blocks of weights, as DeepSeek-V3."""
+    format: Literal["e4m3", "hybrid"] = "e4m3"
+
+
+class Precision(Section):
+    """Number formats."""
+
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    """Of parameters and activations; master weights and gradients are FP32 always."""
+    fp8: Fp8 | None = None
+    moments: Literal["fp32", "bf16"] = "fp32"
+    """Of Adam's two moments."""
+
+
+class TrainedTokenizer(Section):
+    """A tokenizer trained on the corpus."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: PositiveInt
+    """Tokens at most, special tokens included."""
+
+
+class Data(Section):
+    """What is trained on."""
+
+    corpus: str | list[str] = "stdlib"
+    """"stdlib" (the source of the Python standard library), a file, a folder, or a list of these;
+    text, JSONL or parquet."""
+    text_key: str = "text"
+    """Key of a JSONL object, or column of a parquet file, that holds the text."""
+    tokenizer: TrainedTokenizer | str
+    """How to train one, or the folder of a Hugging Face tokenizer."""
+    seq_length: PositiveInt
+    """Tokens per sequence."""
+    fim_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of documents rearranged for fill-in-the-middle (prefix, suffix, middle)."""
+    held_out: Fraction = 0.01
+    """Share of documents kept for evaluation."""
+    path: str | None = None
+    """Folder of the indexed corpus; None: `data` in the run's folder."""
+
+
+class Training(Section):
+    """How long, and what is said meanwhile."""
+
+    tokens: Tokens | None = None
+    """Budget in tokens; training ends with the step that reaches it."""
+    steps: PositiveInt | None = None
+    """Budget in steps, in place of tokens."""
+    micro_batch_size: PositiveInt = 1
+    """Sequences per forward pass of a rank."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1234
+    """NumPy takes 32 bits of it, after upstream has added to it for each stage and rank."""
+    eval_interval: PositiveInt | None = None
+    """Steps between evaluations; None: never."""
+    eval_steps: PositiveInt = 10
+    """Batches per evaluation, of the size of the first batch."""
+    log_interval: PositiveInt = 10
+    """Steps between lines of the log, and between loads of each expert in metrics.jsonl."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        if (self.tokens is None) == (self.steps is None):
+            raise ValueError("give either tokens or steps")
+        return self
+
+
+class CurveSpecs(Section):
+    """The curves over consumed tokens, as written (see `dsv3_plugin.recipe.curve`)."""
+
+    learning_rate: CurveSpec
+    batch_size: CurveSpec
+    """In sequences, over all ranks."""
+    router_bias_speed: CurveSpec = Field(default=0.001, validate_default=True)
+    """γ of the auxiliary-loss-free balancing: what an expert's bias moves per step."""
+    mtp_weight: CurveSpec = Field(default=0.3, validate_default=True)
+    """λ of the multi-token-prediction loss."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves as functions of consumed tokens."""
+
+    learning_rate: Curve
+    batch_size: Curve
+    router_bias_speed: Curve
+    mtp_weight: Curve
+
+
+class Optimizer(Section):
+    """AdamW."""
+
+    kind: Literal["adam"] = "adam"
+    betas: list[Fraction] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
+    eps: PositiveFloat = 1e-8
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    clip_grad: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest norm of the gradient; 0: no clipping."""
+
+
+class Parallel(Section):
+    """How the work is divided among processes (one per GPU)."""
+
+    processes: PositiveInt = 1
+    tensor: PositiveInt = 1
+    pipeline: PositiveInt = 1
+    expert: PositiveInt = 1
+    context: PositiveInt = 1
+    zero1: bool = False
+    """Shard optimizer states over data-parallel ranks (ZeRO stage 1)."""
+    timeout_minutes: PositiveFloat = 10.0
+    """How long a rank waits for another before the run stops."""
+
+
+class Pipeline(Section):
+    """The pipeline schedule."""
+
+    schedule: str = "1f1b"
+    """A name in `schedules/registry.py`, or the path of a CSV as torch.distributed.pipelining
+    writes it."""
+    devices: PositiveInt | None = None
+    """The same as parallel.pipeline; giving one gives both."""
+    executor: Literal["upstream", "ours"] | None = None
+    """Who runs the schedules that upstream has (1f1b, interleaved); all others are ours. None:
+    upstream where it can."""
+    virtual_stages: PositiveInt | None = None
+    """Stages per device of the interleaved schedule."""
+    layout: str | None = None
+    """Layers per stage in upstream's notation ("Et|(tt|)*30mL"); None: as even as can be."""
+    ramp_schedule: Literal[*RAMPS] | None = None
+    """Runs while a growing batch still gives fewer micro-batches than `schedule` needs."""
+    timeout: PositiveFloat | None = None
+    """Seconds a stage waits for a neighbour; None: parallel.timeout_minutes."""
+
+
+class Dispatch(Section):
+    """How tokens travel to their experts."""
+
+    kind: Literal["alltoall", "two_hop", "deepep", "hybridep"] = "alltoall"
+    ranks_per_node: PositiveInt | Literal["auto"] = "auto"
+    """For two_hop; auto: the launcher's local world size."""
+    precision: Literal["bf16", "fp8"] = "bf16"
+    """What two_hop sends between nodes; bf16 means: the activations as they are."""
+    hide_shared_expert: bool | None = None
+    """The shared expert computes while tokens travel; None: with two_hop, unless recomputed."""
+
+
+class Checkpoint(Section):
+    """What is saved, and when."""
+
+    interval: PositiveInt = 1000
+    """Steps between checkpoints."""
+    keep: PositiveInt | None = None
+    """Only the newest so many are kept; None: all."""
+    directory: str | None = None
+    """None: `checkpoints` in the run's folder."""
+
+
+Recomputed = Literal["norms", "mla_up_proj", "moe_act", "core_attn", "shared_experts", "mlp", "moe"]
