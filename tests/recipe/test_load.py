@@ -447,7 +447,7 @@ def test_a_ramp_schedule_places_stages_alike(schedule, ramp, way_out):
 def test_a_search_is_made_once(monkeypatch):
     asked = []
 
-    def search_nothing(pp, micro_batches, costs, limit, *, effort):
+    def search_nothing(pp, micro_batches, costs, *, effort):
         asked.append((micro_batches, effort))
         return SimpleNamespace(schedule=zbv(pp, micro_batches))
 
