@@ -1,0 +1,221 @@
+"""What cannot be, or not together, is refused in one sentence."""
+
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.load import (
+    load_recipe,
+)
+from tests.recipe.piped import PIPED
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["data.seq_lenght=8"], "unknown key 'data.seq_lenght' (nearest: 'seq_length')"),
+        (["modle=tiny"], "unknown key 'modle' (nearest: 'model')"),
+        (["curves.learning_rates=1"], "unknown key 'curves.learning_rates' (nearest: 'learning"),
+        (["curves.mtp_weight=[{linaer: 1}]"], "'curves.mtp_weight.0.linaer' (nearest: 'linear')"),
+        (["training.seed=x"], "'training.seed' is 'x'; it must be a valid integer"),
+        (["training.seed=true"], "'training.seed' is True; it must be a valid integer"),
+        (["precision.dtype=fp16"], "'precision.dtype' is 'fp16'; it must be 'fp32' or 'bf16'"),
+        (["training=3"], "'training' is 3; it must be a mapping"),
+        (["optimizer.betas=[0.9]"], "'optimizer.betas' is [0.9]; it must have 2 items"),
+        (["dispatch.ranks_per_node=many"], "it must be a valid integer or 'auto'"),
+        (["model=tinny"], "'tinny' is neither a file nor a shipped model (nearest: 'tiny')"),
+        (["model.layernorm_epsilon=.inf"], "'model.layernorm_epsilon' is inf; it must be a finite"),
+        (["model.hidden_sise=3"], "unknown key 'model.hidden_sise' (nearest: 'hidden_size')"),
+        (["training.tokens=1B"], "give either tokens or steps"),
+        (["steps"], "'steps' is not an override"),
+        (["[]=3"], "'[]=3' is not an override"),
+        (["parallel.expert=3"], "expert 3 does not divide 16 routed experts"),
+        (["parallel.processes=3"], "expert 2 does not divide the 3 ranks of a pipeline stage"),
+        (["parallel.tensor=4"], "2 processes do not divide by tensor 4"),
+        (["data.seq_length=2048"], "more than the model's 1024 positions"),
+        (
+            ["training.micro_batch_size=3"],
+            "batch size 8 is not a multiple of 6 sequences (micro_batch_size 3 × 2 data-par",
+        ),
+        (["curves.learning_rate=-1"], "curves.learning_rate goes below 0"),
+        (["curves.learning_rate=x"], "curves.learning_rate: 'x' is not a curve"),
+        (["curves.learning_rate=[{linear: 1, for: 1K}]"], "learning_rate: piece 1: the first"),
+        (["precision.fp8={recipe: blockwise}"], "precision.fp8 needs backend: transformer_engine"),
+        (["backend=transformer_engine"], "needs a GPU; with host: cpu say backend: local"),
+        (["precision.moments=bf16"], "precision.moments: bf16 needs parallel.zero1"),
+        (["dispatch.kind=deepep"], "dispatch.kind: deepep needs a GPU"),
+        (["model.hidden_size=62"], "hidden_size 62 is not a multiple of 4, which the grouped"),
+        (
+            [
+                "precision.dtype=bf16",
+                "model.moe_ffn_hidden_size=44",
+                "model.moe_shared_expert_intermediate_size=44",
+            ],
+            "moe_ffn_hidden_size 44 is not a multiple of 8, which the grouped matrix products",
+        ),
+        (["dispatch.precision=fp8"], "dispatch.precision: fp8 needs dispatch.kind: two_hop"),
+        (
+            ["dispatch.hide_shared_expert=true", "recompute=[shared_experts]"],
+            "recompute: [shared_experts] as a whole: leave out one of them",
+        ),
+        (
+            ["dispatch={kind: two_hop, ranks_per_node: 3}"],
+            "dispatch.ranks_per_node 3 does not divide expert 2: set it to 1 or 2, or to a "
+            "multiple of 2",
+        ),
+        (
+            [
+                "parallel={processes: 8, expert: 8}",
+                "dispatch={ranks_per_node: 3}",
+                "curves.batch_size=32",
+            ],
+            "does not divide expert 8: set it to 1, 2, 4 or 8, or to a multiple of 8",
+        ),
+        (["pipeline.schedule=dualpype"], "pipeline.schedule 'dualpype' is unknown"),
+        (["pipeline.schedule=interleaved"], "needs pipeline.virtual_stages of 2 or more"),
+        (["pipeline.virtual_stages=2"], "belongs to the interleaved schedule, not to 1f1b"),
+        (
+            ["pipeline.executor=upstream", "pipeline.schedule=zbv"],
+            "pipeline.executor: upstream runs 1f1b and interleaved, not zbv",
+        ),
+        (
+            ["parallel.pipeline=2", "pipeline.devices=4"],
+            "pipeline.devices 4 and parallel.pipeline 2 are one number",
+        ),
+        (["megatron_args={global-batch-size: 3}"], "the batch size is curves.batch_size"),
+    ],
+)
+def test_refused_in_one_sentence(overrides, sentence):
+    with pytest.raises(UserError) as caught:
+        load_recipe("pretrain/tiny", overrides)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["pipeline.schedule=dualpipe", "pipeline.devices=1"], "needs an even number of devices"),
+        (
+            ["pipeline.schedule=dualpipe_v", "training.micro_batch_size=4"],
+            "dualpipe_v on 2 devices needs 4 micro-batches, and the smallest batch gives 1",
+        ),
+        (["pipeline.layout=Et|tt|L"], "pipeline.layout has 3 stages, which 2 devices do not"),
+        (["pipeline.layout=Et|ttL"], "pipeline.layout has 3 layers (t), and the model has 4"),
+        (["pipeline.layout=tt|ttL"], "is not a layout"),
+        (
+            ["pipeline.schedule=zbv", "pipeline.devices=4", "parallel.processes=8"],
+            "8 pipeline stages need as many layers, and the model has 4",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={cuda-graph-impl: local}"],
+            "cannot run under CUDA graphs (cuda-graph-impl)",
+        ),
+        (
+            ["pipeline.executor=ours", "megatron_args={enable_cuda_graph: true}"],
+            "cannot run under CUDA graphs (enable-cuda-graph)",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={--defer-embedding-wgrad-compute: true}"],
+            "cannot defer the embedding's weight gradient",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={overlap-grad-reduce: true}"],
+            "cannot overlap the data-parallel reduction",
+        ),
+        (
+            ["pipeline.schedule=zbv", "parallel.context=2", "parallel.processes=8",
+             "host=gpu", "backend=transformer_engine"],
+            "does not divide sequences: parallel.context must be 1",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={context-parallel-size: 2}"],
+            "context-parallel-size 2 contradicts parallel.context, which is 1",
+        ),
+        (
+            ["megatron_args={transformer-impl: transformer_engine}"],
+            "transformer-impl transformer_engine contradicts backend, which is local",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={overlap-moe-expert-parallel-comm: true}"],
+            "overlaps the experts' communication by itself",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={delay_wgrad_compute: true}"],
+            "puts off weight gradients by itself",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={variable-seq-lengths: true}"],
+            "sends tensors of one shape",
+        ),
+        (
+            ["pipeline.schedule=zbv", "megatron_args={cuda-graph-scope: [attn]}"],
+            "cannot run under CUDA graphs (cuda-graph-scope)",
+        ),
+        (
+            ["pipeline.schedule=zbv", "parallel.tensor=2", "parallel.processes=8"],
+            "sends whole sequences between stages, and tensor parallelism divides them",
+        ),
+        (
+            ["pipeline.ramp_schedule=search"],
+            "pipeline.ramp_schedule goes with our executor, and upstream runs 1f1b",
+        ),
+        (
+            ["pipeline.schedule=zbv", "pipeline.layout=Ett|ttmL"],
+            "pipeline.layout has 2 stages, and zbv on 2 devices has 4",
+        ),
+        (
+            ["pipeline.schedule=zbv", "pipeline.layout=Et|t|t|t||mL"],
+            "pipeline.layout has 6 stages, and zbv on 2 devices has 4",
+        ),
+        (
+            ["pipeline.schedule=dualpipe", "pipeline.layout=Et|t|t|tmL"],
+            "pipeline.layout has 4 stages, and dualpipe on 2 devices has 2",
+        ),
+        (
+            ["pipeline.schedule=zbv", "pipeline.layout=Et|t|t|tL"],
+            "has 0 multi-token-prediction layers (m), and the model has 1",
+        ),
+        (
+            ["pipeline.schedule=zbv", "pipeline.layout=Et|t|ttm|L"],
+            "with executor ours both are on the last stage: end the layout in mL",
+        ),
+        (
+            ["pipeline.schedule=interleaved", "pipeline.virtual_stages=2",
+             "pipeline.layout=Ett|ttm||L"],
+            "must hold all multi-token-prediction layers (m) on one stage, the last of its device",
+        ),
+        (
+            ["pipeline.layout=Et|ttmtL"],
+            "has a layer (t) after multi-token prediction (m), which comes last",
+        ),
+        (
+            ["pipeline.schedule=interleaved", "pipeline.virtual_stages=2",
+             "curves.batch_size=6"],
+            "is not a multiple of 4 sequences (micro_batch_size 1 × 2 data-parallel ranks × 2",
+        ),
+    ],
+)  # fmt: skip
+def test_pipelines_that_cannot_run(overrides, sentence):
+    with pytest.raises(UserError) as caught:
+        load_recipe("pretrain/tiny", [*PIPED, *overrides])
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("0F0,0B0\n1F0\n", "rank 1, slot 0: 1F0 has no backward"),
+        ("0F0,0B0\n", "is of 1 ranks, and the recipe has 2 pipeline devices: set pipeline.dev"),
+        ("0F0,0B0\n1F0,1B0\n", "is of 1 micro-batches, and a batch of curves.batch_size gives 4"),
+        ("0F0,2F0,2B0,0B0\n1F0,1B0\n", "puts different numbers of stages on its ranks"),
+        ("0F0,0B0,2F1,2B1\n1F0,1B0,3F1,3B1\n", "that are not each other's mirror image"),
+    ],
+)
+def test_a_schedules_file_is_proven_when_the_recipe_loads(text, sentence, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(text)
+    overrides = [*PIPED, "curves.batch_size=8", f"pipeline.schedule={path}"]
+    with pytest.raises(UserError) as caught:
+        load_recipe("pretrain/tiny", overrides)
+    assert str(path) in str(caught.value)
+    assert sentence in str(caught.value)

@@ -1,0 +1,91 @@
+"""The recipes of the package: what they say, and that it can be written and read again."""
+
+import pytest
+
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.stage_costs import even_layers
+from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.load import (
+    load_recipe,
+    shipped_folder,
+)
+from dsv3_plugin.recipe.stage_layout import expand
+from dsv3_plugin.schedules.placement import stage_placement
+
+RECIPES = sorted(
+    path.relative_to(shipped_folder()).with_suffix("").as_posix()
+    for path in shipped_folder().rglob("*.yaml")
+    if path.parent.name != "models"
+)
+
+
+GPU_SERVER = Machine(gpus=8, transformer_engine=True)
+
+
+BILLION, TRILLION = 10**9, 10**12
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_complete_yaml_reads_back_as_the_same_recipe(name, tmp_path):
+    recipe = load_recipe(name)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert again == recipe
+    assert again.to_yaml() == recipe.to_yaml()
+    assert again.curves == recipe.curves
+
+
+def test_deepseek_v3_is_the_report():
+    recipe = load_recipe("pretrain/deepseek-v3")
+    assert recipe.training.tokens == 14_800 * BILLION
+    assert recipe.parallel.processes == 2048
+    assert (recipe.parallel.pipeline, recipe.parallel.expert) == (16, 64)
+    assert recipe.data_parallel == 128
+    assert recipe.parallel.zero1
+    # Batch: 3072 → 15360 over the first 469B tokens.
+    batch = recipe.batch_schedule.batch
+    assert batch(0) == 3072
+    assert batch(469 * BILLION // 2) == pytest.approx((3072 + 15360) / 2, abs=128)
+    assert batch(469 * BILLION - 10**9) < 15360
+    assert batch(469 * BILLION + 4096) == batch(14 * TRILLION) == 15360
+    # Learning rate: 2000 steps up, flat to 10T, cosine over 4.3T, 333B, 167B.
+    rate = recipe.curves.learning_rate
+    warm = recipe.batch_schedule.tokens_after(0, 2000)
+    assert 2000 * 3072 * 4096 < warm < 2000 * 4096 * 4000
+    assert rate.boundaries == [0, warm, 10 * TRILLION, 14_300 * BILLION, 14_633 * BILLION,
+                               14_800 * BILLION]  # fmt: skip
+    assert (rate(0), rate(warm), rate(10 * TRILLION)) == (0.0, 2.2e-4, 2.2e-4)
+    assert rate(warm // 2) == pytest.approx(1.1e-4, rel=1e-6)
+    assert rate(12_150 * BILLION) == pytest.approx((2.2e-4 + 2.2e-5) / 2)
+    assert (rate(14_400 * BILLION), rate(14_700 * BILLION)) == (2.2e-5, 7.3e-6)
+    gamma, weight = recipe.curves.router_bias_speed, recipe.curves.mtp_weight
+    assert (gamma(0), gamma(14_300 * BILLION - 1), gamma(14_300 * BILLION)) == (1e-3, 1e-3, 0.0)
+    assert (weight(0), weight(10 * TRILLION - 1), weight(10 * TRILLION)) == (0.3, 0.3, 0.1)
+    # Pretraining knows no YaRN.
+    assert recipe.model.rope_type == "rope"
+    assert recipe.model.max_position_embeddings == recipe.data.seq_length == 4096
+    assert recipe.data.fim_rate == 0.1
+    assert recipe.precision.fp8.recipe == "blockwise"
+    assert recipe.precision.moments == "bf16"
+    assert {"norms", "mla_up_proj"} <= set(recipe.recompute)
+    assert recipe.pipeline_stages == 32
+    # The layout is the one that gives devices equal work.
+    layers = [stage.count("t") for stage in expand(recipe.pipeline.layout).split("|")]
+    assert layers == even_layers(recipe.model, stage_placement(16, 2))
+
+
+def test_tiny_runs_on_two_processes():
+    recipe = load_recipe("pretrain/tiny")
+    assert (recipe.parallel.processes, recipe.parallel.expert) == (2, 2)
+    assert recipe.data.seq_length == 256
+    assert recipe.total_tokens % recipe.data.seq_length == 0
+    assert recipe.training.eval_interval
+    assert recipe.resolved_backend(GPU_SERVER) == "local"
+    assert not recipe.on_gpu(GPU_SERVER)
+
+
+def test_yaml_text_of_a_recipe_is_for_people():
+    text = load_recipe("pretrain/deepseek-v3").to_yaml()
+    assert "14.8T" in text
+    assert "2000 steps" in text
+    assert yaml_text.parse(text, "here")["curves"]["batch_size"][0]["until"] == "469B"
