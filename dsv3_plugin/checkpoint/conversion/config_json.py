@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.checkpoint.formats.hf_headers import read_config
-from dsv3_plugin.recipe.hf_config import brought_up_to_date
+from dsv3_plugin.recipe.hf_config import brought_up_to_date, hf_config
 from dsv3_plugin.recipe.model import ModelConfig
 
 HF_CONFIG = "hf_config.json"
@@ -44,6 +44,19 @@ def exported_config(
         config[key] = torch_dtype
     said = config.pop("quantization_config", None)
     return config | ({"quantization_config": said or FP8_CONFIG} if fp8 else {})
+
+
+def new_config(
+    model: ModelConfig, torch_dtype: str, fp8: bool, token_ids: dict[str, int]
+) -> dict[str, Any]:
+    """The `config.json` of a model that was not imported.
+
+    Args:
+        torch_dtype, fp8: as for `exported_config`.
+        token_ids: `bos_token_id` and the like, as far as they are known.
+    """
+    config = hf_config(model, torch_dtype=torch_dtype, **token_ids)
+    return config | ({"quantization_config": FP8_CONFIG} if fp8 else {})
 
 
 def wants_power_of_two(kept: dict[str, Any] | None) -> bool:

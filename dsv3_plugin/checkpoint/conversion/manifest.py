@@ -16,10 +16,11 @@ from zlib_ng.zlib_ng import crc32
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.checkpoint.conversion import recode
 from dsv3_plugin.checkpoint.conversion.journal import Checksums
-from dsv3_plugin.checkpoint.conversion.stream import Progress, Target, as_bytes
+from dsv3_plugin.checkpoint.conversion.stream import Progress, as_bytes
 from dsv3_plugin.checkpoint.conversion.verify import Comparison, Difference
 from dsv3_plugin.checkpoint.conversion.weights import DistWeights, Weights, open_weights
 from dsv3_plugin.checkpoint.conversion.workers import worker_threads
+from dsv3_plugin.checkpoint.formats.target import Target
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file
 

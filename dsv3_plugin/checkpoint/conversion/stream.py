@@ -1,7 +1,6 @@
 """Writes tensors into place, in parallel, so that a killed run can be continued.
 
-Both target formats have a layout that is known before the first byte: a `Target` says at which
-position of which file a tensor's bytes go. A `Job` produces the blocks of one or a few tensors;
+A `Job` produces the blocks of one or a few tensors;
 workers run jobs and write each block where it belongs, so memory is a few blocks per worker,
 whatever the size of the model. Reading, summing, converting and writing all happen outside Python's
 lock, so threads are enough.
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from zlib_ng.zlib_ng import crc32
@@ -24,10 +23,10 @@ from zlib_ng.zlib_ng import crc32
 from dsv3_plugin.checkpoint.conversion import journal
 from dsv3_plugin.checkpoint.conversion.journal import Checksums
 from dsv3_plugin.checkpoint.conversion.workers import worker_threads
-from dsv3_plugin.checkpoint.formats.torch_zip import Container
+from dsv3_plugin.checkpoint.formats.target import Piece, Target
 from dsv3_plugin.checkpoint.tracker import INCOMPLETE
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files import full_disk
+from dsv3_plugin.files import full_disk, locks
 from dsv3_plugin.files.atomic import sweep, sync_folder
 from dsv3_plugin.numbers import bytes_text
 
@@ -39,29 +38,6 @@ _CACHE_BYTES = 256 << 10
 
 Progress = Callable[[int, int], None]
 """Called with (bytes of the source done, bytes in all)."""
-
-
-class Piece(NamedTuple):
-    """A run of a tensor's bytes in a target file, and the container around it, if any."""
-
-    file: str
-    position: int
-    nbytes: int
-    container: Container | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A tensor to be written and where its bytes go."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(piece.nbytes for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,3 +287,17 @@ def as_sentence(path: Path, tensor: str = "") -> Iterator[None]:
         raise UserError(
             f"{what} cannot be written: {reason}; make it writable, or choose another folder."
         ) from error
+
+
+def sole_writer(root: Path) -> locks.FolderLock:
+    """Holds the target folder against other conversions.
+
+    Raises UserError if another one holds it, or it cannot be made.
+    """
+    with as_sentence(root):
+        lock = locks.take(root)
+    if lock is None:
+        raise UserError(
+            f"another conversion is writing {root}: wait for it, or choose another folder."
+        )
+    return lock

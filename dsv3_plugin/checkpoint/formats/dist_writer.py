@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from dsv3_plugin.checkpoint.conversion.stream import Piece, Target
+from dsv3_plugin.checkpoint.formats.target import Piece, Target
 from dsv3_plugin.checkpoint.formats.torch_zip import Container
 from dsv3_plugin.checkpoint.names import Entry
 from dsv3_plugin.files.atomic import replace_file

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from dsv3_plugin.checkpoint.conversion.stream import Piece, Target
 from dsv3_plugin.checkpoint.formats.hf_headers import DTYPES, INDEX
+from dsv3_plugin.checkpoint.formats.target import Piece, Target
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file, sync_folder
 

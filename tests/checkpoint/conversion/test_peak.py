@@ -13,10 +13,11 @@ BLOCK = 1 << 20
 SCRIPT = """
 import json, sys
 from pathlib import Path
+import torch
 from dsv3_plugin.checkpoint.conversion import convert, recode
 
 recode.BLOCK_BYTES = BLOCK
-convert.torch.set_num_threads(1)
+torch.set_num_threads(1)
 
 def anonymous():
     for line in Path("/proc/self/status").read_text().splitlines():

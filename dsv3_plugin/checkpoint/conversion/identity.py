@@ -1,0 +1,57 @@
+"""What a conversion is of, by which a repeated one is known to be the same."""
+
+from pathlib import Path
+from typing import Any
+
+from zlib_ng.zlib_ng import crc32
+
+from dsv3_plugin.checkpoint.conversion import journal, manifest
+from dsv3_plugin.checkpoint.conversion.stream import Progress
+from dsv3_plugin.checkpoint.conversion.weights import DistWeights, Weights
+from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA
+from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG
+from dsv3_plugin.checkpoint.tracker import INCOMPLETE
+from dsv3_plugin.errors import UserError
+
+
+def header_of(kind: str, source: Weights, **options: Any) -> dict[str, Any]:
+    """What a conversion is of: a continued one has to be of the same."""
+    stored = [(name, str(s.dtype), s.shape, s.file) for name, s in source.stored.items()]
+    described = repr((sorted(stored), source.model.model_dump()))
+    return {
+        "conversion": kind,
+        "source": str(source.path.resolve()),
+        "source_tensors": f"{crc32(described.encode()):08x}",
+        "source_files": _states(source),
+        **options,
+    }
+
+
+def was_complete(
+    root: Path, header: dict[str, Any], workers: int, progress: Progress | None
+) -> bool:
+    """Whether this very conversion was finished earlier and all it wrote is still there.
+
+    Raises UserError if another one was, or if what is there is not what was written.
+    """
+    finished = manifest.read(root)
+    if not finished or (root / INCOMPLETE).exists():
+        return False
+    journal.require_same(root, finished, header)
+    for difference in manifest.check(root, workers=workers, progress=progress).differences:
+        raise UserError(
+            f"{root} was finished and has been damaged since: {difference.name}: "
+            f"{difference.what}; remove the folder and convert again."
+        )
+    return True
+
+
+def _states(source: Weights) -> dict[str, list[int]]:
+    """File of the source → its size and when it was changed (ns): another file has another."""
+    if isinstance(source, DistWeights):
+        folder, tensors = source.checkpoint.path, source.checkpoint.contents.tensors.values()
+        names = {METADATA, *(place.file for t in tensors for _, _, place in t.chunks)}
+    else:
+        folder, names = source.path, {CONFIG, *(stored.file for stored in source.stored.values())}
+    found = {name: (folder / name).stat() for name in sorted(names)}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
