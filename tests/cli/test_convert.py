@@ -1,7 +1,11 @@
 """What `dsv3 import` and `dsv3 verify` say, as typed."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -39,3 +43,16 @@ def test_verify_lists_twenty_differences_or_all(tmp_path):
     assert done.stdout.endswith(f"  … and {number - 20} more\n")
     done = dsv3("verify", tmp_path / "one", tmp_path / "other", "--all")
     assert done.stdout.count("values differ") == number
+
+
+def test_the_page_on_conversion_names_every_option_and_no_other():
+    page = (Path(__file__).parents[2] / "docs" / "conversion.md").read_text()
+    verbs = typer.main.get_command(app).commands
+    known = {
+        option
+        for verb in ("import", "export", "verify", "inspect")
+        for parameter in verbs[verb].params
+        for option in parameter.opts
+        if option.startswith("--")
+    }
+    assert {*re.findall(r"--[a-z][a-z0-9-]*", page)} == known
