@@ -6,6 +6,7 @@ the folder can have put a link there for us to follow.
 """
 
 import contextlib
+import errno
 import glob
 import os
 import secrets
@@ -30,7 +31,9 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         OSError: as writing `path` itself would.
     """
     target = Path(path).resolve()
-    if target.exists() and not target.is_file() and not target.is_dir():
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if target.exists() and not target.is_file():
         yield Path(path)
         return
     handle, beside = _create(target, target.stem, target.suffix)
@@ -94,7 +97,11 @@ def _create(path: Path, beginning: str, ending: str) -> tuple[int, Path]:
     """A new file beside `path`, open for writing, and its name."""
     beside = path.with_name(f".{beginning}.{secrets.token_hex(_TOKEN_BYTES)}{ending}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    return os.open(beside, flags, 0o666), beside
+    try:
+        return os.open(beside, flags, 0o666), beside
+    except OSError as error:
+        error.filename = str(path)  # the one that somebody asked for
+        raise
 
 
 def _flush(path: Path, how: int) -> None:

@@ -127,6 +127,20 @@ def test_what_takes_the_place_of_a_link_does_not_write_through_it(tmp_path):
     assert (tmp_path / "file").read_bytes() == NEW
 
 
+def test_errors_name_the_file_that_was_asked_for(tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(IsADirectoryError) as error, whole_file(tmp_path / "folder.png"):
+        pytest.fail("known before the work is done")
+    assert error.value.filename == f"{tmp_path}/folder.png"
+    missing = tmp_path / "no" / "file.png"
+    with pytest.raises(FileNotFoundError) as error, whole_file(missing):
+        pass
+    assert error.value.filename == str(missing)
+    with pytest.raises(FileNotFoundError) as error:
+        replace_file(missing, NEW)
+    assert error.value.filename == str(missing)
+
+
 def test_files_get_the_rights_that_any_new_file_gets(tmp_path):
     (tmp_path / "plain").write_bytes(NEW)
     replace_file(tmp_path / "ours", NEW)
