@@ -3,14 +3,13 @@
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.launch.progress import describe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.training.run import run_folder
 
 NOTHING_TO_DO = "Nothing to do: the run in {} has had all its tokens."
 
 
 def is_done(recipe: Recipe) -> bool:
     """Whether the run has had all its tokens, and they are saved."""
-    if run_folder(recipe).steps_saved() < recipe.total_steps:
+    if recipe.run_folder.steps_saved() < recipe.total_steps:
         return False
     saved = tracker.newest_complete(recipe.checkpoint_folder)
     return saved is not None and saved.iteration >= recipe.total_steps
@@ -18,7 +17,7 @@ def is_done(recipe: Recipe) -> bool:
 
 def closing_sentence(recipe: Recipe, stopped: str = "Stopped") -> str:
     """Done with which numbers, or stopped, and from where the same command goes on."""
-    folder = run_folder(recipe)
+    folder = recipe.run_folder
     if is_done(recipe):
         last = folder.metrics.read()[-1]
         return f"Done: {describe(last)}. Everything is in {folder.root}."

@@ -32,7 +32,6 @@ from dsv3_plugin.launch.watch import watching
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.training.run import run_folder
 
 
 def under_a_launcher() -> bool:
@@ -67,7 +66,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
         os.environ.update(slurm.variables(os.environ))
     machine = Machine.here()
     recipe = _load(name, overrides, machine)
-    directory = run_folder(recipe)
+    directory = recipe.run_folder
     if outbox.has_parent:
         join_world(recipe, machine, outbox)
         train_as_rank(recipe, directory, machine, outbox)

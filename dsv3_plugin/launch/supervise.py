@@ -26,7 +26,6 @@ from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.resume import refuse_another_model
-from dsv3_plugin.training.run import run_folder
 
 _POLL_SECONDS = 0.2
 
@@ -78,7 +77,7 @@ def refuse_missing_gpus(recipe: Recipe, machine: Machine) -> None:
 
 def _locally(name: str, overrides: list[str], recipe: Recipe, console: Console) -> int:
     """Start the ranks on this machine, show their progress, and see them to their end."""
-    directory = run_folder(recipe)
+    directory = recipe.run_folder
     with directory.held():
         refuse_another_model(recipe)
         if is_done(recipe):

@@ -204,7 +204,7 @@ def _training(recipe: Recipe) -> Iterator[Flag]:
         yield "eval-iters", 0
     yield "eval-global-batch-size", schedule.batch(0)
     yield "log-interval", training.log_interval
-    yield "tensorboard-dir", recipe.folder / "tensorboard"
+    yield "tensorboard-dir", recipe.run_folder.tensorboard
     yield ("exit-signal-handler",)
     yield ("no-one-logger",)
 

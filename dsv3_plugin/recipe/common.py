@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule
@@ -207,6 +208,12 @@ class Common(Section):
         return self.batch_schedule.tokens_after(0, self.total_steps)
 
     @property
+    def run_folder(self) -> RunFolder:
+        """What the run leaves behind, and where."""
+        elsewhere = self.checkpoint.directory
+        return RunFolder(self.folder, None if elsewhere is None else Path(elsewhere))
+
+    @property
     def folder(self) -> Path:
         return Path(self.directory)
 
@@ -216,9 +223,7 @@ class Common(Section):
 
     @property
     def checkpoint_folder(self) -> Path:
-        if self.checkpoint.directory is not None:
-            return Path(self.checkpoint.directory)
-        return self.folder / "checkpoints"
+        return self.run_folder.checkpoints
 
     def on_gpu(self, machine: Machine) -> bool:
         """Whether the run uses GPUs on a machine."""

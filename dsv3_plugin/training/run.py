@@ -4,19 +4,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.hooks import Hook, Step
-
-
-def run_folder(recipe: Recipe) -> RunFolder:
-    """Where the run of a recipe lies."""
-    elsewhere = recipe.checkpoint.directory
-    return RunFolder(recipe.folder, None if elsewhere is None else Path(elsewhere))
 
 
 @dataclass

@@ -6,7 +6,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.supervise import train
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.training.run import run_folder
 from tests.small_runs import STEPS, records
 
 
@@ -83,7 +82,7 @@ def test_a_finished_run_has_nothing_to_do(trained, capsys):
 def test_a_second_run_in_the_same_folder_is_refused(trained):
     recipe = load_recipe(trained.recipe, [f"directory={trained.folder}"])
     with (
-        run_folder(recipe).held(),
+        recipe.run_folder.held(),
         pytest.raises(UserError, match="another run is using"),
     ):
         train(str(trained.recipe), [f"directory={trained.folder}"])
@@ -94,7 +93,7 @@ def test_a_second_run_with_the_same_checkpoints_is_refused(trained, tmp_path):
     recipe = load_recipe(trained.recipe, [f"directory={trained.folder}"])
     other = [f"directory={tmp_path}/other", f"checkpoint.directory={trained.checkpoints}"]
     with (
-        run_folder(recipe).held(),
+        recipe.run_folder.held(),
         pytest.raises(UserError) as refusal,
     ):
         train(str(trained.recipe), other)

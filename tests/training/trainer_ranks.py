@@ -9,7 +9,6 @@ from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.launch.rank import train_as_rank
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.training.run import run_folder
 
 
 def train(rank: int, recipe: Path, overrides: list[str], stage: Any = None) -> None:
@@ -25,7 +24,7 @@ def train(rank: int, recipe: Path, overrides: list[str], stage: Any = None) -> N
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
     try:
-        train_as_rank(loaded, run_folder(loaded), Machine.here(), Outbox(), stage)
+        train_as_rank(loaded, loaded.run_folder, Machine.here(), Outbox(), stage)
     except SystemExit as end:  # how upstream stops before the end
         if end.code not in (None, 0):
             raise RuntimeError(f"exit code {end.code}") from end
