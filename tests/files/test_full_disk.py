@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,3 +83,21 @@ def test_a_full_disk_is_known_by_number_and_by_text_however_deep():
     assert disk.is_full(wrapped(RuntimeError("PytorchStreamWriter failed: No space left")))
     assert not disk.is_full(wrapped(OSError(2, "No such file")))
     assert user_error_in(wrapped(UserError("the sentence"))).args == ("the sentence",)
+
+
+def test_what_the_system_refuses_becomes_one_sentence(tmp_path):
+    def refused() -> None:
+        with disk.write_errors_as(lambda reason: f"it cannot be written ({reason})."):
+            (tmp_path / "no" / "file").write_text("")
+
+    with pytest.raises(UserError, match=r"^it cannot be written .No such file or directory..$"):
+        refused()
+
+
+def test_a_copy_that_failed_tells_why_as_a_single_file_does(tmp_path):
+    """shutil gathers one error per file, in an error without a reason of its own."""
+    (tmp_path / "from").mkdir()
+    (tmp_path / "from" / "link").symlink_to("nowhere")
+    with pytest.raises(shutil.Error) as error:
+        shutil.copytree(tmp_path / "from", tmp_path / "to")
+    assert disk.reason(error.value) == "No such file or directory"
