@@ -1,146 +1,166 @@
-"""One exchange of rows with the members of a group, counted, and with failures that name the peer.
+"""The two hops of one layer's tokens, out to their experts and back, so that they can overlap.
 
-The two hops, the counts and their answers all pass through here.
+What is sent along the rail and inside the node, and in which form, is decided here; the links
+(`link.py`) carry it. Neither knows of autograd: `two_hop.py` puts the passages into a graph.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
+from dsv3_plugin.dispatch.copies import Copies
+from dsv3_plugin.dispatch.link import Link, Pending
+from dsv3_plugin.dispatch.plan import Splits, needed
 from dsv3_plugin.dispatch.topology import Topology
-from dsv3_plugin.dispatch.traffic import Traffic, gathered, link_class
-from dsv3_plugin.distributed.failures import among, timeout_of
-from dsv3_plugin.distributed.missing_ranks import answer_searches, find_missing
-from dsv3_plugin.distributed.overlap import wait
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.dispatch.wire import NOT_ROUTED, Row
+
+# An exchange in steps: yields what it waits for, is sent the rows that came, returns its result.
+Steps = Generator[Pending, torch.Tensor, tuple[torch.Tensor, torch.Tensor | None]]
 
 
-@dataclass
-class Pending:
-    """Rows on their way. `wait` returns them, once."""
+class InFlight:
+    """An exchange whose longest hop is under way; `finish` completes it.
 
-    rows: torch.Tensor
-    link: "Link"
-    passage: str
-    work: dist.Work | None
-    sent: torch.Tensor | None = None  # kept alive until the exchange is over
+    Of the two hops the one between nodes is the one worth hiding: what precedes it is done at once,
+    what follows it is done in `finish`.
+    """
 
-    def wait(self) -> torch.Tensor:
-        """The received rows, `[sum(receive), width]`.
+    def __init__(self, steps: Steps, slow: Link) -> None:
+        self._steps = steps
+        self._pending: Pending | None = None
+        self._result: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        self._resume(None)
+        while self._pending is not None and self._pending.link is not slow:
+            self._resume(self._pending.wait())
 
-        Raises:
-            UserError: a peer died or did not answer within the group's timeout.
-        """
-        if self.work is not None:
-            with self.link.naming_peers(self.passage):
-                wait(self.work)
-            self.work = self.sent = None
-        return self.rows
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Hidden states and, where they were sent, routing weights or their gradients."""
+        while self._pending is not None:
+            self._resume(self._pending.wait())
+        # Not kept: autograd hangs the graph on these tensors, and the graph holds the exchange.
+        result, self._result = self._result, (None, None)
+        return result
+
+    def _resume(self, received: torch.Tensor | None) -> None:
+        try:
+            self._pending = self._steps.send(received)
+        except StopIteration as end:
+            self._pending, self._result = None, end.value
 
 
 @dataclass(frozen=True)
-class Link:
-    """This rank's connection with some members of the expert-parallel group.
+class Links:
+    """How a rank reaches the others: all of them, along its rail, inside its node."""
 
-    Attributes:
-        topology: of the whole group.
-        rank: this one, in the whole group.
-        peers: the members, in the whole group's numbers, this one included.
-        group: theirs; None where this rank is alone and nothing has to travel.
-        global_ranks: the members' ranks in the world.
-        traffic: where what is sent is counted.
+    everyone: Link
+    rail: Link
+    node: Link
+
+    @property
+    def slow(self) -> Link:
+        return self.rail if len(self.rail.peers) > 1 else self.node
+
+
+class Exchange:
+    """One layer's tokens of one micro-batch, on their way out and back.
+
+    Args:
+        links: see `Links`.
+        routing_map: `[T, X]` bool.
+        splits: from the counts of all ranks.
+        fp8: rows fan out in FP8.
     """
 
-    topology: Topology
-    rank: int
-    peers: Sequence[int]
-    group: dist.ProcessGroup | None
-    global_ranks: Sequence[int]
-    traffic: Traffic = field(compare=False)
+    def __init__(
+        self, links: Links, routing_map: torch.Tensor, splits: Splits, *, fp8: bool
+    ) -> None:
+        self.links = links
+        self.topology: Topology = links.everyone.topology
+        self.routing_map = routing_map
+        self.splits = splits
+        self.fp8 = fp8
+        self.in_flight: InFlight
+        self._rail_rows: Copies | None = None
+        if self.topology.nodes > 1:
+            nodes = needed(routing_map, self.topology.nodes)
+            self._rail_rows = Copies(nodes, sum(splits.to_nodes))
+        # Which rank an arrived row is for is known when its weights are here.
+        self._node_rows: Copies | None = None
 
-    def post(
-        self, rows: torch.Tensor, send: Sequence[int], receive: Sequence[int], passage: str
-    ) -> Pending:
-        """Starts sending rows, and receiving as many as the peers have for us.
+    def fan_out(self, hidden: torch.Tensor, weights: torch.Tensor | None, passage: str) -> Steps:
+        """`[T, h]` and `[T, X]` here → rows `[R, h]` and `[R, X / E]` at the experts' ranks.
 
-        Args:
-            rows: `[sum(send), width]`, grouped by peer.
-            send, receive: number of rows per peer.
-            passage: what is under way, for an error.
+        A hop with one member is not made. A row takes along the weights of the experts it can still
+        reach: of one node's on the rail, of one rank's inside the node.
         """
-        if self.group is None:
-            return Pending(rows, self, passage, None)
-        width = rows.shape[1] * rows.element_size()
-        for peer, number in zip(self.peers, send, strict=True):
-            self.traffic.add(link_class(self.topology.node_of, self.rank, peer), number * width)
-        rows = rows.contiguous()
-        received = rows.new_empty(sum(receive), rows.shape[1])
-        with self.naming_peers(passage):
-            work = dist.all_to_all_single(
-                received, rows, list(receive), list(send), group=self.group, async_op=True
+        topology, splits = self.topology, self.splits
+        row = Row(hidden.shape[1], hidden.dtype, self.fp8)
+        encoded = row.encode(hidden)
+        if weights is not None:
+            weights = weights.masked_fill(~self.routing_map, NOT_ROUTED)
+        if self._rail_rows is not None:
+            if weights is not None:
+                row = row.carrying(topology.experts_per_node, weights.dtype)
+                weights = self._rail_rows.take_slots(weights)
+            message = yield self.links.rail.post(
+                row.pack(encoded, self._rail_rows.sources, weights),
+                splits.to_nodes,
+                splits.from_nodes,
+                f"{passage} between nodes",
             )
-        return Pending(received, self, passage, work, rows)
+            encoded, weights = row.unpack(message)
+        if topology.ranks_per_node > 1:
+            if weights is not None:
+                if self._node_rows is None:
+                    ranks = needed(weights != NOT_ROUTED, topology.ranks_per_node)
+                    self._node_rows = Copies(ranks, sum(splits.to_ranks))
+                row = row.carrying(topology.experts_per_rank, weights.dtype)
+                weights = self._node_rows.take_slots(weights)
+            message = yield self.links.node.post(
+                row.pack(encoded, self._node_rows.sources, weights),
+                splits.to_ranks,
+                splits.from_ranks,
+                f"{passage} inside the node",
+            )
+            encoded, weights = row.unpack(message)
+        return row.decode(encoded), weights
 
-    def gather(self, values: torch.Tensor, passage: str) -> torch.Tensor:
-        """`values` `[n]` of every member, `[members, n]`, on the host: the one synchronisation."""
-        if self.group is None:
-            return values[None].cpu()
-        size = values.numel() * values.element_size()
-        counted = gathered(self.topology, self.rank, size)
-        for link, count in counted.messages.items():
-            self.traffic.add(link, size, count)
-        everyone = values.new_empty(len(self.peers) * values.numel())
-        with self.naming_peers(passage):
-            wait(dist.all_gather_single(everyone, values, group=self.group, async_op=True))
-            return everyone.view(len(self.peers), -1).cpu()
+    def fan_in(self, rows: torch.Tensor, weights: torch.Tensor | None, passage: str) -> Steps:
+        """Rows `[R, h]` and `[R, X / E]` of the experts' ranks, summed to `[T, h]` and `[T, X]`."""
+        topology, splits = self.topology, self.splits
+        row = Row(rows.shape[1], rows.dtype)
+        if topology.ranks_per_node > 1:
+            if weights is not None:
+                row = row.carrying(topology.experts_per_rank, weights.dtype)
+            message = yield self.links.node.post(
+                row.pack(row.encode(rows), None, weights),
+                splits.from_ranks,
+                splits.to_ranks,
+                f"{passage} inside the node",
+            )
+            rows, weights = _summed(self._node_rows, row, message)
+        if self._rail_rows is not None:
+            if weights is not None:
+                row = row.carrying(topology.experts_per_node, weights.dtype)
+            message = yield self.links.rail.post(
+                row.pack(row.encode(rows), None, weights),
+                splits.from_nodes,
+                splits.to_nodes,
+                f"{passage} between nodes",
+            )
+            rows, weights = _summed(self._rail_rows, row, message)
+        return rows, weights
 
-    @contextlib.contextmanager
-    def naming_peers(self, passage: str) -> Iterator[None]:
-        """Turns a failed collective into a sentence that names the rank that is gone."""
-        try:
-            yield
-        except RuntimeError as error:
-            missing = find_missing(self.global_ranks)
-            raise UserError(
-                f"{among(missing)} died or stopped answering during the {passage} "
-                f"(seen by rank {dist.get_rank()}): look at the end of that rank's log"
-            ) from error
-
-
-def connect(
-    topology: Topology, group: dist.ProcessGroup, members: Sequence[int], traffic: Traffic
-) -> Link:
-    """A link among `members` (ranks of the expert-parallel `group`), with the group's timeout.
-
-    Every member must call it, in the same order among the links they share.
-    """
-    answer_searches()
-    rank = dist.get_rank(group)
-    world = dist.get_process_group_ranks(group)
-    global_ranks = [world[member] for member in members]
-    made = None
-    if len(members) == len(world):
-        made = group if len(world) > 1 else None
-    elif len(members) > 1:
-        made = _subgroup(global_ranks, group)
-    return Link(topology, rank, members, made, global_ranks, traffic)
-
-
-_SUBGROUP = "dsv3_plugin: expert-parallel ranks of a rail or a node"
+    def launch(self, steps: Steps) -> None:
+        """Starts an exchange. Of one `Exchange`, one is under way at a time."""
+        self.in_flight = InFlight(steps, self.links.slow)
 
 
-def _subgroup(global_ranks: list[int], whole: dist.ProcessGroup) -> dist.ProcessGroup:
-    """The group of these ranks: made once in a world, shared by every layer."""
-    for group in distributed_c10d._world.pg_map:
-        if group.group_desc == _SUBGROUP and dist.get_process_group_ranks(group) == global_ranks:
-            return group
-    return dist.new_group(
-        global_ranks,
-        timeout=timeout_of(whole),
-        use_local_synchronization=True,
-        group_desc=_SUBGROUP,
-    )
+def _summed(
+    copies: Copies, row: Row, message: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What came back in a message, added up where its copies were taken."""
+    encoded, weights = row.unpack(message)
+    rows = copies.sum(row.decode(encoded))
+    return rows, None if weights is None else copies.put_slots(weights)

@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config
 
-from dsv3_plugin.dispatch.balance import max_violation
+from dsv3_plugin.dispatch.balance import load_of_nodes, load_of_ranks, max_violation
 from dsv3_plugin.dispatch.moe_layer import Dispatch, MoELayer, nodes_of_group
 from dsv3_plugin.dispatch.traffic import LINK_CLASSES, Traffic
 
@@ -39,7 +39,7 @@ def collect_step_metrics(model_chunks: Sequence[torch.nn.Module]) -> dict[str, A
     group = parallel_state.get_expert_model_parallel_group()
     nodes = nodes_of_group(group, getattr(config, "dispatch", Dispatch()).ranks_per_node)
     per_layer = {str(index): row for index, row in enumerate(load.tolist()) if any(row)}
-    per_rank = {layer: _parts(row, len(nodes)) for layer, row in per_layer.items()}
+    per_rank = {layer: load_of_ranks(row, len(nodes)) for layer, row in per_layer.items()}
     metrics = {
         "expert_load": per_layer,
         "rank_load": per_rank,
@@ -79,19 +79,6 @@ def tensorboard_scalars(metrics: dict[str, Any]) -> dict[str, float]:
     return scalars
 
 
-def load_of_nodes(rank_load: Sequence[int], nodes: Sequence[int]) -> list[int]:
-    """Load of each node from that of the ranks; a node may hold more ranks than another.
-
-    Args:
-        rank_load: of every rank of an expert-parallel group. `[E]`
-        nodes: the node of every rank. `[E]`
-    """
-    loads = dict.fromkeys(nodes, 0)
-    for load, node in zip(rank_load, nodes, strict=True):
-        loads[node] += load
-    return list(loads.values())
-
-
 def _moe_layers(model_chunks: Sequence[torch.nn.Module]) -> list[MoELayer]:
     modules = (module for chunk in model_chunks for module in chunk.modules())
     return [module for module in modules if isinstance(module, MoELayer)]
@@ -119,9 +106,3 @@ def _sum_over_world(
         dict(zip(LINK_CLASSES, numbers[: len(LINK_CLASSES)], strict=True)),
         dict(zip(LINK_CLASSES, numbers[len(LINK_CLASSES) :], strict=True)),
     )
-
-
-def _parts(load: Sequence[int], parts: int) -> list[int]:
-    """Load of each of `parts` equal runs of experts."""
-    size = len(load) // parts
-    return [sum(load[part * size : (part + 1) * size]) for part in range(parts)]

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from dsv3_plugin.dispatch.exchange import Link
+from dsv3_plugin.dispatch.link import Link
 from dsv3_plugin.dispatch.two_hop import TwoHopTokenDispatcher
 from dsv3_plugin.distributed import missing_ranks
 from dsv3_plugin.errors import UserError

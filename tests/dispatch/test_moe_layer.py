@@ -12,12 +12,11 @@ from megatron.core.transformer.moe import fused_a2a, token_dispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from dsv3_plugin.dispatch.alltoall import AllToAll
-from dsv3_plugin.dispatch.exchange import Link, Pending
+from dsv3_plugin.dispatch.link import Link, Pending
 from dsv3_plugin.dispatch.moe_layer import MoELayer, configure_dispatch
 from dsv3_plugin.dispatch.step_metrics import (
     collect_step_metrics,
     discard_counts,
-    load_of_nodes,
     tensorboard_scalars,
 )
 from dsv3_plugin.distributed.overlap import Overlap
@@ -309,12 +308,6 @@ def test_upstreams_traffic_is_the_closed_form(ranks):
     for metrics, sent in ((plain, expected), (recomputed, expected + forward)):
         assert sum(link["bytes"] for link in metrics["traffic"].values()) == sent
         assert metrics["expert_load"] == plain["expert_load"]
-
-
-def test_a_node_has_the_load_of_its_ranks():
-    assert load_of_nodes([1, 2, 3, 4], [0, 0, 1, 1]) == [3, 7]
-    assert load_of_nodes([1, 2, 3, 4], [2, 2, 2, 3]) == [6, 4]
-    assert load_of_nodes([5], [0]) == [5]
 
 
 @pytest.mark.parametrize(
