@@ -1,4 +1,4 @@
-"""What `dsv3 logits` and `dsv3 generate` do with a checkpoint folder."""
+"""Logits of given tokens and continuations of a text, from a checkpoint folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +55,7 @@ def continue_text(
     """
     model, config = load_for_inference(checkpoint)
     tokenizer = open_tokenizer(tokenizer_folder(checkpoint))
-    # The tokenizer's own custom: DeepSeek's begins every text with a special token.
+    # With the tokenizer's own special tokens: DeepSeek's begins every text with one.
     tokens = tokenizer.backend.encode(prompt, add_special_tokens=True).ids
     if max(tokens, default=0) >= config.vocab_size:
         raise UserError(
