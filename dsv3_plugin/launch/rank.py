@@ -97,7 +97,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
 
 
 def train_as_rank(
-    recipe: Recipe, directory: RunFolder, machine: Machine, outbox: Outbox, stage: Any = None
+    recipe: Recipe, directory: RunFolder, machine: Machine, outbox: Outbox, make_stage: Any = None
 ) -> None:
     """Train in this process, which is part of the run's world already.
 
@@ -106,7 +106,7 @@ def train_as_rank(
         directory: where it leaves what it leaves.
         machine: what this process runs on.
         outbox: for what the person should know meanwhile.
-        stage: how; None: as the recipe says.
+        make_stage: makes the stage of a run; None: the one that the recipe names.
 
     Raises:
         UserError: for whatever the user can mend.
@@ -118,11 +118,11 @@ def train_as_rank(
     from dsv3_plugin.training.trainer import train
 
     run = Run(recipe, directory, machine)
-    stage = stage or stage_named(recipe.stage)
+    stage = (make_stage or stage_named(recipe.stage))(run)
     # Before anything is written: what Megatron refuses must not change a run that is there.
     first_on_rank_zero("arguments", lambda: upstream_arguments.check(recipe, machine), outbox)
     tell = functools.partial(outbox.send, "note")
-    first_on_rank_zero("prepare", lambda: stage.prepare(run, tell), outbox)
+    first_on_rank_zero("prepare", lambda: stage.prepare(tell), outbox)
     train(run, stage)
 
 

@@ -15,7 +15,6 @@ from dsv3_plugin.data.batch import Sample, StageInputs, get_batch
 from dsv3_plugin.data.datasets import datasets_provider
 from dsv3_plugin.training.curves import CurveValues
 from dsv3_plugin.training.expert_load import ExpertLoad
-from dsv3_plugin.training.hooks import Hook
 from dsv3_plugin.training.metrics import Metrics
 from dsv3_plugin.training.prepare import prepare
 from dsv3_plugin.training.run import Run
@@ -24,16 +23,21 @@ from dsv3_plugin.training.stage import Stage
 from dsv3_plugin.training.throughput import Throughput
 
 
-def hooks(run: Run) -> list[Hook]:
-    """What runs beside a step of pretraining."""
+def pretrain(run: Run) -> Stage:
+    """Pretraining, for one run."""
     recipe = run.recipe
-    return [
-        Throughput(recipe.data.seq_length),
-        CurveValues(recipe.curves),
-        ExpertLoad(),
-        Saving(recipe.checkpoint_folder, recipe.checkpoint.keep),
-        Metrics(recipe, run.folder),
-    ]
+    return Stage(
+        prepare=partial(prepare, run),
+        datasets=datasets_provider,
+        forward_step=forward_step,
+        hooks=[
+            Throughput(recipe.data.seq_length),
+            CurveValues(recipe.curves),
+            ExpertLoad(),
+            Saving(run.folder.checkpoints, recipe.checkpoint.keep),
+            Metrics(recipe, run.folder),
+        ],
+    )
 
 
 def chunk_inputs(model: torch.nn.Module) -> StageInputs:
@@ -83,6 +87,3 @@ def next_token_loss(
     tokens = mask.sum().int()
     report = torch.stack([total.detach(), tokens.float()])
     return total, tokens, {"lm loss": report}
-
-
-STAGE = Stage(prepare=prepare, datasets=datasets_provider, forward_step=forward_step, hooks=hooks)

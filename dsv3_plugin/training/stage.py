@@ -9,14 +9,13 @@ import torch
 from dsv3_plugin.data.batch import InputsOfStage
 from dsv3_plugin.data.datasets import Provider
 from dsv3_plugin.training.hooks import Hook
-from dsv3_plugin.training.run import Run
 
 ForwardStep = Callable[[Iterator[Any] | None, torch.nn.Module], tuple[torch.Tensor, Any]]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage as the trainer runs it. `docs/adding-a-stage.md` adds one.
+    """A stage as the trainer runs it, made for one run. `docs/adding-a-stage.md` adds one.
 
     Attributes:
         prepare: puts data and folders in order, on one rank, before the world trains, and tells
@@ -28,7 +27,7 @@ class Stage:
         hooks: what runs beside a step, in its order.
     """
 
-    prepare: Callable[[Run, Callable[[str], None]], None]
+    prepare: Callable[[Callable[[str], None]], None]
     datasets: Callable[[InputsOfStage], Provider]
     forward_step: ForwardStep
-    hooks: Callable[[Run], Sequence[Hook]]
+    hooks: Sequence[Hook]

@@ -52,7 +52,7 @@ def train(run: Run, stage: Stage) -> None:
     # The hook that takes a weight gradient in must run when it is there.
     container.ddp.delay_wgrad_compute = model.transformer.delay_wgrad_compute
     observe_tensorboard(run.folder.steps_saved())
-    run.hooks = tuple(stage.hooks(run))
+    run.hooks = stage.hooks
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.in_charge())
         if layout is not None:

@@ -27,11 +27,12 @@ def with_hooks(*more):
     """Pretraining with further hooks before the last, which writes the metrics."""
     from dsv3_plugin.stages import pretrain
 
-    def hooks(run):
-        *first, metrics = pretrain.hooks(run)
-        return [*first, *more, metrics]
+    def stage(run):
+        plain = pretrain.pretrain(run)
+        *first, metrics = plain.hooks
+        return dataclasses.replace(plain, hooks=[*first, *more, metrics])
 
-    return dataclasses.replace(pretrain.STAGE, hooks=hooks)
+    return stage
 
 
 def recorder():
@@ -79,7 +80,7 @@ def recorder():
 
 def train_with(rank, recipe, overrides, kind):
     hook = recorder() if kind == "recorder" else hook_of_the_page()()
-    trainer_ranks.train(rank, recipe, overrides, stage=with_hooks(hook))
+    trainer_ranks.train(rank, recipe, overrides, with_hooks(hook))
     return getattr(hook, "seen", None)
 
 

@@ -18,7 +18,7 @@ def train_until_rank_1_goes(rank, recipe, overrides):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     try:
-        trainer_ranks.train(rank, recipe, overrides, stage=with_hooks(Goes()))
+        trainer_ranks.train(rank, recipe, overrides, with_hooks(Goes()))
     except UserError as error:
         return str(error)
     return "went through"

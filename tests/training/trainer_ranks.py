@@ -11,7 +11,7 @@ from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 
 
-def train(rank: int, recipe: Path, overrides: list[str], stage: Any = None) -> None:
+def train(rank: int, recipe: Path, overrides: list[str], make_stage: Any = None) -> None:
     """For `gloo_ranks.run_ranks`: be this rank of the recipe's run, in its stage or another."""
     # These processes are daemons, which may have no children: no workers that read ahead.
     loaded = load_recipe(recipe, [*overrides, "megatron_args.num-workers=0"])
@@ -24,7 +24,7 @@ def train(rank: int, recipe: Path, overrides: list[str], stage: Any = None) -> N
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
     try:
-        train_as_rank(loaded, loaded.run_folder, Machine.here(), Outbox(), stage)
+        train_as_rank(loaded, loaded.run_folder, Machine.here(), Outbox(), make_stage)
     except SystemExit as end:  # how upstream stops before the end
         if end.code not in (None, 0):
             raise RuntimeError(f"exit code {end.code}") from end
