@@ -21,6 +21,7 @@ from megatron.training.utils import get_blend_and_blend_per_split
 
 from dsv3_plugin.data.batch import InputsOfStage, stage_inputs
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.full_disk import reason
 
 Provider = Callable[..., tuple[Any, Any, Any]]
 
@@ -57,7 +58,7 @@ def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider
             if not isinstance(cause, OSError):
                 raise
             raise UserError(
-                f"cannot write the index of samples {cause.filename}: {cause.strerror}; make "
+                f"cannot write the index of samples {cause.filename}: {reason(cause)}; make "
                 "room, or name a folder: megatron_args.data-cache-path=FOLDER."
             ) from error
         return train, valid, test

@@ -40,7 +40,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield beside
-        _flush(beside, os.O_NOFOLLOW)
+        flush(beside, os.O_NOFOLLOW)
         os.replace(beside, target)
         sync_folder(target.parent)
     finally:
@@ -90,7 +90,21 @@ def sweep(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make names created in (or removed from) a folder last."""
-    _flush(folder, os.O_DIRECTORY)
+    flush(folder, os.O_DIRECTORY)
+
+
+def flush(path: Path, how: int = 0) -> None:
+    """Make what is in a file, or the names in a folder, last.
+
+    Args:
+        path: the file or folder.
+        how: further flags to open it with.
+    """
+    descriptor = os.open(path, os.O_RDONLY | how)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _create(path: Path, beginning: str, ending: str) -> tuple[int, Path]:
@@ -102,11 +116,3 @@ def _create(path: Path, beginning: str, ending: str) -> tuple[int, Path]:
     except OSError as error:
         error.filename = str(path)  # the one that somebody asked for
         raise
-
-
-def _flush(path: Path, how: int) -> None:
-    descriptor = os.open(path, os.O_RDONLY | how)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

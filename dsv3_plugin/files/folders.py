@@ -5,13 +5,12 @@ It is filled under another name beside its place, flushed to the disk, and renam
 
 import contextlib
 import glob
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dsv3_plugin.files.atomic import sync_folder
+from dsv3_plugin.files.atomic import flush, sync_folder
 
 
 @contextlib.contextmanager
@@ -31,7 +30,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
-        _flush(folder)
+        for path in [folder, *folder.rglob("*")]:
+            flush(path)
         _replace(target, folder, Path(f"{folder}-replaced"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -45,12 +45,3 @@ def _replace(target: Path, folder: Path, aside: Path) -> None:
     sync_folder(target.parent)
     if aside.exists():
         shutil.rmtree(aside)
-
-
-def _flush(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
