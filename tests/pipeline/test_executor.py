@@ -221,7 +221,7 @@ def test_an_executor_is_in_use_inside_its_context_alone() -> None:
     assert get() == "upstream's"
 
 
-def _all_schedules(rank: int, schedules: list[Schedule]) -> list[Any]:
+def all_schedules(rank: int, schedules: list[Schedule]) -> list[Any]:
     answers = []
     references: dict[int, Any] = {}
     for schedule in schedules:
@@ -238,7 +238,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     scratch = tmp_path_factory.mktemp(f"pipeline{request.param}")
     schedules = SCHEDULES[request.param]
     return schedules, run_ranks(
-        request.param, _all_schedules, schedules, scratch=scratch, timeout_s=240
+        request.param, all_schedules, schedules, scratch=scratch, timeout_s=240
     )
 
 

@@ -1,5 +1,8 @@
 """Every row of the registry keeps what it says: sizes, placement, who can run it."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,9 +66,20 @@ def test_the_placement_has_the_stages_that_the_row_says(kind, pp):
 
 
 def test_what_is_known_of_ours():
-    assert RAMPS == ("1f1b", "zb1p", "zbv", "search")
-    assert [kind.name for kind in KINDS if kind.runs_upstream] == ["1f1b", "interleaved"]
+    assert {"1f1b", "zb1p", "zbv", "search"} <= {*RAMPS}
+    assert not {"interleaved", "dualpipe", "dualpipe_v"} & {*RAMPS}
+    assert {"1f1b", "interleaved"} <= {kind.name for kind in KINDS if kind.runs_upstream}
     assert SCHEDULES["interleaved"].upstream_multiple(8) == 8
-    assert [kind.name for kind in KINDS if kind.searched] == ["search"]
-    assert [kind.name for kind in KINDS if kind.placement(4).copies == 2] == ["dualpipe"]
+    assert SCHEDULES["search"].searched
+    assert {kind.name for kind in KINDS if kind.placement(4).copies == 2} == {"dualpipe"}
     assert not SCHEDULES["dualpipe"].exists(7, 20)
+
+
+def test_the_page_says_what_the_rows_say():
+    page = (Path(__file__).parents[2] / "docs" / "schedules.md").read_text()
+    described = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", page, re.MULTILINE)
+    assert {"1f1b", "search"} < {name for name, *_ in described}
+    for name, summary, stages in described:
+        assert summary == SCHEDULES[name].summary
+        assert stages.isdigit() == (SCHEDULES[name].stages_per_rank is not None)
+        assert not stages.isdigit() or int(stages) == SCHEDULES[name].stages_per_rank
