@@ -15,7 +15,6 @@ Workers = Annotated[int, typer.Option(help="Threads.", min=1)]
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Read *.bin weights, as tensors only.")
 ]
-
 WithoutMtp = Annotated[
     bool,
     typer.Option(

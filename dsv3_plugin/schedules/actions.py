@@ -238,7 +238,7 @@ def parse_cell(text: str) -> Action | Transfer | None:
 def parse_csv(text: str, name: str) -> list[list[Action | Transfer | None]]:
     """Cells of a schedule in text form, one row per rank; `name` (of the file) is for errors.
 
-    Empty lines at the end are nobody's.
+    Empty lines at the end are no ranks.
     """
     rows = []
     for rank, cells in enumerate(csv.reader(io.StringIO(text.rstrip("\r\n\t ")))):

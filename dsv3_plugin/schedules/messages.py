@@ -53,7 +53,7 @@ def message_steps(schedule: Schedule) -> list[list[Step]]:
         UserError: the schedule's actions wait for each other in a circle.
     """
     actions: list[list[tuple[int, Action]]] = [[] for _ in range(schedule.pp)]
-    mail: list[list[tuple[int, Message]]] = [[] for _ in range(schedule.pp)]
+    messages: list[list[tuple[int, Message]]] = [[] for _ in range(schedule.pp)]
     ticks: dict[Compute, int] = {}
     for rank, _, action in execution_order(schedule):
         waited_for = [ticks[need] for part in action.parts for need in dependencies(schedule, part)]
@@ -69,15 +69,20 @@ def message_steps(schedule: Schedule) -> list[list[Step]]:
             peer = sent_to(schedule, done)
             if peer is not None:
                 send = sending(done)
-                mail[rank].append((tick, Message(send, peer)))
-                mail[peer].append((tick, Message(send.partner, rank)))
-    return [_interleave(*both) for both in zip(actions, mail, strict=True)]
+                messages[rank].append((tick, Message(send, peer)))
+                messages[peer].append((tick, Message(send.partner, rank)))
+    return [_interleave(*both) for both in zip(actions, messages, strict=True)]
 
 
-def _interleave(actions: list[tuple[int, Action]], mail: list[tuple[int, Message]]) -> list[Step]:
-    """Put a rank's messages behind the last of its actions that is not later than they are."""
+def _interleave(
+    actions: list[tuple[int, Action]], messages: list[tuple[int, Message]]
+) -> list[Step]:
+    """Put a rank's messages behind the last of its actions that is not later than they are.
+
+    actions, messages: each with its tick.
+    """
     # Within a tick both ends must agree too: the name of the sending side decides.
-    ordered = sorted(mail, key=lambda letter: (letter[0], _sent_as(letter[1].transfer)))
+    ordered = sorted(messages, key=lambda timed: (timed[0], _sent_as(timed[1].transfer)))
     steps: list[Step] = []
     position = 0
     bounds: list[tuple[float, Action | None]] = [(-1, None), *actions]

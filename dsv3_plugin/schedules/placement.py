@@ -3,7 +3,7 @@
 A schedule names stages and the ranks that compute them. Rank r's *chunks* are its stages from the
 embedding towards the loss: one for 1F1B, r and 2P-1-r for a V, and for DualPipe stage r of the
 model and, in a second copy that runs the other way, stage P-1-r. The copy's stages count on from
-the first's in the schedule (P..2P-1) but hold the same layers. No torch here.
+the first's in the schedule (P..2P-1) but hold the same layers.
 """
 
 from collections.abc import Sequence

@@ -49,7 +49,7 @@ def improve(
             continue
         first, end, actions = window
         changed = [step(action) for action in actions]
-        if not _lawful(changed, timed.held[rank][first], problem.limit):
+        if not _keeps_the_rules(changed, timed.held[rank][first], problem.limit):
             continue
         changed_row = [*row[:first], *changed, *row[end:]]
         effort -= size // 4  # what a trial times on average, being partial and often cut short
@@ -89,7 +89,7 @@ def fuse_backwards(problem: Problem, rows: Sequence[Sequence[Action]]) -> list[l
     return fused
 
 
-def _lawful(changed: list[Step], held: float, limit: float) -> bool:
+def _keeps_the_rules(changed: list[Step], held: float, limit: float) -> bool:
     """Whether a window keeps to the memory limit, and F, then I or B, then W of every micro-batch.
 
     held: activations on the rank before the window.
