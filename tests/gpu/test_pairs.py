@@ -1,6 +1,6 @@
-"""The forward of one micro-batch and the backward of another take turns on one GPU.
+"""The forward of one micro-batch and the backward of another overlap on one GPU.
 
-autograd runs the backward of CUDA tensors on a thread of its own, which the turns have to reach.
+autograd runs the backward of CUDA tensors on a thread of its own, which has to wait as well.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ SEQ = 16
 
 
 class Ended:
-    """A collective that has ended: one rank exchanges nothing, and passes the turn all the same."""
+    """A collective that has ended: one rank exchanges nothing, and lets the other side run."""
 
     def wait(self) -> None:
         pass
@@ -22,12 +22,12 @@ class Ended:
 
 @pytest.fixture
 def model() -> Iterator[torch.nn.Module]:
-    """Four layers on the GPU, each of which passes the turn in its forward and its backward."""
+    """Four layers on the GPU, each of which waits in its forward and in its backward."""
     from dsv3_plugin.distributed.overlap import wait
     from dsv3_plugin.distributed.world import single_process
     from dsv3_plugin.model.build import build_model
 
-    def pass_turn(
+    def let_the_other_run(
         layer: torch.nn.Module, inputs: object, outputs: tuple[torch.Tensor, ...]
     ) -> None:
         log.append("forward")
@@ -42,7 +42,7 @@ def model() -> Iterator[torch.nn.Module]:
         built = build_model(staged_model(4), init_method_std=0.2)
         built.log = log = []
         for layer in built.decoder.layers:
-            layer.register_forward_hook(pass_turn)
+            layer.register_forward_hook(let_the_other_run)
         yield built
 
 
@@ -61,7 +61,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_a_pair_computes_what_the_two_compute_alone(model):
-    from dsv3_plugin.distributed.overlap import run_pair
+    from dsv3_plugin.distributed.overlap import Overlap
 
     expected_loss = loss_of(model, 1).detach()
     loss_of(model, 0).backward()
@@ -69,7 +69,7 @@ def test_a_pair_computes_what_the_two_compute_alone(model):
 
     first = loss_of(model, 0)
     model.log.clear()
-    second, _ = run_pair(lambda: loss_of(model, 1), first.backward)
+    second, _ = Overlap().run_pair(lambda: loss_of(model, 1), first.backward)
     assert model.log == ["forward", "backward"] * 4  # layer by layer
     torch.testing.assert_close(second.detach(), expected_loss, rtol=1e-5, atol=0)
     got = gradients(model)
