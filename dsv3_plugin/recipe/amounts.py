@@ -60,9 +60,17 @@ def _write(amount: int) -> int | str:
 
 
 Tokens = Annotated[
-    int, pydantic.BeforeValidator(parse_tokens), pydantic.PlainSerializer(format_tokens)
+    int,
+    pydantic.BeforeValidator(parse_tokens),
+    pydantic.PlainSerializer(format_tokens),
+    pydantic.WithJsonSchema({"format": "tokens"}),
 ]
 """A pydantic field of tokens: reads "10T", holds an int, writes "10T"."""
 
-Extent = Annotated[Any, pydantic.BeforeValidator(parse_extent), pydantic.PlainSerializer(_write)]
+Extent = Annotated[
+    Any,
+    pydantic.BeforeValidator(parse_extent),
+    pydantic.PlainSerializer(_write),
+    pydantic.WithJsonSchema({"format": "tokens or steps"}),
+]
 """A pydantic field of tokens or steps."""

@@ -46,27 +46,38 @@ class Common(Section):
     """A run of any stage; the class of a stage narrows `stage`, and what else is its own."""
 
     name: str
-    """What the run is called; the file's own name by default."""
+    """What the run is called; by default as the file is."""
     stage: str
     """Which part of a model's life it is."""
     model: ModelConfig
+    """A name (`deepseek-v3`), the path of a model's file, or a mapping: `base:` and what is changed
+    of it, or all of the model's own keys."""
     backend: Literal["local", "transformer_engine", "auto"] = "auto"
     """What computes: torch alone, or Transformer Engine; auto: TE on a GPU where it is there."""
     host: Literal["auto", "cpu", "gpu"] = "auto"
     """Where it computes; auto: on GPUs where there are any."""
     precision: Precision = Precision()
+    """Number formats."""
     data: Data
+    """What is trained on."""
     training: Training
+    """How long, and what is said meanwhile."""
     curve_specs: CurveSpecs = Field(alias="curves")
+    """What changes with the tokens consumed so far."""
     optimizer: Optimizer = Optimizer()
+    """AdamW."""
     parallel: Parallel = Parallel()
+    """How the work is divided among processes."""
     pipeline: Pipeline = Pipeline()
+    """The pipeline schedule."""
     dispatch: Dispatch = Dispatch()
+    """How tokens travel to their experts."""
     recompute: list[Recomputed] = Field(default=[])
     """Activations computed again in the backward pass instead of kept."""
     checkpoint: Checkpoint = Checkpoint()
+    """What is saved, and when."""
     directory: str
-    """The run's folder."""
+    """The run's folder; by default `runs/` and the name."""
     megatron_args: dict[str, bool | int | float | str | list[int | float | str]] = Field(default={})
     """Any flag of upstream's, as `flag-name: value` (true: the bare flag); they come last and win.
     """

@@ -33,11 +33,17 @@ class Piece(Section):
     """One piece as written: its shape with the value it arrives at, and its length."""
 
     linear: float | None = None
+    """A straight line to this value."""
     constant: float | None = None
+    """This value throughout."""
     cosine: float | None = None
+    """Half a cosine wave to this value."""
     from_: float | None = pydantic.Field(default=None, alias="from")
+    """Where a line or a wave begins; null: where the piece before ended."""
     until: Extent | None = None
+    """The position where it ends."""
     for_: Extent | None = pydantic.Field(default=None, alias="for")
+    """Its length, in place of `until`."""
 
     @property
     def shape(self) -> Shape:
@@ -79,6 +85,7 @@ CurveSpec = Annotated[
     list[Piece],
     pydantic.BeforeValidator(_as_pieces),
     pydantic.PlainSerializer(_as_written),
+    pydantic.WithJsonSchema({"format": "curve"}),
 ]
 """A pydantic field holding a curve as written."""
 

@@ -30,61 +30,90 @@ class ModelConfig(Section):
     """A model of the DeepSeek-V2/V3 family (MLA, DeepSeekMoE, MTP)."""
 
     name: str
+    """What it is called; by default as its file is."""
     # The block stack.
     num_layers: PositiveInt
+    """Decoder layers, those of multi-token prediction aside."""
     hidden_size: PositiveInt
+    """Width of the residual stream."""
     vocab_size: PositiveInt
+    """Rows of the embedding and of the output head."""
     max_position_embeddings: PositiveInt
+    """Longest sequence."""
     ffn_hidden_size: PositiveInt
     """Width of the dense layers' SwiGLU."""
     layernorm_epsilon: PositiveFloat = 1e-6
+    """ε of the RMSNorms; those of the MLA latents have 1e-6 always."""
     init_method_std: PositiveFloat = 0.02
+    """Standard deviation that all weights are drawn with."""
     share_embeddings_and_output_weights: bool = False
+    """Whether the embedding is the output head too."""
 
     # Multi-head latent attention.
     num_attention_heads: PositiveInt
+    """Heads, as many of keys and values as of queries."""
     q_lora_rank: PositiveInt | None = None
-    """Rank of the Q latent; None: queries come straight from the hidden state (V2-Lite)."""
+    """Rank of the Q latent; null: queries come straight from the hidden state (V2-Lite)."""
     kv_lora_rank: PositiveInt
+    """Rank of the latent that keys and values are made of."""
     qk_head_dim: PositiveInt
     """Per-head width of queries and keys without position (`qk_nope_head_dim` in HF)."""
     qk_pos_emb_head_dim: PositiveInt
     """Width of the decoupled rotary part, its key shared by all heads (`qk_rope_head_dim`)."""
     v_head_dim: PositiveInt
+    """Per-head width of values."""
 
     # Rotary positions. With rope_type "rope" the YaRN fields mean nothing and are set neutral.
     rope_type: Literal["rope", "yarn"] = "rope"
+    """rope: plain; yarn: stretched to longer sequences by YaRN, whose keys are the next ones."""
     rotary_base: PositiveFloat = 10000.0
+    """θ: rotary frequencies run from 1 down to about 1/θ."""
     rotary_scaling_factor: PositiveFloat = 1.0
+    """YaRN: by how much positions are stretched."""
     original_max_position_embeddings: PositiveInt
-    """Length before YaRN stretched it; equals max_position_embeddings with plain RoPE."""
+    """YaRN: longest sequence before; as max_position_embeddings with plain RoPE."""
     beta_fast: PositiveFloat = 32.0
+    """YaRN: frequencies that turn more often than this in the original length stay."""
     beta_slow: PositiveFloat = 1.0
+    """YaRN: frequencies that turn less often than this are stretched in full."""
     mscale: float = 1.0
+    """YaRN: 0.1 · mscale · ln(factor) + 1, over the same of mscale_all_dim, multiplies cos and
+    sin."""
     mscale_all_dim: float = 1.0
+    """YaRN: 0.1 · mscale_all_dim · ln(factor) + 1, squared, multiplies attention scores."""
 
     # Mixture of experts.
     moe_layer_freq: list[Literal[0, 1]]
     """Per layer: 1 MoE, 0 dense. YAML may say an integer n (every n-th layer, the first included)
     or an expression such as "[0]*3+[1]*58", as on upstream's command line."""
     num_moe_experts: PositiveInt | None = None
+    """Routed experts of an MoE layer; null: all layers are dense."""
     moe_ffn_hidden_size: PositiveInt | None = None
+    """Width of a routed expert's SwiGLU."""
     moe_shared_expert_intermediate_size: PositiveInt | None = None
     """Summed width of the shared experts (number of shared experts × expert FFN)."""
     moe_router_topk: PositiveInt | None = None
+    """Routed experts that a token goes to."""
     moe_router_num_groups: PositiveInt | None = None
+    """Groups of experts, of which a token may use some only; null: no groups."""
     moe_router_group_topk: PositiveInt | None = None
+    """Groups that a token may use."""
     moe_router_score_function: Literal["sigmoid", "softmax"] = "sigmoid"
+    """How experts are scored. sigmoid: as V3, gates renormalised over the chosen ones."""
     moe_router_pre_softmax: bool = False
     """Softmax over all experts before choosing, gates not renormalised (V2)."""
     moe_router_topk_scaling_factor: PositiveFloat | None = None
+    """What gates are multiplied with; null: nothing."""
     moe_router_enable_expert_bias: bool = False
+    """Experts are chosen with a bias that balances their load (V3)."""
     moe_aux_loss_coeff: float = Field(default=0.0, ge=0.0)
+    """α of the auxiliary balancing loss."""
     moe_router_load_balancing_type: Literal["seq_aux_loss", "aux_loss", "none"] = "none"
+    """What that loss balances: each sequence, or the batch."""
 
     # Multi-token prediction.
     mtp_num_layers: NonNegativeInt | None = None
-    """Depth of multi-token prediction; None and 0 both mean none and are stored as None."""
+    """Depth of multi-token prediction; null and 0 both mean none, and are stored as null."""
 
     @property
     def moe_layers(self) -> list[int]:

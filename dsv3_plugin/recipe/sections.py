@@ -20,6 +20,7 @@ class Fp8(Section):
     recipe: Literal["blockwise", "mxfp8", "tensorwise", "delayed"] = "blockwise"
     """blockwise: 1×128 tiles of activations and 128×128 blocks of weights, as DeepSeek-V3."""
     format: Literal["e4m3", "hybrid"] = "e4m3"
+    """hybrid: E4M3 forward, E5M2 for gradients."""
 
 
 class Precision(Section):
@@ -28,6 +29,7 @@ class Precision(Section):
     dtype: Literal["fp32", "bf16"] = "bf16"
     """Of parameters and activations; master weights and gradients are FP32 always."""
     fp8: Fp8 | None = None
+    """How matrix products are quantised; null: not at all."""
     moments: Literal["fp32", "bf16"] = "fp32"
     """Of Adam's two moments."""
 
@@ -36,6 +38,7 @@ class TrainedTokenizer(Section):
     """A tokenizer trained on the corpus."""
 
     kind: Literal["bpe"] = "bpe"
+    """Byte-pair encoding on bytes."""
     vocab_size: PositiveInt
     """Tokens at most, special tokens included."""
 
@@ -57,11 +60,11 @@ class Data(Section):
     held_out: Fraction = 0.01
     """Share of documents kept for evaluation."""
     path: str | None = None
-    """Folder of the indexed corpus; None: `data` in the run's folder."""
+    """Folder of the indexed corpus; null: `data` in the run's folder."""
 
 
 class Training(Section):
-    """How long, and what is said meanwhile."""
+    """How long, and what is said meanwhile. Give either `tokens` or `steps`."""
 
     tokens: Tokens | None = None
     """Budget in tokens; training ends with the step that reaches it."""
@@ -69,10 +72,11 @@ class Training(Section):
     """Budget in steps, in place of tokens."""
     micro_batch_size: PositiveInt = 1
     """Sequences per forward pass of a rank."""
+    # NumPy takes 32 bits of it, after upstream has added to it for each stage and rank.
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1234
-    """NumPy takes 32 bits of it, after upstream has added to it for each stage and rank."""
+    """Of the weights, the order of the data and whatever else is drawn."""
     eval_interval: PositiveInt | None = None
-    """Steps between evaluations; None: never."""
+    """Steps between evaluations on held-out documents; null: never."""
     eval_steps: PositiveInt = 10
     """Batches per evaluation, of the size of the first batch."""
     log_interval: PositiveInt = 10
@@ -86,13 +90,14 @@ class Training(Section):
 
 
 class CurveSpecs(Section):
-    """The curves over consumed tokens, as written (see `dsv3_plugin.recipe.curve`)."""
+    """What changes with the tokens consumed so far."""
 
     learning_rate: CurveSpec
+    """Of the optimizer."""
     batch_size: CurveSpec
-    """In sequences, over all ranks."""
+    """Sequences of a step, over all ranks."""
     router_bias_speed: CurveSpec = Field(default=0.001, validate_default=True)
-    """γ of the auxiliary-loss-free balancing: what an expert's bias moves per step."""
+    """γ of auxiliary-loss-free balancing: by how much an expert's bias moves per step."""
     mtp_weight: CurveSpec = Field(default=0.3, validate_default=True)
     """λ of the multi-token-prediction loss."""
 
@@ -111,9 +116,13 @@ class Optimizer(Section):
     """AdamW."""
 
     kind: Literal["adam"] = "adam"
+    """Adam with decoupled weight decay."""
     betas: list[Fraction] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
+    """Decay of the first and of the second moment."""
     eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Times the learning rate, of weight matrices only."""
     clip_grad: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest norm of the gradient; 0: no clipping."""
 
@@ -122,10 +131,15 @@ class Parallel(Section):
     """How the work is divided among processes (one per GPU)."""
 
     processes: PositiveInt = 1
+    """Ranks of the whole run."""
     tensor: PositiveInt = 1
+    """Ranks that divide each matrix."""
     pipeline: PositiveInt = 1
+    """Ranks that divide the layers."""
     expert: PositiveInt = 1
+    """Ranks that divide the routed experts."""
     context: PositiveInt = 1
+    """Ranks that divide each sequence."""
     zero1: bool = False
     """Shard optimizer states over data-parallel ranks (ZeRO stage 1)."""
     timeout_minutes: PositiveFloat = 10.0
@@ -136,33 +150,35 @@ class Pipeline(Section):
     """The pipeline schedule."""
 
     schedule: str = "1f1b"
-    """A name in `schedules/registry.py`, or the path of a CSV as torch.distributed.pipelining
+    """A name that `dsv3 schedule` takes, or the path of a CSV as torch.distributed.pipelining
     writes it."""
     devices: PositiveInt | None = None
     """The same as parallel.pipeline; giving one gives both."""
     executor: Literal["upstream", "ours"] | None = None
-    """Who runs the schedules that upstream has (1f1b, interleaved); all others are ours. None:
+    """Who runs the schedules that upstream has (1f1b, interleaved); all others are ours. null:
     upstream where it can."""
     virtual_stages: PositiveInt | None = None
     """Stages per device of the interleaved schedule."""
     layout: str | None = None
-    """Layers per stage in upstream's notation ("Et|(tt|)*30mL"); None: as even as can be."""
+    """Layers per stage in upstream's notation ("Et|(tt|)*30mL"); null: as even as can be."""
     ramp_schedule: Literal[*RAMPS] | None = None
     """Runs while a growing batch still gives fewer micro-batches than `schedule` needs."""
     timeout: PositiveFloat | None = None
-    """Seconds a stage waits for a neighbour; None: parallel.timeout_minutes."""
+    """Seconds a stage waits for a neighbour; null: parallel.timeout_minutes."""
 
 
 class Dispatch(Section):
     """How tokens travel to their experts."""
 
     kind: Literal["alltoall", "two_hop", "deepep", "hybridep"] = "alltoall"
+    """alltoall is upstream's; two_hop sends a token to a node once; deepep and hybridep are kernels
+    of their own packages, for GPUs."""
     ranks_per_node: PositiveInt | Literal["auto"] = "auto"
     """For two_hop; auto: the launcher's local world size."""
     precision: Literal["bf16", "fp8"] = "bf16"
     """What two_hop sends between nodes; bf16 means: the activations as they are."""
     hide_shared_expert: bool | None = None
-    """The shared expert computes while tokens travel; None: with two_hop, unless recomputed."""
+    """The shared expert computes while tokens travel; null: with two_hop, unless recomputed."""
 
 
 class Checkpoint(Section):
@@ -171,9 +187,9 @@ class Checkpoint(Section):
     interval: PositiveInt = 1000
     """Steps between checkpoints."""
     keep: PositiveInt | None = None
-    """Only the newest so many are kept; None: all."""
+    """Only the newest so many are kept; null: all."""
     directory: str | None = None
-    """None: `checkpoints` in the run's folder."""
+    """Their folder; null: `checkpoints` in the run's folder."""
 
 
 Recomputed = Literal["norms", "mla_up_proj", "moe_act", "core_attn", "shared_experts", "mlp", "moe"]

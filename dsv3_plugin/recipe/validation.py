@@ -93,23 +93,23 @@ def _keys_beside(kind: type[pydantic.BaseModel], path: list[int | str]) -> list[
     for part in path[:-1]:
         if isinstance(part, int):
             continue
-        field = _fields(current).get(part)
-        current = _model_in(field.annotation) if field is not None else None
-    return list(_fields(current))
+        field = fields_of(current).get(part)
+        current = model_in(field.annotation) if field is not None else None
+    return list(fields_of(current))
 
 
-def _fields(kind: type[pydantic.BaseModel] | None) -> dict[str, FieldInfo]:
+def fields_of(kind: type[pydantic.BaseModel] | None) -> dict[str, FieldInfo]:
     """The fields of a model under the keys that a file spells them with."""
     fields = kind.model_fields if kind is not None else {}
     return {field.alias or name: field for name, field in fields.items()}
 
 
-def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
+def model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
     """The pydantic model inside an annotation such as `Pieces | None` or `list[Piece]`."""
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _model_in(inner)
+        found = model_in(inner)
         if found is not None:
             return found
     return None

@@ -10,6 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NAMED = re.compile(r"^`([^`\n]+)`[^`]*?:\n\n```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 _SHELL = ("", "sh", "bash", "console")
@@ -45,6 +46,15 @@ class Page:
         """What a link may name behind its `#`, as GitHub makes it of the headings."""
         headings = (title.replace("`", "") for title in _HEADING.findall(self.prose))
         return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The files that it shows: a paragraph that begins with a name, then the block of code."""
+        return dict(_NAMED.findall(self.text))
+
+    def blocks(self, language: str) -> list[str]:
+        """Its blocks of code in a language."""
+        return [code for written_in, code in _FENCE.findall(self.text) if written_in == language]
 
     @property
     def inline_code(self) -> list[str]:

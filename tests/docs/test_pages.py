@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +21,21 @@ COMMANDS = [(page, command) for page in PAGES for command in page.commands()]
 def each(commands: list[tuple[Page, list[str]]]) -> Any:
     """A test for each command, by the page that it is on."""
     return pytest.mark.parametrize(
-        "command",
-        [pytest.param(words, id=f"{page.name}: {' '.join(words)}") for page, words in commands],
+        ("page", "command"),
+        [
+            pytest.param(page, words, id=f"{page.name}: {' '.join(words)}")
+            for page, words in commands
+        ],
     )
+
+
+@pytest.fixture
+def beside_its_files(page, tmp_path, monkeypatch) -> None:
+    """Be in a folder with the files that the page shows."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in page.files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text, encoding="utf-8")
 
 
 def runs_at_once(command: list[str]) -> bool:
@@ -55,7 +68,7 @@ def test_links_lead_somewhere(page):
 
 
 @each(COMMANDS)
-def test_a_command_is_written_as_the_verb_takes_it(command):
+def test_a_command_is_written_as_the_verb_takes_it(page, command):
     if command[0] == "--version":
         return
     verb, rest = resolve(command)
@@ -74,15 +87,16 @@ def test_a_verb_named_in_the_text_exists_with_its_options(page):
 
 
 @each([pair for pair in COMMANDS if runs_at_once(pair[1])])
-def test_a_quick_command_runs(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("beside_its_files")
+def test_a_quick_command_runs(page, command):
     answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 0, answer.output
     assert answer.output
 
 
 @each([pair for pair in COMMANDS if pair[1][:1] == ["train"]])
-def test_a_recipe_to_train_can_be_read(command):
+@pytest.mark.usefixtures("beside_its_files")
+def test_a_recipe_to_train_can_be_read(page, command):
     _, name, *overrides = command
     if name.isupper():
         pytest.skip("a placeholder")
