@@ -27,13 +27,13 @@ SOFTMAX = {
     "moe_router_pre_softmax": True,
     "moe_router_enable_expert_bias": False,
 }
+NO_GROUPS = {"moe_router_num_groups": None, "moe_router_group_topk": None}
 MODELS = {
     "V3": oracles.model_config(),
     "V2": oracles.model_config(**SOFTMAX),
-    "V2-Lite": oracles.model_config(
-        **SOFTMAX, q_lora_rank=None, moe_router_num_groups=None, moe_router_group_topk=None
-    ),
-    "Moonlight": oracles.model_config(q_lora_rank=None, layernorm_epsilon=1e-5),
+    "V2-Lite": oracles.model_config(**SOFTMAX, **NO_GROUPS, q_lora_rank=None),
+    "Moonlight": oracles.model_config(**NO_GROUPS, q_lora_rank=None, layernorm_epsilon=1e-5),
+    "Kimi K2": oracles.model_config(**NO_GROUPS),
 }
 
 

@@ -58,6 +58,11 @@ MODELS = {
     "Moonlight with YaRN": NO_GROUPS | YARN
     | {"q_lora_rank": None, "layernorm_epsilon": 1e-5, "moe_router_topk": 6,
        "mscale": 1.0, "mscale_all_dim": 1.0},
+    # Both betas are 1: no frequency lies between those that are kept and those that are stretched.
+    "Kimi K2": NO_GROUPS | YARN
+    | {"moe_router_topk": 8, "moe_router_topk_scaling_factor": 2.827, "rotary_base": 50000.0,
+       "rotary_scaling_factor": 32.0, "beta_fast": 1.0, "beta_slow": 1.0,
+       "mscale": 1.0, "mscale_all_dim": 1.0},
 }  # fmt: skip
 
 
@@ -131,6 +136,7 @@ LOSSES = {
     "V2": MODELS["V2, 6 of 3 of 8"],
     "V2-Lite": MODELS["V2-Lite"],
     "Moonlight": MODELS["Moonlight"],
+    "Kimi K2": MODELS["Kimi K2"],
 }
 
 
