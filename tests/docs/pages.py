@@ -27,6 +27,11 @@ class Page:
     def name(self) -> str:
         return self.path.relative_to(ROOT).as_posix()
 
+    @property
+    def adds_code(self) -> bool:
+        """Whether it tells how to add code that is not there yet; a test of its own does so."""
+        return self.path.name.startswith("adding-") and bool(self.blocks("python"))
+
     @cached_property
     def text(self) -> str:
         return self.path.read_text(encoding="utf-8")
