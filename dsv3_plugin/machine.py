@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+_DEVICES = Path("/dev")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -33,7 +35,7 @@ class Machine:
 
 
 def _visible_gpus() -> int:
-    devices = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    devices = len(list(_DEVICES.glob("nvidia[0-9]*")))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return devices

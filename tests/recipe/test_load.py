@@ -1,5 +1,8 @@
 """From files, bases and overrides to a recipe."""
 
+import subprocess
+import sys
+
 import pytest
 
 from dsv3_plugin.errors import UserError
@@ -117,3 +120,10 @@ def test_files_that_are_no_recipe(text, sentence, tmp_path):
 def test_missing_file():
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such recipe file"):
         load_recipe("nowhere.yaml")
+
+
+def test_reading_a_recipe_takes_little():
+    code = "import sys, dsv3_plugin.recipe.load; print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    heavy = ("torch", "megatron", "numpy", "matplotlib", "dsv3_plugin.schedules.search")
+    assert not [name for name in answer.stdout.split() if name.startswith(heavy)]
