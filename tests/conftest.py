@@ -1,28 +1,10 @@
 """One small run, trained once, that many tests look at."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.small_runs import Command, Ended, write_recipe
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A run that went through undisturbed."""
-
-    recipe: Path
-    folder: Path
-    ended: Ended
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def data(self) -> Path:
-        return self.folder / "data"
+from tests.small_runs import Command, Trained, write_recipe
 
 
 @pytest.fixture(scope="session")

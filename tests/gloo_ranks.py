@@ -6,13 +6,10 @@ on a port the system chooses, and so outlives any rank, as torchrun's does.
 """
 
 import datetime
-import multiprocessing
 import os
-import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,11 @@ import torch
 import torch.distributed as dist
 
 from dsv3_plugin.upstream import cpu_host
+from tests.forked import forked
 
 cpu_host.enable()
 
 import dsv3_plugin.model.build  # noqa: E402, F401  (paid for once, in the server)
-
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload([__name__])
 
 
 def run_ranks(
@@ -46,12 +41,12 @@ def run_ranks(
         timeout_s: of the collectives.
         missing: ranks whose process is expected to die; their result is None.
     """
-    _start_server()
+    forked_processes = forked()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes, results = [], []
     for rank in range(world):
-        reader, writer = _processes.Pipe(duplex=False)
-        process = _processes.Process(
+        reader, writer = forked_processes.Pipe(duplex=False)
+        process = forked_processes.Process(
             target=_rank_main,
             args=(rank, world, function, arguments, scratch, timeout_s, store.port, writer),
             daemon=True,
@@ -73,17 +68,6 @@ def run_ranks(
         value if isinstance(value, type(None)) else torch.load(value, weights_only=False)
         for _, value in answers
     ]
-
-
-def _start_server() -> None:
-    # The server does not take over sys.path before it preloads.
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
-    forkserver.ensure_running()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 def _answer(result: Connection, may_die: bool, timeout_s: float) -> tuple[bool, Any]:

@@ -178,6 +178,23 @@ class Command:
         return Ended(self._process.returncode, output)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A run that went through undisturbed."""
+
+    recipe: Path
+    folder: Path
+    ended: Ended
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+
 def _environment() -> dict[str, str]:
     """This process's, without what a launcher or a terminal would have put there."""
     foreign = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "COLUMNS", "FORCE_COLOR")

@@ -1,12 +1,11 @@
 """Conversions in processes that die: at a chosen moment, or at a chosen step.
 
-The processes are forked from a server that has imported torch, so a death costs no import. A step
+The processes are forked (`tests.forked`), so a death costs no import. A step
 is anything that changes the disk: a write, a sync, a rename, a removal. Steps are counted with one
 worker and without the clock, so that every run of a conversion takes the same ones.
 """
 
 import itertools
-import multiprocessing
 import os
 import signal
 import time
@@ -15,17 +14,14 @@ from pathlib import Path
 
 from dsv3_plugin.checkpoint.conversion import journal
 from dsv3_plugin.checkpoint.conversion.convert import export_hf, import_hf
-
-_processes = multiprocessing.get_context("forkserver")
-# The server does not search where pytest searches, so it is told what an installed package offers.
-_processes.set_forkserver_preload(["dsv3_plugin.checkpoint.conversion.convert"])
+from tests.forked import forked
 
 DIRECTIONS = {"import": import_hf, "export": export_hf}
 
 
 def start(direction: str, source: Path, target: Path, **options) -> BaseProcess:
     """A conversion in a process of its own, which notes its progress after every tensor."""
-    process = _processes.Process(target=_convert, args=(direction, source, target, options))
+    process = forked().Process(target=_convert, args=(direction, source, target, options))
     process.start()
     return process
 
@@ -40,9 +36,9 @@ def kill_after(process: BaseProcess, seconds: float) -> bool:
 
 def steps_of(direction: str, source: Path, target: Path, **options) -> int:
     """How many steps a conversion takes."""
-    reader, writer = _processes.Pipe(duplex=False)
+    reader, writer = forked().Pipe(duplex=False)
     arguments = (direction, source, target, {**options, "workers": 1}, None, writer)
-    process = _processes.Process(target=_convert, args=arguments)
+    process = forked().Process(target=_convert, args=arguments)
     process.start()
     writer.close()
     process.join(120)
@@ -52,7 +48,7 @@ def steps_of(direction: str, source: Path, target: Path, **options) -> int:
 def die_at(step: int, direction: str, source: Path, target: Path, **options) -> int:
     """Runs a conversion whose process is gone the moment it would take that step; its exit code."""
     arguments = (direction, source, target, {**options, "workers": 1}, step, None)
-    process = _processes.Process(target=_convert, args=arguments)
+    process = forked().Process(target=_convert, args=arguments)
     process.start()
     process.join(120)
     return process.exitcode

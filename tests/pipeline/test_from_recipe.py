@@ -7,9 +7,7 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.pipeline import from_recipe
 from dsv3_plugin.pipeline.from_recipe import schedules_of
-from dsv3_plugin.recipe.load import (
-    load_recipe,
-)
+from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.schedules.actions import csv_text
 from dsv3_plugin.schedules.placement import placement_of
 from dsv3_plugin.schedules.registry import SCHEDULES

@@ -3,9 +3,7 @@
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe.load import (
-    load_recipe,
-)
+from dsv3_plugin.recipe.load import load_recipe
 from tests.recipe.piped import PIPED
 
 

@@ -5,15 +5,11 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import yaml_text
-from dsv3_plugin.recipe.load import (
-    load_recipe,
-)
+from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.schedules.registry import SCHEDULES
 from tests.recipe.piped import PIPED
 
 LAPTOP = Machine(gpus=0, transformer_engine=False)
-
-
 GPU_SERVER = Machine(gpus=8, transformer_engine=True)
 
 

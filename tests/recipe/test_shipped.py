@@ -20,8 +20,6 @@ RECIPES = sorted(
 
 
 GPU_SERVER = Machine(gpus=8, transformer_engine=True)
-
-
 BILLION, TRILLION = 10**9, 10**12
 
 

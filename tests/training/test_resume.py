@@ -1,12 +1,15 @@
-"""A run that is stopped, killed and broken again and again ends where an undisturbed one does."""
+"""A run that is stopped or killed and started again ends as an undisturbed one, bit for bit."""
 
 import signal
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsv3_plugin.files.run_folder import RunFolder
-from tests.small_runs import Command, numbers, steps_taken
+from tests.small_runs import Command, Trained, numbers, steps_taken
 
 
 def tensorboard_losses(folder: Path) -> list[tuple[int, float]]:
@@ -22,59 +25,82 @@ def saving(folder: Path, iteration: int) -> bool:
     return checkpoint.exists() and not (checkpoint / "metadata.json").exists()
 
 
-def test_stopped_and_killed_in_every_way_it_ends_the_same_bit_for_bit(trained, tmp_path):
-    folder = tmp_path / "run"
+@dataclass
+class Run:
+    """The small recipe in a folder of its own."""
 
-    def start(*overrides: str, **options) -> Command:
-        arguments = (trained.recipe, f"directory={folder}", f"data.path={trained.data}")
-        return Command("train", *arguments, *overrides, **options)
+    undisturbed: Trained
+    folder: Path
 
-    # SIGTERM to the whole job: it saves and stops, wherever it is.
-    run = start().when(lambda: steps_taken(folder) >= 2)
-    ended = run.send_everyone(signal.SIGTERM).end()
+    def start(self, **options: Any) -> Command:
+        recipe, data = self.undisturbed.recipe, self.undisturbed.data
+        overrides = (f"directory={self.folder}", f"data.path={data}")
+        return Command("train", recipe, *overrides, **options)
+
+    @property
+    def saved(self) -> int:
+        return RunFolder(self.folder).steps_saved()
+
+    def must_end_as_undisturbed(self, **options: Any) -> str:
+        """Go on to the end; what the command says on the way."""
+        ended = self.start(**options).end()
+        assert ended.code == 0, ended.output
+        assert numbers(self.folder) == numbers(self.undisturbed.folder)
+        assert tensorboard_losses(self.folder) == tensorboard_losses(self.undisturbed.folder)
+        return ended.output
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Run:
+    """A run that is to be disturbed, with the data of the undisturbed one."""
+    return Run(trained, tmp_path / "run")
+
+
+def test_sigterm_to_all_of_it_saves_and_stops(run):
+    started = run.start().when(lambda: steps_taken(run.folder) >= 2)
+    ended = started.send_everyone(signal.SIGTERM).end()
     assert ended.code == 0, ended.output
-    saved = RunFolder(folder).steps_saved()
+    saved = run.saved
     assert saved >= 2
     assert f"Stopped: the same command goes on from step {saved}." in ended.output
+    assert f"Going on from step {saved} of 12." in run.must_end_as_undisturbed()
 
-    # kill -9 of one rank: the parent says which, how and where.
-    run = start().when(lambda: steps_taken(folder) >= max(5, saved + 1))
-    ended = run.send(signal.SIGKILL, to=run.ranks[1]).end()
+
+def test_a_killed_rank_is_named_with_its_log(run):
+    started = run.start().when(lambda: steps_taken(run.folder) >= 5)
+    ended = started.send(signal.SIGKILL, to=started.ranks[1]).end()
     assert ended.code == 1
-    assert f"Going on from step {saved} of 12." in ended.output
     assert "rank 1 was killed by signal 9 (SIGKILL)" in ended.output
-    assert f"see {folder}/logs/rank1.log" in ended.output
+    assert f"see {run.folder}/logs/rank1.log" in ended.output
     assert "Traceback" not in ended.output
-    saved = RunFolder(folder).steps_saved()
-    assert saved >= 4
+    assert run.saved >= 4
+    run.must_end_as_undisturbed()
 
-    # kill -9 of the parent inside a save: the checkpoint before is the one that counts.
-    run = start().when(lambda: saving(folder, 8))
-    ranks = run.ranks
-    ended = run.send(signal.SIGKILL).end()
+
+def test_killed_inside_a_save_it_goes_on_from_the_one_before(run):
+    started = run.start().when(lambda: saving(run.folder, 8))
+    ranks = started.ranks
+    ended = started.send(signal.SIGKILL).end()
     assert ended.code == -signal.SIGKILL
-    assert RunFolder(folder).steps_saved() in (saved, 8)
-
-    # Ctrl-C, and the last part under torchrun.
-    run = start().when(lambda: steps_taken(folder) >= 9)
+    assert run.saved in (4, 8)
+    run.must_end_as_undisturbed()
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks), "ranks outlive their parent"
-    ended = run.send(signal.SIGINT).end()
+
+
+def test_after_ctrl_c_it_goes_on_under_torchrun(run):
+    started = run.start().when(lambda: steps_taken(run.folder) >= 9)
+    ended = started.send(signal.SIGINT).end()
     assert ended.code == 0, ended.output
     assert "Stopped" in ended.output or "Done" in ended.output
-    ended = start(prefix=("torch.distributed.run", "--nproc-per-node=2", "-m")).end()
-    assert ended.code == 0, ended.output
-
-    assert numbers(folder) == numbers(trained.folder)
-    assert tensorboard_losses(folder) == tensorboard_losses(trained.folder)
+    run.must_end_as_undisturbed(prefix=("torch.distributed.run", "--nproc-per-node=2", "-m"))
 
 
-def test_a_second_ctrl_c_ends_it_at_once(trained, tmp_path):
-    folder = tmp_path / "run"
-    run = Command("train", trained.recipe, f"directory={folder}", f"data.path={trained.data}")
-    run.when(lambda: len(run.ranks) == 2)
+def test_a_second_ctrl_c_ends_it_at_once(run):
+    started = run.start()
+    started.when(lambda: len(started.ranks) == 2)
     # Not SIGINT twice: two of one kind merge into one where the machine is too busy between them.
-    ended = run.send(signal.SIGINT).send(signal.SIGTERM).end()
+    ended = started.send(signal.SIGINT).send(signal.SIGTERM).end()
     assert ended.code == 130
     assert "Ended without saving: the same command begins anew" in ended.output
     assert "Traceback" not in ended.output
-    assert not (folder / "checkpoints").exists()
+    assert not (run.folder / "checkpoints").exists()

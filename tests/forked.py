@@ -1,0 +1,32 @@
+"""Processes forked from one server, which has imported torch and megatron already.
+
+multiprocessing keeps one server for a process, started by whoever needs it first, so what it
+imports beforehand is said here for all. Where such an import fails it keeps silent, and every
+process pays for it: tests/test_forked.py looks.
+"""
+
+import multiprocessing
+import os
+import sys
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+
+IMPORTED = ["tests.gloo_ranks", "dsv3_plugin.checkpoint.conversion.convert"]
+"""Between them they import all that is slow, as a CPU host."""
+
+
+def forked() -> ForkServerContext:
+    """What makes such processes, and their pipes; the server runs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
+    # The server does not take over sys.path before it imports.
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    return context
