@@ -90,8 +90,9 @@ def test_an_error_while_writing_leaves_nothing_new(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("predictable", ["file.json.tmp", "file.tmp", f".file.{os.getpid()}.json"])
-def test_a_link_at_a_name_that_could_be_foreseen_is_not_followed(tmp_path, predictable):
+@pytest.mark.parametrize("pattern", ["file.json.tmp", "file.tmp", ".file.{pid}.json"])
+def test_a_link_at_a_name_that_could_be_foreseen_is_not_followed(tmp_path, pattern):
+    predictable = pattern.format(pid=os.getpid())
     victim = tmp_path / "victim"
     victim.write_bytes(OLD)
     folder = tmp_path / "shared"
