@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 
+from dsv3_plugin.model import SPEC
 from dsv3_plugin.recipe import arguments
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.upstream import cpu_host
@@ -62,7 +63,7 @@ def main(model_file: str, spec: str, load: str, save: str, *flags: str) -> None:
 
     argv = [*FLAGS.split(), "--vocab-size", str(model.vocab_size - 1), "--save", save, *flags]
     if spec == "ours":
-        argv += ["--spec", *arguments.SPEC]
+        argv += ["--spec", *SPEC]
     argv += ["--load", load, "--finetune"]
     argv += [str(word) for flag in arguments._model(model) for word in (f"--{flag[0]}", *flag[1:])]
     sys.argv = ["drive_upstream", *argv]
