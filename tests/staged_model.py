@@ -55,6 +55,9 @@ def forward_step(iterator: Iterator[Any], model: torch.nn.Module) -> tuple[torch
 
     def loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         mean = losses.mean()
-        return mean, {"lm loss": mean.detach().clone()}
+        return mean, {
+            "lm loss": mean.detach().clone(),
+            "token losses": losses.detach().clone(),  # [b, s]
+        }
 
     return output, loss

@@ -13,7 +13,8 @@ import torch
 from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from tests.gloo_ranks import run_ranks
-from tests.pipeline.test_executor import MICRO, SEQ, batches, chunks_of, forward_step
+from tests.pipeline.executed import MICRO, SEQ, batches, chunks_of
+from tests.staged_model import forward_step
 
 TIMEOUT_S = 3.0
 SCHEDULES = {"dualpipe_v": dualpipe_v(2, 5), "dualpipe": dualpipe(2, 6)}

@@ -22,7 +22,7 @@ from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
-from tests.staged_model import staged_model
+from tests.staged_model import forward_step, staged_model
 
 SEQ, MICRO = 16, 2
 
@@ -70,21 +70,6 @@ def _batches(rank: int, count: int) -> Iterator[dict[str, torch.Tensor]]:
         }
 
 
-def _forward_step(iterator: Iterator[Any], model: Any) -> tuple[torch.Tensor, Any]:
-    from megatron.core.utils import get_attr_wrapped_model
-
-    parts = ("pre_process", "post_process", "mtp_process")
-    reads = any(get_attr_wrapped_model(model, part) for part in parts)
-    batch = next(iterator) if reads else dict.fromkeys(("tokens", "labels", "positions"))
-    output = model(batch["tokens"], batch["positions"], None, labels=batch["labels"])
-
-    def loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        mean = losses.mean()
-        return mean, {"lm loss": losses.detach().clone()}
-
-    return output, loss
-
-
 def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Gradients of all parameters, taken away."""
     answer = {}
@@ -122,14 +107,14 @@ def _whole_model(rank: int) -> Any:
     _prepare(1, None)
     model = _build()
     arguments = {
-        "forward_step_func": _forward_step,
+        "forward_step_func": forward_step,
         "model": model,
         "num_microbatches": 3,
         "seq_length": SEQ,
         "micro_batch_size": MICRO,
     }
     reports = forward_backward_no_pipelining(data_iterator=_batches(rank, 3), **arguments)
-    expected = [report["lm loss"] for report in reports], _gradients(model)
+    expected = [report["token losses"] for report in reports], _gradients(model)
 
     order: list[str] = []
     for way in ("forward", "backward"):
@@ -159,7 +144,7 @@ def _three_micro_batches(rank: int, model: torch.nn.Module, order: list[str]) ->
 
     def forward() -> ForwardTask:
         return ForwardTask(
-            function=_forward_step,
+            function=forward_step,
             chunk=model,
             batch=batches,
             activation=None,
@@ -193,7 +178,7 @@ def _three_micro_batches(rank: int, model: torch.nn.Module, order: list[str]) ->
     computation.backward(backward(2, weights_owed=True))
     split.weights()
     order[:] = first_pair
-    losses = [report["lm loss"] for result in done for report in result.reports]
+    losses = [report["token losses"] for result in done for report in result.reports]
     return losses, _gradients(model), debts, paid_by_plan
 
 
@@ -257,14 +242,14 @@ def _pipeline(rank: int, schedules: list[Schedule]) -> list[Any]:
             execute.plan_serves = lambda *asked, serves=serves: serves
             executor = execute.Executor(lambda count, schedule=schedule: schedule)
             reports = executor(
-                forward_step_func=_forward_step,
+                forward_step_func=forward_step,
                 data_iterator=[_batches(rank % 2, schedule.num_micro_batches) for _ in chunks],
                 model=chunks,
                 num_microbatches=schedule.num_micro_batches,
                 seq_length=SEQ,
                 micro_batch_size=MICRO,
             )
-            losses = [report["lm loss"] for report in reports]
+            losses = [report["token losses"] for report in reports]
             by[name] = losses, _main_gradients(chunks), executor.peak_live
         answers.append(by)
         parallel_state.destroy_model_parallel()
