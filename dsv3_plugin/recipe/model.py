@@ -9,6 +9,7 @@ trained or on what. Two conventions of the DeepSeek family are derived, not flag
 * the norms of the two MLA latents use eps 1e-6 whatever `layernorm_epsilon` says.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -24,6 +25,16 @@ from dsv3_plugin.recipe.validation import validate
 
 LATENT_NORM_EPSILON = 1e-6
 """eps of the RMSNorms on the Q and KV latents, as in DeepSeek's and transformers' code."""
+
+
+_YARN_WITHOUT_EFFECT = {
+    "rotary_scaling_factor": 1.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+"""What the YaRN fields of a model with plain RoPE are set to."""
 
 
 class ModelConfig(Section):
@@ -170,11 +181,12 @@ class ModelConfig(Section):
         if data.get("moe_aux_loss_coeff", 0.0) == 0.0:
             data["moe_router_load_balancing_type"] = "none"
         if data.get("rope_type", "rope") == "rope":
-            data["rotary_scaling_factor"] = 1.0
-            data["beta_fast"], data["beta_slow"] = 32.0, 1.0
-            data["mscale"], data["mscale_all_dim"] = 1.0, 1.0
+            neutral = _YARN_WITHOUT_EFFECT
             if "max_position_embeddings" in data:
-                data["original_max_position_embeddings"] = data["max_position_embeddings"]
+                length = data["max_position_embeddings"]
+                neutral = neutral | {"original_max_position_embeddings": length}
+            # What is no number is left as it is, to be refused like anywhere else.
+            data |= {name: v for name, v in neutral.items() if _is_number(data.get(name, v))}
         return data
 
     @pydantic.model_validator(mode="after")
@@ -243,6 +255,10 @@ class ModelConfig(Section):
                 f"sigmoid routing scores a group by its best two experts, and {groups} groups of "
                 f"{experts} experts have one each"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 _TERM = re.compile(r"\[([01](?:,[01])*)\](?:\*(\d+))?")
