@@ -1,6 +1,7 @@
 """What a machine has, as far as recipes and those who start ranks have to know. Without torch."""
 
 import importlib.util
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,4 +40,10 @@ def _visible_gpus() -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return devices
-    return min(devices, len([device for device in visible.split(",") if device.strip()]))
+    # As CUDA reads it: numbers or UUIDs, up to the first that names no device.
+    named = itertools.takewhile(_names_a_device, (entry.strip() for entry in visible.split(",")))
+    return min(devices, len([*named]))
+
+
+def _names_a_device(entry: str) -> bool:
+    return entry.isdecimal() or entry.startswith(("GPU-", "MIG-"))
