@@ -78,10 +78,39 @@ def recorder():
     return Recorder()
 
 
-def train_with(rank, recipe, overrides, kind):
-    hook = recorder() if kind == "recorder" else hook_of_the_page()()
+def counter():
+    """A hook that counts steps in a tensor, which each rank holds a part of."""
+    from megatron.core.dist_checkpointing import ShardedTensor
+
+    from dsv3_plugin.training.hooks import Hook
+
+    class Counter(Hook):
+        def __init__(self):
+            self.rank, self.world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+            self.steps = torch.zeros(1)
+
+        def after_step(self, step):
+            self.steps += 1 + self.rank
+            step.numbers["counted"] = self.steps.item()
+
+        def state_dict(self):
+            part = (0, self.rank, self.world)
+            return {"steps": ShardedTensor.from_rank_offsets("counter.steps", self.steps, part)}
+
+        def load_state_dict(self, state):
+            self.steps = state["steps"]
+
+    return Counter()
+
+
+def train_recorded(rank, recipe, overrides):
+    hook = recorder()
     trainer_ranks.train(rank, recipe, overrides, with_hooks(hook))
-    return getattr(hook, "seen", None)
+    return hook.seen
+
+
+def train_with_the_page(rank, recipe, overrides):
+    trainer_ranks.train(rank, recipe, overrides, with_hooks(hook_of_the_page()(), counter()))
 
 
 def test_each_moment_is_offered_in_order_and_once(recipe, tmp_path):
@@ -93,7 +122,7 @@ def test_each_moment_is_offered_in_order_and_once(recipe, tmp_path):
         (tmp_path / str(steps)).mkdir()
         stop = [f"megatron_args.exit-interval={steps}"] if steps == 3 else ["training.steps=4"]
         parts += run_ranks(
-            1, train_with, recipe, [*overrides, *stop], "recorder", scratch=tmp_path / str(steps)
+            1, train_recorded, recipe, [*overrides, *stop], scratch=tmp_path / str(steps)
         )
     begun, resumed = parts
     moments = [(name, at) for name, at, *_ in begun]
@@ -116,18 +145,19 @@ def test_each_moment_is_offered_in_order_and_once(recipe, tmp_path):
     ]
 
 
-def test_the_hook_of_the_page_tells_its_numbers_and_keeps_its_state(recipe, tmp_path):
+def test_the_hook_of_the_page_and_one_of_tensors_keep_their_state(recipe, tmp_path):
     folder = tmp_path / "run"
     for part, stop in enumerate(("megatron_args.exit-interval=2", "training.steps=3")):
         (tmp_path / str(part)).mkdir()
-        overrides = [f"directory={folder}", *ALONE, stop]
-        run_ranks(1, train_with, recipe, overrides, "page", scratch=tmp_path / str(part))
+        overrides = [f"directory={folder}", stop]
+        run_ranks(2, train_with_the_page, recipe, overrides, scratch=tmp_path / str(part))
     steps = [line for line in records(folder) if "loss" in line]
     assert [line["iteration"] for line in steps] == [1, 2, 3]
     sizes = [line["update_size"] for line in steps]
     assert sizes[0] == 0 < min(sizes[1:])  # the learning rate of the first step is 0
     largest = [max(sizes[: n + 1]) for n in range(3)]
     assert [line["largest_update"] for line in steps] == pytest.approx(largest)
+    assert [line["counted"] for line in steps] == [2, 4, 6]  # the last rank's, which writes
 
 
 def two_runs_in_turn(rank, recipe, folders):
@@ -152,7 +182,7 @@ def test_two_runs_in_one_process_do_not_share_state(recipe, tmp_path):
     same = ["training.steps=3"]
     data = [f"data.path={tmp_path}/data"]
     (tmp_path / "alone").mkdir()
-    (tmp_path / "turns").mkdir()
+    (tmp_path / "in_turn").mkdir()
     alone, first, second = (tmp_path / name for name in ("run0", "run1", "run2"))
     run_ranks(1, two_runs_in_turn, recipe, [(alone, same + data)], scratch=tmp_path / "alone")
     run_ranks(
@@ -160,7 +190,7 @@ def test_two_runs_in_one_process_do_not_share_state(recipe, tmp_path):
         two_runs_in_turn,
         recipe,
         [(first, other), (second, same + data)],
-        scratch=tmp_path / "turns",
+        scratch=tmp_path / "in_turn",
     )
     assert numbers(second) == numbers(alone)
     assert numbers(first) != numbers(alone)
