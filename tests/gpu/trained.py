@@ -26,7 +26,7 @@ class Start:
     release: Path
 
     def train(self, folder: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> "Losses":
-        """Train a few steps in `folder` and look at the numbers.
+        """Train all steps in `folder` and look at the numbers.
 
         Args:
             folder: of the run.
@@ -34,9 +34,18 @@ class Start:
             launcher: what starts `dsv3 train` (torchrun), if it does not start its ranks itself.
         """
         shutil.copytree(self.release, folder / "checkpoints")
+        self.go_on(folder, *overrides, launcher=launcher)
+        return Losses.read(folder)
+
+    def begin(self, folder: Path, steps: int, *overrides: str) -> None:
+        """Train some of the steps, and stop."""
+        shutil.copytree(self.release, folder / "checkpoints")
+        self.go_on(folder, *overrides, f"megatron_args.exit-interval={steps}")
+
+    def go_on(self, folder: Path, *overrides: str, launcher: tuple[str, ...] = ()) -> None:
+        """Train from wherever the run in `folder` stands."""
         common = (f"directory={folder}", f"data.path={self.data}")
         dsv3("train", self.recipe, *common, *overrides, launcher=launcher)
-        return Losses.read(folder)
 
 
 @dataclass(frozen=True)
