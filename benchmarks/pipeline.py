@@ -140,7 +140,7 @@ def _rank(rank: int, schedules: list[Schedule], unit: float, folder: str) -> Non
     )
     from megatron.core import parallel_state
 
-    from dsv3_plugin.pipeline import executor as execute
+    from dsv3_plugin.pipeline import executor
     from dsv3_plugin.schedules.placement import placement_of
 
     parallel_state.initialize_model_parallel(pipeline_model_parallel_size=pp)
@@ -158,13 +158,13 @@ def _rank(rank: int, schedules: list[Schedule], unit: float, folder: str) -> Non
             )
             for stage in placement.chunks[rank]
         ]
-        executor = execute.Executor(lambda count, schedule=schedule: schedule)
-        executor.plan(schedule.num_micro_batches, False)
+        runner = executor.Executor(lambda count, schedule=schedule: schedule)
+        runner.plan(schedule.num_micro_batches, False)
         measured = []
         for _ in range(3):
             torch.distributed.barrier()
             begin = time.perf_counter()
-            executor(
+            runner(
                 forward_step_func=_forward_step,
                 data_iterator=[iter(range(10_000)) for _ in chunks],
                 model=chunks,
@@ -175,9 +175,9 @@ def _rank(rank: int, schedules: list[Schedule], unit: float, folder: str) -> Non
             took = torch.tensor([time.perf_counter() - begin])
             torch.distributed.all_reduce(took, op=torch.distributed.ReduceOp.MAX)
             measured.append(float(took) / unit)
-        peak = torch.tensor([executor.peak_live * share / (2 if placement.copies == 2 else 1)])
+        peak = torch.tensor([runner.peak_live * share / (2 if placement.copies == 2 else 1)])
         if placement.copies == 2:
-            peak = torch.tensor([float(executor.peak_live)])
+            peak = torch.tensor([float(runner.peak_live)])
         torch.distributed.all_reduce(peak, op=torch.distributed.ReduceOp.MAX)
         results.append({"makespans": measured, "peak": float(peak)})
     if rank == 0:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.errors import UserError, user_error_in
-from dsv3_plugin.files import full_disk as disk
+from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import slurm
 from dsv3_plugin.launch.ending import NOTHING_TO_DO, closing_sentence, is_done
@@ -224,7 +224,7 @@ def _tell(error: BaseException, outbox: Outbox) -> int:
     if refusal is None or outbox.has_log:
         with contextlib.suppress(OSError):  # the disk may be full
             traceback.print_exception(error)
-    if refusal is None and disk.is_full(error):
+    if refusal is None and full_disk.is_full(error):
         refusal = UserError(
             "no space left on the disk of the run: make room and start again; the run goes on from "
             "its last checkpoint."

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files import full_disk as disk
+from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.launch import rank as worker
 from dsv3_plugin.launch.ending import NOTHING_TO_DO, closing_sentence, is_done
 from dsv3_plugin.launch.local import Failure, LocalProcesses
 from dsv3_plugin.launch.progress import ProgressDisplay
+from dsv3_plugin.launch.rank import be_rank, under_a_launcher
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
@@ -47,8 +47,8 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     Raises:
         UserError: the recipe is wrong, the folder is taken, or a rank met something to mend.
     """
-    if worker.under_a_launcher():
-        return worker.be_rank(name, overrides)
+    if under_a_launcher():
+        return be_rank(name, overrides)
     machine = Machine.here()
     recipe = load_recipe(name, overrides, machine)
     refuse_missing_gpus(recipe, machine)
@@ -58,7 +58,7 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     try:
         return _locally(name, overrides, recipe, console)
     except OSError as error:
-        if disk.is_full(error):
+        if full_disk.is_full(error):
             raise UserError(
                 f"no space left for the run in {recipe.directory}: make room and start again."
             ) from error

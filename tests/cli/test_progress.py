@@ -3,20 +3,20 @@
 import pytest
 from rich.console import Console
 
-from dsv3_plugin.cli import progress as show
+from dsv3_plugin.cli import progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """The time that progress is measured in."""
     now = [1000.0]
-    monkeypatch.setattr(show.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_log_lines_have_the_rate_and_the_time_left(clock, monkeypatch, capsys):
     monkeypatch.setattr(Console, "is_terminal", False)
-    with show.bytes_done("import") as report:
+    with progress.bytes_done("import") as report:
         clock[0] += 10
         report(10**9, 24 * 10**9)  # too early for a line
         assert capsys.readouterr() == ("", "")
@@ -33,7 +33,7 @@ def test_log_lines_have_the_rate_and_the_time_left(clock, monkeypatch, capsys):
 
 def test_nothing_done_has_no_rate(clock, monkeypatch, capsys):
     monkeypatch.setattr(Console, "is_terminal", False)
-    with show.bytes_done("export") as report:
+    with progress.bytes_done("export") as report:
         clock[0] += 60
         report(0, 10)
     assert capsys.readouterr() == ("", "")
@@ -41,7 +41,7 @@ def test_nothing_done_has_no_rate(clock, monkeypatch, capsys):
 
 def test_the_bar_goes_to_stderr(monkeypatch, capsys):
     monkeypatch.setattr(Console, "is_terminal", True)
-    with show.bytes_done("verify") as report:
+    with progress.bytes_done("verify") as report:
         report(3 * 10**9, 4 * 10**9)
     said = capsys.readouterr()
     assert "verify" in said.err

@@ -23,13 +23,13 @@ SCHEDULES = {"dualpipe_v": dualpipe_v(2, 5), "dualpipe": dualpipe(2, 6)}
 def _survive(rank: int, name: str, where: str, number: signal.Signals) -> tuple[str, float]:
     """Take two steps; rank 1 meets its end in the second. What rank 0 says, and after how long."""
     from dsv3_plugin.distributed.failures import LostRank
-    from dsv3_plugin.pipeline import executor as execute
+    from dsv3_plugin.pipeline import executor
     from dsv3_plugin.pipeline.replicas import Replicas
 
     schedule = SCHEDULES[name]
     count = schedule.num_micro_batches
     wrapped = chunks_of(schedule)
-    executor = execute.Executor(lambda _: schedule, TIMEOUT_S)
+    runner = executor.Executor(lambda _: schedule, TIMEOUT_S)
     processes: list[Any] = [None, None]
     torch.distributed.all_gather_object(processes, os.getpid())
     began = 0
@@ -46,7 +46,7 @@ def _survive(rank: int, name: str, where: str, number: signal.Signals) -> tuple[
             os.kill(os.getpid(), number)
 
     def step() -> None:
-        executor(
+        runner(
             forward_step_func=forward,
             model=wrapped,
             seq_length=SEQ,
@@ -59,7 +59,7 @@ def _survive(rank: int, name: str, where: str, number: signal.Signals) -> tuple[
         began = count
     step()
     if where == "losses":
-        original, execute.Form.pack = execute.Form.pack, lambda *_: (end(), original(*_))[1]
+        original, executor.Form.pack = executor.Form.pack, lambda *_: (end(), original(*_))[1]
     if where == "gradients":
         add, Replicas.add_gradients = Replicas.add_gradients, lambda *_: (end(), add(*_))[1]
     start = time.monotonic()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsv3_plugin.errors import UserError, user_error_in
-from dsv3_plugin.files import full_disk as disk
+from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.checkpoint_folder import write_description
@@ -77,17 +77,17 @@ def test_a_full_disk_is_known_by_number_and_by_text_however_deep():
         except RuntimeError as error:
             return error
 
-    assert disk.is_full(wrapped(OSError(28, "No space left on device")))
-    assert disk.is_full(wrapped(OSError(122, "Disk quota exceeded")))
-    assert disk.is_full(wrapped(OSError(27, "File too large")))
-    assert disk.is_full(wrapped(RuntimeError("PytorchStreamWriter failed: No space left")))
-    assert not disk.is_full(wrapped(OSError(2, "No such file")))
+    assert full_disk.is_full(wrapped(OSError(28, "No space left on device")))
+    assert full_disk.is_full(wrapped(OSError(122, "Disk quota exceeded")))
+    assert full_disk.is_full(wrapped(OSError(27, "File too large")))
+    assert full_disk.is_full(wrapped(RuntimeError("PytorchStreamWriter failed: No space left")))
+    assert not full_disk.is_full(wrapped(OSError(2, "No such file")))
     assert user_error_in(wrapped(UserError("the sentence"))).args == ("the sentence",)
 
 
 def test_what_the_system_refuses_becomes_one_sentence(tmp_path):
     def refused() -> None:
-        with disk.write_errors_as(lambda reason: f"it cannot be written ({reason})."):
+        with full_disk.write_errors_as(lambda reason: f"it cannot be written ({reason})."):
             (tmp_path / "no" / "file").write_text("")
 
     with pytest.raises(UserError, match=r"^it cannot be written .No such file or directory..$"):
@@ -100,4 +100,4 @@ def test_a_copy_that_failed_tells_why_as_a_single_file_does(tmp_path):
     (tmp_path / "from" / "link").symlink_to("nowhere")
     with pytest.raises(shutil.Error) as error:
         shutil.copytree(tmp_path / "from", tmp_path / "to")
-    assert disk.reason(error.value) == "No such file or directory"
+    assert full_disk.reason(error.value) == "No such file or directory"

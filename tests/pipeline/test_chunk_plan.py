@@ -232,16 +232,16 @@ def test_with_delayed_weight_gradients_the_plan_pays_those_of_a_whole_backward(
 def _pipeline(rank: int, schedules: list[Schedule]) -> list[Any]:
     from megatron.core import parallel_state
 
-    from dsv3_plugin.pipeline import executor as execute
+    from dsv3_plugin.pipeline import executor
 
     answers = []
     for schedule in schedules:
         chunks = _chunks(schedule)
         by = {}
         for name, serves in (("threads", False), ("plan", True)):
-            execute.plan_serves = lambda *asked, serves=serves: serves
-            executor = execute.Executor(lambda count, schedule=schedule: schedule)
-            reports = executor(
+            executor.plan_serves = lambda *asked, serves=serves: serves
+            runner = executor.Executor(lambda count, schedule=schedule: schedule)
+            reports = runner(
                 forward_step_func=forward_step,
                 data_iterator=[_batches(rank % 2, schedule.num_micro_batches) for _ in chunks],
                 model=chunks,
@@ -250,7 +250,7 @@ def _pipeline(rank: int, schedules: list[Schedule]) -> list[Any]:
                 micro_batch_size=MICRO,
             )
             losses = [report["token losses"] for report in reports]
-            by[name] = losses, _main_gradients(chunks), executor.peak_live
+            by[name] = losses, _main_gradients(chunks), runner.peak_live
         answers.append(by)
         parallel_state.destroy_model_parallel()
     return answers
