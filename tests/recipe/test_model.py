@@ -15,6 +15,7 @@ from dsv3_plugin.recipe.model import (
     format_layer_pattern,
     parse_layer_pattern,
 )
+from dsv3_plugin.recipe.validation import validate
 
 SHIPPED = sorted(path.stem for path in (shipped_folder() / "models").glob("*.yaml"))
 
@@ -161,3 +162,12 @@ def test_a_key_given_twice_is_an_error(tmp_path):
 @pytest.mark.parametrize("text", ["1e5", "no", "true", "10T", "null", "0.1", "-"])
 def test_strings_that_look_like_something_else_are_quoted(text):
     assert yaml_text.parse(yaml_text.dump({"a": text}), "here") == {"a": text}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "abc"])
+@pytest.mark.parametrize("field", ["mscale", "beta_fast", "rotary_scaling_factor"])
+def test_what_is_no_number_is_refused_beside_plain_rope_too(field, value):
+    tiny = load_model("tiny").to_mapping()
+    assert tiny["rope_type"] == "rope"
+    with pytest.raises(UserError, match=field):
+        validate(ModelConfig, tiny | {field: value}, "tiny")
