@@ -1,9 +1,13 @@
-"""One small run, trained once, that many tests look at."""
+"""One small run, trained once, that many tests look at; and `dsv3` in the test's own process."""
 
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from dsv3_plugin import cli
 from tests.small_runs import Command, Trained, write_recipe
 
 
@@ -18,3 +22,28 @@ def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The small recipe, trained to its end by `dsv3 train` on two ranks."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     return Trained(recipe, folder, Command("train", recipe, f"directory={folder}").end())
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def dsv3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Said]:
+    """A function that calls `dsv3` as a user does, in this process."""
+
+    def call(*words: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["dsv3", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Said(ended.value.code or 0, *capsys.readouterr())
+
+    return call

@@ -1,6 +1,5 @@
 """Whatever ends a command becomes one sentence, and an exit code that says whose fault it was."""
 
-import sys
 from importlib import metadata
 
 import pytest
@@ -47,32 +46,24 @@ def test_an_error_is_a_sentence(monkeypatch, capsys, error, code, sentence):
         (["plan", "--nope"], "No such option: --nope (see dsv3 plan --help)."),
     ],
 )
-def test_a_wrong_command_line_is_one_sentence(monkeypatch, capsys, words, sentence):
-    monkeypatch.setattr(sys, "argv", ["dsv3", *words])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert said.count("\n") == 1
+def test_a_wrong_command_line_is_one_sentence(dsv3, words, sentence):
+    said = dsv3(*words)
+    assert said.code == 2
+    assert sentence in said.err
+    assert said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
-def test_a_seed_that_torch_cannot_take_is_refused(monkeypatch, capsys, seed):
-    arguments = ["generate", "--checkpoint", ".", "--prompt", "a", "--seed", str(seed)]
-    monkeypatch.setattr(sys, "argv", ["dsv3", *arguments])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == 2
-    assert "--seed" in capsys.readouterr().err
+def test_a_seed_that_torch_cannot_take_is_refused(dsv3, seed):
+    said = dsv3("generate", "--checkpoint", ".", "--prompt", "a", "--seed", seed)
+    assert said.code == 2
+    assert "--seed" in said.err
 
 
-def test_versions_are_those_installed(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["dsv3", "--version"])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert not end.value.code
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+def test_versions_are_those_installed(dsv3):
+    said = dsv3("--version")
+    assert said.code == 0
+    lines = [line.split() for line in said.out.splitlines()]
     assert [name for name, _ in lines] == ["dsv3_plugin", "megatron-core", "torch", "transformers"]
     for name, version in lines[1:]:
         assert version == metadata.version(name)

@@ -7,7 +7,6 @@ import pytest
 import torch
 import typer
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 from dsv3_plugin.cli import app
 from tests.checkpoint.samples import random_tensors, small_model, write_folder
@@ -15,34 +14,30 @@ from tests.checkpoint.samples import random_tensors, small_model, write_folder
 MODEL = small_model()
 
 
-def dsv3(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 @pytest.mark.parametrize(("form", "said"), [("bf16", True), ("fp8", False)])
-def test_keep_fp8_without_fp8_says_that_it_changed_nothing(tmp_path, form, said):
+def test_keep_fp8_without_fp8_says_that_it_changed_nothing(tmp_path, form, said, dsv3):
     write_folder(tmp_path / form, MODEL, random_tensors(MODEL, form))
     done = dsv3("import", tmp_path / form, tmp_path / "checkpoint", "--dtype", "keep-fp8")
-    assert done.exit_code == 0
-    assert "imported" in done.stdout
+    assert done.code == 0
+    assert "imported" in done.out
     note = f"Note: {tmp_path / form} has no FP8 weights, so --dtype keep-fp8 changed nothing.\n"
-    assert done.stderr == (note if said else "")
+    assert done.err == (note if said else "")
 
 
-def test_verify_lists_twenty_differences_or_all(tmp_path):
+def test_verify_lists_twenty_differences_or_all(tmp_path, dsv3):
     for name in ("one", "other"):
         write_folder(tmp_path / name, MODEL, random_tensors(MODEL, "bf16"), shards=1)
     file = tmp_path / "other" / "model-00001-of-00001.safetensors"
     save_file({name: torch.zeros_like(tensor) for name, tensor in load_file(file).items()}, file)
 
     done = dsv3("verify", tmp_path / "one", tmp_path / "other")
-    assert done.exit_code == 1
-    number = int(next(line for line in done.stdout.splitlines() if "differ:" in line).split()[0])
+    assert done.code == 1
+    number = int(next(line for line in done.out.splitlines() if "differ:" in line).split()[0])
     assert number > 20
-    assert done.stdout.count("values differ") == 20
-    assert done.stdout.endswith(f"  … and {number - 20} more\n")
+    assert done.out.count("values differ") == 20
+    assert done.out.endswith(f"  … and {number - 20} more\n")
     done = dsv3("verify", tmp_path / "one", tmp_path / "other", "--all")
-    assert done.stdout.count("values differ") == number
+    assert done.out.count("values differ") == number
 
 
 def test_the_page_on_conversion_names_every_option_and_no_other():

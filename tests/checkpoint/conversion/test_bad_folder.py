@@ -2,13 +2,11 @@
 
 import json
 import os
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dsv3_plugin import cli
 from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.errors import UserError
@@ -62,17 +60,13 @@ def test_file_that_the_index_does_not_name(source, tmp_path):
     refused(source, tmp_path / "t", source / "more.safetensors", f"in no entry of {INDEX}")
 
 
-def test_what_is_dropped_is_said(source, tmp_path, monkeypatch, capsys):
+def test_what_is_dropped_is_said(source, tmp_path, dsv3):
     name = "model.layers.{}.self_attn.rotary_emb.inv_freq"
     edit(source, lambda t: t.update({name.format(2 * len(t) % 3): torch.ones(4)}))
     dropped = [n for f in (FIRST, SECOND) for n in load_file(source / f) if "inv_freq" in n]
-    words = ["dsv3", "import", str(source), str(tmp_path / "t")]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 0
-    said = capsys.readouterr().out
-    assert f"Dropped {len(dropped)} that every reader computes itself: {dropped[0]}" in said
+    said = dsv3("import", source, tmp_path / "t")
+    assert said.code == 0
+    assert f"Dropped {len(dropped)} that every reader computes itself: {dropped[0]}" in said.out
     assert json.loads((tmp_path / "t" / "manifest.json").read_text())["dropped"] == dropped
     assert import_hf(source, tmp_path / "again").dropped == tuple(dropped)
 
@@ -210,15 +204,10 @@ def test_link_to_a_shard_that_is_gone(source, tmp_path):
         ["inspect", "SOURCE"],
     ],
 )
-def test_command_line_prints_the_sentence_and_exits_with_2(
-    source, tmp_path, monkeypatch, capsys, words
-):
+def test_command_line_prints_the_sentence_and_exits_with_2(source, tmp_path, dsv3, words):
     (source / FIRST).unlink()
-    places = {"SOURCE": str(source), "TARGET": str(tmp_path / "t")}
-    monkeypatch.setattr(sys, "argv", ["dsv3", *(places.get(word, word) for word in words)])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    assert caught.value.code == 2
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("dsv3: ")
-    assert "\n" not in said
+    places = {"SOURCE": source, "TARGET": tmp_path / "t"}
+    said = dsv3(*(places.get(word, word) for word in words))
+    assert said.code == 2
+    assert said.err.startswith("dsv3: ")
+    assert said.err.count("\n") == 1

@@ -2,14 +2,12 @@
 
 import json
 import os
-import sys
 import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3_plugin import cli
 from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.conversion import manifest
 from dsv3_plugin.checkpoint.formats import dist_writer
@@ -62,26 +60,20 @@ def test_damaged_bytes_are_not_exported(source, tmp_path):
     export_hf(tmp_path / "t", tmp_path / "out", resume=True)
 
 
-def test_verify_of_one_folder_holds_it_against_its_manifest(source, tmp_path, capsys, monkeypatch):
-    def run(folder):
-        monkeypatch.setattr(sys, "argv", ["dsv3", "verify", str(folder)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, capsys.readouterr()
-
+def test_verify_of_one_folder_holds_it_against_its_manifest(source, tmp_path, dsv3):
     import_hf(source, tmp_path / "t")
-    assert run(tmp_path / "t")[0] == 0
+    assert dsv3("verify", tmp_path / "t").code == 0
     overwrite(tmp_path / "t", NORM_KEY, b"\x01\x02")
-    code, said = run(tmp_path / "t")
-    assert code == 1
+    said = dsv3("verify", tmp_path / "t")
+    assert said.code == 1
     assert f"1 differ:\n  {NORM}: its bytes in" in said.out
-    code, said = run(source)
-    assert code == 2
+    said = dsv3("verify", source)
+    assert said.code == 2
     assert "no manifest.json" in said.err
     # What a training saves beside an import is not what the import's manifest is about.
     (tmp_path / "t" / "release").rename(tmp_path / "t" / "iter_0000001")
     (tmp_path / "t" / "latest_checkpointed_iteration.txt").write_text("1")
-    assert run(tmp_path / "t")[0] == 2
+    assert dsv3("verify", tmp_path / "t").code == 2
 
 
 def test_resume_of_a_finished_target_checks_it(source, tmp_path):

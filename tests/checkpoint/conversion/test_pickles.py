@@ -2,13 +2,11 @@
 
 import json
 import pickle
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dsv3_plugin import cli
 from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.checkpoint.inspect import inspect
@@ -82,23 +80,16 @@ def test_pickle_that_is_damaged_says_how(pickled, tmp_path):
             allow_pickle=True)  # fmt: skip
 
 
-def test_inspect_says_that_weights_are_pickled(pickled, monkeypatch, capsys):
+def test_inspect_says_that_weights_are_pickled(pickled, dsv3):
     found = inspect(pickled)
     assert found.pickled == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
     assert not found.complete
     assert not found.missing
-    monkeypatch.setattr(sys, "argv", ["dsv3", "inspect", str(pickled)])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert "Hugging Face folder, pickled" in capsys.readouterr().out
+    assert "Hugging Face folder, pickled" in dsv3("inspect", pickled).out
 
 
-def test_verify_takes_allow_pickle(pickled, checkpoint, monkeypatch):
-    words = ["dsv3", "verify", str(pickled), str(checkpoint), "--allow-pickle"]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert not ended.value.code
+def test_verify_takes_allow_pickle(pickled, checkpoint, dsv3):
+    assert dsv3("verify", pickled, checkpoint, "--allow-pickle").code == 0
 
 
 class Evil:

@@ -31,13 +31,6 @@ def root(tmp_path_factory):
     return root
 
 
-def run(capsys, monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["dsv3", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code, capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("a", "b"),
     [("fp8", "from-fp8"), ("fp8", "kept-fp8"), ("from-fp8", "kept-fp8"), ("kept-fp8", "fp8"),
@@ -49,7 +42,7 @@ def test_every_form_of_the_same_weights_is_the_same(root, a, b):
     assert found.equal == len(random_tensors(MODEL, "bf16"))
 
 
-def test_other_weights_differ_by_name_and_size(root, tmp_path, capsys, monkeypatch):
+def test_other_weights_differ_by_name_and_size(root, tmp_path, dsv3):
     tensors = random_tensors(MODEL, "fp32")
     tensors[O_PROJ][5, 7] += 0.25
     tensors[BIAS][1] = float("nan")
@@ -64,10 +57,10 @@ def test_other_weights_differ_by_name_and_size(root, tmp_path, capsys, monkeypat
     assert found.absent_copies == ["model.layers.3.shared_head.head.weight"]
     within = verify(root / "fp32", tmp_path / "other", tolerance=1e-3)
     assert {difference.name for difference in within.differences} == {O_PROJ, BIAS}
-    code, said = run(capsys, monkeypatch, "verify", root / "fp32", tmp_path / "other")
-    assert code == 1
-    assert f"{O_PROJ}: values differ, by up to 0.25" in said
-    assert run(capsys, monkeypatch, "verify", root / "fp8", root / "kept-fp8")[0] == 0
+    said = dsv3("verify", root / "fp32", tmp_path / "other")
+    assert said.code == 1
+    assert f"{O_PROJ}: values differ, by up to 0.25" in said.out
+    assert dsv3("verify", root / "fp8", root / "kept-fp8").code == 0
 
 
 def test_one_changed_byte_is_found(root, tmp_path):
@@ -162,7 +155,7 @@ def test_nans_and_infinities_are_equal_to_themselves(root, tmp_path):
     assert difference.largest == float("inf")
 
 
-def test_models_that_read_the_same_tensors_otherwise_differ(root, tmp_path, capsys, monkeypatch):
+def test_models_that_read_the_same_tensors_otherwise_differ(root, tmp_path, dsv3):
     other = small_model(
         rotary_base=5e6, moe_router_num_groups=None, moe_router_group_topk=None, init_method_std=0.5
     )
@@ -172,10 +165,10 @@ def test_models_that_read_the_same_tensors_otherwise_differ(root, tmp_path, caps
     assert {d.name.removeprefix("model configuration: ") for d in found.differences} == {
         "rotary_base", "moe_router_num_groups", "moe_router_group_topk",
     }  # fmt: skip
-    code, said = run(capsys, monkeypatch, "verify", root / "from-fp32", tmp_path / "other")
-    assert code == 1
-    assert "model configuration: rotary_base: 10000.0 in" in said
-    assert "5000000.0 in" in said
+    said = dsv3("verify", root / "from-fp32", tmp_path / "other")
+    assert said.code == 1
+    assert "model configuration: rotary_base: 10000.0 in" in said.out
+    assert "5000000.0 in" in said.out
 
 
 def test_models_of_other_shape_differ_everywhere(root, tmp_path):
@@ -200,7 +193,7 @@ def test_inspect_counts_what_is_there(root):
     assert kept.dtypes["float8_e4m3fn"]["bytes"] * 2 < taken.dtypes["bfloat16"]["bytes"]
 
 
-def test_inspect_lists_what_does_not_fit(root, tmp_path, capsys, monkeypatch):
+def test_inspect_lists_what_does_not_fit(root, tmp_path, dsv3):
     tensors = random_tensors(MODEL, "bf16")
     tensors["model.extra"] = tensors.pop(BIAS)
     tensors[O_PROJ] = tensors[O_PROJ][:-1].clone()
@@ -212,11 +205,11 @@ def test_inspect_lists_what_does_not_fit(root, tmp_path, capsys, monkeypatch):
     assert BIAS in found.missing
     assert found.misshapen[0].startswith(O_PROJ)
     assert "MISSING" in found.mtp
-    code, said = run(capsys, monkeypatch, "inspect", tmp_path / "odd")
-    assert code == 0
-    assert "foreign (1):\n  model.extra" in said
-    code, said = run(capsys, monkeypatch, "inspect", tmp_path / "odd", "--json")
-    assert json.loads(said)["complete"] is False
+    said = dsv3("inspect", tmp_path / "odd")
+    assert said.code == 0
+    assert "foreign (1):\n  model.extra" in said.out
+    said = dsv3("inspect", tmp_path / "odd", "--json")
+    assert json.loads(said.out)["complete"] is False
 
 
 def test_inspect_knows_shipped_models_and_unfinished_targets(root, tmp_path):
@@ -231,7 +224,7 @@ def test_inspect_knows_shipped_models_and_unfinished_targets(root, tmp_path):
 
 @pytest.mark.parametrize("direction", ["import", "export"])
 def test_inspect_says_how_far_an_unfinished_conversion_came(
-    root, tmp_path, monkeypatch, capsys, direction
+    root, tmp_path, monkeypatch, direction, dsv3
 ):
     convert, reads = {
         "import": (import_hf, root / "fp8"), "export": (export_hf, root / "from-fp8"),
@@ -251,7 +244,7 @@ def test_inspect_says_how_far_an_unfinished_conversion_came(
     # The one that was in hand, and MTP copies that an import only compares, are not counted.
     assert 20 <= found.written < 30
     assert not found.complete
-    said = run(capsys, monkeypatch, "inspect", tmp_path / "t")[1]
+    said = dsv3("inspect", tmp_path / "t").out
     assert f"UNFINISHED: {found.written} tensors" in said
     assert "neither" not in said
     if direction == "import":
@@ -260,7 +253,7 @@ def test_inspect_says_how_far_an_unfinished_conversion_came(
     assert "INCOMPLETE is damaged" in inspect(tmp_path / "t").damaged[0]
 
 
-def test_inspect_says_what_is_wrong_with_a_model_file(root, tmp_path, monkeypatch, capsys):
+def test_inspect_says_what_is_wrong_with_a_model_file(root, tmp_path, dsv3):
     import shutil
 
     shutil.copytree(root / "from-fp32", tmp_path / "t")
@@ -270,7 +263,7 @@ def test_inspect_says_what_is_wrong_with_a_model_file(root, tmp_path, monkeypatc
         assert not found.missing
         assert "model.yaml" in found.damaged[0]
         assert not found.complete
-        assert "damaged (1):" in run(capsys, monkeypatch, "inspect", tmp_path / "t")[1]
+        assert "damaged (1):" in dsv3("inspect", tmp_path / "t").out
     (tmp_path / "t" / "model.yaml").unlink()
     assert inspect(tmp_path / "t").missing == ["model.yaml"]
 
