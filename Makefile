@@ -62,7 +62,7 @@ LIBRARIES = NVIDIA=$(abspath $(SITE))/nvidia; \
 	LD_LIBRARY_PATH=$$(ls -d $$NVIDIA/*/lib | tr '\n' ':')$$LD_LIBRARY_PATH
 
 test-te: .venv-te/.installed
-	@$(LIBRARIES); .venv-te/bin/python -m pytest -m te
+	@$(LIBRARIES); .venv-te/bin/python -m pytest -m te tests/te
 
 # With Transformer Engine where it is there: in .venv-te, or (its wheel, on a GPU machine) in .venv.
 # One process: the tests share the GPUs, and must not share a process with those of the CPU host.
