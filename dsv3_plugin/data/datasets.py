@@ -5,15 +5,18 @@ Upstream keeps its own in `pretrain_gpt.py`, outside of the wheel. Samples are u
 DeepSeek-V3's pretraining, tokens attend across the documents of a sample, and predicting the
 end of a document counts in the loss. The order is a function of the seed, the data and the number
 of samples, and upstream's sampler resumes by the count of samples consumed, so a resumed run reads
-what it would have read.
+what it would have read. Evaluations never run out of samples (`Endless`).
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 from megatron.core import parallel_state
+from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.training import get_args, get_tokenizer
@@ -61,11 +64,41 @@ def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider
                 f"cannot write the index of samples {cause.filename}: {reason(cause)}; make "
                 "room, or name a folder: megatron_args.data-cache-path=FOLDER."
             ) from error
+        if args.dataloader_type == "single" and not args.full_validation:
+            # Other samplers begin anew by themselves, and need to know where the samples end.
+            valid, test = (part and Endless(part) for part in (valid, test))
+            if train and args.consumed_train_samples >= len(train):
+                train = Endless(train)  # nothing is left but to evaluate
         return train, valid, test
 
     # Upstream asks each rank then, instead of tensor-parallel rank 0 alone.
     train_valid_test_datasets_provider.is_distributed = True  # type: ignore[attr-defined]
     return train_valid_test_datasets_provider
+
+
+class Endless(torch.utils.data.Dataset[Any]):
+    """A dataset that begins anew after its last sample.
+
+    Upstream lays out as many samples as it expects to be read. Its count knows neither of an
+    evaluation before the first step together with one at the end, nor of a run that goes on with
+    longer intervals and has read more already than they would; its sampler then stops in the
+    middle of an evaluation, or does not start.
+
+    Args:
+        samples: what is repeated, as long as upstream made it: its order depends on its length.
+    """
+
+    def __init__(self, samples: GPTDataset | BlendedDataset) -> None:
+        self._samples = samples
+        blended = isinstance(samples, BlendedDataset)
+        self.split = samples.split if blended else samples.index_split
+        """Upstream's sampler takes the batch size of evaluations by it."""
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> Any:
+        return self._samples[index % len(self._samples)]
 
 
 def dataset_config(args: Any) -> GPTDatasetConfig:

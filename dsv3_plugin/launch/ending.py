@@ -8,11 +8,21 @@ NOTHING_TO_DO = "Nothing to do: the run in {} has had all its tokens."
 
 
 def is_done(recipe: Recipe) -> bool:
-    """Whether the run has had all its tokens, and they are saved."""
+    """Whether the run has had all its tokens, is saved, and evaluated where that was asked for."""
     if recipe.run_folder.steps_saved() < recipe.total_steps:
         return False
     saved = tracker.newest_complete(recipe.checkpoint_folder)
-    return saved is not None and saved.iteration >= recipe.total_steps
+    if saved is None or saved.iteration < recipe.total_steps:
+        return False
+    return recipe.training.eval_interval is None or _is_evaluated(recipe, saved.iteration)
+
+
+def _is_evaluated(recipe: Recipe, step: int) -> bool:
+    """Upstream evaluates after the last save: a run can end between the two."""
+    return any(
+        record["iteration"] == step and "validation_loss" in record
+        for record in recipe.run_folder.metrics.stream()
+    )
 
 
 def closing_sentence(recipe: Recipe, stopped: str = "Stopped") -> str:

@@ -3,6 +3,7 @@
 Everything that can be refused is looked at before anything is written.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 
@@ -45,8 +46,9 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
     run.folder.write_recipe(recipe.to_yaml())
     if saved is not None and not saved.release:
         tell(f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
-    if dispatch is not None:
-        tell(dispatch)
+    for note in (dispatch, evaluation_note(recipe, data.valid_tokens)):
+        if note is not None:
+            tell(note)
 
 
 def dispatch_note(recipe: Recipe, environment: Mapping[str, str]) -> str | None:
@@ -64,6 +66,22 @@ def dispatch_note(recipe: Recipe, environment: Mapping[str, str]) -> str | None:
     topology = group_topology(range(recipe.parallel.expert), per_node, model.num_moe_experts)
     note = grouping_note(topology, model.moe_router_num_groups, model.moe_router_group_topk)
     return note and f"Dispatch: {note}."
+
+
+def evaluation_note(recipe: Recipe, held_out_tokens: int) -> str | None:
+    """How often the held-out part is read, where it is read more than once; None: it suffices."""
+    training, steps = recipe.training, recipe.total_steps
+    if training.eval_interval is None:
+        return None
+    there = (held_out_tokens - 1) // recipe.data.seq_length
+    evaluations = 1 + math.ceil(steps / training.eval_interval)  # the first before any step
+    read = evaluations * training.eval_steps * recipe.batch_schedule.batch(0)
+    if read <= there:
+        return None
+    return (
+        f"The held-out part has {there:,} sequences and {evaluations:,} evaluations read {read:,}: "
+        f"it is repeated."
+    )
 
 
 def _data(recipe: Recipe, tell: Callable[[str], None], *, resuming: bool) -> RunData:

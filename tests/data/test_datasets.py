@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 from functools import partial
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy
@@ -11,6 +12,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset
+from megatron.core.datasets.utils import Split
 from megatron.core.tokenizers import MegatronTokenizer
 from megatron.training import global_vars
 from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
@@ -42,6 +44,8 @@ def arguments(built, cache, **changes) -> SimpleNamespace:
         "rank": 0,
         "seed": SEED,
         "seq_length": SEQ,
+        "dataloader_type": "single",
+        "consumed_train_samples": 0,
         "micro_batch_size": 2,
         "pipeline_model_parallel_size": 1,
         "pipeline_model_parallel_layout": None,
@@ -142,6 +146,40 @@ def test_a_resumed_run_reads_what_it_would_have_read(megatron, monkeypatch):
     whole, resumed = stream(0), stream(24)
     assert len(whole) - len(resumed) == 24 // 2
     assert all(torch.equal(a, b) for a, b in zip(whole[12:], resumed, strict=True))
+
+
+def loader(dataset, consumed):
+    """Upstream's, which asserts that something is left to read; one sample a batch."""
+    sampler = MegatronPretrainingSampler(len(dataset), consumed, 1, 0, data_parallel_size=1)
+    return torch.utils.data.DataLoader(dataset, batch_sampler=sampler)
+
+
+def test_evaluations_never_run_out_of_samples(megatron):
+    """However many were read before, as by a run that goes on with longer intervals."""
+    _, valid, _ = datasets_provider()((60, 3, 0))
+    _, plain, _ = BlendedMegatronDatasetBuilder(
+        GPTDataset, (60, 3, 0), lambda: True, datasets.dataset_config(megatron)
+    ).build()
+    assert valid.split == Split.valid  # by it upstream takes the batch size of evaluations
+    once = [sample["tokens"].tolist() for sample in plain]
+    consumed = 3 * len(once) + 1
+    read = [batch["tokens"][0].tolist() for batch in islice(loader(valid, consumed), 2 * len(once))]
+    assert read == once[1:] + once + once[:1]
+
+
+def test_a_run_that_has_read_everything_can_still_be_evaluated(megatron):
+    length = len(datasets_provider()((60, 3, 0))[0])
+    megatron.consumed_train_samples = length
+    train, _, _ = datasets_provider()((60, 3, 0))
+    assert train.split == Split.train
+    next(iter(loader(train, length)))
+
+
+@pytest.mark.parametrize("flags", [{"dataloader_type": "cyclic"}, {"full_validation": True}])
+def test_samplers_that_begin_anew_by_themselves_know_where_the_samples_end(megatron, flags):
+    vars(megatron).update(flags)
+    _, valid, _ = datasets_provider()((60, None if "full_validation" in flags else 3, 0))
+    assert isinstance(valid, GPTDataset)
 
 
 def test_a_longer_run_within_one_epoch_begins_with_the_shorter(megatron):

@@ -12,7 +12,7 @@ from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.checkpoint_folder import retire
-from dsv3_plugin.training.prepare import prepare
+from dsv3_plugin.training.prepare import evaluation_note, prepare
 from dsv3_plugin.training.resume import refuse_another_model, whole_checkpoint
 from dsv3_plugin.training.run import Run
 
@@ -143,6 +143,30 @@ def test_a_corpus_that_is_not_there_is_refused(recipe, tmp_path, corpus, sentenc
     with pytest.raises(UserError, match=sentence):
         prepare(Run(loaded, RunFolder(tmp_path / "run"), LAPTOP), said.append)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "tokens", "note"),
+    [
+        # 0, 4, 8 and 12: two batches of eight each.
+        ("training.eval_interval=4", 64 * 64 + 1, None),
+        (
+            "training.eval_interval=4",
+            64 * 64,
+            "The held-out part has 63 sequences and 4 evaluations read 64: it is repeated.",
+        ),
+        # 0, 5, 10 and the end.
+        ("training.eval_interval=5", 64 * 64 + 1, None),
+        (
+            "training.eval_interval=500",
+            65,
+            "The held-out part has 1 sequences and 2 evaluations read 32: it is repeated.",
+        ),
+        ("training.eval_interval=null", 65, None),
+    ],
+)
+def test_a_held_out_part_that_is_read_more_than_once_is_said(recipe, override, tokens, note):
+    assert evaluation_note(load_recipe(recipe, [override]), tokens) == note
 
 
 def test_a_resumed_run_says_where_and_drops_the_lines_it_will_write_again(trained, copied, said):

@@ -1,5 +1,7 @@
 """A run that is stopped or killed and started again ends as an undisturbed one, bit for bit."""
 
+import json
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsv3_plugin.files.run_folder import RunFolder
-from tests.small_runs import Command, Trained, numbers, steps_taken
+from tests.small_runs import Command, Trained, numbers, records, steps_taken
 
 
 def tensorboard_losses(folder: Path) -> list[tuple[int, float]]:
@@ -104,3 +106,20 @@ def test_a_second_ctrl_c_ends_it_at_once(run):
     assert "Ended without saving: the same command begins anew" in ended.output
     assert "Traceback" not in ended.output
     assert not (run.folder / "checkpoints").exists()
+
+
+def test_what_a_kill_before_the_last_evaluation_left_out_is_done(trained, tmp_path):
+    """Upstream evaluates after the last save; the run then has its tokens and not this number."""
+    folder = Path(shutil.copytree(trained.folder, tmp_path / "run"))
+    *lines, last = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    loss = json.loads(last)["validation_loss"]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    ended = Run(trained, folder).start().end()
+    assert ended.code == 0, ended.output
+    assert "Going on from step 12 of 12." in ended.output
+    assert "Done: step 12" in ended.output
+    *before, after = records(folder)
+    assert before == [json.loads(line) for line in lines]
+    # On other documents: here upstream had evaluated before it saved, and counted those it read.
+    assert after["iteration"] == 12
+    assert after["validation_loss"] == pytest.approx(loss, abs=0.1)
