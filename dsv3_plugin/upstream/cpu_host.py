@@ -26,6 +26,8 @@ from dsv3_plugin.upstream.replace import Replacer
 CPU = torch.device("cpu")
 
 _replacer = Replacer()
+# What else `enable()` changed in the process, and `disable()` takes back.
+_undo = contextlib.ExitStack()
 
 # Packages whose kernels need a GPU. Upstream prefers them to torch even for CPU tensors, so on
 # this host they are not there: `None` in sys.modules makes an import fail as if not installed.
@@ -34,8 +36,11 @@ _HIDDEN = ("transformer_engine", "transformer_engine_torch", "apex")
 # The factory functions that upstream (or torch.distributed) calls with `device="cuda"`. Wrapping
 # these few costs nothing elsewhere; a TorchFunctionMode would slow down every torch call.
 _FACTORIES = (
-    "arange", "as_tensor", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones",
-    "ones_like", "rand", "randint", "randn", "tensor", "zeros", "zeros_like",
+    "arange", "as_tensor", "asarray", "empty", "empty_like", "empty_strided", "eye", "full",
+    "full_like", "linspace", "logspace", "ones", "ones_like", "rand", "rand_like", "randint",
+    "randint_like", "randn", "randn_like", "randperm", "scalar_tensor", "tensor", "tril_indices",
+    "triu_indices", "zeros", "zeros_like", "Tensor.new_empty", "Tensor.new_full",
+    "Tensor.new_ones", "Tensor.new_tensor", "Tensor.new_zeros",
 )  # fmt: skip
 
 
@@ -128,7 +133,9 @@ def _device_properties() -> SimpleNamespace:
 
 
 _CUDA_FUNCTIONS: dict[str, Any] = {
-    "current_device": _answer(CPU),
+    # A number, as upstream and its users write it into names of devices: the one there is.
+    "current_device": _answer(0),
+    "device": _call(contextlib.nullcontext),
     "device_count": _answer(1),
     "set_device": _answer(),
     "synchronize": _answer(),
@@ -160,19 +167,36 @@ _CUDA_FUNCTIONS: dict[str, Any] = {
 
 
 def _is_cuda(device: Any) -> bool:
+    """Whether a GPU is meant: by name, as torch's object, or by its number alone."""
     if isinstance(device, str):
         return device.startswith("cuda")
-    return isinstance(device, torch.device) and device.type == "cuda"
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, int) and not isinstance(device, bool)
 
 
-def _on_cpu(factory: Any) -> Any:
+def _on_cpu(factory: Any, argument: str = "device") -> Any:
     @functools.wraps(factory)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if _is_cuda(kwargs.get("device")):
-            kwargs["device"] = CPU
+        if _is_cuda(kwargs.get(argument)):
+            kwargs[argument] = CPU
         return factory(*args, **kwargs)
 
     return wrapped
+
+
+def _generator(original: type[torch.Generator]) -> type:
+    """torch's generator of random numbers, whose one positional argument is its device."""
+
+    class AnyGenerator(type):
+        def __instancecheck__(cls, value: Any) -> bool:
+            return isinstance(value, original)
+
+    class Generator(metaclass=AnyGenerator):
+        def __new__(cls, device: Any = CPU) -> torch.Generator:
+            return original(CPU if _is_cuda(device) else device)
+
+    return Generator
 
 
 def _tensor_to(original: Any) -> Any:
@@ -244,9 +268,13 @@ def enable() -> None:
         raise RuntimeError("cpu_host.enable() must run before megatron is imported")
 
     # It looks for CUDA at import and says it found none.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    cpp_extension = logging.getLogger("torch.utils.cpp_extension")
+    _undo.callback(cpp_extension.setLevel, cpp_extension.level)
+    cpp_extension.setLevel(logging.ERROR)
     for package in _HIDDEN:
-        sys.modules.setdefault(package, None)  # type: ignore[arg-type]
+        if package not in sys.modules:
+            sys.modules[package] = None  # type: ignore[assignment]
+            _undo.callback(sys.modules.pop, package, None)
     # upstream's jit_fuser is torch.compile, at import; it needs a C++ toolchain and minutes of
     # warm-up for functions this small.
     _replacer.set("torch:compile", _uncompiled)
@@ -258,6 +286,8 @@ def enable() -> None:
     _device_constructors()
     for name in _FACTORIES:
         _replacer.wrap(f"torch:{name}", _on_cpu)
+    _replacer.wrap("torch:load", functools.partial(_on_cpu, argument="map_location"))
+    _replacer.wrap("torch:Generator", _generator)
     _replacer.set("torch:Tensor.cuda", lambda self, *a, **k: self)
     _replacer.set("torch.nn:Module.cuda", lambda self, *a, **k: self)
     _replacer.wrap("torch:Tensor.to", _tensor_to)
@@ -270,8 +300,10 @@ def enable() -> None:
     for module in ("torch.cuda", _TRACKER):
         if module in sys.modules:
             _replacer.set(f"{module}:_lazy_call", lambda callback, **options: callback())
-    _replacer.set("torch.cuda:default_generators", {CPU: torch.default_generator})
-    logging.getLogger(_TRACKER).addFilter(_about_one_generator)
+    _replacer.set("torch.cuda:default_generators", (torch.default_generator,))
+    tracker = logging.getLogger(_TRACKER)
+    tracker.addFilter(_about_one_generator)
+    _undo.callback(tracker.removeFilter, _about_one_generator)
     # The optimizer of torch asks CUDA whether a graph is being captured at every step.
     _replacer.set("torch.optim:Optimizer._cuda_graph_capture_health_check", _answer())
 
@@ -279,10 +311,7 @@ def enable() -> None:
 def disable() -> None:
     """Undo `enable()`. Modules of megatron already imported keep the kernels they chose."""
     _replacer.restore()
-    logging.getLogger(_TRACKER).removeFilter(_about_one_generator)
-    for package in _HIDDEN:
-        if package in sys.modules and sys.modules[package] is None:
-            del sys.modules[package]
+    _undo.close()
 
 
 def is_enabled() -> bool:

@@ -1,5 +1,6 @@
 """The CPU as a host: what upstream asks of CUDA is answered, and put back."""
 
+import io
 import subprocess
 import sys
 import types
@@ -16,6 +17,7 @@ from dsv3_plugin.upstream import cpu_host
 REPLACED = [
     "torch.cuda.current_device", "torch.cuda.Stream", "torch.empty", "torch.Tensor.to",
     "torch.nn.Module.cuda", "torch.utils.data.DataLoader.__init__", "torch.compile",
+    "torch.Tensor.new_zeros", "torch.Generator", "torch.load",
 ]  # fmt: skip
 
 
@@ -34,9 +36,55 @@ def test_cuda_arguments_land_on_the_cpu():
     assert torch.zeros(2, device="meta").device.type == "meta"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda number: number,
+        lambda number: torch.device("cuda", number),
+        lambda number: torch.device(f"cuda:{number}"),
+        lambda number: f"cuda:{number}",
+    ],
+    ids=["number", "device of type and number", "device by name", "name"],
+)
+def test_the_current_device_is_a_number_and_lands_on_the_cpu_wherever_a_device_is_given(name):
+    number = torch.cuda.current_device()
+    assert list(range(torch.cuda.device_count())).index(number) == 0
+    device = name(number)
+    tensor = torch.empty(2, device=device)
+    saved = io.BytesIO()
+    torch.save(tensor, saved)
+    saved.seek(0)
+    made = {
+        "new": tensor.new_zeros(3, device=device),
+        "like": torch.rand_like(tensor, device=device),
+        "moved": tensor.to(device),
+        "moved and cast": tensor.to(device, torch.bfloat16, non_blocking=True),
+        "by keyword": tensor.to(device=device),
+        "cuda": tensor.cuda(device),
+        "module": torch.nn.Linear(1, 1).to(device).cuda(device).weight,
+        "drawn": torch.randperm(3, generator=torch.Generator(device=device), device=device),
+        "loaded": torch.load(saved, map_location=device),
+    }
+    assert {what: result.device for what, result in made.items()} == dict.fromkeys(
+        made, cpu_host.CPU
+    )
+    assert made["moved and cast"].dtype == torch.bfloat16
+    with torch.cuda.device(device):
+        torch.cuda.set_device(device)
+        torch.cuda.synchronize(device)
+
+
+def test_a_generator_is_still_torchs():
+    generator = torch.Generator("cuda").manual_seed(3)
+    assert isinstance(generator, torch.Generator)
+    assert isinstance(torch.default_generator, torch.Generator)
+    assert not isinstance(3, torch.Generator)
+    expected = torch.randn(4, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(torch.randn(4, generator=generator), expected)
+
+
 def test_code_that_asks_for_cuda_is_told_the_truth():
     assert not torch.cuda.is_available()
-    assert torch.cuda.current_device() == cpu_host.CPU
     assert torch.cuda.memory_allocated() > 0
 
 
@@ -65,13 +113,16 @@ def now():
         found.append(vars(owner).get(last))
     return found
 before = now()
+import logging, sys
+quiet = logging.getLogger("torch.utils.cpp_extension")
+tracker = logging.getLogger("megatron.core.tensor_parallel.random")
 from dsv3_plugin.upstream import cpu_host
 cpu_host.enable(); cpu_host.enable()
 assert all(a is not b for a, b in zip(before, now()))
 cpu_host.disable()
 assert all(a is b for a, b in zip(before, now()))
-import importlib.util, sys
 assert "apex" not in sys.modules
+assert quiet.level == logging.NOTSET and not tracker.filters
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
