@@ -8,6 +8,7 @@ of samples, and upstream's sampler resumes by the count of samples consumed, so 
 what it would have read. Evaluations never run out of samples (`Endless`).
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy
 import torch
 from megatron.core import parallel_state
+from megatron.core.datasets import utils
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
@@ -150,18 +152,23 @@ def remove_broken_indices(folder: Path) -> None:
                 path.unlink()
 
 
-def compile_helpers() -> None:
-    """Stands for upstream's `compile_helpers`, which runs `make` where the wheel has no Makefile.
+def compile_helpers(original: Callable[[], None]) -> Callable[[], None]:
+    """Wraps upstream's `compile_helpers`, which runs `make` where the wheel has no Makefile.
 
-    The wheel ships the compiled helper instead.
-
-    Raises:
-        UserError: it does not, for this Python and machine.
+    The wheel ships the compiled helper instead; a `UserError` says where that does not load, for
+    this Python and machine. A checkout of upstream's sources is compiled as ever.
     """
-    try:
-        from megatron.core.datasets import helpers_cpp  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"megatron-core's compiled data helper does not load here ({error}): install a "
-            "megatron-core wheel made for this Python and machine."
-        ) from error
+
+    @functools.wraps(original)
+    def load_or_compile() -> None:
+        if Path(utils.__file__).with_name("Makefile").exists():
+            return original()
+        try:
+            from megatron.core.datasets import helpers_cpp  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"megatron-core's compiled data helper does not load here ({error}): install a "
+                "megatron-core wheel made for this Python and machine."
+            ) from error
+
+    return load_or_compile

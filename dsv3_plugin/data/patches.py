@@ -8,6 +8,7 @@ PATCHES: tuple[Patch, ...] = (
         targets=("megatron.core.datasets.utils:compile_helpers",),
         replacement=datasets.compile_helpers,
         reason="the wheel ships the compiled data helper, but not the Makefile that would build it",
-        test="tests/training/test_train.py",
+        test="tests/data/test_datasets.py",
+        wraps=True,
     ),
 )

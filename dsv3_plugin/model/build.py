@@ -5,7 +5,9 @@ tests. Upstream calls GPTModel deprecated in favour of HybridModel; when the fam
 this function is what changes.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -44,21 +46,32 @@ def build_model(
         overrides: fields of MLATransformerConfig; `perform_initialization=False` leaves the
             weights undrawn when they are about to be loaded.
     """
-    # Upstream recommends HybridModel to whoever builds a GPTModel; see the top of this file.
-    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
     config = transformer_config(model, backend=backend, dtype=dtype, **overrides)
     layers = deepseek_v3_spec(config, vp_stage=vp_stage)
-    return GPTModel(
-        config=config,
-        transformer_layer_spec=layers,
-        mtp_block_spec=mtp_block_spec(config, layers, vp_stage=vp_stage),
-        vocab_size=model.vocab_size,
-        max_sequence_length=model.max_position_embeddings,
-        pre_process=pre_process,
-        post_process=post_process,
-        share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
-        position_embedding_type="rope",  # MLA rotates its own heads; nothing is added to inputs
-        rotary_base=model.rotary_base,
-        pg_collection=pg_collection,
-        vp_stage=vp_stage,
-    )
+    with _without_recommendation():
+        return GPTModel(
+            config=config,
+            transformer_layer_spec=layers,
+            mtp_block_spec=mtp_block_spec(config, layers, vp_stage=vp_stage),
+            vocab_size=model.vocab_size,
+            max_sequence_length=model.max_position_embeddings,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=model.share_embeddings_and_output_weights,
+            position_embedding_type="rope",  # MLA rotates its own heads; inputs get nothing added
+            rotary_base=model.rotary_base,
+            pg_collection=pg_collection,
+            vp_stage=vp_stage,
+        )
+
+
+@contextlib.contextmanager
+def _without_recommendation() -> Iterator[None]:
+    """Upstream recommends HybridModel to whoever builds a GPTModel; see the top of this file."""
+    logger = logging.getLogger("megatron.core.models.gpt.gpt_model")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -144,6 +144,7 @@ def save_checkpoint(run: Run, given: dict[str, Any], proceed: Callable[[], Any])
     iteration = given["iteration"]
     if not all(hook.wants_save(iteration) for hook in run.hooks):
         return None
+    run.saving_here = not get_args().async_save
     try:
         answer = proceed()
     except (SystemExit, KeyboardInterrupt):
@@ -156,6 +157,8 @@ def save_checkpoint(run: Run, given: dict[str, Any], proceed: Callable[[], Any])
                 f"from the checkpoint before."
             ) from error
         raise
+    finally:
+        run.saving_here = False
     for hook in run.hooks:
         hook.on_save(iteration)
     return answer

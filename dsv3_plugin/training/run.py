@@ -23,6 +23,7 @@ class Run:
         hooks: what runs beside each step, in this order.
         step: the one that is under way, or was last.
         evaluated: after how many steps the weights were evaluated last.
+        saving_here: whether a checkpoint of the run is being written, by threads of this process.
         loaded: what hooks kept in the checkpoint that the run goes on from, by their names.
     """
 
@@ -32,6 +33,7 @@ class Run:
     hooks: Sequence[Hook] = ()
     step: Step | None = None
     evaluated: int | None = None
+    saving_here: bool = False
     loaded: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager

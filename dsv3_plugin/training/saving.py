@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from megatron.core.num_microbatches_calculator import get_num_microbatches
-from megatron.training import get_args
 from megatron.training.checkpointing import get_loaded_iteration
 
 from dsv3_plugin.training.checkpoint_folder import retire
@@ -55,13 +54,13 @@ def get_write_results_queue(original: Callable[..., Any]) -> Callable[..., Any]:
 
     Upstream starts a process to hold the queue even where threads write. That costs seconds at the
     first checkpoint, and a SIGTERM to a whole job (`scancel`, preemption) ends that process, and
-    with it the save that the signal asked for.
+    with it the save that the signal asked for. A writer process gives its answer through no other
+    queue, so whoever asks `dist_checkpointing` to save asynchronously gets upstream's.
     """
 
     @functools.wraps(original)
     def in_this_process(*args: Any, **kwargs: Any) -> Any:
-        if current_run() is None or get_args().async_save:
-            return original(*args, **kwargs)
-        return queue.Queue()
+        run = current_run()
+        return queue.Queue() if run and run.saving_here else original(*args, **kwargs)
 
     return in_this_process

@@ -24,8 +24,7 @@ def check(recipe: Recipe, machine: Machine) -> None:
         UserError: upstream's own validation refuses it.
     """
     patching.apply(TABLE)
-    sys.argv = ["dsv3", *megatron_arguments(recipe, machine, SPEC)]
-    with _refusals():
+    with _command_line(megatron_arguments(recipe, machine, SPEC)), _refusals():
         args = parse_args()
         validate_args(args)
         gpt_config_from_args(args)
@@ -37,9 +36,18 @@ def parse(arguments: list[str]) -> None:
     Raises:
         UserError: upstream's own validation refuses it.
     """
-    sys.argv = ["dsv3", *arguments]
-    with _refusals():
+    with _command_line(arguments), _refusals():
         parse_and_validate_args()
+
+
+@contextlib.contextmanager
+def _command_line(arguments: list[str]) -> Iterator[None]:
+    """Upstream reads the process's own command line, and no other; afterwards it is as it was."""
+    before, sys.argv = sys.argv, ["dsv3", *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 @contextlib.contextmanager

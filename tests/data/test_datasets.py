@@ -223,7 +223,18 @@ def test_a_place_for_indices_that_cannot_be_written(megatron, tmp_path):
 
 
 def test_the_shipped_helper_loads():
-    datasets.compile_helpers()
+    def unasked():
+        raise AssertionError("the wheel has no Makefile")
+
+    datasets.compile_helpers(unasked)()
+
+
+def test_a_checkout_of_upstream_compiles_its_helper(tmp_path, monkeypatch):
+    made = []
+    (tmp_path / "Makefile").touch()
+    monkeypatch.setattr(datasets.utils, "__file__", str(tmp_path / "utils.py"))
+    datasets.compile_helpers(lambda: made.append("make"))()
+    assert made == ["make"]
 
 
 BOTH, TOKENS, LABELS, NOTHING = (True, True), (True, False), (False, True), (False, False)

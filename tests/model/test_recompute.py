@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from megatron.core.tensor_parallel import random
 from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 
 from dsv3_plugin.model.build import build_model
@@ -46,6 +47,17 @@ def test_selective(way, expected, monkeypatch):
 def test_full(expected):
     full = {"recompute_granularity": "full", "recompute_method": "uniform"}
     same(gradients(**full, recompute_num_layers=1), expected)
+
+
+@pytest.mark.parametrize("with_te", [False, True])
+@pytest.mark.parametrize("given", [{}, {"fp8": False}, {"fp8": None}, {"fp8": "e4m3"}])
+def test_upstreams_answer_stands_where_transformer_engine_is(with_te, given, monkeypatch):
+    monkeypatch.setattr(random, "HAVE_TE", with_te)
+    upstreams = CheckpointWithoutOutput(**given).fp8
+    init = checkpoint_without_output_init(CheckpointWithoutOutput.__init__)
+    monkeypatch.setattr(CheckpointWithoutOutput, "__init__", init)
+    ours = CheckpointWithoutOutput(**given).fp8
+    assert ours == (upstreams if with_te else bool(given.get("fp8")))
 
 
 def same(actual, expected):

@@ -1,5 +1,7 @@
 """The specs through upstream's own builder, as an unmodified command line uses them."""
 
+import logging
+
 import pytest
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -33,6 +35,16 @@ def upstreams_builder(config):
 def build(builder):
     groups = ProcessGroupCollection.use_mpu_process_groups()
     return builder.build_model(groups, pre_process=True, post_process=True)
+
+
+def test_upstreams_log_is_as_loud_after_a_model_is_built_as_before():
+    logger = logging.getLogger("megatron.core.models.gpt.gpt_model")
+    logger.setLevel(logging.INFO)
+    try:
+        build_model(MODEL)
+        assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

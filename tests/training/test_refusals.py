@@ -124,10 +124,11 @@ def test_a_run_that_megatron_refuses_keeps_its_recipes(trained, tmp_path):
 def test_what_upstreams_parser_refuses_is_a_sentence(monkeypatch, capsys, arguments, sentence):
     from dsv3_plugin.training.upstream_arguments import parse
 
-    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "argv", ["of", "the process"])
     with pytest.raises(UserError, match="Megatron refuses these settings") as refusal:
         parse(arguments)
     assert sentence in str(refusal.value)
+    assert sys.argv == ["of", "the process"]
 
 
 def test_a_run_folder_that_cannot_be_written_is_refused(recipe, tmp_path):
