@@ -2,8 +2,9 @@
 
 Upstream keeps its own in `pretrain_gpt.py`, outside of the wheel. Samples are upstream's
 `GPTDataset`: documents in a seeded order, laid end to end and cut every `seq_length` tokens. As in
-DeepSeek-V3's pretraining, tokens attend across the documents of a sample, and predicting the
-end of a document counts in the loss. The order is a function of the seed, the data and the number
+DeepSeek-V3's pretraining, tokens attend across the documents of a sample, and every token is
+read and counts in the loss, the end of a document too, and one that a tokenizer calls its padding:
+nothing is padded here. The order is a function of the seed, the data and the number
 of samples, and upstream's sampler resumes by the count of samples consumed, so a resumed run reads
 what it would have read. Evaluations never run out of samples (`Endless`).
 """
@@ -21,6 +22,7 @@ from megatron.core.datasets import utils
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.datasets.megatron_dataset import _PAD_TOKEN_ID
 from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
 
@@ -29,6 +31,27 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.full_disk import reason
 
 Provider = Callable[..., tuple[Any, Any, Any]]
+
+
+class _NoTokenIsPadding:
+    """Makes padding of an upstream dataset, if there is any, a value that no token has.
+
+    `GPTDataset` takes every token that equals the tokenizer's pad token out of the loss, and feeds
+    token 0 in its place, though it pads no sample of training. Many a tokenizer names an ordinary
+    token there.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pad_token_id = _PAD_TOKEN_ID  # upstream's own, for tokenizers without one
+
+
+class Documents(_NoTokenIsPadding, GPTDataset):
+    """Samples of a built dataset."""
+
+
+class MockDocuments(_NoTokenIsPadding, MockGPTDataset):
+    """Samples of upstream's made-up tokens (`--mock-data`)."""
 
 
 def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider:
@@ -52,7 +75,7 @@ def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider
         if args.rank == 0:
             for folder in _index_folders(config):
                 remove_broken_indices(folder)
-        dataset = MockGPTDataset if args.mock_data else GPTDataset
+        dataset = MockDocuments if args.mock_data else Documents
         try:
             train, valid, test = BlendedMegatronDatasetBuilder(
                 dataset, num_samples, is_built_on_rank, config
@@ -123,17 +146,16 @@ def dataset_config(args: Any) -> GPTDatasetConfig:
         eod_mask_loss=args.eod_mask_loss,
         create_attention_mask=args.create_attention_mask_in_dataloader,
         mid_level_dataset_surplus=args.mid_level_dataset_surplus,
-        allow_ambiguous_pad_tokens=args.allow_ambiguous_pad_tokens,
     )
 
 
 def _index_folders(config: GPTDatasetConfig) -> list[Path]:
-    """Where `GPTDataset` keeps its indices (`_build_document_sample_shuffle_indices`)."""
+    """Where `Documents` keeps its indices (`GPTDataset._build_document_sample_shuffle_indices`)."""
     if config.path_to_cache:
         return [Path(config.path_to_cache)]
     blends = [config.blend, *(config.blend_per_split or [])]
     prefixes = [prefix for blend in blends if blend for prefix in blend[0]]
-    return [Path(prefix, "cache", "GPTDataset_indices") for prefix in prefixes]
+    return [Path(prefix, "cache", f"{Documents.__name__}_indices") for prefix in prefixes]
 
 
 def remove_broken_indices(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Samples: the stream upstream's GPTDataset cuts of our data, its resuming, its indices on disk."""
 
 import json
+import shutil
 from dataclasses import fields
 from functools import partial
 from itertools import islice
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+import transformers
 from megatron.core import parallel_state
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset
@@ -20,7 +22,7 @@ from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from dsv3_plugin.data import datasets
 from dsv3_plugin.data.batch import SAMPLE_KEYS, StageInputs, get_batch, stage_inputs
 from dsv3_plugin.data.build import build_dataset
-from dsv3_plugin.data.datasets import datasets_provider, remove_broken_indices
+from dsv3_plugin.data.datasets import Documents, datasets_provider, remove_broken_indices
 from dsv3_plugin.data.tokenizer import TrainBpe
 from dsv3_plugin.errors import UserError
 from tests.gloo_ranks import run_ranks
@@ -69,7 +71,6 @@ def arguments(built, cache, **changes) -> SimpleNamespace:
         "eod_mask_loss": False,
         "create_attention_mask_in_dataloader": False,
         "mid_level_dataset_surplus": 0.005,
-        "allow_ambiguous_pad_tokens": False,
     }
     return SimpleNamespace(**{**values, **changes})
 
@@ -77,8 +78,13 @@ def arguments(built, cache, **changes) -> SimpleNamespace:
 def set_globals(built, cache, **changes) -> None:
     """Stands for upstream's `initialize_megatron`, as far as the data room looks."""
     global_vars._GLOBAL_ARGS = arguments(built, cache, **changes)
+    set_tokenizer(built.tokenizer_folder)
+
+
+def set_tokenizer(folder) -> None:
+    """Stands for upstream's `build_tokenizer`."""
     global_vars._GLOBAL_TOKENIZER = MegatronTokenizer.from_pretrained(
-        str(built.tokenizer_folder), {"library": "huggingface"}
+        str(folder), {"library": "huggingface"}
     )
 
 
@@ -134,6 +140,38 @@ def test_samples_are_the_documents_laid_end_to_end(built, megatron, epochs):
 
     held_out = {tuple(window) for window in windows(documents(built.held_out_prefix), 1)}
     assert tuple([*valid[0]["tokens"].tolist(), valid[0]["labels"][-1].item()]) in held_out
+
+
+@pytest.mark.parametrize("named", ["pad_token", "eos_token"])
+def test_no_token_is_read_or_counted_by_its_name(built, megatron, tmp_path, named):
+    """A tokenizer may call an ordinary token its padding; nothing is padded here."""
+    frequent = documents(built.train_prefix)[0][1]
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(built.tokenizer_folder, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config[named] = transformers.AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(
+        frequent
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    as_built = [*datasets_provider()((40, 3, 0))[0]]
+
+    set_tokenizer(folder)
+    assert getattr(global_vars.get_tokenizer(), named.removesuffix("_token")) == frequent
+    renamed = [*datasets_provider()((40, 3, 0))[0]]
+
+    assert sum(sample["labels"].eq(frequent).sum() for sample in renamed) > 10
+    for sample, expected in zip(renamed, as_built, strict=True):
+        assert all(torch.equal(sample[key], expected[key]) for key in expected)
+        assert sample["loss_mask"].eq(1).all()
+
+
+def test_made_up_tokens_all_count(megatron):
+    megatron.mock_data, megatron.split = True, "90,10,0"
+    megatron.train_data_path = megatron.valid_data_path = None
+    samples = [*datasets_provider()((40, 3, 0))[0]]
+    pad = global_vars.get_tokenizer().pad
+    assert any(sample["labels"].eq(pad).any() for sample in samples)
+    assert all(sample["loss_mask"].eq(1).all() for sample in samples)
 
 
 def test_a_resumed_run_reads_what_it_would_have_read(megatron, monkeypatch):
@@ -199,7 +237,7 @@ def test_broken_indices_are_written_anew(built, megatron, tmp_path):
             path.write_bytes(path.read_bytes()[:keep])
             with pytest.raises((ValueError, EOFError, OSError)):
                 BlendedMegatronDatasetBuilder(
-                    GPTDataset, (20, 3, 0), lambda: True, datasets.dataset_config(megatron)
+                    Documents, (20, 3, 0), lambda: True, datasets.dataset_config(megatron)
                 ).build()
             assert torch.equal(datasets_provider()((20, 3, 0))[0][7]["tokens"], tokens)
     whole = sorted(cache.iterdir())
@@ -210,7 +248,7 @@ def test_broken_indices_are_written_anew(built, megatron, tmp_path):
 def test_indices_stand_beside_the_data_unless_told_otherwise(built, megatron):
     megatron.data_cache_path = None
     datasets_provider()((20, 3, 0))
-    assert list((built.folder / "train" / "cache" / "GPTDataset_indices").glob("*.npy"))
+    assert list((built.folder / "train" / "cache" / "Documents_indices").glob("*.npy"))
 
 
 def test_a_place_for_indices_that_cannot_be_written(megatron, tmp_path):

@@ -130,6 +130,10 @@ def test_refused_in_one_sentence(overrides, sentence):
             "context-parallel-size 2 contradicts parallel.context, which is 1",
         ),
         (
+            ["megatron_args={allow-ambiguous-pad-tokens: true}"],
+            "would take ordinary tokens for padding, and nothing is padded here",
+        ),
+        (
             ["megatron_args={transformer-impl: transformer_engine}"],
             "transformer-impl transformer_engine contradicts backend, which is local",
         ),

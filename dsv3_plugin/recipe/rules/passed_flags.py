@@ -10,6 +10,11 @@ def said_once(recipe: Recipe) -> Iterator[str]:
     flags = recipe.passed_flags
     if flags.get("step-batch-size-schedule") or flags.get("global-batch-size"):
         yield "the batch size is curves.batch_size, not a flag in megatron_args"
+    if flags.get("allow-ambiguous-pad-tokens"):
+        yield (
+            "megatron_args: allow-ambiguous-pad-tokens would take ordinary tokens for padding, and "
+            "nothing is padded here: leave it out"
+        )
     for flag, (key, value) in _said_in_the_recipe(recipe).items():
         if flags.get(flag, False) not in (False, value):
             yield (
