@@ -37,10 +37,10 @@ def test_a_run_goes_on_and_ends_where_version_0_1_ended_it(folder):
     ours, theirs = (
         _scalars(folder / path) for path in ("runs/old/metrics.jsonl", "uninterrupted.jsonl")
     )
-    assert [line.keys() for line in ours] == [line.keys() for line in theirs]
     for our, their in zip(ours, theirs, strict=True):
+        assert our.keys() - their.keys() <= {"loss_scale", "mtp_acceptance_rate"}  # new since
         # Bit for bit on the processor that wrote it; another may sum in another order.
-        assert our == pytest.approx(their, rel=1e-5)
+        assert {name: our[name] for name in their} == pytest.approx(their, rel=1e-5)
 
 
 def test_its_checkpoint_is_inspected_exported_and_verified(folder, tmp_path):

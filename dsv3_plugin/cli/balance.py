@@ -14,9 +14,10 @@ def balance(
 ) -> None:
     """Show how evenly the experts, ranks and nodes of a run are loaded."""
     from dsv3_plugin.files.run_folder import RunFolder
-    from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table
+    from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table, main_layers
 
-    history = LoadHistory(RunFolder(run).metrics.stream(), run)
+    folder = RunFolder(run)
+    history = LoadHistory(folder.metrics.stream(), run, main_layers(folder))
     print(load_table(history))
     if png is not None:
         draw_load(history, png, title=run.resolve().name)

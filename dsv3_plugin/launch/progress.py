@@ -1,5 +1,6 @@
 """What a person sees of a running run: a bar on a terminal, plain lines in a log."""
 
+import re
 from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
@@ -15,9 +16,11 @@ from dsv3_plugin.numbers import time_text, tokens_text
 def describe(record: dict[str, Any]) -> str:
     """One record of metrics.jsonl as a plain line."""
     parts = [f"step {record['iteration']}", f"{tokens_text(record['tokens'])} tokens"]
+    further_mtp = (key for key in record if re.fullmatch(r"mtp_\d+_loss", key))
     for key, text in (
         ("loss", "loss {:.4f}"),
         ("mtp_loss", "mtp loss {:.4f}"),
+        *((key, key.replace("_", " ") + " {:.4f}") for key in further_mtp),
         ("validation_loss", "held-out loss {:.4f}"),
         ("learning_rate", "lr {:.3g}"),
         ("grad_norm", "grad norm {:.3f}"),

@@ -14,6 +14,8 @@ from dsv3_plugin.dispatch.balance import max_violation
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.recipe import yaml_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,16 +42,20 @@ class LoadHistory:
         last: the last record with the load of each expert.
     """
 
-    def __init__(self, records: Iterable[Record], run: Path) -> None:
+    def __init__(
+        self, records: Iterable[Record], run: Path, main_layers: int | None = None
+    ) -> None:
         """Read records once, in order.
 
         Args:
             records: of metrics.jsonl.
             run: their folder, for the error.
+            main_layers: of the model, without multi-token prediction; None: nobody knows.
 
         Raises:
             UserError: none has the load of each expert.
         """
+        self._main_layers = main_layers
         self.steps = array("q")
         self.experts: dict[str, array[float]] = {}
         self.nodes: dict[str, array[float]] = {}
@@ -78,17 +84,31 @@ class LoadHistory:
     def layers(self) -> list[str]:
         return sorted(self.experts, key=int)
 
+    def label(self, layer: str) -> str:
+        """`3`, or `61 (MTP 1)`: in the records the MTP layers are numbered after the main ones."""
+        beyond = -1 if self._main_layers is None else int(layer) - self._main_layers
+        return layer if beyond < 0 else f"{layer} (MTP {beyond + 1})"
+
+
+def main_layers(run: RunFolder) -> int | None:
+    """Layers of a run's model without multi-token prediction; None where the run does not say."""
+    if not run.recipe.exists():
+        return None
+    return yaml_text.read_mapping(run.recipe).get("model", {}).get("num_layers")
+
 
 def load_table(history: LoadHistory) -> str:
     """The last step with all loads: MaxVio over experts, ranks, nodes by layer; idle experts."""
     last = history.last
+    width = max(6, *(len(history.label(layer)) for layer in last["expert_load"]))
     lines = [
         f"step {last['iteration']}: largest load over the mean, minus 1 (MaxVio)",
-        f"{'layer':>6} {'experts':>8} {'ranks':>8} {'nodes':>8} {'idle experts':>13}",
+        f"{'layer':>{width}} {'experts':>8} {'ranks':>8} {'nodes':>8} {'idle experts':>13}",
     ]
     for layer, load in last["expert_load"].items():
         columns = " ".join(f"{max_violation(last[part][layer]):8.3f}" for part in PARTS)
-        lines.append(f"{layer:>6} {columns} {sum(not tokens for tokens in load):13d}")
+        label = f"{history.label(layer):>{width}}"
+        lines.append(f"{label} {columns} {sum(not tokens for tokens in load):13d}")
     return "\n".join(lines)
 
 
@@ -113,7 +133,7 @@ def draw_load(history: LoadHistory, png: Path, title: str) -> None:
     _draw_steps(history, axes[0])
     if several_nodes:
         _draw_nodes(history, axes[1])
-    _draw_experts(history.last, axes[-1])
+    _draw_experts(history, axes[-1])
     refused = write_errors_as(lambda reason: f"cannot write {png}: {reason}")
     try:
         with refused, whole_file(png) as beside:
@@ -148,7 +168,7 @@ def _draw_steps(history: LoadHistory, axes: "Axes") -> None:
     bar.update_ticks()
     axes.set_title("largest expert load over the mean, minus 1, by step" + _per_column(history))
     _steps_below(axes)
-    _layers_beside(axes, history.layers)
+    _layers_beside(axes, [history.label(layer) for layer in history.layers])
     axes.invert_yaxis()  # as in the other picture, the first layer is on top
 
 
@@ -169,9 +189,10 @@ def _draw_nodes(history: LoadHistory, axes: "Axes") -> None:
     _steps_below(axes)
 
 
-def _draw_experts(last: Record, axes: "Axes") -> None:
+def _draw_experts(history: LoadHistory, axes: "Axes") -> None:
     import numpy as np
 
+    last = history.last
     layers = list(last["expert_load"])
     load = np.array([last["expert_load"][layer] for layer in layers], dtype=float)
     relative = load / load.mean(1, keepdims=True)
@@ -186,7 +207,7 @@ def _draw_experts(last: Record, axes: "Axes") -> None:
         for part in range(1, parts):
             boundary = part * load.shape[1] / parts - 0.5
             axes.axvline(boundary, color="black", linewidth=width)
-    _layers_beside(axes, layers)
+    _layers_beside(axes, [history.label(layer) for layer in layers])
 
 
 def _binned(

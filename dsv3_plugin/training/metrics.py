@@ -5,6 +5,7 @@ losses, held-out loss) to the TensorBoard writer of the last rank. `MetricsWrite
 of that writer, passes all of it on, and keeps a copy of the step's numbers for the line.
 """
 
+import re
 import time
 from typing import Any
 
@@ -17,10 +18,11 @@ from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.hooks import Hook, Step
 
-# Upstream's TensorBoard names, and ours in metrics.jsonl.
+# Upstream's TensorBoard names, and ours in metrics.jsonl. Others keep theirs, in our spelling.
 _NAMES = {
     "lm loss": "loss",
     "mtp_1 loss": "mtp_loss",
+    "mtp_1_acceptance_rate": "mtp_acceptance_rate",
     "seq_load_balancing_loss": "balance_loss",
     "load_balancing_loss": "balance_loss",
     "learning-rate": "learning_rate",
@@ -30,6 +32,20 @@ _NAMES = {
 }
 
 
+def recorded_name(tag: str) -> str | None:
+    """What a number of upstream's is called in metrics.jsonl; None where it is no news of the step.
+
+    Twice in TensorBoard is what it also shows over samples. The cumulative acceptance rates begin
+    anew whenever the run does.
+
+    Args:
+        tag: the number's name in TensorBoard.
+    """
+    if tag.endswith(" vs samples") or "_cumulative_" in tag:
+        return None
+    return _NAMES.get(tag) or re.sub(r"\W+", "_", tag).strip("_")
+
+
 class MetricsWriter:
     """A TensorBoard writer that also remembers the scalars it was given."""
 
@@ -37,11 +53,16 @@ class MetricsWriter:
         self._tensorboard = tensorboard
         self._scalars: dict[str, float] = {}
 
-    def add_scalar(self, name: str, value: Any, iteration: int) -> None:
+    def add_scalar(self, tag: str, value: Any, iteration: int) -> None:
         """Pass a scalar on to TensorBoard, and keep it for the step's line if it belongs there."""
-        self._tensorboard.add_scalar(name, value, iteration)
-        if name in _NAMES:
-            self._scalars[_NAMES[name]] = float(value)
+        self.pass_on(tag, value, iteration)
+        name = recorded_name(tag)
+        if name is not None:
+            self._scalars[name] = float(value)
+
+    def pass_on(self, tag: str, value: Any, iteration: int) -> None:
+        """Give TensorBoard a scalar that the line has in another form."""
+        self._tensorboard.add_scalar(tag, value, iteration)
 
     def take(self) -> dict[str, float]:
         """The scalars since the last call."""
@@ -101,7 +122,7 @@ class Metrics(Hook):
         writer = get_tensorboard_writer()
         if isinstance(writer, MetricsWriter):
             for name, value in tensorboard_scalars(step.numbers).items():
-                writer.add_scalar(name, value, step.iteration)
+                writer.pass_on(name, value, step.iteration)
             self._write(step.iteration, {**writer.take(), **step.numbers})
 
     def on_evaluation(self, iteration: int) -> None:

@@ -26,6 +26,11 @@ def test_a_record_is_one_plain_line():
     )
 
 
+def test_further_multi_token_prediction_layers_are_shown_beside_the_first():
+    further = {**STEP, "mtp_2_loss": 6.75, "mtp_2_acceptance_rate": 1.0}
+    assert "  mtp loss 6.5000  mtp 2 loss 6.7500  lr 0.004" in describe(further)
+
+
 def test_pace_is_judged_by_the_clock_and_saving_counts():
     pace = Pace(total_tokens=10_000)
     assert pace.seconds_left is None

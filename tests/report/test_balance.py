@@ -8,7 +8,8 @@ import pytest
 
 from dsv3_plugin.dispatch.balance import max_violation
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table, main_layers
 
 
 def record(step: int) -> dict:
@@ -51,6 +52,21 @@ def test_the_table_tells_the_last_step(tmp_path):
     assert layer_2[0] == "2"
     assert float(layer_2[1]) == pytest.approx(record(10)["max_vio"]["2"], abs=1e-3)
     assert layer_2[-1] == "1"  # expert 7 is idle
+
+
+def test_layers_of_multi_token_prediction_are_named(tmp_path):
+    history = LoadHistory([record(1)], tmp_path, main_layers=2)
+    lines = load_table(history).splitlines()
+    assert [line[:9].strip() for line in lines[2:]] == ["1", "2 (MTP 1)"]
+    assert len({len(line) for line in lines[1:]}) == 1
+    assert history.label("3") == "3 (MTP 2)"
+
+
+def test_a_run_says_how_many_layers_are_main_ones(tmp_path):
+    run = RunFolder(tmp_path)
+    assert main_layers(run) is None
+    run.write_recipe("model: {num_layers: 7}")
+    assert main_layers(run) == 7
 
 
 def test_a_run_without_experts_is_said(tmp_path):

@@ -6,6 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.supervise import train
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.training.metrics import recorded_name
 from tests.small_runs import STEPS, records
 
 
@@ -59,6 +60,27 @@ def test_tensorboard_has_the_same_losses(trained):
     seen = {event.step: event.value for event in events.Scalars("lm loss")}
     told = {line["iteration"]: line["loss"] for line in records(trained.folder) if "loss" in line}
     assert seen == pytest.approx(told, rel=1e-6)
+
+
+def test_metrics_have_every_number_that_upstream_logs(trained):
+    """But for the few that are no news of the step: the names are compared, and the values."""
+    events = EventAccumulator(str(trained.folder / "tensorboard"))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("dispatch/", "max_vio"))]
+    left_out = {tag for tag in tags if recorded_name(tag) is None}
+    assert {tag for tag in left_out if not tag.endswith(" vs samples")} == {
+        "mtp_1_cumulative_acceptance_rate"
+    }
+    lines = records(trained.folder)
+    # Its name is part of the other's, so upstream logs it too, as 0.
+    assert not any(event.value for event in events.Scalars("load_balancing_loss"))
+    for tag in set(tags) - left_out - {"load_balancing_loss"}:
+        name = recorded_name(tag)
+        logged = {event.step: event.value for event in events.Scalars(tag)}
+        told = {line["iteration"]: line[name] for line in lines if name in line}
+        assert told.keys() == logged.keys(), name
+        if name != "learning_rate":  # upstream logs the one of the step to come
+            assert told == pytest.approx(logged, rel=1e-6), name
 
 
 def test_the_newest_checkpoints_are_kept_with_model_tokenizer_and_recipe(trained):
