@@ -37,6 +37,7 @@ from dsv3_plugin.checkpoint.names import (
     Entry,
     layout,
     stacked_key,
+    tied_head,
 )
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.hf_config import model_from_hf
@@ -162,6 +163,8 @@ def _inspect_folder(path: Path) -> Findings:
         return findings
     model = model_from_hf(read_config(path), path.resolve().name)
     expected: dict[str, Shape] = {}
+    if head := tied_head(model):
+        expected[head.name] = head.shape
     for entry in layout(model):
         expected[entry.name] = entry.shape
         if entry.precision == "fp8" and entry.name + SCALE in described:
@@ -173,7 +176,7 @@ def _inspect_folder(path: Path) -> Findings:
             if entry.name + SCALE not in described:
                 findings.missing.append(entry.name + SCALE)
     for name, tensor in described.items():
-        if name not in expected and not name.endswith(DERIVED):
+        if name not in expected and not name.endswith(DERIVED) and tensor.nbytes:
             findings.foreign.append(name)
         elif name in expected and tensor.shape != expected[name]:
             findings.misshapen.append(_misshapen(name, tensor.shape, expected[name]))

@@ -20,8 +20,9 @@ Keys are those of `GPTModel.sharded_state_dict()` in megatron-core 0.19.2.
 """
 
 import math
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from dsv3_plugin.recipe.model import ModelConfig
@@ -38,6 +39,8 @@ loader that knows nothing of scales must miss the weight, not read it without th
 
 WEIGHT_KEYS = ("embedding.", "decoder.", "mtp.", "output_layer.")
 """How a key of the model's own state begins; optimizer and random state do not."""
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 Precision = Literal["fp8", "bf16", "fp32"]
 
@@ -64,10 +67,10 @@ class Row(NamedTuple):
 # `bias` MoE layers with a router bias; `expert` per routed expert; `shared` MoE layers with shared
 # experts; `mtp` per MTP layer.
 TABLE: tuple[Row, ...] = (
-    Row("model", "model.embed_tokens.weight", "embedding.word_embeddings.weight",
+    Row("model", EMBEDDING, "embedding.word_embeddings.weight",
         ("vocab", "hidden")),
     Row("model", "model.norm.weight", "decoder.final_layernorm.weight", ("hidden",)),
-    Row("untied", "lm_head.weight", "output_layer.weight", ("vocab", "hidden")),
+    Row("untied", HEAD, "output_layer.weight", ("vocab", "hidden")),
 
     Row("layer", "input_layernorm.weight", "input_layernorm.weight", ("hidden",)),
     Row("q_direct", "self_attn.q_proj.weight", "self_attention.linear_q_proj.weight",
@@ -112,14 +115,22 @@ TABLE: tuple[Row, ...] = (
         ("hidden", "shared_ffn"), "fp8"),
 
     Row("mtp", "embed_tokens.weight", "embedding.word_embeddings.weight", ("vocab", "hidden"),
-        copy_of="model.embed_tokens.weight"),
+        copy_of=EMBEDDING),
     Row("mtp", "enorm.weight", "enorm.weight", ("hidden",)),
     Row("mtp", "hnorm.weight", "hnorm.weight", ("hidden",)),
     Row("mtp", "eh_proj.weight", "eh_proj.weight", ("hidden", "2_hidden")),
     Row("mtp", "shared_head.norm.weight", "final_layernorm.weight", ("hidden",)),
     Row("mtp", "shared_head.head.weight", "output_layer.weight", ("vocab", "hidden"),
-        copy_of="lm_head.weight"),
+        copy_of=HEAD),
 )  # fmt: skip
+
+CONFIG_KEYS = {
+    "untied": "tie_word_embeddings", "layer": "num_hidden_layers",
+    "q_direct": "q_lora_rank", "q_latent": "q_lora_rank",
+    "dense": "first_k_dense_replace", "moe": "first_k_dense_replace", "bias": "topk_method",
+    "expert": "n_routed_experts", "shared": "n_shared_experts", "mtp": "num_nextn_predict_layers",
+}  # fmt: skip
+"""Scope → the key of `config.json` by which a model has its tensors or not."""
 
 # Modules whose sharded state carries an `_extra_state` object. They are empty outside delayed-
 # scaling FP8, but upstream refuses a checkpoint that lacks one. Norms and the core attention have
@@ -214,8 +225,8 @@ def layout(model: ModelConfig) -> list[Entry]:
     for scope, hf_prefix, key_prefix, expert in _scopes(model):
         for row, shape in by_scope.get(scope, ()):
             copy_of = row.copy_of
-            if copy_of == "lm_head.weight" and model.share_embeddings_and_output_weights:
-                copy_of = "model.embed_tokens.weight"
+            if copy_of == HEAD and model.share_embeddings_and_output_weights:
+                copy_of = EMBEDDING
             whole, offset = shape, (0,) * len(shape)
             if row.half is not None:
                 whole = (2 * shape[0], *shape[1:])
@@ -230,6 +241,25 @@ def layout(model: ModelConfig) -> list[Entry]:
             alias = key_prefix + row.alias if row.alias else None
             entries.append(Entry(name, shape, row.precision, key, offset, whole, alias, copy_of))
     return entries
+
+
+def tied_head(model: ModelConfig) -> Entry | None:
+    """The `lm_head.weight` that some savers write though the head is the embedding.
+
+    A copy like those of the MTP layer, checked when read; but no loader misses it, so it is none of
+    the model's tensors (`layout`) and is not written. None for a model with a head of its own.
+    """
+    if not model.share_embeddings_and_output_weights:
+        return None
+    embedding = next(entry for entry in layout(model) if entry.name == EMBEDDING)
+    return replace(embedding, name=HEAD, copy_of=EMBEDDING)
+
+
+def config_key(name: str) -> str | None:
+    """The key of `config.json` that says whether there is a tensor of this Hugging Face name."""
+    name = re.sub(r"^model\.layers\.\d+\.", "", name.removesuffix(SCALE))
+    name = re.sub(r"\.experts\.\d+\.", ".experts.{expert}.", name)
+    return next((CONFIG_KEYS.get(row.scope) for row in TABLE if row.hf == name), None)
 
 
 def hf_tensors(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], Precision]]:

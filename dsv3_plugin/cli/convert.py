@@ -1,11 +1,11 @@
 """`dsv3 import` and `dsv3 export`: Hugging Face folders and checkpoints, each from the other."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsv3_plugin.cli.notes import note
 from dsv3_plugin.numbers import bytes_text
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ def import_(
             progress=progress,
         )
     print(outcome("imported", checkpoint, report))
+    for sentence in report.notes:
+        note(sentence)
     if dtype == "keep-fp8" and not report.fp8:
-        _note(f"{hf_dir} has no FP8 weights, so --dtype keep-fp8 changed nothing.")
+        note(f"{hf_dir} has no FP8 weights, so --dtype keep-fp8 changed nothing.")
 
 
 def export(
@@ -111,11 +113,7 @@ def outcome(verb: str, target: object, report: "Report") -> str:
 def note_missing_tokenizer(hf_dir: Path) -> None:
     """Say on standard error that an exported model came without a tokenizer."""
     if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        _note(
+        note(
             f"the checkpoint has no tokenizer, so {hf_dir} has none; put the model's own "
             "tokenizer files there before text goes in."
         )
-
-
-def _note(sentence: str) -> None:
-    print(f"Note: {sentence}", file=sys.stderr)

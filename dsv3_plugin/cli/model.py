@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.cli.notes import note
+
 model = typer.Typer(help="Models: from a Hugging Face config to YAML.", no_args_is_help=True)
 
 
@@ -18,7 +20,9 @@ def from_hf(
     """Write the model YAML of a Hugging Face config."""
     from dsv3_plugin.recipe.hf_config import read_hf_model
 
-    found = read_hf_model(config)
+    found, assumed = read_hf_model(config)
+    for sentence in assumed:
+        note(sentence)
     if out is None:
         print(found.to_yaml(), end="")
     else:

@@ -21,6 +21,7 @@ class Family:
         score_function: how the router scores experts. Sigmoid scores come with a balancing bias
             and renormalised gates, softmax scores with neither.
         topk_methods: `topk_method` without groups of experts, and with groups.
+        aux_loss_alpha: the balance loss's factor in the family's report, for configs without it.
         unknown: published keys that the family's code does not have.
         renamed: the family's spelling of a key → the published spelling of the others.
         inside: the key of the object that describes the language model, None: the config itself.
@@ -30,6 +31,7 @@ class Family:
     architecture: str
     score_function: Literal["sigmoid", "softmax"]
     topk_methods: tuple[str, str]
+    aux_loss_alpha: float
     unknown: frozenset[str] = frozenset()
     renamed: Mapping[str, str] = field(default_factory=dict)
     inside: str | None = None
@@ -46,6 +48,7 @@ _V2 = Family(
     architecture="DeepseekV2ForCausalLM",
     score_function="softmax",
     topk_methods=("greedy", "group_limited_greedy"),
+    aux_loss_alpha=0.003,  # α1 of arXiv 2405.04434, §3.1.2
     unknown=frozenset({"num_nextn_predict_layers"}),
 )
 _V3 = Family(
@@ -53,6 +56,7 @@ _V3 = Family(
     architecture="DeepseekV3ForCausalLM",
     score_function="sigmoid",
     topk_methods=("noaux_tc", "noaux_tc"),
+    aux_loss_alpha=0.0001,  # α of arXiv 2412.19437, §4.2
 )
 
 FAMILIES: dict[str, Family] = {"deepseek_v2": _V2, "deepseek_v3": _V3, "kimi_k2": _V3}

@@ -152,11 +152,11 @@ FIELDS: tuple[Field, ...] = (
     _row("moe_router_score_function", "scoring_func", hf.score_function),
     _row("moe_router_pre_softmax", "norm_topk_prob", hf.keeps_gates, hf.renormalises_gates),
     _row(
-        "moe_router_topk_scaling_factor", "routed_scaling_factor",
-        hf.number_or(1.0), hf.or_else(1.0),
+        # Absent, it is 1 to DeepSeek's code and 2.5 to transformers.
+        "moe_router_topk_scaling_factor", "routed_scaling_factor", hf.number, hf.or_else(1.0),
     ),
     _row("moe_router_enable_expert_bias", "topk_method", hf.has_bias, hf.topk_method),
-    _row("moe_aux_loss_coeff", "aux_loss_alpha", hf.number_or(0.0), from_megatron=_first),
+    _row("moe_aux_loss_coeff", "aux_loss_alpha", hf.balance_factor, from_megatron=_first),
     _row(
         "moe_router_load_balancing_type", "seq_aux", hf.balancing, hf.balances_sequences,
         from_megatron=_first,

@@ -30,8 +30,8 @@ _ASSUMED = {"mlp_bias": False, "rope_interleave": True}
 """Likewise, and not written, as DeepSeek's own configs have no such key."""
 
 
-def read_hf_model(path: Path) -> ModelConfig:
-    """The model of a `config.json` file, or of the folder that holds one.
+def read_hf_model(path: Path) -> tuple[ModelConfig, list[str]]:
+    """The model of a `config.json` file, or of the folder that holds one, and what was `assumed`.
 
     It is named after its folder, as downloaded models are.
     """
@@ -45,7 +45,8 @@ def read_hf_model(path: Path) -> ModelConfig:
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds no JSON object.")
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    return model_from_hf(config, name)
+    model = model_from_hf(config, name)
+    return model, assumed(config, model)
 
 
 def model_from_hf(config: Mapping[str, Any], name: str) -> ModelConfig:
@@ -69,6 +70,16 @@ def model_from_hf(config: Mapping[str, Any], name: str) -> ModelConfig:
     except ValueError as error:
         raise UserError(f"{name}: {error}.") from error
     return validate(ModelConfig, {"name": name, **fields}, name)
+
+
+def assumed(config: Mapping[str, Any], model: ModelConfig) -> list[str]:
+    """What a config leaves out although it matters, and what `model` has there: a sentence each."""
+    if published(config).get("aux_loss_alpha") is not None or not model.moe_layers:
+        return []
+    return [
+        f"the config has no aux_loss_alpha: moe_aux_loss_coeff is {model.moe_aux_loss_coeff:g}, "
+        "the report's; change it in the model's YAML to train with another."
+    ]
 
 
 def published(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,7 +228,7 @@ def _require_expressible(model: ModelConfig, family: Family) -> None:
     if any(model.moe_layer_freq[:dense]):
         refuse("its dense layers do not all come first")
     if model.moe_shared_expert_intermediate_size is None:
-        refuse("it has no shared expert")
+        refuse("it has no shared expert (n_shared_experts 0)")
     if model.mscale != 1.0 and model.mscale_all_dim == 0.0:
         refuse("mscale without mscale_all_dim means something else there")
     if model.mtp_num_layers and "num_nextn_predict_layers" in family.unknown:

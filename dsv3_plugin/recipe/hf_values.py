@@ -14,6 +14,8 @@ Config = Mapping[str, Any]
 Reader = Callable[[Config, str, Family], Any]
 Writer = Callable[[Any, ModelConfig], Any]
 
+_ABSENT = object()
+
 
 def at(config: Config, key: str, absent: Any = None) -> Any:
     """What a config says under a key, which is dotted where it lies inside another."""
@@ -29,8 +31,13 @@ def whole(config: Config, key: str, family: Family) -> int:
 
 
 def whole_or_null(config: Config, key: str, family: Family) -> int | None:
-    """A whole number, or none."""
-    value = at(config, key)
+    """A whole number, or none where the key is there and null.
+
+    Absent is neither: DeepSeek's code and transformers then take V3's number.
+    """
+    value = at(config, key, absent=_ABSENT)
+    if value is _ABSENT:
+        raise ValueError(f"the key '{key}' is missing; null says that there is none")
     return None if value is None else _whole(value, key)
 
 
@@ -67,9 +74,12 @@ def _whole(value: Any, key: str) -> int:
 
 
 def layer_kinds(config: Config, key: str, family: Family) -> list[int]:
-    """Per layer 0 or 1 from the number of dense layers, which come first; absent means none."""
+    """Per layer 0 or 1 from the number of dense layers, which come first.
+
+    It has to be there: absent, it is 0 to DeepSeek's code and 3 to transformers.
+    """
     layers = whole(config, "num_hidden_layers", family)
-    dense = min(_whole(config.get(key, 0), key), layers)
+    dense = min(_whole(config.get(key), key), layers)
     return [0] * dense + [1] * (layers - dense)
 
 
@@ -128,14 +138,17 @@ def topk_method(has_bias: bool, model: ModelConfig) -> str:
 
 
 def groups(config: Config, key: str, family: Family) -> int | None:
-    """`n_group` or `topk_group`, where the method of choosing experts looks at groups."""
-    method, (ungrouped, grouped) = _topk_method(config, family), family.topk_methods
-    if method != grouped:
+    """`n_group` or `topk_group`, where the method of choosing experts looks at groups.
+
+    They have to be there: absent, they end DeepSeek's code, and are 8 and 4 to transformers.
+    """
+    method = _topk_method(config, family)
+    if method != family.topk_methods[1]:
         return None
     if None in (config.get("n_group"), config.get("topk_group")):
-        if method != ungrouped:
-            raise ValueError(f"topk_method '{method}' needs n_group and topk_group")
-        return None
+        raise ValueError(
+            f"topk_method '{method}' needs n_group and topk_group (1 and 1: no groups)"
+        )
     return config[key]
 
 
@@ -148,6 +161,11 @@ def _topk_method(config: Config, family: Family) -> str:
             f"'{family.score_function}', only {known}"
         )
     return said
+
+
+def balance_factor(config: Config, key: str, family: Family) -> float:
+    """The factor of the balance loss; absent means the report's, not that there is none."""
+    return number_or(family.aux_loss_alpha)(config, key, family)
 
 
 def balancing(config: Config, key: str, family: Family) -> str:

@@ -90,6 +90,40 @@ def test_transformers_own_parameters_of_rope_are_read():
     assert model_from_hf(v3, "m") == model_from_hf(PUBLISHED["deepseek-v3"], "m")
 
 
+def test_balance_loss_that_a_config_does_not_name_is_the_reports(tmp_path, dsv3):
+    v3 = dict(PUBLISHED["deepseek-v3"])
+    del v3["aux_loss_alpha"]
+    assert model_from_hf(v3, "m").moe_aux_loss_coeff == 1e-4
+    (tmp_path / "config.json").write_text(json.dumps(v3))
+    said = dsv3("model", "from-hf", tmp_path / "config.json")
+    assert "moe_aux_loss_coeff: 0.0001" in said.out
+    assert "Note: the config has no aux_loss_alpha" in said.err
+    assert model_from_hf({**v3, "aux_loss_alpha": 0.0}, "m").moe_aux_loss_coeff == 0
+
+
+@pytest.mark.parametrize("name", ["DeepseekV2Config", "DeepseekV3Config"])
+def test_config_without_a_key_is_refused_or_what_transformers_takes_it_for(name):
+    """No default of ours is another than that of the code which will run the model elsewhere."""
+    kind = getattr(pytest.importorskip("transformers"), name)
+    complete = json.loads(kind().to_json_string(use_diff=False))
+    complete |= {"num_experts_per_tok": 4, "aux_loss_alpha": 1e-3, "n_group": 8, "topk_group": 4}
+    if name == "DeepseekV2Config":
+        complete["topk_method"] = "group_limited_greedy"
+    whole = model_from_hf(complete, "m")
+    # Told apart elsewhere: by the tensors, and by a sentence of its own.
+    ours = {"num_nextn_predict_layers", "num_mtp_layers", "aux_loss_alpha", "topk_method"}
+    refused = set()
+    for key in complete.keys() - ours:
+        less = {other: value for other, value in complete.items() if other != key}
+        try:
+            model = model_from_hf(less, "m")
+        except UserError:
+            refused.add(key)
+        else:
+            assert model == whole, key
+    assert {"q_lora_rank", "routed_scaling_factor", "first_k_dense_replace", "n_group"} <= refused
+
+
 @pytest.mark.parametrize(
     ("name", "change", "key"),
     [

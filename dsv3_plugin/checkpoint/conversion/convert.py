@@ -11,7 +11,7 @@ later gives the same bytes back.
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG
 from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout
 from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
 from dsv3_plugin.checkpoint.formats.target import Target
-from dsv3_plugin.checkpoint.names import extra_states
+from dsv3_plugin.checkpoint.names import EMBEDDING, extra_states
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.recipe.model import ModelConfig
@@ -78,6 +78,8 @@ class Report:
     """Tensors of the source that carry no information (see names.DERIVED)."""
     fp8: int = 0
     """Tensors of the target that are FP8."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of the source: a sentence each."""
 
 
 def import_hf(
@@ -143,7 +145,8 @@ def import_hf(
                 manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
                 tracker.write_tracker(root, tracker.RELEASE)
                 folder.complete()
-    return _report(jobs, layout.targets.values(), began, is_done, source.dropped)
+    report = _report(jobs, layout.targets.values(), began, is_done)
+    return replace(report, dropped=tuple(source.dropped), notes=tuple(source.notes()))
 
 
 def export_hf(
@@ -219,7 +222,7 @@ def export_hf(
 
 def _config(source: DistWeights, targets: dict[str, Target], fp8: bool) -> dict[str, Any]:
     """The `config.json` of an export."""
-    dtype = str(targets["model.embed_tokens.weight"].dtype).removeprefix("torch.")
+    dtype = str(targets[EMBEDDING].dtype).removeprefix("torch.")
     if source.config is not None:
         return exported_config(source.config, source.model, dtype, fp8)
     return new_config(source.model, dtype, fp8, token_ids(source.root / TOKENIZER))
@@ -252,7 +255,6 @@ def _report(
     targets: Iterable[Target],
     began: float,
     done: bool,
-    dropped: Iterable[str] = (),
 ) -> Report:
     targets = list(targets)
     return Report(
@@ -261,7 +263,6 @@ def _report(
         target_bytes=sum(target.nbytes for target in targets),
         seconds=time.monotonic() - began,
         was_complete=done,
-        dropped=tuple(dropped),
         fp8=sum(target.dtype == E4M3 for target in targets),
     )
 

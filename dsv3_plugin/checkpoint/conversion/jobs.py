@@ -15,9 +15,8 @@ from dsv3_plugin.checkpoint.conversion.config_json import wants_power_of_two
 from dsv3_plugin.checkpoint.conversion.journal import Checksums
 from dsv3_plugin.checkpoint.conversion.stream import Job
 from dsv3_plugin.checkpoint.conversion.weights import E4M3, DistWeights, HFWeights
-from dsv3_plugin.checkpoint.formats.mapped import same_bytes
 from dsv3_plugin.checkpoint.formats.target import Target
-from dsv3_plugin.checkpoint.names import SCALE, Entry
+from dsv3_plugin.checkpoint.names import HEAD, SCALE, Entry
 from dsv3_plugin.errors import UserError
 
 CAST = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -90,7 +89,7 @@ def _import_job(source: HFWeights, target: Target) -> Job:
         blocks = partial(recode.scales, source, name.removesuffix(SCALE))
     else:
         blocks = partial(recode.plain, source, name, target.dtype)
-    return Job((target,), blocks, (name,), stored.nbytes)
+    return Job((target,), partial(recode.finite, source, name, blocks), (name,), stored.nbytes)
 
 
 def _check_copy(source: HFWeights, entry: Entry) -> Job:
@@ -99,18 +98,15 @@ def _check_copy(source: HFWeights, entry: Entry) -> Job:
     stored = source.stored[name]
 
     def compare() -> recode.Blocks:
-        same = stored.dtype == source.stored[original].dtype
-        if same:
-            pairs = zip(
-                recode.plain(source, name, stored.dtype),
-                recode.plain(source, original, stored.dtype),
-                strict=True,
+        if not recode.same_tensor(source, name, original):
+            why = (
+                "the head is the embedding where config.json says tie_word_embeddings; if it is "
+                "not, say false there"
+                if name == HEAD
+                else "the multi-token prediction layer shares it with the main model"
             )
-            same = all(same_bytes(a, b) for (a,), (b,) in pairs)
-        if not same:
             raise UserError(
-                f"{name} in {source.path / stored.file} differs from {original}, which the "
-                "multi-token prediction layer shares with the main model."
+                f"{name} in {source.path / stored.file} differs from {original}: {why}."
             )
         yield ()
 
@@ -142,7 +138,8 @@ def _export_jobs(
         blocks = partial(recode.plain, source, name, target.dtype)
         if stored.dtype == target.dtype:
             check = _same_as_recorded(source, target, recorded)
-    yield Job((target,), blocks, (name,), stored.nbytes, check)
+    finite = partial(recode.finite, source, name, blocks)
+    yield Job((target,), finite, (name,), stored.nbytes, check)
 
 
 def _same_as_recorded(

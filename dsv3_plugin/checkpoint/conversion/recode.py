@@ -7,7 +7,7 @@ same bytes it came from.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -30,6 +30,44 @@ def plain(source: Weights, name: str, dtype: torch.dtype) -> Blocks:
     """The values themselves, cast to `dtype` (views of the source if that is their type)."""
     for start, stop in steps(source, name, dtype):
         yield (source.rows(name, start, stop).to(dtype),)
+
+
+def same_tensor(source: Weights, name: str, other: str) -> bool:
+    """Whether two tensors of a folder are one, type and bytes."""
+    dtype = source.stored[name].dtype
+    if (
+        dtype != source.stored[other].dtype
+        or source.stored[name].shape != source.stored[other].shape
+    ):
+        return False
+    pairs = zip(plain(source, name, dtype), plain(source, other, dtype), strict=True)
+    return all(same_bytes(a, b) for (a,), (b,) in pairs)
+
+
+def finite(source: Weights, name: str, blocks: Callable[[], Blocks]) -> Blocks:
+    """The blocks of a tensor as they are, each looked through.
+
+    Raises UserError if a value is a NaN or an infinity: a model with such a weight computes nothing
+    else.
+    """
+    for block in blocks():
+        if not all(map(_all_finite, block)):
+            raise UserError(
+                f"{name} in {source.path / source.stored[name].file} holds a NaN or an infinity: "
+                "the file is damaged, or the training that wrote it diverged; take a whole one, or "
+                "an earlier one."
+            )
+        yield block
+
+
+def _all_finite(values: torch.Tensor) -> bool:
+    if not values.numel():
+        return True
+    if values.dtype == torch.float8_e4m3fn:
+        # E4M3 has no infinity, and its NaNs are the codes 0x7f and 0xff.
+        return int((values.view(torch.uint8) & 0x7F).max()) < 0x7F
+    # Vectorised for BF16 too, which isfinite is not; both ends are NaN if any value is.
+    return all(end.isfinite() for end in values.aminmax())
 
 
 def dequantised(source: Weights, name: str, dtype: torch.dtype) -> Blocks:

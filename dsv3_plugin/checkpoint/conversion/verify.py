@@ -78,20 +78,25 @@ def verify(
         for path in (a, b)
     )
     differences, absent = _configuration(left.model, right.model, a, b), []
-    theirs = {entry.name: entry for entry in right.entries}
+    mine, theirs = ({entry.name: entry for entry in side.entries} for side in (left, right))
     common = []
-    for entry in left.entries:
-        other = theirs.pop(entry.name, None)
-        if other is None:
-            differences.append(Difference(entry.name, f"only in {a}"))
+    for name in {**mine, **theirs}:
+        entry, other = mine.get(name), theirs.get(name)
+        holders = [side for side in (left, right) if name in side.stored]
+        if len(holders) == 1 and (original := (entry or other).copy_of):
+            (holder,) = holders
+            if recode.same_tensor(holder, name, original):
+                absent.append(name)
+            else:
+                what = f"in {holder.path} it is no copy of {original}"
+                differences.append(Difference(name, what))
+        elif entry is None or other is None:
+            differences.append(Difference(name, f"only in {b if entry is None else a}"))
         elif other.shape != entry.shape:
             shapes = f"shape {list(entry.shape)} in {a}, {list(other.shape)} in {b}"
-            differences.append(Difference(entry.name, shapes))
-        elif entry.name not in left.stored or entry.name not in right.stored:
-            absent.append(entry.name)
-        else:
+            differences.append(Difference(name, shapes))
+        elif holders:
             common.append(entry)
-    differences += [Difference(name, f"only in {b}") for name in theirs]
     equal, done = 0, 0
     total = sum(left.stored[entry.name].nbytes for entry in common)
     with worker_threads(workers) as pool:

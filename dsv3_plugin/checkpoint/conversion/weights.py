@@ -8,6 +8,7 @@ Opening checks every name and shape against the table: a tensor that no row name
 tensor answers, or a shape that the model does not have is a `UserError`.
 """
 
+import json
 from pathlib import Path
 from typing import Protocol
 
@@ -26,11 +27,13 @@ from dsv3_plugin.checkpoint.names import (
     SCALE,
     WEIGHT_KEYS,
     Entry,
+    config_key,
     layout,
     stacked_key,
+    tied_head,
 )
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe.hf_config import model_from_hf
+from dsv3_plugin.recipe.hf_config import assumed, model_from_hf, published
 from dsv3_plugin.recipe.model import ModelConfig
 
 E4M3 = torch.float8_e4m3fn
@@ -73,12 +76,31 @@ class HFWeights:
         self._folder = HFFolder(folder, allow_pickle=allow_pickle)
         self.stored = self._folder.tensors
         self.entries = layout(self.model)
-        self.dropped = [name for name in self.stored if name.endswith(DERIVED)]
-        """Tensors that carry no information (see names.DERIVED)."""
+        head = tied_head(self.model)
+        if head is not None and head.name in self.stored:
+            self.entries.append(head)
+        self.dropped: list[str] = []
+        """Tensors that carry no information: see names.DERIVED, and those of no values, as
+        transformers saves `n_shared_experts: 0`."""
         self._check()
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         return self._folder.rows(name, start, stop)
+
+    def notes(self) -> list[str]:
+        """What a user should know of these weights: a sentence each."""
+        found = assumed(self.config, self.model)
+        biases = [entry.name for entry in self.entries if entry.precision == "fp32"]
+        empty = [
+            name for name in biases if not self.rows(name, 0, self.stored[name].shape[0]).any()
+        ]
+        if empty:
+            found.append(
+                f"{len(empty)} of the {len(biases)} router biases in {self.path} are all zero, as "
+                "before any training: if this model was trained, whatever saved it lost them (the "
+                f"first is {empty[0]})."
+            )
+        return found
 
     def _check(self) -> None:
         self._check_quantisation()
@@ -88,17 +110,25 @@ class HFWeights:
             if entry.precision == "fp8":
                 expected[entry.name + SCALE] = entry.scale()
         for name, stored in self.stored.items():
-            if name.endswith(DERIVED):
-                continue
-            if name not in expected:
+            if name in expected:
+                self._check_tensor(name, stored, expected[name])
+            elif name.endswith(DERIVED) or not stored.nbytes:
+                self.dropped.append(name)
+            else:
                 raise UserError(
                     f"{name} in {self.path / stored.file} is no tensor of the model that "
-                    f"{self._described}."
+                    f"{self._described}{self._said(name)}."
                 )
-            self._check_tensor(name, stored, expected[name])
         for entry in self.entries:
             if entry.name not in self.stored and entry.copy_of is None:
-                raise UserError(_missing(entry, self.path, self.model, "give --without-mtp"))
+                sentence = _missing(entry, self.path, self.model, "give --without-mtp")
+                raise UserError(sentence.removesuffix(".") + self._said(entry.name) + ".")
+
+    def _said(self, name: str) -> str:
+        """What config.json says of whether there is a tensor, to end a sentence with."""
+        key = config_key(name)
+        config = published(self.config)
+        return f" ({key} {json.dumps(config[key])})" if key in config else ""
 
     def _check_quantisation(self) -> None:
         """Refuses FP8 that config.json does not announce, and announced FP8 that is not there.

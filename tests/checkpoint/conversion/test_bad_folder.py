@@ -11,6 +11,7 @@ from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.errors import UserError
 from tests.checkpoint.conversion.damage import FIRST, INDEX, O_PROJ, SECOND, edit, refused, rename
+from tests.checkpoint.samples import overwrite
 
 
 def test_missing_shard(source, tmp_path):
@@ -211,3 +212,47 @@ def test_command_line_prints_the_sentence_and_exits_with_2(source, tmp_path, dsv
     assert said.code == 2
     assert said.err.startswith("dsv3: ")
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", [O_PROJ, "model.layers.1.mlp.gate.e_score_correction_bias"])
+def test_values_that_are_no_numbers(source, tmp_path, name, value):
+    def spoil(tensors):
+        if name in tensors:
+            tensors[name].view(-1)[-1] = value
+
+    edit(source, spoil)
+    refused(source, tmp_path / "t", name, "NaN or an infinity", "safetensors")
+
+
+def test_export_of_a_model_that_diverged(source, tmp_path):
+    import_hf(source, tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "manifest.json").unlink()
+    nan = torch.tensor([float("nan")], dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes()
+    overwrite(tmp_path / "checkpoint", "decoder.final_layernorm.weight", nan)
+    with pytest.raises(UserError, match=r"model.norm.weight in .* holds a NaN or an infinity"):
+        export_hf(tmp_path / "checkpoint", tmp_path / "out")
+
+
+def test_router_biases_that_are_all_zero_are_said(source, tmp_path, dsv3):
+    bias = "model.layers.2.mlp.gate.e_score_correction_bias"
+
+    def empty(tensors):
+        if bias in tensors:
+            tensors[bias].zero_()
+
+    edit(source, empty)
+    said = dsv3("import", source, tmp_path / "t")
+    assert (said.code, "1 of the" in said.err, bias in said.err) == (0, True, True)
+
+
+def test_tensor_that_config_denies_is_told_with_the_key(source, tmp_path):
+    config = json.loads((source / "config.json").read_text()) | {"n_shared_experts": 0}
+    (source / "config.json").write_text(json.dumps(config))
+    refused(source, tmp_path / "t", "shared_experts", "(n_shared_experts 0)")
+
+
+def test_tensor_that_config_promises_is_told_with_the_key(source, tmp_path):
+    config = json.loads((source / "config.json").read_text()) | {"q_lora_rank": None}
+    (source / "config.json").write_text(json.dumps(config))
+    refused(source, tmp_path / "t", "self_attn.q_", "(q_lora_rank null)")

@@ -5,11 +5,8 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from dsv3_plugin.checkpoint import export_hf, import_hf
 from tests.checkpoint.conversion.damage import O_PROJ, edit, refused, rename
-from tests.checkpoint.samples import E4M3
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -58,16 +55,12 @@ def test_quantisation_that_config_and_tensors_tell_otherwise(sources, tmp_path, 
     refused(folder, tmp_path / "t", folder / "config.json", *words)
 
 
-def test_fp8_source_with_nan_bytes_is_kept_as_it_is(fp8_source, tmp_path):
-    """A NaN weight is the model's own affair: kept, not hidden."""
-
+@pytest.mark.parametrize("dtype", [None, "keep-fp8"])
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_fp8_source_with_nan_bytes(fp8_source, tmp_path, code, dtype):
     def spoil(tensors):
         if O_PROJ in tensors:
-            tensors[O_PROJ].view(torch.uint8)[0, 0] = 0x7F
+            tensors[O_PROJ].view(torch.uint8)[-1, -1] = code
 
     edit(fp8_source, spoil)
-    import_hf(fp8_source, tmp_path / "t", dtype="keep-fp8")
-    export_hf(tmp_path / "t", tmp_path / "out", fp8=True)
-    out = load_file(tmp_path / "out" / "model.safetensors")
-    assert out[O_PROJ].dtype == E4M3
-    assert out[O_PROJ].view(torch.uint8)[0, 0] == 0x7F
+    refused(fp8_source, tmp_path / "t", O_PROJ, "NaN or an infinity", "safetensors", dtype=dtype)
