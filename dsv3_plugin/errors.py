@@ -1,8 +1,19 @@
 """The one exception that reaches a user: a sentence that names the thing and the way out."""
 
+import unicodedata
+
+_SHOW_THEMSELVES = frozenset("LMNPSZ")
+_LINE_ENDS = frozenset({"Zl", "Zp"})
+
 
 class UserError(Exception):
-    """Something the user can mend. The command line prints the sentence and exits with code 2."""
+    """Something the user can mend. The command line prints the sentence and exits with code 2.
+
+    Whatever stands in it (a name from a file, a path) is shown, not obeyed: see `printable`.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
@@ -12,3 +23,22 @@ def user_error_in(error: BaseException | None) -> UserError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is, whoever chose the text.
+
+    Line ends, control characters (and with them a terminal's commands), invisible ones, those that
+    turn the direction of writing, and bytes of a path that are no text become what Python writes
+    for them: a name from a file cannot begin a line of its own, or wipe out another.
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    kind = unicodedata.category(character)
+    if kind[0] in _SHOW_THEMSELVES and kind not in _LINE_ENDS:
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte, as `os.fsdecode` hides it in a string
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.terminal.lines import say_all
+
 
 def balance(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
@@ -18,6 +20,6 @@ def balance(
 
     folder = RunFolder(run)
     history = LoadHistory(folder.metrics.stream(), run, main_layers(folder))
-    print(load_table(history))
+    say_all(load_table(history))
     if png is not None:
         draw_load(history, png, title=run.resolve().name)

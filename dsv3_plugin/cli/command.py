@@ -5,6 +5,7 @@ pay for torch.
 """
 
 import os
+import signal
 import sys
 import warnings
 from typing import Annotated
@@ -23,6 +24,10 @@ from dsv3_plugin.cli.schedule import schedule
 from dsv3_plugin.cli.train import args, train
 from dsv3_plugin.cli.version import print_versions
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.terminal import lines
+
+_SIGPIPE = 128 + signal.SIGPIPE
+"""How a shell shows that nobody read what a command had to say."""
 
 app = typer.Typer(
     name="dsv3",
@@ -73,11 +78,22 @@ def main() -> None:
     """
     if not sys.warnoptions:  # a library's warnings are for developers; `-W default` shows them
         warnings.simplefilter("ignore")
+    lines.prepare()
     try:
-        sys.exit(app(standalone_mode=False, prog_name="dsv3") or 0)
+        code = app(standalone_mode=False, prog_name="dsv3") or 0
+        lines.finish()
+        sys.exit(code)
+    except lines.Unwritable as error:
+        lines.abandon(sys.stdout)
+        if not error.unread:
+            lines.note(f"dsv3: {error}")
+        sys.exit(_SIGPIPE if error.unread else 2)
     except typer.exceptions.TyperException as error:
         asked_nothing = error.format_message().startswith("Usage:")
-        print(error.format_message() if asked_nothing else usage_sentence(error), file=sys.stderr)
+        if asked_nothing:
+            print(error.format_message(), file=sys.stderr)
+        else:
+            lines.note(usage_sentence(error))
         sys.exit(2)
     except typer.Abort:  # Ctrl-C
         sys.exit(130)
@@ -85,7 +101,7 @@ def main() -> None:
         if os.environ.get("DSV3_DEBUG") == "1":
             raise
         sentence, code = explain(error)
-        print(f"dsv3: {sentence}", file=sys.stderr)
+        lines.note(f"dsv3: {sentence}")
         sys.exit(code)
 
 

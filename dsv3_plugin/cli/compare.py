@@ -8,6 +8,7 @@ import typer
 
 from dsv3_plugin.cli.convert import AllowPickle, WithoutMtp, Workers
 from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.terminal.lines import say, say_all, show_text
 
 if TYPE_CHECKING:
     from dsv3_plugin.checkpoint.conversion.verify import Comparison, Difference
@@ -64,7 +65,7 @@ def inspect(
     if json:
         from json import dumps
 
-        print(dumps(findings.to_mapping(), indent=2))
+        show_text(dumps(findings.to_mapping(), indent=2) + "\n")
     else:
         print_findings(findings)
 
@@ -72,12 +73,12 @@ def inspect(
 def print_comparison(comparison: "Comparison", tolerance: float, most: int | None) -> None:
     """The differences, largest first and `most` of them, or that there are none."""
     how = f"within {tolerance:g}" if tolerance else "bit for bit"
-    print(f"{comparison.equal} tensors are the same, {how}.")
+    say(f"{comparison.equal} tensors are the same, {how}.")
     if comparison.absent_copies:
-        print(f"Left out on one side, as copies: {', '.join(comparison.absent_copies)}.")
+        say(f"Left out on one side, as copies: {', '.join(comparison.absent_copies)}.")
     if not comparison.differences:
         return
-    print(f"{len(comparison.differences)} differ:")
+    say(f"{len(comparison.differences)} differ:")
     order = sorted(comparison.differences, key=lambda d: _rank(d.largest), reverse=True)
     _print_list([_one_line(difference) for difference in order], most)
 
@@ -89,9 +90,9 @@ def _one_line(difference: "Difference") -> str:
 
 def _print_list(lines: Sequence[str], most: int | None = _LONGEST_LIST) -> None:
     """The lines, indented; of more than `most` the first ones, and how many there are besides."""
-    print(*(f"  {line}" for line in lines[:most]), sep="\n")
+    say_all(f"  {line}" for line in lines[:most])
     if most is not None and len(lines) > most:
-        print(f"  … and {len(lines) - most} more")
+        say(f"  … and {len(lines) - most} more")
 
 
 def _rank(largest: float | None) -> float:
@@ -101,8 +102,9 @@ def _rank(largest: float | None) -> float:
 
 def print_findings(findings: "Findings") -> None:
     """What was found in a folder."""
-    from rich.console import Console
     from rich.table import Table
+
+    from dsv3_plugin.terminal.console import Console
 
     table = Table(show_header=False, box=None)
     rows = {
@@ -139,10 +141,10 @@ def print_findings(findings: "Findings") -> None:
     for title in ("damaged", "missing", "foreign", "misshapen"):
         names = getattr(findings, title)
         if names:
-            print(f"{title} ({len(names)}):")
+            say(f"{title} ({len(names)}):")
             _print_list(names)
     if findings.complete:
-        print("complete: every tensor of the configuration is there, and nothing else.")
+        say("complete: every tensor of the configuration is there, and nothing else.")
 
 
 def _state(findings: "Findings") -> str:

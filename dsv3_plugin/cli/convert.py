@@ -7,6 +7,7 @@ import typer
 
 from dsv3_plugin.cli.notes import note
 from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.terminal.lines import say
 
 if TYPE_CHECKING:
     from dsv3_plugin.checkpoint.conversion.convert import Report
@@ -51,7 +52,7 @@ def import_(
             without_mtp=without_mtp,
             progress=progress,
         )
-    print(outcome("imported", checkpoint, report))
+    say(outcome("imported", checkpoint, report))
     for sentence in report.notes:
         note(sentence)
     if dtype == "keep-fp8" and not report.fp8:
@@ -85,7 +86,7 @@ def export(
             resume=resume,
             progress=progress,
         )
-    print(outcome("exported", hf_dir, report))
+    say(outcome("exported", hf_dir, report))
     note_missing_tokenizer(hf_dir)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.terminal.lines import say_all, show_text
 
 if TYPE_CHECKING:
     from dsv3_plugin.data.dataset_folder import Dataset, Part
@@ -54,7 +55,7 @@ def build(
             workers=workers,
             progress=progress,
         )
-    print(summary(dataset))
+    say_all(summary(dataset))
 
 
 @data.command("show")
@@ -73,25 +74,24 @@ def show(
 
     dataset = open_dataset(directory)
     text = decode_document(dataset, document, tokens)
-    print(f"{summary(dataset)}\n\ndocument {document} begins:\n\n{text}")
+    say_all([*summary(dataset), "", f"document {document} begins:", ""])
+    show_text(f"{text}\n")
 
 
-def summary(dataset: "Dataset") -> str:
+def summary(dataset: "Dataset") -> list[str]:
     """A dataset's origin and size, a line each."""
     manifest = dataset.manifest
     corpus, settings, tokenizer = manifest.corpus, manifest.settings, manifest.tokenizer
     held_out = _part(manifest.held_out) if manifest.held_out else "nothing"
-    return "\n".join(
-        [
-            f"dataset    {dataset.folder}",
-            f"corpus     {', '.join(corpus.named)}: {corpus.documents:,} documents, "
-            f"{bytes_text(corpus.bytes)}",
-            f"tokenizer  {tokenizer.size:,} tokens, token {tokenizer.eos_id} ends a document",
-            f"train      {_part(manifest.train)}, {manifest.train.fim_documents:,} of them cut for "
-            f"fill-in-the-middle (rate {settings.fim_rate}, seed {settings.seed})",
-            f"held out   {held_out}",
-        ]
-    )
+    return [
+        f"dataset    {dataset.folder}",
+        f"corpus     {', '.join(corpus.named)}: {corpus.documents:,} documents, "
+        f"{bytes_text(corpus.bytes)}",
+        f"tokenizer  {tokenizer.size:,} tokens, token {tokenizer.eos_id} ends a document",
+        f"train      {_part(manifest.train)}, {manifest.train.fim_documents:,} of them cut for "
+        f"fill-in-the-middle (rate {settings.fim_rate}, seed {settings.seed})",
+        f"held out   {held_out}",
+    ]
 
 
 def _part(part: "Part") -> str:

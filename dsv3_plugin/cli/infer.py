@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.terminal.lines import say, show_text
+
 
 def logits(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder, trained or imported.")],
@@ -50,5 +52,5 @@ def generate(
             top_p=top_p,
             seed=seed,
         ):
-            print(piece, end="", flush=True)
-    print()
+            show_text(piece)
+    say()

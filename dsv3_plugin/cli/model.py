@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dsv3_plugin.cli.notes import note
+from dsv3_plugin.terminal.lines import say_all
 
 model = typer.Typer(help="Models: from a Hugging Face config to YAML.", no_args_is_help=True)
 
@@ -24,6 +25,6 @@ def from_hf(
     for sentence in assumed:
         note(sentence)
     if out is None:
-        print(found.to_yaml(), end="")
+        say_all(found.to_yaml().splitlines())
     else:
         found.write(out)

@@ -1,8 +1,8 @@
 """What a command says beside its result."""
 
-import sys
+from dsv3_plugin.terminal import lines
 
 
 def note(sentence: str) -> None:
     """Print a note to standard error, so that what is piped on is the result alone."""
-    print(f"Note: {sentence}", file=sys.stderr)
+    lines.note(f"Note: {sentence}")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dsv3_plugin.numbers import count_text
+from dsv3_plugin.terminal.lines import say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -41,9 +42,9 @@ def plan(
     if json:
         from json import dumps
 
-        print(dumps(counts))
+        say(dumps(counts))
     else:
-        from rich.console import Console
+        from dsv3_plugin.terminal.console import Console
 
         Console().print(as_table(counts))
 
@@ -86,6 +87,8 @@ def as_table(counts: dict[str, Any]) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
+    from dsv3_plugin.terminal.console import styled
+
     summary = Table.grid(padding=(0, 2))
     summary.add_column(no_wrap=True)
     summary.add_column(no_wrap=True, justify="right")
@@ -104,7 +107,7 @@ def as_table(counts: dict[str, Any]) -> "RenderableType":
             "without multi-token prediction",
         ),
     ):
-        summary.add_row(Text(name, style="bold"), f"{number:,}", note)
+        summary.add_row(styled(name), f"{number:,}", note)
 
     layers = Table(box=None, padding=(0, 2, 0, 0))
     layers.add_column("one layer")
@@ -120,7 +123,5 @@ def as_table(counts: dict[str, Any]) -> "RenderableType":
         ("active", "parameters_active"),
         ("FLOPs/token", "flops_per_token_forward_backward"),
     ):
-        layers.add_row(
-            Text(title, style="bold"), *(count_text(layer[key], 2) for layer in counts["layers"])
-        )
-    return Group(Text(counts["model"], style="bold"), summary, Text(), layers)
+        layers.add_row(styled(title), *(count_text(layer[key], 2) for layer in counts["layers"]))
+    return Group(styled(counts["model"]), summary, Text(), layers)

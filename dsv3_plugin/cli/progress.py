@@ -4,13 +4,12 @@ All of it goes to stderr; stdout is for what was found or done.
 """
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-
 from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.terminal.console import Console
+from dsv3_plugin.terminal.lines import note
 
 _LOG_SECONDS = 30.0
 
@@ -35,7 +34,8 @@ def bytes_done(label: str) -> Iterator[Callable[[int, int], None]]:
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(), DownloadColumn(), TransferSpeedColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
@@ -53,11 +53,9 @@ def _lines(label: str) -> Callable[[int, int], None]:
             return
         last, rate = now, done / (now - began)
         left = (total - done) / rate
-        print(
+        note(
             f"{label}: {bytes_text(done)} of {bytes_text(total)}, {bytes_text(rate)}/s, "
-            f"{left / 60:.0f} min left",
-            file=sys.stderr,
-            flush=True,
+            f"{left / 60:.0f} min left"
         )
 
     return report
@@ -82,7 +80,8 @@ def phases() -> Iterator[Callable[[str, int, int | None], None] | None]:
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
         task, current = None, None

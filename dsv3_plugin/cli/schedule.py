@@ -8,6 +8,7 @@ import typer
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.registry import SCHEDULES
+from dsv3_plugin.terminal.lines import say_all
 
 if TYPE_CHECKING:
     from dsv3_plugin.schedules.search.search import Found
@@ -86,12 +87,12 @@ def schedule(
     options = SearchOptions(activations, seed, effort)
     if choice.searched:
         found = options.search(choice, stages)
-        output.write(found.timeline, found.summary(), found_as_text(found))
+        output.write(found.timeline, found.summary(), found_lines(found))
     else:
         options.refuse()
         chosen = choice.schedule()
         timeline = simulate(chosen, stages.of_schedule(chosen))
-        output.write(timeline, timeline.summary(), as_text(timeline))
+        output.write(timeline, timeline.summary(), lines_of(timeline))
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,8 @@ class Output:
             if path is not None and path.suffix.lower() != ending:
                 raise UserError(f"{option} writes {ending} files; {path} does not end so")
 
-    def write(self, timeline: "Timeline", summary: dict[str, Any], text: str) -> None:
-        """Print the summary as JSON, or the text, and write the files that were asked for."""
-        if self.json:
-            from json import dumps
-
-            text = dumps(summary)
-        print(text)
+    def write(self, timeline: "Timeline", summary: dict[str, Any], lines: list[str]) -> None:
+        """Write the files that were asked for, then print the summary as JSON, or the lines."""
         if self.csv is not None:
             from dsv3_plugin.schedules.csv_file import write_csv
 
@@ -125,9 +121,14 @@ class Output:
                 from dsv3_plugin.schedules.draw import draw
 
                 draw(timeline, picture)
+        if self.json:
+            from json import dumps
+
+            lines = [dumps(summary)]
+        say_all(lines)
 
 
-def as_text(timeline: "Timeline") -> str:
+def lines_of(timeline: "Timeline") -> list[str]:
     """A schedule in words and one line per rank."""
     schedule = timeline.schedule
     lines = [
@@ -143,17 +144,17 @@ def as_text(timeline: "Timeline") -> str:
     ):
         stages = ", ".join(str(s) for s, holder in schedule.stage_ranks.items() if holder == rank)
         lines.append(f"{rank:4} {idle:10.4g} {peak:6.4g}  {stages}")
-    return "\n".join(lines)
+    return lines
 
 
-def found_as_text(found: "Found") -> str:
+def found_lines(found: "Found") -> list[str]:
     """The same for a search, with what bounds it and what it is compared with."""
     lines = [
-        as_text(found.timeline),
+        *lines_of(found.timeline),
         "",
         f"no schedule can be shorter than {found.bound:g}: {100 * found.distance:.2f} % to go",
     ]
     for name, makespan in sorted(found.published.items(), key=lambda item: item[1]):
         gain = 1 - found.timeline.makespan / makespan
         lines.append(f"{name} takes {makespan:g}: {100 * gain:.2f} % saved")
-    return "\n".join(lines)
+    return lines

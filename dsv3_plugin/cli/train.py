@@ -1,9 +1,10 @@
 """`dsv3 train` and `dsv3 args`: a recipe run, and the same recipe as upstream's command line."""
 
-import sys
 from typing import Annotated
 
 import typer
+
+from dsv3_plugin.terminal.lines import note, say_all
 
 Recipe = Annotated[str, typer.Argument(help="Shipped name (pretrain/tiny) or path.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value for this run.")]
@@ -25,6 +26,6 @@ def args(recipe: Recipe, overrides: Overrides = None) -> None:
 
     machine = Machine.here()
     loaded = load_recipe(recipe, overrides or [], machine)
-    print(command_line(loaded, machine, SPEC))
+    say_all(command_line(loaded, machine, SPEC))
     for phrase in beyond_the_line(loaded):
-        print(f"dsv3: upstream has no flag for this: {phrase}", file=sys.stderr)
+        note(f"dsv3: upstream has no flag for this: {phrase}")

@@ -2,6 +2,8 @@
 
 import typer
 
+from dsv3_plugin.terminal.lines import say
+
 _BUILT_ON = ("megatron-core", "torch", "transformers")
 
 
@@ -9,9 +11,9 @@ def print_versions(asked: bool) -> None:
     """Print the versions and end, if asked to."""
     if not asked:
         return
-    print(f"dsv3_plugin {installed_version('dsv3_plugin')}")
+    say(f"dsv3_plugin {installed_version('dsv3_plugin')}")
     for name in _BUILT_ON:
-        print(f"{name} {installed_version(name)}")
+        say(f"{name} {installed_version(name)}")
     raise typer.Exit
 
 

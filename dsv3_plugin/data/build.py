@@ -7,7 +7,6 @@ ones finds the first one's result and reuses it.
 """
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -43,6 +42,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.files.full_disk import write_errors_as
+from dsv3_plugin.terminal.lines import note
 
 Progress = Callable[[str, int, int | None], None]
 """Called with a phase of the work, its documents done, and those in all where that is known."""
@@ -87,7 +87,7 @@ def build_dataset(
         tokenizer, held_out=held_out, fim_rate=fim_rate, seed=seed, text_key=text_key
     )
     progress = progress or _silent
-    with _sole_builder(out_dir, tell or _to_stderr):
+    with _sole_builder(out_dir, tell or note):
         signature = file_signature(sources)
         present = find_dataset(out_dir)
         if (
@@ -163,10 +163,6 @@ def _write_errors(out_dir: Path) -> contextlib.AbstractContextManager[None]:
             "changed."
         )
     )
-
-
-def _to_stderr(sentence: str) -> None:
-    print(sentence, file=sys.stderr, flush=True)
 
 
 def _check_place(folder: Path, present: Dataset | None, replace: bool) -> None:

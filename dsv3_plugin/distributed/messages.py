@@ -13,6 +13,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Literal, TextIO
 
+from dsv3_plugin.errors import printable
+
 Kind = Literal["note", "refused", "crashed"]
 """note: a sentence meanwhile; refused: the sentence of a UserError; crashed: our own fault."""
 
@@ -58,13 +60,13 @@ class Outbox:
         rank = int(os.environ.get("RANK", "0"))
         with contextlib.suppress(OSError, ValueError):
             if self.has_parent:
-                short = text.encode()[:_LONGEST].decode(errors="ignore")
+                short = printable(text).encode()[:_LONGEST].decode(errors="ignore")
                 message = Message(rank, kind, short, time.monotonic())
                 line = json.dumps(asdict(message), ensure_ascii=False)
                 os.write(int(os.environ[PIPE]), line.encode() + b"\n")
             else:
                 prefix = "" if kind == "note" else "dsv3: "
-                print(f"{prefix}{text}", file=self._terminal or sys.stderr, flush=True)
+                print(f"{prefix}{printable(text)}", file=self._terminal or sys.stderr, flush=True)
 
 
 class Inbox:

@@ -65,6 +65,7 @@ class LocalProcesses:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(listener.getsockname()[1]),
                 "PYTHONUNBUFFERED": "1",
+                "PYTHONIOENCODING": "utf-8:backslashreplace",
                 PIPE: str(self.inbox.writer),
             }
             for rank, log in enumerate(self.logs):

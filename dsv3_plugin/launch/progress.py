@@ -1,16 +1,17 @@
 """What a person sees of a running run: a bar on a terminal, plain lines in a log."""
 
+import contextlib
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from dsv3_plugin.numbers import time_text, tokens_text
+from dsv3_plugin.terminal.console import Console
+from dsv3_plugin.terminal.lines import Unwritable
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -58,9 +59,13 @@ class ProgressDisplay:
 
     On a terminal: one bar with tokens, losses, tokens/s and the time left. Elsewhere: one line for
     every `interval` steps, and every evaluation.
+
+    Attributes:
+        unwritable: why nothing is shown any more, None as long as it is.
     """
 
     def __init__(self, total_tokens: int, interval: int, console: Console | None = None) -> None:
+        self.unwritable: Unwritable | None = None
         self._console = console or Console()
         self._interval = interval
         self._total = total_tokens
@@ -68,13 +73,14 @@ class ProgressDisplay:
         self._seen: dict[str, Any] = {}
         self._bar = Progress(
             SpinnerColumn(),
-            TextColumn("{task.fields[tokens]}"),
+            TextColumn("{task.fields[tokens]}", markup=False),
             # Not the whole line: the ^C that a terminal echoes has to fit on it.
             BarColumn(bar_width=max(6, min(40, self._console.width - 86))),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
+            auto_refresh=False,  # it would be a thread, with nobody to tell that it cannot write
         )
         self._task = self._bar.add_task(
             "train", total=total_tokens, tokens="0 tokens", numbers="starting"
@@ -82,15 +88,17 @@ class ProgressDisplay:
 
     def note(self, sentence: str) -> None:
         """Show a sentence that a rank said."""
-        self._console.print(escape(sentence), soft_wrap=True, highlight=False)
+        with self._while_writable():
+            self._console.line_of(sentence)
 
     def show_all(self, records: Iterable[dict[str, Any]]) -> None:
-        """Show several records."""
-        for record in records:
-            self.show(record)
+        """Show records of metrics.jsonl, and that the run still goes on."""
+        with self._while_writable():
+            for record in records:
+                self._show(record)
+            self._bar.refresh()
 
-    def show(self, record: dict[str, Any]) -> None:
-        """Show one record of metrics.jsonl."""
+    def _show(self, record: dict[str, Any]) -> None:
         self._seen.update(record)
         self._pace.note(record)
         if self._console.is_terminal:
@@ -104,7 +112,7 @@ class ProgressDisplay:
             line = describe(record)
             if "loss" in record and (left := self._pace.seconds_left):
                 line += f"  {time_text(left)} left"
-            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+            self._console.line_of(line)
 
     def _numbers(self) -> str:
         parts = []
@@ -120,8 +128,17 @@ class ProgressDisplay:
             parts.append(f"{time_text(left)} left")
         return " · ".join(parts)
 
+    @contextlib.contextmanager
+    def _while_writable(self) -> Iterator[None]:
+        """Remembers that nothing can be shown any more; the run is not to end by it."""
+        try:
+            yield
+        except Unwritable as error:
+            self.unwritable = error
+
     def __enter__(self) -> Self:
-        self._bar.start()
+        with self._while_writable():
+            self._bar.start()
         return self
 
     def __exit__(
@@ -130,4 +147,5 @@ class ProgressDisplay:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        with self._while_writable():
+            self._bar.stop()

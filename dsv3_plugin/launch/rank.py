@@ -18,8 +18,6 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-
 from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.errors import UserError, user_error_in
 from dsv3_plugin.files import full_disk
@@ -32,6 +30,8 @@ from dsv3_plugin.launch.watch import watching
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.terminal import lines
+from dsv3_plugin.terminal.console import Console
 
 
 def under_a_launcher() -> bool:
@@ -62,6 +62,8 @@ def be_rank(name: str, overrides: list[str]) -> int:
 
 def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
     signal.signal(signal.SIGINT, _interrupt)
+    if not outbox.has_parent and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _hang_up)
     if slurm.is_task(os.environ):
         os.environ.update(slurm.variables(os.environ))
     machine = Machine.here()
@@ -74,14 +76,14 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
 
     # Under a launcher there is no parent of ours: rank 0 does its part too.
     console = Console()
-    if _rank() == 0:
-        console.print(summary(recipe))
     join_world(recipe, machine, outbox)
     with contextlib.ExitStack() as stack:
         first_on_rank_zero("lock", lambda: stack.enter_context(directory.held()), outbox)
+        if _rank() == 0:
+            console.print(summary(recipe))
         if is_done(recipe):
             if _rank() == 0:
-                console.print(NOTHING_TO_DO.format(directory.root), highlight=False, soft_wrap=True)
+                console.line_of(NOTHING_TO_DO.format(directory.root))
             return
         console = _output_into_log(directory, outbox)
         if _rank() != 0:
@@ -93,7 +95,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise
-        console.print(closing_sentence(recipe), highlight=False, soft_wrap=True)
+        console.line_of(closing_sentence(recipe))
 
 
 def train_as_rank(
@@ -200,11 +202,12 @@ def _output_into_log(directory: RunFolder, outbox: Outbox) -> Console:
         A console on what was standard output.
     """
     directory.logs.mkdir(parents=True, exist_ok=True)
-    terminal = os.fdopen(os.dup(1), "w")
-    outbox.write_to(os.fdopen(os.dup(2), "w"))
+    terminal = lines.Output(lines.text_file(os.dup(1)))
+    outbox.write_to(lines.text_file(os.dup(2)))
     with (directory.logs / f"rank{_rank()}.log").open("ab") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
+    lines.log_into_standard_streams()
     return Console(file=terminal)
 
 
@@ -215,6 +218,11 @@ def _rank() -> int:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Ctrl-C is a request to save and stop, as SIGTERM is to upstream; a second one ends it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    """A closed terminal is the same request, however often it is told."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 

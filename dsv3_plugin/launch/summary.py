@@ -2,12 +2,12 @@
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from dsv3_plugin.numbers import count_text, tokens_text
 from dsv3_plugin.planner.counts import parameter_counts
 from dsv3_plugin.recipe.curve import Curve
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.terminal.console import styled
 
 
 def summary(recipe: Recipe) -> RenderableType:
@@ -26,14 +26,14 @@ def summary(recipe: Recipe) -> RenderableType:
         ("steps", f"{recipe.total_steps:,} ({tokens_text(recipe.total_tokens)} tokens)"),
         ("folder", recipe.directory),
     ):
-        facts.add_row(Text(name, style="bold"), value)
+        facts.add_row(styled(name), value)
 
     phases = Table(box=None, pad_edge=False, padding=(0, 2))
     phases.add_column("curve", style="bold")
     phases.add_column("phases, by consumed tokens")
     for name in ("learning_rate", "batch_size", "router_bias_speed", "mtp_weight"):
         phases.add_row(name, describe_curve(getattr(recipe.curves, name)))
-    return Group(Text(recipe.name, style="bold"), facts, phases)
+    return Group(styled(recipe.name), facts, phases)
 
 
 def describe_curve(curve: Curve) -> str:

@@ -7,11 +7,8 @@ them at once.
 """
 
 import signal
-import sys
 import time
 from types import FrameType
-
-from rich.console import Console
 
 from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
 from dsv3_plugin.errors import UserError
@@ -25,6 +22,8 @@ from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.terminal.console import Console
+from dsv3_plugin.terminal.lines import note
 from dsv3_plugin.training.resume import refuse_another_model
 
 _POLL_SECONDS = 0.2
@@ -53,10 +52,8 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     recipe = load_recipe(name, overrides, machine)
     refuse_missing_gpus(recipe, machine)
     refuse_missing_kernels(recipe.dispatch.kind)
-    console = console or Console()
-    console.print(summary(recipe))
     try:
-        return _locally(name, overrides, recipe, console)
+        return _locally(name, overrides, recipe, console or Console())
     except OSError as error:
         if full_disk.is_full(error):
             raise UserError(
@@ -80,8 +77,9 @@ def _locally(name: str, overrides: list[str], recipe: Recipe, console: Console) 
     directory = recipe.run_folder
     with directory.held():
         refuse_another_model(recipe)
+        console.print(summary(recipe))
         if is_done(recipe):
-            console.print(NOTHING_TO_DO.format(directory.root), highlight=False, soft_wrap=True)
+            console.line_of(NOTHING_TO_DO.format(directory.root))
             return 0
         return _supervise(name, overrides, recipe, directory, console)
 
@@ -91,6 +89,7 @@ def _supervise(
 ) -> int:
     follower = directory.metrics.follow()
     stop_requests = 0
+    hung_up = False
 
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         nonlocal stop_requests
@@ -98,10 +97,19 @@ def _supervise(
         if ranks is not None:
             ranks.signal(signal.SIGTERM if stop_requests == 1 else signal.SIGKILL)
 
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        """The terminal closes, which may be told more than once: never a reason not to save."""
+        nonlocal hung_up
+        if ranks is not None and not hung_up:
+            ranks.signal(signal.SIGTERM)
+        hung_up = True
+
     last = None
     told_to_stop = False
     ranks = None
     handlers = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # what nohup asks for
+        handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
     ranks = LocalProcesses(
         "dsv3_plugin.launch.rank",
         [name, *overrides],
@@ -109,7 +117,7 @@ def _supervise(
         log_directory=directory.logs,
     )
     try:
-        if stop_requests:
+        if stop_requests or hung_up:
             ranks.signal(signal.SIGTERM)
         with ProgressDisplay(recipe.total_tokens, recipe.training.log_interval, console) as display:
             ended = False
@@ -119,9 +127,11 @@ def _supervise(
                 for message in ranks.inbox.receive():
                     if message.kind == "note":
                         display.note(message.text)
-                for record in follower.new_records():
-                    display.show(record)
-                    last = record
+                records = follower.new_records()
+                display.show_all(records)
+                last = records[-1] if records else last
+                if display.unwritable is not None:
+                    hang_up(signal.SIGHUP, None)
                 if stop_requests and not told_to_stop:
                     display.note("Saving, then stopping. Once more ends it without saving.")
                     told_to_stop = True
@@ -136,15 +146,18 @@ def _supervise(
             signal.signal(number, handler)
 
     if stop_requests >= 2:
-        console.print(
-            closing_sentence(recipe, "Ended without saving"), highlight=False, soft_wrap=True
-        )
+        console.line_of(closing_sentence(recipe, "Ended without saving"))
         return 128 + signal.SIGINT
-    if failure is not None and not (stop_requests and failure.signal == signal.SIGTERM):
+    if failure is not None and not (
+        (stop_requests or hung_up) and failure.signal == signal.SIGTERM
+    ):
         step = last["iteration"] if last is not None else directory.steps_saved()
-        print(f"dsv3: {_explain(failure, step)}", file=sys.stderr)
+        note(f"dsv3: {_explain(failure, step)}")
         return 1
-    console.print(closing_sentence(recipe), highlight=False, soft_wrap=True)
+    if display.unwritable is not None:
+        note(f"dsv3: {display.unwritable} {closing_sentence(recipe)}")
+        raise display.unwritable
+    console.line_of(closing_sentence(recipe))
     return 0
 
 

@@ -40,9 +40,10 @@ def megatron_arguments(recipe: Recipe, machine: Machine, spec: Spec) -> list[str
     return [word for flag in _flags(recipe, machine, spec) for word in flag]
 
 
-def command_line(recipe: Recipe, machine: Machine, spec: Spec) -> str:
+def command_line(recipe: Recipe, machine: Machine, spec: Spec) -> list[str]:
     """The same arguments as shell text, one flag a line."""
-    return " \\\n".join(shlex.join(flag) for flag in _flags(recipe, machine, spec))
+    *first, last = (shlex.join(flag) for flag in _flags(recipe, machine, spec))
+    return [*(f"{line} \\" for line in first), last]
 
 
 def beyond_the_line(recipe: Recipe) -> list[str]:

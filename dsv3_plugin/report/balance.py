@@ -97,7 +97,7 @@ def main_layers(run: RunFolder) -> int | None:
     return yaml_text.read_mapping(run.recipe).get("model", {}).get("num_layers")
 
 
-def load_table(history: LoadHistory) -> str:
+def load_table(history: LoadHistory) -> list[str]:
     """The last step with all loads: MaxVio over experts, ranks, nodes by layer; idle experts."""
     last = history.last
     width = max(6, *(len(history.label(layer)) for layer in last["expert_load"]))
@@ -109,7 +109,7 @@ def load_table(history: LoadHistory) -> str:
         columns = " ".join(f"{max_violation(last[part][layer]):8.3f}" for part in PARTS)
         label = f"{history.label(layer):>{width}}"
         lines.append(f"{label} {columns} {sum(not tokens for tokens in load):13d}")
-    return "\n".join(lines)
+    return lines
 
 
 def draw_load(history: LoadHistory, png: Path, title: str) -> None:

@@ -2,10 +2,9 @@
 
 import io
 
-from rich.console import Console
-
 from dsv3_plugin.cli.doctor import print_findings
 from dsv3_plugin.launch import doctor
+from dsv3_plugin.terminal.console import Console
 
 
 def test_the_report_shows_costs_of_missing_things_alone():

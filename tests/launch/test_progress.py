@@ -3,9 +3,9 @@
 import io
 
 import pytest
-from rich.console import Console
 
 from dsv3_plugin.launch.progress import Pace, ProgressDisplay, describe
+from dsv3_plugin.terminal.console import Console
 
 STEP = {
     "iteration": 10,

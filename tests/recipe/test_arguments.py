@@ -104,7 +104,7 @@ def test_upstream_counts_as_many_steps(upstream, monkeypatch):
 
 def test_the_printed_line_says_the_same():
     recipe = load_recipe("pretrain/tiny", ["megatron_args={log-throughput: true, num_workers: 0}"])
-    printed = command_line(recipe, LAPTOP, SPEC)
+    printed = "\n".join(command_line(recipe, LAPTOP, SPEC))
     words = shlex.split(printed.replace("\\\n", " "))
     assert words == megatron_arguments(recipe, LAPTOP, SPEC)
     assert printed.splitlines()[0] == "--num-layers 4 \\"

@@ -46,9 +46,9 @@ def without_experts(step: int) -> dict:
 
 def test_the_table_tells_the_last_step(tmp_path):
     records = [record(1), {"iteration": 1, "validation_loss": 1.0}, record(10), without_experts(11)]
-    text = load_table(LoadHistory(iter(records), tmp_path))
-    assert text.startswith("step 10:")
-    layer_2 = text.splitlines()[-1].split()
+    lines = load_table(LoadHistory(iter(records), tmp_path))
+    assert lines[0].startswith("step 10:")
+    layer_2 = lines[-1].split()
     assert layer_2[0] == "2"
     assert float(layer_2[1]) == pytest.approx(record(10)["max_vio"]["2"], abs=1e-3)
     assert layer_2[-1] == "1"  # expert 7 is idle
@@ -56,7 +56,7 @@ def test_the_table_tells_the_last_step(tmp_path):
 
 def test_layers_of_multi_token_prediction_are_named(tmp_path):
     history = LoadHistory([record(1)], tmp_path, main_layers=2)
-    lines = load_table(history).splitlines()
+    lines = load_table(history)
     assert [line[:9].strip() for line in lines[2:]] == ["1", "2 (MTP 1)"]
     assert len({len(line) for line in lines[1:]}) == 1
     assert history.label("3") == "3 (MTP 2)"

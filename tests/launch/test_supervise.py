@@ -1,0 +1,111 @@
+"""What happens to the place that a run is watched from stops the run only by saving."""
+
+import signal
+
+import pytest
+
+from dsv3_plugin.launch import supervise
+from dsv3_plugin.launch.progress import ProgressDisplay
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.terminal import lines
+from dsv3_plugin.terminal.console import Console
+
+
+class Ranks:
+    """Ranks that save when they are asked to, and then end."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.signals: list[int] = []
+        self.failed = False
+        self.inbox = self
+
+    @property
+    def running(self) -> bool:
+        return signal.SIGTERM not in self.signals
+
+    def receive(self) -> list:
+        return []
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def failure(self) -> None:
+        return None
+
+    def stop(self) -> None:
+        pass
+
+
+class Broken:
+    """Standard output that was closed by whoever read it, or whose disk is full."""
+
+    def __init__(self, error: OSError) -> None:
+        self._error = error
+
+    def isatty(self) -> bool:
+        return True  # a bar is shown: the most that can go wrong
+
+    def write(self, text: str) -> int:
+        raise self._error
+
+    def flush(self) -> None:
+        raise self._error
+
+
+@pytest.fixture
+def supervised(monkeypatch, tmp_path):
+    """A function that supervises ranks of a run from a console; the ranks, and how it ended."""
+    ranks = Ranks()
+    monkeypatch.setattr(supervise, "LocalProcesses", lambda *_, **__: ranks)
+    recipe = load_recipe("pretrain/tiny", [f"directory={tmp_path}"])
+
+    def run(console):
+        try:
+            return supervise._supervise("tiny", [], recipe, recipe.run_folder, console), ranks
+        except lines.Unwritable as error:
+            return error, ranks
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "unread"), [(BrokenPipeError(32, "Broken pipe"), True), (OSError(28, "Full"), False)]
+)
+def test_an_output_that_takes_nothing_more_lets_the_run_save(supervised, capsys, error, unread):
+    console = Console(file=lines.Output(Broken(error)), force_terminal=True)
+    ended, ranks = supervised(console)
+    assert ended.unread is unread
+    assert {*ranks.signals} == {signal.SIGTERM}
+    assert capsys.readouterr().err.startswith("dsv3: standard output cannot be written (")
+
+
+def test_a_closed_terminal_lets_the_run_save(supervised, monkeypatch, capsys):
+    def show_all(display, records):
+        for _ in range(3):  # bash and the kernel both tell it
+            signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr(ProgressDisplay, "show_all", show_all)
+    ended, ranks = supervised(Console())
+    assert ended == 0
+    assert ranks.signals == [signal.SIGTERM]
+    assert "Stopped: the same command begins anew" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_nohup_is_heeded(supervised, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        shown = []
+
+        def show_all(display, records):
+            shown.append(records)
+            signal.raise_signal(signal.SIGHUP)
+            if len(shown) == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(ProgressDisplay, "show_all", show_all)
+        _, ranks = supervised(Console())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ranks.signals == [signal.SIGTERM]
+    assert len(shown) == 4
