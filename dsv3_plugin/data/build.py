@@ -34,10 +34,10 @@ from dsv3_plugin.data.survey import Survey, document_hash, held_out_below, surve
 from dsv3_plugin.data.tokenizer import (
     TextTokenizer,
     TrainBpe,
-    copy_tokenizer,
     open_tokenizer,
     train_bpe,
 )
+from dsv3_plugin.data.tokenizer_folder import copy_tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.folders import whole_folder

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dsv3_plugin.data.fim import Sentinels
+from dsv3_plugin.data.tokenizer_folder import files_of
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.links import inside
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
@@ -189,21 +191,29 @@ def open_tokenizer(folder: Path) -> TextTokenizer:
     """Open a Hugging Face tokenizer folder, through transformers, as every later user of it will.
 
     Raises:
-        UserError: no tokenizer there, one without an end-of-sentence token, or one that only runs
-            as Python code of its own.
+        UserError: no tokenizer there, one without an end-of-sentence token, one that is Python
+            code of its own, or a file of it is a link that leads out of the folder.
     """
     if not folder.is_dir():
         raise UserError(
             f'tokenizer folder {folder} does not exist: name a folder, or "bpe:4096" to train one.'
         )
+    files = files_of(folder)
+    _refuse_code(folder, files)
     # transformers would look for a missing file elsewhere, and take a model's config for one.
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise UserError(f"{folder} holds no tokenizer (no {' or '.join(_TOKENIZER_FILES)}).")
+    if not any(name in files for name in _BEGINNINGS):
+        raise UserError(f"{folder} holds no tokenizer (no {' or '.join(_BEGINNINGS)}).")
 
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     try:
-        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        loaded = AutoTokenizer.from_pretrained(
+            folder,
+            # No model's: the tokenizer's files have to say it all, as where they are copied to.
+            config=PreTrainedConfig(),
+            local_files_only=True,
+            trust_remote_code=False,
+        )
     except Exception as error:  # transformers raises whatever its parsers do
         raise UserError(f"{folder} holds no tokenizer that transformers loads: {error}") from error
     backend = getattr(loaded, "backend_tokenizer", None)
@@ -222,25 +232,34 @@ def open_tokenizer(folder: Path) -> TextTokenizer:
     return TextTokenizer(folder, backend, loaded.eos_token_id)
 
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
-# Everything a tokenizer folder may consist of; the rest of a model's folder stays where it is.
-_COPIED = (
-    *_TOKENIZER_FILES,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
+_BEGINNINGS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""One of these is in every folder that transformers loads a tokenizer from without code."""
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files, and nothing else of the folder, to a new folder."""
-    target.mkdir(parents=True)
-    for name in _COPIED:
-        if (source / name).is_file():
-            (target / name).write_bytes((source / name).read_bytes())
+def _refuse_code(folder: Path, files: Collection[str]) -> None:
+    """Raise UserError if a tokenizer is code of its own, which nothing here runs."""
+    code = sorted(path.name for path in folder.glob("tokeniz*.py"))
+    if _names_code(folder):
+        what = f"auto_map in its tokenizer_config.json{''.join(f', {name}' for name in code)}"
+    elif code and "tokenizer.json" not in files:
+        what = ", ".join(code)
+    else:
+        return
+    raise UserError(
+        f"tokenizer {folder} brings Python code of its own ({what}), which is never run: convert "
+        "it to a fast tokenizer (a tokenizer.json, and no auto_map) first."
+    )
+
+
+def _names_code(folder: Path) -> bool:
+    """Whether `tokenizer_config.json` says that a class of the folder's, or a repository's, is the
+    tokenizer."""
+    try:
+        text = inside(folder, "tokenizer_config.json").read_text(encoding="utf-8")
+        said = json.loads(text).get("auto_map")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False  # transformers says what is wrong with it
+    return bool(said.get("AutoTokenizer") if isinstance(said, dict) else said)
 
 
 def choose_tokenizer(choice: str) -> TrainBpe | TextTokenizer:

@@ -5,6 +5,7 @@ It is filled under another name beside its place, flushed to the disk, and renam
 
 import contextlib
 import glob
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -25,7 +26,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     mark = f".{target.name}.building-"
     for left_over in target.parent.glob(f"{glob.escape(mark)}*"):
-        shutil.rmtree(left_over)
+        if left_over.is_symlink():
+            left_over.unlink()
+        else:
+            shutil.rmtree(left_over)
     folder = target.with_name(mark + secrets.token_hex(8))
     folder.mkdir()
     try:
@@ -38,10 +42,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def _replace(target: Path, folder: Path, aside: Path) -> None:
-    """A kill between the two renames leaves no folder, never half of one."""
-    if target.exists():
+    """A kill between the two renames leaves no folder, never half of one.
+
+    A link gives way itself; what it leads to stays.
+    """
+    if os.path.lexists(target):
         target.rename(aside)
     folder.rename(target)
     sync_folder(target.parent)
-    if aside.exists():
+    if aside.is_symlink():
+        aside.unlink()
+    elif aside.exists():
         shutil.rmtree(aside)

@@ -24,11 +24,11 @@ from dsv3_plugin.data.tokenizer import (
     TrainBpe,
     check_fits,
     choose_tokenizer,
-    copy_tokenizer,
     encode_texts,
     open_tokenizer,
     train_bpe,
 )
+from dsv3_plugin.data.tokenizer_folder import TOKENIZER_FILES, copy_tokenizer
 from dsv3_plugin.errors import UserError
 
 TEXTS = [
@@ -172,6 +172,45 @@ def test_a_foreign_folder(tmp_path):
     assert encode_texts(foreign.backend, ["a b a"]) == [[1, 2, 1]]
     with pytest.raises(UserError, match=r"has no <｜fim▁begin｜>.*set fim_rate to 0"):
         _ = foreign.sentinels
+
+
+def test_code_of_a_tokenizer_is_never_run(folder, tmp_path, monkeypatch):
+    """Nor asked about: there may be nobody at the terminal."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    plain = open_tokenizer(folder).digest
+    (tmp_path / "tokenization_own.py").write_text("raise SystemExit('it ran')")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    for auto_map in (
+        {"AutoTokenizer": ["tokenization_own.Own", None]},
+        {"AutoTokenizer": "somebody/something--tokenization_own.Own"},
+        ["tokenization_own.Own", None],
+    ):
+        said = json.dumps(config | {"tokenizer_class": "Own", "auto_map": auto_map})
+        (tmp_path / "tokenizer_config.json").write_text(said)
+        (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+        with pytest.raises(UserError, match=r"auto_map .*tokenization_own.py.*is never run"):
+            open_tokenizer(tmp_path)
+    # What belongs to the model, or is only left lying there, is passed over.
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    said = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    (tmp_path / "configuration_own.py").write_text("raise SystemExit('it ran')")
+    assert open_tokenizer(tmp_path).digest == plain
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"\(tokenization_own.py\), which is never run: convert"):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", TOKENIZER_FILES)
+def test_a_file_that_leads_elsewhere_is_neither_opened_nor_copied(folder, tmp_path, name):
+    source = tmp_path / "source"
+    copy_tokenizer(folder, source)
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to("/etc/passwd")
+    for use in (open_tokenizer, lambda source: copy_tokenizer(source, tmp_path / "copy")):
+        with pytest.raises(UserError, match=f"{name} leads out of its folder, to /etc/passwd"):
+            use(source)
+    assert not (tmp_path / "copy" / name).exists()
 
 
 def test_what_is_not_a_tokenizer_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """A folder is the old one, none, or the new one, and never part of one."""
 
 import secrets
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,15 @@ def test_a_link_at_the_name_beside_is_not_followed(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError), whole_folder(tmp_path / "target"):
         pass
     assert [*victim.iterdir()] == []
+
+
+def test_a_link_gives_way_and_what_it_leads_to_stays(tmp_path):
+    write(tmp_path, {"elsewhere/a": "kept"})
+    for leads in (tmp_path / "elsewhere", tmp_path / "nowhere"):
+        (tmp_path / "target").symlink_to(leads)
+        with whole_folder(tmp_path / "target") as folder:
+            write(folder, NEW)
+        assert not (tmp_path / "target").is_symlink()
+        assert read(tmp_path / "target") == NEW
+        shutil.rmtree(tmp_path / "target")
+    assert read(tmp_path) == {"elsewhere/a": "kept"}

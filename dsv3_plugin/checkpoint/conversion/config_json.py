@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.checkpoint.formats.hf_headers import read_config
+from dsv3_plugin.files.links import inside
 from dsv3_plugin.recipe.hf_config import brought_up_to_date, hf_config
 from dsv3_plugin.recipe.model import ModelConfig
 
@@ -25,7 +26,8 @@ FP8_CONFIG = {
 
 def kept_config(checkpoint: Path) -> dict[str, Any] | None:
     """The `config.json` that the checkpoint was imported with, None if it was not."""
-    return read_config(checkpoint, HF_CONFIG) if (checkpoint / HF_CONFIG).is_file() else None
+    there = inside(checkpoint, HF_CONFIG).is_file()
+    return read_config(checkpoint, HF_CONFIG) if there else None
 
 
 def exported_config(

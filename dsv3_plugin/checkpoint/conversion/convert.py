@@ -18,7 +18,7 @@ from typing import Any, Literal
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.checkpoint.conversion import manifest
 from dsv3_plugin.checkpoint.conversion.config_json import HF_CONFIG, exported_config, new_config
-from dsv3_plugin.checkpoint.conversion.identity import header_of, was_complete
+from dsv3_plugin.checkpoint.conversion.identity import header_of, is_another, was_complete
 from dsv3_plugin.checkpoint.conversion.jobs import (
     CAST,
     export_jobs,
@@ -34,8 +34,9 @@ from dsv3_plugin.checkpoint.conversion.stream import (
     sole_writer,
 )
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import (
+    CARRIED,
+    TOKEN_IDS,
     TOKENIZER,
-    copy_tokenizer,
     token_ids,
 )
 from dsv3_plugin.checkpoint.conversion.weights import (
@@ -51,8 +52,11 @@ from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout
 from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
 from dsv3_plugin.checkpoint.formats.target import Target
 from dsv3_plugin.checkpoint.names import EMBEDDING, extra_states
+from dsv3_plugin.data.tokenizer_folder import copy_tokenizer, files_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.folders import whole_folder
+from dsv3_plugin.files.links import inside
 from dsv3_plugin.recipe.model import ModelConfig
 
 # What upstream's loader reads from the common state of a checkpoint without a training state.
@@ -139,9 +143,9 @@ def import_hf(
             with as_sentence(root):
                 layout.finish(root / tracker.RELEASE, _COMMON, extra_states(source.model))
                 replace_file(root / MODEL_FILE, source.model.to_yaml().encode())
-                (root / TOKENIZER).mkdir(exist_ok=True)
-                copy_tokenizer(source.path, root / TOKENIZER)
-                replace_file(root / HF_CONFIG, (source.path / CONFIG).read_bytes())
+                with whole_folder(root / TOKENIZER) as tokenizer:
+                    copy_tokenizer(source.path, tokenizer, CARRIED)
+                replace_file(root / HF_CONFIG, inside(source.path, CONFIG).read_bytes())
                 manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
                 tracker.write_tracker(root, tracker.RELEASE)
                 folder.complete()
@@ -193,7 +197,8 @@ def export_hf(
     layout = HFLayout(export_tensors(source, dtype, fp8), shard_size)
     jobs = export_jobs(source, layout.targets)
     _require_consumed(source, jobs, {entry.name for entry in source.entries})
-    config = _config(source, layout.targets, fp8)
+    tokenizer = inside(source.root, TOKENIZER)
+    config = _config(source, tokenizer, layout.targets, fp8)
 
     header = header_of("export", source, dtype=dtype, fp8=fp8, shard_size=shard_size)
     with sole_writer(root):
@@ -213,19 +218,29 @@ def export_hf(
                 folder.close()
             with as_sentence(root):
                 replace_file(root / CONFIG, json.dumps(config, indent=2).encode())
-                copy_tokenizer(source.root / TOKENIZER, root)
+                for name, path in files_of(tokenizer, CARRIED).items():
+                    replace_file(root / name, path.read_bytes())
                 manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
                 layout.publish(root)
                 folder.complete()
     return _report(jobs, layout.targets.values(), began, is_done)
 
 
-def _config(source: DistWeights, targets: dict[str, Target], fp8: bool) -> dict[str, Any]:
-    """The `config.json` of an export."""
+def _config(
+    source: DistWeights, tokenizer: Path, targets: dict[str, Target], fp8: bool
+) -> dict[str, Any]:
+    """The `config.json` of an export.
+
+    Its token ids are those of the tokenizer that goes with it, whatever the import came with.
+    """
     dtype = str(targets[EMBEDDING].dtype).removeprefix("torch.")
-    if source.config is not None:
-        return exported_config(source.config, source.model, dtype, fp8)
-    return new_config(source.model, dtype, fp8, token_ids(source.root / TOKENIZER))
+    ids = token_ids(tokenizer)
+    if source.config is None:
+        return new_config(source.model, dtype, fp8, ids)
+    config = exported_config(source.config, source.model, dtype, fp8)
+    if is_another(tokenizer, manifest.read(source.root)):
+        config |= dict.fromkeys(TOKEN_IDS & config.keys()) | ids
+    return config
 
 
 def _require_known(dtype: str | None, known: tuple[str, ...]) -> None:

@@ -7,11 +7,16 @@ from zlib_ng.zlib_ng import crc32
 
 from dsv3_plugin.checkpoint.conversion import journal, manifest
 from dsv3_plugin.checkpoint.conversion.stream import Progress
+from dsv3_plugin.checkpoint.conversion.tokenizer_files import CARRIED, TOKENIZER
 from dsv3_plugin.checkpoint.conversion.weights import DistWeights, Weights
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA
 from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG
 from dsv3_plugin.checkpoint.tracker import INCOMPLETE
+from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, digests
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.links import inside
+
+_TOKENIZER = "tokenizer_files"
 
 
 def header_of(kind: str, source: Weights, **options: Any) -> dict[str, Any]:
@@ -23,8 +28,22 @@ def header_of(kind: str, source: Weights, **options: Any) -> dict[str, Any]:
         "source": str(source.path.resolve()),
         "source_tensors": f"{crc32(described.encode()):08x}",
         "source_files": _states(source),
+        _TOKENIZER: digests(_tokenizer(source), CARRIED),
         **options,
     }
+
+
+def is_another(tokenizer: Path, written: dict[str, Any]) -> bool:
+    """Whether a tokenizer gives tokens other ids than the one that an import came with.
+
+    Args:
+        tokenizer: its folder.
+        written: what the import wrote into its manifest; nothing where it is not known.
+    """
+    came_with = written.get(_TOKENIZER)
+    if not isinstance(came_with, dict):
+        return False
+    return digests(tokenizer) != {n: d for n, d in came_with.items() if n in VOCABULARY_FILES}
 
 
 def was_complete(
@@ -44,6 +63,13 @@ def was_complete(
             f"{difference.what}; remove the folder and convert again."
         )
     return True
+
+
+def _tokenizer(source: Weights) -> Path:
+    """The folder of the tokenizer that goes with the weights."""
+    if isinstance(source, DistWeights):
+        return inside(source.root, TOKENIZER)
+    return source.path
 
 
 def _states(source: Weights) -> dict[str, list[int]]:

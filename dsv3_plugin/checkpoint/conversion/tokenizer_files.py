@@ -4,35 +4,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.data.tokenizer_folder import TOKENIZER_FILES
+from dsv3_plugin.files.links import inside
 
 TOKENIZER = "tokenizer"
 """Their folder in a checkpoint."""
 
-TOKENIZER_FILES = (
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json",
-    "merges.txt", "special_tokens_map.json", "tiktoken.model", "tokenizer.json", "tokenizer.model",
-    "tokenizer_config.json", "vocab.json",
-)  # fmt: skip
-"""No code (`*.py`), as transformers needs none for this family."""
+CARRIED = (*TOKENIZER_FILES, "generation_config.json")
+"""What of it travels with the weights."""
 
 _SPECIAL = ("bos", "eos", "pad")
 
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies the files of a tokenizer that are there."""
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            replace_file(folder / name, (source / name).read_bytes())
+TOKEN_IDS = frozenset(f"{kind}_token_id" for kind in _SPECIAL)
+"""The keys of `config.json` that are the tokenizer's."""
 
 
 def token_ids(tokenizer: Path) -> dict[str, int]:
     """Ids of the beginning, end and padding tokens, as far as the tokenizer's folder tells."""
-    generation = _read_json(tokenizer / "generation_config.json")
-    config = _read_json(tokenizer / "tokenizer_config.json")
+    generation = _read_json(inside(tokenizer, "generation_config.json"))
+    config = _read_json(inside(tokenizer, "tokenizer_config.json"))
     known = {
         token["content"]: token["id"]
-        for token in _read_json(tokenizer / "tokenizer.json").get("added_tokens") or ()
+        for token in _read_json(inside(tokenizer, "tokenizer.json")).get("added_tokens") or ()
     }
     ids = {}
     for kind in _SPECIAL:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dsv3_plugin.checkpoint.formats.hf_headers import ITEMSIZE
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.links import inside
 
 METADATA = ".metadata"
 
@@ -97,7 +98,7 @@ def _check_files(folder: Path, contents: Contents) -> None:
         last[place.file] = max(last.get(place.file, (0, "")), end)
     for file, (end, key) in last.items():
         try:
-            size = (folder / file).stat().st_size
+            size = inside(folder, file).stat().st_size
         except FileNotFoundError as error:
             raise UserError(f"{folder / file} is missing; it holds {key}.") from error
         if size < end:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.links import inside
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -54,7 +55,7 @@ class Described:
 
 def read_folder(folder: Path) -> dict[str, Described]:
     """The tensors of all safetensors files of a folder; empty if it has none and no index."""
-    index = _read_index(folder / INDEX)
+    index = _read_index(inside(folder, INDEX))
     files = sorted({*index.values()} if index else {p.name for p in folder.glob("*.safetensors")})
     unlisted = {path.name for path in folder.glob("*.safetensors")}.difference(files)
     if unlisted:
@@ -64,7 +65,7 @@ def read_folder(folder: Path) -> dict[str, Described]:
         )
     tensors: dict[str, Described] = {}
     for file in files:
-        if not (folder / file).is_file():
+        if not inside(folder, file).is_file():
             name = next((name for name, shard in index.items() if shard == file), None)
             if name is None:
                 raise UserError(f"{folder / file} is no file, but a folder or a link to nothing.")
@@ -88,9 +89,10 @@ def pickled_files(folder: Path) -> list[Path]:
     """The files of a folder that hold pickled weights.
 
     Those its index names, all of which are there; without one, `pytorch_model*.bin`, or else any
-    pickle that is not known to be something else. Raises UserError naming a file that is missing.
+    pickle that is not known to be something else. Raises UserError naming a file that is missing,
+    or a link out of the folder.
     """
-    index = _read_index(folder / PICKLE_INDEX)
+    index = _read_index(inside(folder, PICKLE_INDEX))
     for name, file in index.items():
         if not (folder / file).is_file():
             raise UserError(f"{folder / file} is missing; {PICKLE_INDEX} says it holds {name}.")
@@ -100,7 +102,7 @@ def pickled_files(folder: Path) -> list[Path]:
         for path in folder.glob("*")
         if path.suffix in (".bin", ".pt", ".pth") and not path.name.startswith(_NO_WEIGHTS)
     ]
-    return sorted(found)
+    return sorted(inside(folder, path.name) for path in found)
 
 
 def read_header(path: Path) -> dict[str, Described]:
@@ -139,7 +141,7 @@ def read_header(path: Path) -> dict[str, Described]:
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """The `config.json` of a Hugging Face folder, or where a checkpoint keeps that."""
-    path = folder / name
+    path = inside(folder, name)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 from dsv3_plugin.checkpoint.formats.dist_metadata import Contents
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.links import inside
 from dsv3_plugin.recipe.fields import from_arguments
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.validation import validate
@@ -31,7 +32,7 @@ def model_of_checkpoint(directory: Path, folder: Path, contents: Contents) -> Mo
     Raises UserError if nothing in the checkpoint says what the model is.
     """
     for where in (directory, folder.parent):
-        if (where / MODEL_FILE).is_file():
+        if inside(where, MODEL_FILE).is_file():
             return ModelConfig.read(where / MODEL_FILE)
     arguments = saved_arguments(folder, contents)
     if arguments is None:

@@ -187,10 +187,65 @@ def test_no_config_and_no_folder(source, tmp_path):
 def test_link_to_a_shard_that_is_gone(source, tmp_path):
     for file in (FIRST, SECOND, INDEX):
         (source / file).unlink()
-    (source / FIRST).symlink_to(tmp_path / "blob")
+    (source / FIRST).symlink_to(source / "blob")
     for read in (inspect, lambda folder: import_hf(folder, tmp_path / "t")):
         with pytest.raises(UserError, match=f"{FIRST} is no file, but a folder or a link to noth"):
             read(source)
+
+
+@pytest.mark.parametrize(
+    "name", [FIRST, INDEX, "config.json", "tokenizer.json", "generation_config.json"]
+)
+def test_link_to_what_is_not_the_folders(source, tmp_path, name):
+    """It would be read, or copied, and end in what somebody publishes."""
+    secret = tmp_path / "secret"
+    if (source / name).exists():
+        (source / name).rename(secret)
+    else:
+        secret.write_text('{"a": "secret"}')
+    (source / name).symlink_to(secret)
+    refused(source, tmp_path / "t", name, f"leads out of its folder, to {secret}")
+
+
+def test_pickled_weights_behind_a_link(source, tmp_path):
+    for path in source.glob("*.safetensors*"):
+        path.unlink()
+    torch.save({"a": torch.ones(2)}, tmp_path / "secret.bin")
+    (source / "pytorch_model.bin").symlink_to(tmp_path / "secret.bin")
+    with pytest.raises(UserError, match=r"pytorch_model.bin leads out of its folder"):
+        import_hf(source, tmp_path / "t", allow_pickle=True)
+
+
+def test_the_hugging_face_cache_is_one_folder(source, tmp_path):
+    snapshot, blobs = (tmp_path / "models--org--name" / name for name in ("snapshots/0", "blobs"))
+    (source / "tokenizer.json").write_text("{}")
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for path in source.iterdir():
+        (blobs / f"hash-{path.name}").write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/hash-{path.name}")
+    import_hf(snapshot, tmp_path / "t")
+    assert (tmp_path / "t" / "tokenizer" / "tokenizer.json").read_text() == "{}"
+    assert not any(path.is_symlink() for path in (tmp_path / "t").rglob("*"))
+
+
+def test_links_in_a_checkpoint(source, tmp_path):
+    (source / "tokenizer.json").write_text("{}")
+    import_hf(source, tmp_path / "t")
+    for name in ("tokenizer/tokenizer.json", "tokenizer", "hf_config.json", "model.yaml"):
+        path = tmp_path / "t" / name
+        path.rename(tmp_path / "aside")
+        path.symlink_to(tmp_path / "aside")
+        with pytest.raises(UserError, match=f"{name} leads out of its folder, to "):
+            export_hf(tmp_path / "t", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        path.unlink()
+        (tmp_path / "aside").rename(path)
+    shard = next((tmp_path / "t" / "release").glob("*.distcp"))
+    shard.rename(tmp_path / "aside")
+    shard.symlink_to(tmp_path / "aside")
+    with pytest.raises(UserError, match=f"{shard.name} leads out of its folder, to "):
+        export_hf(tmp_path / "t", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

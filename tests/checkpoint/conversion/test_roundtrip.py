@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.fp8.quantize import quantize_blocks
 from dsv3_plugin.recipe.hf_config import model_from_hf
 from tests.checkpoint.samples import (
@@ -246,6 +248,60 @@ def test_tokenizer_and_token_ids_travel(tmp_path):
     assert (config["bos_token_id"], config["eos_token_id"]) == (0, 1)
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
     assert not list((tmp_path / "out").glob("*.py"))
+
+
+def test_an_export_never_mixes_two_tokenizers(tmp_path):
+    """One that was put in the place of the import's brings its own ids, and nothing of the old."""
+    model = small_model()
+    source, checkpoint = tmp_path / "source", tmp_path / "checkpoint"
+    write_folder(source, model, random_tensors(model, "bf16"))
+    config = json.loads((source / "config.json").read_text())
+    own = {"bos_token_id": 5, "eos_token_id": [7, 8], "pad_token_id": 6}
+    (source / "config.json").write_text(json.dumps(config | own))
+    added = [{"id": 7, "content": "</s>"}]
+    (source / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    (source / "chat_template.jinja").write_text("the old one's")
+    import_hf(source, checkpoint)
+
+    def ids(out):
+        export_hf(checkpoint, out)
+        config = json.loads((out / "config.json").read_text())
+        return {name: config[name] for name in own}
+
+    assert ids(tmp_path / "as it came") == own
+    (checkpoint / "tokenizer" / "chat_template.jinja").write_text("another of the same tokenizer's")
+    assert ids(tmp_path / "other template") == own
+    with whole_folder(checkpoint / "tokenizer") as other:
+        added = [{"id": 3, "content": "<end>"}]
+        (other / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+        (other / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    out = tmp_path / "other tokenizer"
+    assert ids(out) == {"bos_token_id": None, "eos_token_id": 3, "pad_token_id": None}
+    assert not (out / "chat_template.jinja").exists()
+
+
+@pytest.mark.parametrize("direction", ["import", "export"])
+def test_a_tokenizer_that_changed_since_the_conversion_began(tmp_path, direction):
+    model = small_model()
+    source, checkpoint = tmp_path / "source", tmp_path / "checkpoint"
+    write_folder(source, model, random_tensors(model, "bf16"))
+    (source / "tokenizer.json").write_text("{}")
+    import_hf(source, checkpoint)
+    export_hf(checkpoint, tmp_path / "out")
+    if direction == "import":
+        changed, repeat = source, partial(import_hf, source, checkpoint, resume=True)
+    else:
+        changed = checkpoint / "tokenizer"
+        repeat = partial(export_hf, checkpoint, tmp_path / "out", resume=True)
+    assert repeat().was_complete
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        before = (changed / name).read_text() if (changed / name).exists() else None
+        (changed / name).write_text('{"another": 1}')
+        with pytest.raises(UserError, match=f"begun when {name} in .* had another content"):
+            repeat()
+        if before is not None:
+            (changed / name).write_text(before)
 
 
 def test_token_ids_of_a_trained_run_come_from_its_tokenizer(tmp_path):
