@@ -117,20 +117,30 @@ def _covered(boxes: Iterable[tuple[tuple[int, ...], tuple[int, ...]]], shape: tu
     return held == math.prod(shape)
 
 
-def _held(stages: Sequence[torch.nn.Module]) -> dict[Shard, torch.Tensor]:
-    """What this rank holds of the distributed tensors."""
+def distributed_tensors(stage: torch.nn.Module) -> Iterator[Any]:
+    """This rank's parts of a model's distributed tensors, upstream's ShardedTensor.
+
+    Args:
+        stage: a GPTModel, or a pipeline stage of one; its parameters are the parts' `data`.
+    """
     from megatron.core.dist_checkpointing import ShardedTensor
     from megatron.core.dist_checkpointing.dict_utils import nested_values
     from megatron.core.dist_checkpointing.mapping import apply_factories
 
+    state: dict[str, Any] = _unwrapped(stage).sharded_state_dict(metadata={})
+    apply_factories(state)
+    for value in nested_values(state):
+        if isinstance(value, ShardedTensor) and value.key.startswith(WEIGHT_KEYS):
+            yield value
+
+
+def _held(stages: Sequence[torch.nn.Module]) -> dict[Shard, torch.Tensor]:
+    """What this rank holds of the distributed tensors."""
     held = {}
     for stage in stages:
-        state: dict[str, Any] = _unwrapped(stage).sharded_state_dict(metadata={})
-        apply_factories(state)
-        for value in nested_values(state):
-            if isinstance(value, ShardedTensor) and value.key.startswith(WEIGHT_KEYS):
-                sizes = (1,) * value.prepend_axis_num + tuple(value.local_shape)
-                held[value.key, tuple(value.global_offset), sizes, value.data.dtype] = value.data
+        for part in distributed_tensors(stage):
+            sizes = (1,) * part.prepend_axis_num + tuple(part.local_shape)
+            held[part.key, tuple(part.global_offset), sizes, part.data.dtype] = part.data
     return held
 
 

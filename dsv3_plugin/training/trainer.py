@@ -5,6 +5,7 @@ stage, and whatever runs beside a step is a hook.
 """
 
 import contextlib
+from functools import partial
 
 from megatron.core.enums import ModelType
 from megatron.training import get_args
@@ -22,6 +23,7 @@ from dsv3_plugin.pipeline.from_recipe import schedules_of, searches
 from dsv3_plugin.pipeline.shared_schedules import searched_on_rank_zero
 from dsv3_plugin.recipe.arguments import megatron_arguments
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training.initial_weights import draw_weights
 from dsv3_plugin.training.metrics import observe_tensorboard
 from dsv3_plugin.training.patches import TABLE
 from dsv3_plugin.training.run import Run
@@ -43,6 +45,7 @@ def train(run: Run, stage: Stage) -> None:
     config_class = PlacedModelConfig if layout else GPTModelConfig
     model = gpt_config_from_args(args, model_config_cls=config_class)
     adjust_config(model.transformer, run.recipe.model)
+    model.pre_wrap_hooks.append(partial(draw_weights, seed=run.recipe.training.seed))
     configure_dispatch(model.transformer, **run.recipe.dispatch.model_dump())
     if layout is not None:
         place(model, layout)
