@@ -10,6 +10,7 @@ from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.hooks import Hook, Step
+from dsv3_plugin.upstream import own_run
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Run:
         """Make this the run that upstream's wrapped functions serve, while the block lasts."""
         token = _current.set(self)
         try:
-            yield
+            with own_run.training():
+                yield
         finally:
             _current.reset(token)
 

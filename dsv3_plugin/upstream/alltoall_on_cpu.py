@@ -16,8 +16,8 @@ def maybe_move_tensor_to_cpu(original: Callable[..., Any]) -> Callable[..., Any]
     """Wraps `moe_utils.maybe_move_tensor_to_cpu`: honours `as_numpy` for CPU tensors too."""
 
     @functools.wraps(original)
-    def onto_host(tensor: Any, as_numpy: bool = False, **options: Any) -> Any:
-        moved = original(tensor, as_numpy=as_numpy, **options)
+    def onto_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        moved = original(tensor, as_numpy=as_numpy, record_stream=record_stream)
         return moved.numpy() if as_numpy and torch.is_tensor(moved) else moved
 
     return onto_host

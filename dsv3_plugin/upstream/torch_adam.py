@@ -2,7 +2,7 @@
 
 Where neither Apex nor Transformer Engine is installed, upstream's optimizers keep torch's AdamW
 beneath them, as torch makes it by default: a dozen passes over every parameter. torch's own fused
-step is one.
+step is one, and differs by a rounding: runs of ours take it.
 
 Its states carry the number of the step as a tensor, and three things then go wrong when a
 checkpoint of the sharded optimizer (ZeRO-1) is loaded: upstream asks for that number before there
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dsv3_plugin.upstream import own_run
 from dsv3_plugin.upstream.learning_rates import with_rate_of
 
 _NO_PARAMETER = "before the first step"
@@ -30,7 +31,7 @@ def get_megatron_optimizer_based_on_param_groups(
     def optimizer_of_param_groups(*args: Any, **kwargs: Any) -> Any:
         made = original(*args, **kwargs)
         adam = getattr(made, "optimizer", None)  # a pair, where upstream is asked not to wrap it
-        if isinstance(adam, torch.optim.Adam):  # AdamW too
+        if own_run.is_training() and isinstance(adam, torch.optim.Adam):  # AdamW too
             _fuse(adam.param_groups)
             # A checkpoint brings its own groups: of another optimizer, or of torch's default.
             # Before they are loaded, because torch puts each step's number where they say.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dsv3_plugin
-from dsv3_plugin.upstream import cpu_host
+from dsv3_plugin.upstream import cpu_host, own_run
 from tests import oracles
 
 STEPS = 3
@@ -12,7 +12,7 @@ STEPS = 3
 
 @pytest.fixture
 def optimizer():
-    """Upstream's optimizer of one small model, whose gradients are drawn, not computed."""
+    """Upstream's optimizer of one small model in a run of ours; its gradients are drawn."""
     cpu_host.enable()
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
@@ -21,7 +21,7 @@ def optimizer():
     from dsv3_plugin.model.build import build_model
 
     dsv3_plugin.register()
-    with single_process():
+    with single_process(), own_run.training():
         model = build_model(oracles.model_config())
         wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
         config = OptimizerConfig(
