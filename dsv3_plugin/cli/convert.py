@@ -66,6 +66,13 @@ def export(
         str | None, typer.Option(help="bf16 or fp32; each tensor's own by default.")
     ] = None,
     fp8: Annotated[bool, typer.Option("--fp8", help="Linear weights in DeepSeek's FP8.")] = False,
+    fp8_rule: Annotated[
+        str,
+        typer.Option(
+            help="Scales of weights that were never FP8: reversible (quantising again changes "
+            "nothing) or deepgemm (the bytes that DeepGEMM makes)."
+        ),
+    ] = "reversible",
     shard_size: Annotated[str, typer.Option(help="Size of a safetensors file.")] = "5GB",
     workers: Workers = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed export.")] = False,
@@ -81,6 +88,7 @@ def export(
             hf_dir,
             dtype=dtype,
             fp8=fp8,
+            fp8_rule=fp8_rule,
             shard_size=shard_bytes(shard_size),
             workers=workers,
             resume=resume,

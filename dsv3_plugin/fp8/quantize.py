@@ -16,6 +16,17 @@ products of power-of-two scales it holds exactly):
   most 448, which is up to 464. With `ceil(log2(max/448))` a maximum in (448, 464] would round down
   to half the range and change its scale the second time.
 
+DeepSeek's kernels and DeepGEMM choose otherwise in three places, so bytes may differ from theirs:
+
+* they take no block for smaller than 1e-4 (`amax.clamp(1e-4)`), so that values below 3.5e-9 get
+  coarse and those below 2.2e-10 vanish; here a block is as small as it is;
+* of a block that is all zero (up to 2^-127) the scale is 1 here, and 1e-4 / 448 there;
+* power-of-two scales are `2^ceil(log2(max/448))` there: a maximum in (448, 464], times any power of
+  two, gets twice the scale that it gets here.
+
+DeepGEMM multiplies by the rounded reciprocal of the scale, too, where this divides. `fp8.deepgemm`
+gives its bytes; `dsv3 export --fp8 --fp8-rule deepgemm` writes them.
+
 A block that holds a NaN or an infinity comes back as NaN; nothing is silently clipped: even at the
 end of FP32's range a value is off by no more than E4M3 rounds. Edge blocks are ragged: they use
 the values that exist. Work is done in slices that stay in a core's cache.
@@ -146,11 +157,11 @@ def _quantize(
     values = torch.empty(n, k, dtype=E4M3, device=x.device)
     choose = scale_inv is None
     if choose:
-        scale_inv = torch.empty(_grid(x.shape, block), dtype=torch.float32, device=x.device)
-    for rows, block_rows, scratch in _slices(x, block, torch.float32):
+        scale_inv = torch.empty(block_grid(x.shape, block), dtype=torch.float32, device=x.device)
+    for rows, block_rows, scratch in slices(x, block, torch.float32):
         height = rows.stop - rows.start
         scratch[:height, :k] = x[rows]
-        blocks = _as_blocks(scratch, block)
+        blocks = as_blocks(scratch, block)
         if choose:
             # The innermost axis first: contiguous, and what is left is 128 times smaller.
             scale_inv[block_rows] = _scale_of_max(blocks.abs().amax(-1).amax(1), power_of_two)
@@ -176,10 +187,10 @@ def _dequantize(
     n, k = values.shape
     if values.dtype != E4M3:
         raise UserError(f"expected float8_e4m3fn values to dequantise, got {values.dtype}")
-    if tuple(scale_inv.shape) != _grid(values.shape, block):
+    if tuple(scale_inv.shape) != block_grid(values.shape, block):
         raise UserError(
             f"values [{n}, {k}] in {block[0]}×{block[1]} blocks need scales "
-            f"{list(_grid(values.shape, block))}, got {list(scale_inv.shape)}"
+            f"{list(block_grid(values.shape, block))}, got {list(scale_inv.shape)}"
         )
     if out is None:
         out = torch.empty(n, k, dtype=out_dtype, device=values.device)
@@ -189,13 +200,13 @@ def _dequantize(
         )
     scale_inv = scale_inv.float()
     bits = torch.empty(0, dtype=torch.int16, device=values.device)
-    for rows, block_rows, scratch in _slices(values, block, torch.float32):
+    for rows, block_rows, scratch in slices(values, block, torch.float32):
         height = rows.stop - rows.start
         if bits.numel() != height * k:
             bits = torch.empty(height, k, dtype=torch.int16, device=values.device)
         has_nan = _e4m3_to_float32(values[rows], bits, scratch[:height, :k])
         scale = scale_inv[block_rows][:, None, :, None]
-        _as_blocks(scratch, block).mul_(scale)
+        as_blocks(scratch, block).mul_(scale)
         out[rows] = scratch[:height, :k]
         if has_nan and out_dtype in _NAN_BITS:
             _write_nans(values[rows], out[rows])
@@ -257,17 +268,17 @@ def _scale_of_max(amax: torch.Tensor, power_of_two: bool) -> torch.Tensor:
     return torch.where(amax.isfinite(), scale, float("nan"))
 
 
-def _grid(shape: torch.Size, block: tuple[int, int]) -> tuple[int, int]:
+def block_grid(shape: torch.Size, block: tuple[int, int]) -> tuple[int, int]:
     """Number of blocks along each axis, the ragged one at the edge counted."""
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
 
 
-def _as_blocks(padded: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+def as_blocks(padded: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
     """View of `[R·br, C·bc]` as `[R, br, C, bc]`."""
     return padded.view(padded.shape[0] // block[0], block[0], -1, block[1])
 
 
-def _slices(
+def slices(
     x: torch.Tensor, block: tuple[int, int], dtype: torch.dtype
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """Walks `[n, k]` in whole block rows.
@@ -277,7 +288,7 @@ def _slices(
     a maximum. Off the CPU the whole tensor is one slice: few large kernels.
     """
     n, k = x.shape
-    rows, columns = _grid(x.shape, block)
+    rows, columns = block_grid(x.shape, block)
     width = columns * block[1]
     per_slice = rows
     if x.device.type == "cpu" and width:

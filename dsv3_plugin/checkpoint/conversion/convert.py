@@ -26,6 +26,7 @@ from dsv3_plugin.checkpoint.conversion.jobs import (
     import_jobs,
     import_regions,
 )
+from dsv3_plugin.checkpoint.conversion.recode import FP8_RULES
 from dsv3_plugin.checkpoint.conversion.stream import (
     Job,
     Progress,
@@ -159,6 +160,7 @@ def export_hf(
     *,
     dtype: Literal["bf16", "fp32"] | None = None,
     fp8: bool = False,
+    fp8_rule: Literal["reversible", "deepgemm"] = "reversible",
     shard_size: int = 5 * 10**9,
     workers: int = 2,
     resume: bool = False,
@@ -175,6 +177,8 @@ def export_hf(
             router bias keeps its type always.
         fp8: write the linear weights as DeepSeek's FP8. Of an FP8 import these are the same
             weights and the same bytes as there; otherwise all, quantised in 128×128 blocks.
+        fp8_rule: how those get their scales: so that quantising again changes nothing, or as
+            DeepGEMM does (see `fp8.quantize`).
         shard_size: bytes of a safetensors file.
         workers: threads.
         resume: continue an unfinished export into the same folder.
@@ -186,6 +190,8 @@ def export_hf(
     """
     began = time.monotonic()
     _require_known(dtype, tuple(CAST))
+    if fp8_rule not in FP8_RULES:
+        raise UserError(f"no FP8 rule is called '{fp8_rule}'; choose from {', '.join(FP8_RULES)}.")
     root = Path(hf_dir)
     source = open_weights(Path(checkpoint), model=model)
     if not isinstance(source, DistWeights):
@@ -195,12 +201,15 @@ def export_hf(
         )
     _require_apart(source.root, root)
     layout = HFLayout(export_tensors(source, dtype, fp8), shard_size)
-    jobs = export_jobs(source, layout.targets)
+    jobs = export_jobs(source, layout.targets, fp8_rule)
     _require_consumed(source, jobs, {entry.name for entry in source.entries})
     tokenizer = inside(source.root, TOKENIZER)
     config = _config(source, tokenizer, layout.targets, fp8)
 
-    header = header_of("export", source, dtype=dtype, fp8=fp8, shard_size=shard_size)
+    options = {"dtype": dtype, "fp8": fp8, "shard_size": shard_size}
+    if fp8_rule != "reversible":
+        options["fp8_rule"] = fp8_rule  # a header of 0.1 has no such key
+    header = header_of("export", source, **options)
     with sole_writer(root):
         is_done = resume and was_complete(root, header, workers, progress)
         if not is_done:

@@ -66,10 +66,17 @@ def export_tensors(
             yield entry.name, _cast(entry, source.stored[entry.name].dtype, dtype), entry.shape
 
 
-def export_jobs(source: DistWeights, targets: dict[str, Target]) -> list[Job]:
+def export_jobs(source: DistWeights, targets: dict[str, Target], fp8_rule: str) -> list[Job]:
     """What fills an export's targets."""
     known = manifest.recorded(source)
-    return [job for entry in source.entries for job in _export_jobs(source, entry, targets, known)]
+    quantised = partial(
+        recode.quantised, source, rule=fp8_rule, power_of_two=wants_power_of_two(source.config)
+    )
+    return [
+        job
+        for entry in source.entries
+        for job in _export_jobs(source, entry, targets, known, quantised)
+    ]
 
 
 def _cast(entry: Entry, stored: torch.dtype, dtype: str | None) -> torch.dtype:
@@ -114,15 +121,23 @@ def _check_copy(source: HFWeights, entry: Entry) -> Job:
 
 
 def _export_jobs(
-    source: DistWeights, entry: Entry, targets: dict[str, Target], recorded: dict[str, str]
+    source: DistWeights,
+    entry: Entry,
+    targets: dict[str, Target],
+    recorded: dict[str, str],
+    quantised: Callable[[str], recode.Blocks],
 ) -> Iterator[Job]:
-    """Args: recorded: checksums of the source's tensors, as far as they are known."""
+    """Jobs of one entry.
+
+    Args:
+        recorded: checksums of the source's tensors, as far as they are known.
+        quantised: a weight that was never FP8, in FP8 and with its scales.
+    """
     name, scale, check = entry.name, entry.name + SCALE, None
     target, stored = targets[name], source.stored[name]
     if target.dtype == E4M3:
         if scale not in source.stored:
-            power_of_two = wants_power_of_two(source.config)
-            blocks = partial(recode.quantised, source, name, power_of_two=power_of_two)
+            blocks = partial(quantised, name)
             yield Job((target, targets[scale]), blocks, (name,), stored.nbytes)
             return
         yield Job(

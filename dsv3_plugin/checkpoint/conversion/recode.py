@@ -16,6 +16,7 @@ from dsv3_plugin.checkpoint.conversion.weights import Weights
 from dsv3_plugin.checkpoint.formats.mapped import same_bytes
 from dsv3_plugin.checkpoint.names import BLOCK, SCALE, blocks_of
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.fp8 import deepgemm
 from dsv3_plugin.fp8.quantize import (
     REVERSIBLE,
     dequantize_blocks,
@@ -123,11 +124,15 @@ def requantised(source: Weights, name: str) -> Blocks:
         yield (values,)
 
 
-def quantised(source: Weights, name: str, *, power_of_two: bool = False) -> Blocks:
+FP8_RULES = {"reversible": quantize_blocks, "deepgemm": deepgemm.quantize_blocks}
+"""How weights that were never FP8 get their scales, by the names that users give."""
+
+
+def quantised(source: Weights, name: str, *, rule: str, power_of_two: bool) -> Blocks:
     """The weight in FP8 and the scales it is given: a pair of tensors per block."""
     for start, stop in steps(source, name, torch.float32):
         weight = source.rows(name, start, stop)
-        values, scale = quantize_blocks(weight, power_of_two=power_of_two)
+        values, scale = FP8_RULES[rule](weight, power_of_two=power_of_two)
         if not bool(scale.isfinite().all()):
             raise UserError(
                 f"{name} in {source.path / source.stored[name].file} holds a NaN or an infinity "

@@ -14,6 +14,7 @@ from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.folders import whole_folder
+from dsv3_plugin.fp8 import deepgemm
 from dsv3_plugin.fp8.quantize import quantize_blocks
 from dsv3_plugin.recipe.hf_config import model_from_hf
 from tests.checkpoint.samples import (
@@ -165,15 +166,18 @@ def test_dequantised_values_are_weight_times_scale(fp8_source, tmp_path):
                     assert torch.equal(mine, block.bfloat16()), name
 
 
-def test_weights_without_scales_are_quantised(tmp_path):
+@pytest.mark.parametrize(
+    ("rule", "quantise"), [("reversible", quantize_blocks), ("deepgemm", deepgemm.quantize_blocks)]
+)
+def test_weights_without_scales_are_quantised(tmp_path, rule, quantise):
     model = small_model()
     tensors = random_tensors(model, "fp32")
     write_folder(tmp_path / "source", model, tensors)
     import_hf(tmp_path / "source", tmp_path / "checkpoint", dtype="bf16")
-    export_hf(tmp_path / "checkpoint", tmp_path / "out", fp8=True)
+    export_hf(tmp_path / "checkpoint", tmp_path / "out", fp8=True, fp8_rule=rule)
     out = read_tensors(tmp_path / "out")
     name = "model.layers.1.mlp.experts.3.up_proj.weight"
-    values, scale = quantize_blocks(tensors[name].bfloat16())
+    values, scale = quantise(tensors[name].bfloat16())
     assert torch.equal(out[name].view(torch.uint8), values.view(torch.uint8))
     assert torch.equal(out[name + "_scale_inv"], scale)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
