@@ -1,15 +1,16 @@
 """`dsv3 data`: build a dataset, look into one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.terminal.lines import say_all, show_text
 
 if TYPE_CHECKING:
-    from dsv3_plugin.data.dataset_folder import Dataset, Part
+    from dsv3_plugin.data.dataset_folder import CorpusFacts, Dataset, Part
 
 data = typer.Typer(help="Datasets: build one, look into one.", no_args_is_help=True)
 
@@ -18,23 +19,42 @@ data = typer.Typer(help="Datasets: build one, look into one.", no_args_is_help=T
 def build(
     corpus: Annotated[
         list[str],
-        typer.Option(help='"stdlib", a file or a folder (text, JSONL, parquet); may be repeated.'),
-    ],
-    tokenizer: Annotated[
-        str, typer.Option(help="bpe:N trains one of N tokens; else a Hugging Face folder.")
+        typer.Option(help='"stdlib", a file or a folder (text, JSON, parquet); may be repeated.'),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the dataset.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="bpe:N trains one of N tokens; else a Hugging Face folder.",
+            show_default="required",
+        ),
+    ] = None,
     fim_rate: Annotated[
         float, typer.Option(help="Share of documents cut for fill-in-the-middle, 0 to 1.")
     ] = 0.0,
     held_out: Annotated[
         float, typer.Option(help="Share of documents kept from training, 0 to 1.")
-    ] = 0.02,
+    ] = 0.01,
     seed: Annotated[int, typer.Option(help="Seed of the fill-in-the-middle cuts.")] = 1234,
-    text_key: Annotated[str, typer.Option(help="JSONL key or parquet column to read.")] = "text",
+    text_key: Annotated[str, typer.Option(help="JSON key or parquet column to read.")] = "text",
+    on_bad_row: Annotated[
+        Literal["stop", "skip"],
+        typer.Option(help="What to do about a row that cannot be read; skipped ones are counted."),
+    ] = "stop",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Another dataset in the folder gives way.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes that encode.", min=1)] = 1,
 ) -> None:
-    """Turn text, JSONL or parquet into a dataset in upstream's indexed format."""
+    """Turn text, JSON or parquet into a dataset in upstream's indexed format.
+
+    Its defaults are those of a recipe.
+    """
+    if tokenizer is None:
+        raise UserError(
+            "say which tokenizer encodes the corpus: --tokenizer bpe:4096 trains one of 4096 "
+            "tokens on it, --tokenizer FOLDER takes a Hugging Face tokenizer."
+        )
     from dsv3_plugin.upstream import cpu_host
 
     cpu_host.enable()  # no GPU is needed, and a visible one would only be initialised
@@ -52,7 +72,9 @@ def build(
             fim_rate=fim_rate,
             seed=seed,
             text_key=text_key,
+            on_bad_row=on_bad_row,
             workers=workers,
+            replace=replace,
             progress=progress,
         )
     say_all(summary(dataset))
@@ -79,7 +101,7 @@ def show(
 
 
 def summary(dataset: "Dataset") -> list[str]:
-    """A dataset's origin and size, a line each."""
+    """A dataset's origin and size, a line each, and a table of what was read of the corpus."""
     manifest = dataset.manifest
     corpus, settings, tokenizer = manifest.corpus, manifest.settings, manifest.tokenizer
     held_out = _part(manifest.held_out) if manifest.held_out else "nothing"
@@ -91,6 +113,23 @@ def summary(dataset: "Dataset") -> list[str]:
         f"train      {_part(manifest.train)}, {manifest.train.fim_documents:,} of them cut for "
         f"fill-in-the-middle (rate {settings.fim_rate}, seed {settings.seed})",
         f"held out   {held_out}",
+        "",
+        *_reading(corpus),
+    ]
+
+
+def _reading(corpus: "CorpusFacts") -> list[str]:
+    """What was read, by kinds of files, and what was left out, and why."""
+    rows = [("kind", "files", "documents", "tokens")]
+    for of in corpus.kinds:
+        rows.append((of.kind, f"{of.files:,}", f"{of.documents:,}", f"{of.tokens:,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        *(
+            "  ".join([kind.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
+            for kind, *numbers in rows
+        ),
+        *(f"left out   {things}" for things in corpus.left_out or ["nothing"]),
     ]
 
 

@@ -7,29 +7,28 @@ ones finds the first one's result and reuses it.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dsv3_plugin.data.corpus import (
-    Document,
-    Source,
-    file_signature,
-    find_sources,
-    read_documents,
-)
+from dsv3_plugin.data.corpus import Document, Source, file_signature, find_sources
 from dsv3_plugin.data.dataset_folder import (
     MANIFEST,
     OWN_NAMES,
     TOKENIZER,
     CorpusFacts,
     Dataset,
+    KindFacts,
     Manifest,
     Settings,
     TokenizerFacts,
     find_dataset,
     open_dataset,
 )
-from dsv3_plugin.data.encode import Encoder, encode_documents
+from dsv3_plugin.data.documents import read_documents
+from dsv3_plugin.data.encode import EncodedDocument, Encoder, Text, encode_documents
+from dsv3_plugin.data.left_out import CANNOT_BE_READ, Tally
 from dsv3_plugin.data.survey import Survey, document_hash, held_out_below, survey
 from dsv3_plugin.data.tokenizer import (
     TextTokenizer,
@@ -42,6 +41,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.files.full_disk import write_errors_as
+from dsv3_plugin.recipe.sections import OnBadRow
 from dsv3_plugin.terminal.lines import note
 
 Progress = Callable[[str, int, int | None], None]
@@ -53,10 +53,11 @@ def build_dataset(
     tokenizer: TrainBpe | TextTokenizer,
     out_dir: Path,
     *,
-    held_out: float = 0.02,
+    held_out: float = 0.01,
     fim_rate: float = 0.0,
     seed: int = 1234,
     text_key: str = "text",
+    on_bad_row: OnBadRow = "stop",
     workers: int = 1,
     replace: bool = True,
     progress: Progress | None = None,
@@ -71,7 +72,8 @@ def build_dataset(
         held_out: fraction of the documents kept from training, in [0, 1).
         fim_rate: share of the other documents cut for fill-in-the-middle, in [0, 1].
         seed: of the FIM cuts.
-        text_key: key (JSONL) or column (parquet) of the text.
+        text_key: key (JSON) or column (parquet) of the text.
+        on_bad_row: whether a row that cannot be read stops the building, or is left out.
         workers: processes that encode; 1 leaves it to the threads of the tokenizers library.
         replace: whether another dataset in `out_dir` gives way to this one.
         progress: told after every document.
@@ -82,41 +84,51 @@ def build_dataset(
     """
     if not 0 <= fim_rate <= 1:
         raise UserError(f"fim_rate is {fim_rate}: give a share of the documents in [0, 1].")
-    sources = find_sources(corpus)
     settings = settings_of(
         tokenizer, held_out=held_out, fim_rate=fim_rate, seed=seed, text_key=text_key
     )
+    left_out = Tally()
+    sources = find_sources(corpus, text_key, left_out)
     progress = progress or _silent
     with _sole_builder(out_dir, tell or note):
-        signature = file_signature(sources)
+        signature = file_signature(sources, left_out.all())
         present = find_dataset(out_dir)
+        reusable = present if present and present.manifest.settings == settings else None
         if (
-            present
-            and present.manifest.settings == settings
-            and present.manifest.corpus.file_signature == signature
+            reusable
+            and reusable.manifest.corpus.file_signature == signature
+            and (on_bad_row == "skip" or not _skipped_rows(reusable))
         ):
-            return present
+            return reusable
 
-        found = survey(
-            _counted(read_documents(sources, text_key), progress, "Reading the corpus", None)
-        )
-        if (
-            present
-            and present.manifest.settings == settings
-            and present.manifest.corpus.digest == found.digest
-        ):
-            return present  # the files were touched, or stand elsewhere; the texts are the same
-        _check_place(out_dir, present, replace)
+        documents = read_documents(sources, text_key, on_bad_row=on_bad_row, left_out=left_out)
+        found = survey(_counted(documents, progress, "Reading the corpus", None), left_out)
+        if reusable and reusable.manifest.corpus.digest == found.digest:
+            # The files were touched, or stand elsewhere; the texts are the same.
+            return _with_left_out(reusable, left_out)
+        _check_place(out_dir, present, settings, replace)
         facts = CorpusFacts(
             named=corpus_names(corpus),
             file_signature=signature,
             digest=found.digest,
             documents=found.documents,
             bytes=found.bytes,
+            left_out=left_out.all(),
         )
         with _write_errors(out_dir), whole_folder(out_dir) as folder:
             _build(folder, sources, tokenizer, settings, facts, found, workers, progress)
     return open_dataset(out_dir)
+
+
+def _skipped_rows(dataset: Dataset) -> bool:
+    return any(things.why == CANNOT_BE_READ for things in dataset.manifest.corpus.left_out)
+
+
+def _with_left_out(dataset: Dataset, left_out: Tally) -> Dataset:
+    """The dataset as it is, and what is left out of its corpus as that is now."""
+    manifest = dataset.manifest
+    corpus = manifest.corpus.model_copy(update={"left_out": left_out.all()})
+    return dataclasses.replace(dataset, manifest=manifest.model_copy(update={"corpus": corpus}))
 
 
 def settings_of(
@@ -165,7 +177,7 @@ def _write_errors(out_dir: Path) -> contextlib.AbstractContextManager[None]:
     )
 
 
-def _check_place(folder: Path, present: Dataset | None, replace: bool) -> None:
+def _check_place(folder: Path, present: Dataset | None, settings: Settings, replace: bool) -> None:
     """Refuse to replace what is not a dataset, and a dataset that must stay."""
     if not folder.exists():
         return
@@ -179,9 +191,19 @@ def _check_place(folder: Path, present: Dataset | None, replace: bool) -> None:
         )
     if present and not replace:
         raise UserError(
-            f"{folder} was built from another corpus or with other settings than are asked for "
-            "now, and it must not change: restore them, or start anew in another folder."
+            f"{folder} was built {_difference(present.manifest.settings, settings)}, and it must "
+            "not change: restore that, start anew in another folder, or have it replaced (dsv3 "
+            "data build --replace)."
         )
+
+
+def _difference(present: Settings, asked: Settings) -> str:
+    other = [
+        f"{name} {getattr(present, name)} instead of {value}"
+        for name, value in asked
+        if getattr(present, name) != value
+    ]
+    return f"with {', '.join(other)}" if other else "from another corpus than is asked for now"
 
 
 def _build(
@@ -197,7 +219,8 @@ def _build(
     bound = held_out_below(found, settings.held_out)
 
     def documents() -> Iterator[Document]:
-        return read_documents(sources, settings.text_key)
+        # Whatever is to stop the building has stopped the survey.
+        return read_documents(sources, settings.text_key, on_bad_row="skip")
 
     if isinstance(tokenizer, TrainBpe):
         phase = f"Training a tokenizer of {tokenizer.vocab_size} tokens"
@@ -222,17 +245,26 @@ def _build(
     )
     encoded = encode_documents(
         encoder,
-        ((document.text, document_hash(document) < bound) for document in documents()),
+        (
+            Text(document.text, document.kind, document_hash(document) < bound)
+            for document in documents()
+        ),
         workers,
     )
+    tokens_of_kind: Counter[str] = Counter()
     token_bytes, train, held_out = write_parts(
         folder,
-        _counted(encoded, progress, "Encoding documents", found.documents),
+        _counted(
+            _with_tokens_counted(encoded, tokens_of_kind),
+            progress,
+            "Encoding documents",
+            found.documents,
+        ),
         tokenizer.most_tokens,
     )
     manifest = Manifest(
         settings=settings,
-        corpus=corpus,
+        corpus=corpus.model_copy(update={"kinds": _kinds(sources, found.of_kind, tokens_of_kind)}),
         tokenizer=TokenizerFacts(
             digest=tokenizer.digest, size=tokenizer.most_tokens, eos_id=tokenizer.eos_id
         ),
@@ -241,6 +273,26 @@ def _build(
         held_out=held_out if held_out.documents else None,
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _with_tokens_counted(
+    documents: Iterable[EncodedDocument], tokens_of_kind: Counter[str]
+) -> Iterator[EncodedDocument]:
+    for document in documents:
+        tokens_of_kind[document.kind] += len(document.ids)
+        yield document
+
+
+def _kinds(
+    sources: Iterable[Source], documents: Mapping[str, int], tokens: Mapping[str, int]
+) -> tuple[KindFacts, ...]:
+    files = Counter(source.kind for source in sources)
+    return tuple(
+        KindFacts(
+            kind=kind, files=count, documents=documents.get(kind, 0), tokens=tokens.get(kind, 0)
+        )
+        for kind, count in sorted(files.items())
+    )
 
 
 def _counted[T](

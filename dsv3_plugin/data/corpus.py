@@ -1,23 +1,21 @@
-"""A corpus is a stream of documents, read one at a time from text, JSONL or parquet files.
+"""A corpus is an ordered list of files; each is one document, or holds one per line or row.
 
-`find_sources` turns what a user names (the Python standard library, files, folders) into an
-ordered list of files; `read_documents` streams them. Memory holds one document (of a parquet
-file: one small batch of rows), however large the corpus. The order is that of the names, so the
-same files give the same stream on every machine.
+`find_sources` turns what a user names (the Python standard library, files, folders) into that list;
+`data.documents` reads it. The order is that of the names, so the same files give the same stream of
+documents on every machine. What a folder holds beside documents is left out, and counted.
 """
 
-import gzip
 import hashlib
-import json
 import os
+import stat
 import sysconfig
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Literal
 
+from dsv3_plugin.data.kinds import Format, NotRead, kind_by_name, kind_of, stem_of
+from dsv3_plugin.data.left_out import LeftOut, Tally
 from dsv3_plugin.errors import UserError
 
 STDLIB = "stdlib"
@@ -30,9 +28,14 @@ _NOT_STDLIB = {
 }  # fmt: skip
 _GENERATED = ("_sysconfigdata", "config-")  # differ from machine to machine
 
-_PARQUET_ROWS = 64
+# Beside shards a text file is about them, unless it has the name of a document, and not of these.
+_DOCUMENT_SUFFIXES = (".txt", ".text")
+_ABOUT_DATA = (
+    "readme", "license", "licence", "copying", "notice", "citation", "changelog", "authors",
+    "dataset_card", "datasheet", "sha256sum", "md5sum", "checksum", "requirements",
+)  # fmt: skip
 
-Format = Literal["text", "jsonl", "parquet"]
+_HIDDEN = "hidden, their names begin with a dot"
 
 
 @dataclass(frozen=True)
@@ -42,20 +45,31 @@ class Source:
     Attributes:
         path: where it is.
         name: what errors and fingerprints call it: its path below what the user named.
-        format: `text` is one document per file, `jsonl` one per line, `parquet` one per row.
+        format: how documents are read from it.
     """
 
     path: Path
     name: str
     format: Format
 
+    @property
+    def kind(self) -> str:
+        """What a table calls it: its format, of plain text also how the name ends."""
+        suffix = Path(stem_of(self.path)).suffix if self.format == "text" else ""
+        return f"{self.format} {suffix}".rstrip()
+
 
 @dataclass(frozen=True)
 class Document:
-    """One document and where it came from (`file`, `file:line`, `file:row`)."""
+    """One document and where it came from (`file`, `file:line`, `file:row`).
+
+    Attributes:
+        kind: of the file it is from, see `Source.kind`.
+    """
 
     name: str
     text: str
+    kind: str = "text"
 
     @cached_property
     def digest(self) -> bytes:
@@ -63,45 +77,85 @@ class Document:
         return hashlib.blake2b(self.text.encode(), digest_size=16).digest()
 
 
-def find_sources(corpus: str | Path | Sequence[str | Path]) -> list[Source]:
+def find_sources(
+    corpus: str | Path | Sequence[str | Path],
+    text_key: str = "text",
+    left_out: Tally | None = None,
+) -> list[Source]:
     """The files of a corpus, in reading order.
+
+    A folder stands for every file below it that holds documents. Links to files are read; links to
+    folders, hidden files, pipes, and files that are not text, JSON or parquet are left out. Where
+    files hold documents as rows, text files beside or above them are about these, and left out
+    unless they are called `.txt`.
 
     Args:
         corpus: `"stdlib"` (the source of the running interpreter's standard library), a file, a
-            folder (every file below it that is not hidden), or a sequence of these.
+            folder, or a sequence of these.
+        text_key: the key or column that holds the text of a row.
+        left_out: counts what is not read.
 
     Raises:
-        UserError: a path that does not exist or cannot be listed, or no file at all.
+        UserError: a path that does not exist or cannot be listed, a file named that holds no
+            documents, one whose contents are not here, or no file at all.
     """
     named = [corpus] if isinstance(corpus, str | Path) else list(corpus)
-    sources = [source for item in named for source in _expand(item)]
+    left_out = Tally() if left_out is None else left_out
+    sources = [source for item in named for source in _expand(item, text_key, left_out)]
     if not sources:
         what = ", ".join(str(item) for item in named) or "the corpus"
+        if left_out.all():
+            raise UserError(f"{what} holds no files that are read: {left_out}.")
         raise UserError(f"{what} holds no files: name files or folders with documents in them.")
     return sources
 
 
-def _expand(item: str | Path) -> Iterator[Source]:
+def _expand(item: str | Path, text_key: str, left_out: Tally) -> Iterable[Source]:
     if item == STDLIB:
-        yield from _standard_library()
-        return
+        return _standard_library()
     path = Path(item).expanduser()
     if path.is_dir():
-        for below in _files_below(path):
-            yield _source(below, f"{path.name}/{below.relative_to(path).as_posix()}")
-    elif path.exists():
-        yield _source(path, path.name)
-    else:
+        return _folder(path, text_key, left_out)
+    if not path.exists():
         raise UserError(
             f'corpus {path} does not exist: name a file, a folder, or "{STDLIB}" for the source '
             "of the Python standard library."
         )
+    if not path.is_file():  # a pipe: it can be read, but once
+        return [Source(path, path.name, kind_by_name(path))]
+    kind = kind_of(path, text_key)
+    if isinstance(kind, NotRead):
+        raise UserError(f"{path} holds no documents that are read: it is {kind.why}.")
+    return [Source(path, path.name, kind)]
+
+
+def _folder(root: Path, text_key: str, left_out: Tally) -> Iterator[Source]:
+    kinds = {path: kind_of(path, text_key) for path in _files_below(root, left_out)}
+    above_data = {
+        folder
+        for path, kind in kinds.items()
+        if (kind.is_data if isinstance(kind, NotRead) else kind != "text")
+        for folder in path.parents
+    }
+    for path, kind in kinds.items():
+        name = f"{root.name}/{path.relative_to(root).as_posix()}"
+        if isinstance(kind, NotRead):
+            left_out.add("files", kind.why, name)
+        elif kind == "text" and path.parent in above_data and not _is_document_by_name(path):
+            left_out.add("files", "about the rows beside them; name them to have them read", name)
+        else:
+            yield Source(path, name, kind)
+
+
+def _is_document_by_name(path: Path) -> bool:
+    stem = stem_of(path)
+    return stem.endswith(_DOCUMENT_SUFFIXES) and not stem.startswith(_ABOUT_DATA)
 
 
 def _standard_library() -> Iterator[Source]:
     root = Path(sysconfig.get_path("stdlib"))
     found = False
-    for path in _files_below(root):
+    for path in _files_below(root, Tally()):  # the choice of its files is ours, not the user's
         parts = path.relative_to(root).parts
         if path.suffix == ".py" and not any(
             part in _NOT_STDLIB or part.startswith(_GENERATED) for part in parts
@@ -115,128 +169,58 @@ def _standard_library() -> Iterator[Source]:
         )
 
 
-def _files_below(root: Path) -> Iterator[Path]:
-    """Files below `root`, sorted by their parts; hidden ones and links to folders are left out."""
+def _files_below(root: Path, left_out: Tally) -> Iterator[Path]:
+    """Files below `root`, sorted by their parts, hidden, special and linked folders left out.
+
+    Raises:
+        UserError: a folder cannot be listed, or a file cannot be found where a link says it is.
+    """
 
     def refuse(error: OSError) -> None:
         raise UserError(f"cannot list {error.filename}: {error.strerror}.") from error
 
     for folder, subfolders, names in os.walk(root, onerror=refuse):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        here = Path(folder)
+        for name in sorted(subfolders):
+            below = (here / name).relative_to(root.parent).as_posix()
+            if name.startswith("."):
+                left_out.add("folders", _HIDDEN, below)
+            elif (here / name).is_symlink():
+                left_out.add("folders", "links to folders; name them to have them read", below)
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith(".") and not (here / name).is_symlink()
+        )
         for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder, name)
+            path = here / name
+            below = path.relative_to(root.parent).as_posix()
+            if name.startswith("."):
+                left_out.add("files", _HIDDEN, below)
+            elif stat.S_ISREG(_status(path).st_mode):
+                yield path
+            else:
+                left_out.add("files", "pipes, sockets or devices", below)
 
 
-def _source(path: Path, name: str) -> Source:
-    stem = path.name.removesuffix(".gz")
-    if stem.endswith((".jsonl", ".ndjson")):
-        return Source(path, name, "jsonl")
-    return Source(path, name, "parquet" if stem.endswith(".parquet") else "text")
+def file_signature(sources: Iterable[Source], left_out: Iterable[LeftOut] = ()) -> str:
+    """A fingerprint that changes when a file is added, removed or written, read otherwise or not.
 
-
-def file_signature(sources: Iterable[Source]) -> str:
-    """A fingerprint that changes when a file is added, removed or written; reads no contents."""
+    It reads no contents.
+    """
     hasher = hashlib.blake2b(digest_size=16)
+    for things in left_out:
+        hasher.update(repr(things).encode())
     for source in sources:
-        try:
-            status = source.path.stat()
-        except OSError as error:
-            raise UserError(f"cannot read {source.path}: {error.strerror}.") from error
-        hasher.update(repr((source.name, status.st_size, status.st_mtime_ns)).encode())
+        status = _status(source.path)
+        hasher.update(
+            repr((source.name, source.format, status.st_size, status.st_mtime_ns)).encode()
+        )
     return hasher.hexdigest()
 
 
-def read_documents(sources: Iterable[Source], text_key: str = "text") -> Iterator[Document]:
-    """The documents of a corpus, in order; empty ones are left out.
-
-    Args:
-        text_key: the key of a JSONL object, or the column of a parquet file, that holds the text.
-
-    Raises:
-        UserError: naming the file (and line or row) that cannot be read as documents.
-    """
-    readers = {"text": _read_text, "jsonl": _read_jsonl, "parquet": _read_parquet}
-    for source in sources:
-        try:
-            for document in readers[source.format](source, text_key):
-                if document.text:
-                    yield document
-        except (OSError, EOFError, zlib.error) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise UserError(f"cannot read {source.path}: {reason}.") from error
-
-
-def _open(path: Path) -> BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _decode(raw: bytes, where: str) -> str:
+def _status(path: Path) -> os.stat_result:
     try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where} is not UTF-8 text (byte 0x{raw[error.start]:02x} at offset {error.start}): "
-            "convert it, or leave it out of the corpus."
-        ) from error
-
-
-def _read_text(source: Source, text_key: str) -> Iterator[Document]:
-    with _open(source.path) as file:
-        yield Document(source.name, _decode(file.read(), str(source.path)))
-
-
-def _read_jsonl(source: Source, text_key: str) -> Iterator[Document]:
-    with _open(source.path) as file:
-        for number, raw in enumerate(file, start=1):
-            where = f"{source.path} line {number}"
-            line = _decode(raw, where)
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} is not JSON: {error}.") from error
-            if not isinstance(value, dict):
-                raise UserError(f'{where} is not a JSON object with a "{text_key}" key.')
-            if text_key not in value:
-                keys = ", ".join(sorted(value)) or "none"
-                raise UserError(
-                    f'{where} has no key "{text_key}" (its keys: {keys}): set the text key.'
-                )
-            yield Document(f"{source.name}:{number}", _as_text(value[text_key], where, text_key))
-
-
-def _read_parquet(source: Source, text_key: str) -> Iterator[Document]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(source.path) as file:
-            if text_key not in file.schema_arrow.names:
-                columns = ", ".join(file.schema_arrow.names)
-                raise UserError(
-                    f'{source.path} has no column "{text_key}" (its columns: {columns}): set the '
-                    "text key."
-                )
-            row = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_key]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    where = f"{source.path} row {row}"
-                    yield Document(f"{source.name}:{row}", _as_text(value, where, text_key))
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{source.path} is not a readable parquet file: {error}.") from error
-
-
-def _as_text(value: object, where: str, text_key: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f'{where}: "{text_key}" is not text but {type(value).__name__}.')
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair
-        raise UserError(
-            f'{where}: "{text_key}" is not valid Unicode (a lone surrogate at character '
-            f"{error.start})."
-        ) from error
-    return value
+        return path.stat()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error

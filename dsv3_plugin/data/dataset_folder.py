@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from dsv3_plugin.data.left_out import LeftOut
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.section import Section
 
@@ -47,6 +48,15 @@ class Settings(Section):
     layout: int = 1
 
 
+class KindFacts(Section):
+    """What was read from files of one kind (see `corpus.Source.kind`)."""
+
+    kind: str
+    files: int
+    documents: int
+    tokens: int
+
+
 class CorpusFacts(Section):
     """What it was made from.
 
@@ -55,6 +65,8 @@ class CorpusFacts(Section):
         file_signature: of the names, sizes and times of the files.
         digest: of the texts.
         bytes: of the texts in UTF-8.
+        kinds: what was read, by kinds; version 0.1 did not say.
+        left_out: what was not.
     """
 
     named: list[str]
@@ -62,6 +74,8 @@ class CorpusFacts(Section):
     digest: str
     documents: int
     bytes: int
+    kinds: tuple[KindFacts, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class TokenizerFacts(Section):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy
 import tokenizers
@@ -23,11 +24,20 @@ from dsv3_plugin.errors import UserError
 _BATCH_CHARACTERS = 1_000_000
 
 
+class Text(NamedTuple):
+    """A document to encode; see `corpus.Document` for its kind."""
+
+    text: str
+    kind: str
+    is_held_out: bool
+
+
 @dataclass(frozen=True)
 class EncodedDocument:
     """A document's token ids, end-of-document token included, and where it belongs."""
 
     ids: numpy.ndarray
+    kind: str
     is_held_out: bool
     is_fim: bool
 
@@ -45,31 +55,31 @@ class Encoder:
     fim_rate: float
     seed: int
 
-    def encode(self, documents: Sequence[tuple[str, bool]]) -> list[EncodedDocument]:
-        """Encode (text, is held out) pairs."""
-        pieces = [self._pieces(text, is_held_out) for text, is_held_out in documents]
+    def encode(self, documents: Sequence[Text]) -> list[EncodedDocument]:
+        """Encode documents, in order."""
+        pieces = [self._pieces(document) for document in documents]
         ids = iter(encode_texts(self.backend, list(itertools.chain.from_iterable(pieces))))
         encoded = []
-        for (_, is_held_out), parts in zip(documents, pieces, strict=True):
+        for document, parts in zip(documents, pieces, strict=True):
             is_fim = len(parts) == 3
             if is_fim:
                 tokens = fim.join(next(ids), next(ids), next(ids), self.sentinels)
             else:
                 tokens = next(ids)
             array = numpy.array([*tokens, self.eos_id], dtype=numpy.int32)
-            encoded.append(EncodedDocument(array, is_held_out, is_fim))
+            encoded.append(EncodedDocument(array, document.kind, document.is_held_out, is_fim))
         return encoded
 
-    def _pieces(self, text: str, is_held_out: bool) -> tuple[str, ...]:
-        if is_held_out or not self.sentinels:
-            return (text,)
-        return fim.cut(text, rate=self.fim_rate, seed=self.seed) or (text,)
+    def _pieces(self, document: Text) -> tuple[str, ...]:
+        if document.is_held_out or not self.sentinels:
+            return (document.text,)
+        return fim.cut(document.text, rate=self.fim_rate, seed=self.seed) or (document.text,)
 
 
 def encode_documents(
-    encoder: Encoder, documents: Iterable[tuple[str, bool]], workers: int
+    encoder: Encoder, documents: Iterable[Text], workers: int
 ) -> Iterator[EncodedDocument]:
-    """Encode a stream of (text, is held out) pairs, in order, with few of them in memory."""
+    """Encode a stream of documents, in order, with few of them in memory."""
     batches = _batches(documents)
     if workers <= 1:
         for batch in batches:
@@ -108,16 +118,16 @@ def _start_worker(encoder: Encoder) -> None:
     _worker_encoder = encoder
 
 
-def _encode_in_worker(batch: list[tuple[str, bool]]) -> list[EncodedDocument]:
+def _encode_in_worker(batch: list[Text]) -> list[EncodedDocument]:
     return _worker_encoder.encode(batch)
 
 
-def _batches(documents: Iterable[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    batch: list[tuple[str, bool]] = []
+def _batches(documents: Iterable[Text]) -> Iterator[list[Text]]:
+    batch: list[Text] = []
     characters = 0
     for document in documents:
         batch.append(document)
-        characters += len(document[0])
+        characters += len(document.text)
         if characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

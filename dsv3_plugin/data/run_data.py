@@ -82,10 +82,13 @@ def ensure_data(
             tokenizer,
             out_dir,
             **choices,
+            on_bad_row=data.on_bad_row,
             workers=workers,
             replace=data.path is None,
             tell=tell,
         )
+        if tell is not None and (left_out := dataset.manifest.corpus.left_out):
+            tell(f"Not read of the corpus: {'; '.join(map(str, left_out))}.")
     else:
         began_with = (dataset.manifest.settings, dataset.manifest.corpus.named)
         if began_with != (settings_of(tokenizer, **choices), corpus_names(data.corpus)):

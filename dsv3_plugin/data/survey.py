@@ -6,10 +6,12 @@ moves none of the others.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dsv3_plugin.data.corpus import Document
+from dsv3_plugin.data.left_out import Tally
 from dsv3_plugin.errors import UserError
 
 _HASHES = 2**64
@@ -24,6 +26,7 @@ class Survey:
         bytes: UTF-8 bytes of all texts.
         digest: fingerprint of all texts in order.
         smallest_hash, largest_hash: extremes of `document_hash` over the documents.
+        of_kind: how many documents are from files of each kind.
     """
 
     documents: int
@@ -31,6 +34,7 @@ class Survey:
     digest: str
     smallest_hash: int
     largest_hash: int
+    of_kind: Mapping[str, int]
 
 
 def document_hash(document: Document) -> int:
@@ -38,8 +42,12 @@ def document_hash(document: Document) -> int:
     return int.from_bytes(document.digest[:8], "little")
 
 
-def survey(documents: Iterable[Document]) -> Survey:
+def survey(documents: Iterable[Document], left_out: Tally | None = None) -> Survey:
     """Read every document once.
+
+    Args:
+        documents: of the corpus.
+        left_out: what is left out meanwhile, which may explain why there are none.
 
     Raises:
         UserError: there is none.
@@ -47,15 +55,18 @@ def survey(documents: Iterable[Document]) -> Survey:
     hasher = hashlib.blake2b(digest_size=16)
     count = size = largest = 0
     smallest = _HASHES
+    of_kind: Counter[str] = Counter()
     for document in documents:
+        of_kind[document.kind] += 1
         count += 1
         size += len(document.text.encode())
         hasher.update(document.digest)
         smallest = min(smallest, document_hash(document))
         largest = max(largest, document_hash(document))
     if not count:
-        raise UserError("the corpus is empty: none of its files holds a document.")
-    return Survey(count, size, hasher.hexdigest(), smallest, largest)
+        why = f" ({left_out})" if left_out and left_out.all() else ""
+        raise UserError(f"the corpus is empty: none of its files holds a document{why}.")
+    return Survey(count, size, hasher.hexdigest(), smallest, largest, of_kind)
 
 
 def held_out_below(found: Survey, fraction: float) -> int:

@@ -43,14 +43,19 @@ class TrainedTokenizer(Section):
     """Tokens at most, special tokens included."""
 
 
+OnBadRow = Literal["stop", "skip"]
+
+
 class Data(Section):
     """What is trained on."""
 
     corpus: str | list[str] = "stdlib"
     """"stdlib" (the source of the Python standard library), a file, a folder, or a list of these;
-    text, JSONL or parquet."""
+    text, JSON or parquet."""
     text_key: str = "text"
-    """Key of a JSONL object, or column of a parquet file, that holds the text."""
+    """Key of a JSON object, or column of a parquet file, that holds the text."""
+    on_bad_row: OnBadRow = "stop"
+    """What to do about a row (or text file) that cannot be read: stop, or skip it and count it."""
     tokenizer: TrainedTokenizer | str
     """How to train one, or the folder of a Hugging Face tokenizer."""
     seq_length: PositiveInt

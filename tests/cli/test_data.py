@@ -1,10 +1,14 @@
 """`dsv3 data build` and `dsv3 data show`, as typed."""
 
+import inspect
 import os
 import subprocess
 import sys
 
 import pytest
+
+from dsv3_plugin.cli.data import build
+from dsv3_plugin.recipe.sections import Data, Training
 
 TEXTS = {f"{i:02}.txt": f"Document {i}.\n" + "all the same words\n" * 9 for i in range(30)}
 
@@ -76,3 +80,43 @@ def test_an_error_is_one_sentence_and_exit_code_2(tmp_path):
     assert done.stderr.splitlines()[-1].startswith("dsv3: corpus nowhere does not exist")
     assert "Traceback" not in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_a_table_says_what_was_read_and_what_was_not(corpus, tmp_path, dsv3):
+    (corpus / "table.csv").write_text("text\nx\n")
+    built = dsv3(
+        "data", "build", "--corpus", corpus, "--tokenizer", "bpe:300", "--out", tmp_path / "out",
+        "--held-out", 0,
+    ).out  # fmt: skip
+    heading, row, left_out = built.splitlines()[-3:]
+    tokens = next(line.split()[1] for line in built.splitlines() if line.startswith("train"))
+    assert heading.split() == ["kind", "files", "documents", "tokens"]
+    assert row.split() == ["text", ".txt", "30", "30", tokens]
+    assert left_out.startswith("left out   1 file: a CSV table, ")
+    assert left_out.endswith("(corpus/table.csv)")
+
+
+def test_another_dataset_gives_way_only_when_told(corpus, tmp_path, dsv3):
+    out = tmp_path / "out"
+    build = ("data", "build", "--corpus", corpus, "--tokenizer", "bpe:300", "--out", out)
+    dsv3(*build)
+    before = (out / "manifest.json").read_bytes()
+    said = dsv3(*build, "--fim-rate", 0.5)
+    assert said.code == 2
+    assert "was built with fim_rate 0.0 instead of 0.5, and it must not change" in said.err
+    assert (out / "manifest.json").read_bytes() == before
+    assert "rate 0.5" in dsv3(*build, "--fim-rate", 0.5, "--replace").out
+
+
+def test_a_build_asks_for_what_a_recipe_asks_for_by_default():
+    defaults = inspect.signature(build).parameters
+    fields = Data.model_fields
+    for name in ("held_out", "fim_rate", "text_key", "on_bad_row"):
+        assert defaults[name].default == fields[name].default
+    assert defaults["seed"].default == Training.model_fields["seed"].default
+
+
+def test_without_a_tokenizer_the_ways_to_one_are_named(corpus, tmp_path, dsv3):
+    said = dsv3("data", "build", "--corpus", corpus, "--out", tmp_path / "out")
+    assert said.code == 2
+    assert "--tokenizer bpe:4096 trains one" in said.err

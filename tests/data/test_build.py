@@ -15,8 +15,9 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from dsv3_plugin.data.build import build_dataset
-from dsv3_plugin.data.corpus import find_sources, read_documents
+from dsv3_plugin.data.corpus import find_sources
 from dsv3_plugin.data.dataset_folder import find_dataset, open_dataset
+from dsv3_plugin.data.documents import read_documents
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, open_tokenizer, train_bpe
 from dsv3_plugin.errors import UserError
 
@@ -358,3 +359,40 @@ def test_the_standard_library_as_the_demo_uses_it(tmp_path):
         dataset.manifest.train.tokens + dataset.manifest.held_out.tokens
     )
     assert bytes_per_token > 2
+
+
+def test_what_was_read_and_left_out_is_part_of_a_dataset(corpus, tokenizer, tmp_path):
+    folder, out = tmp_path / "c", tmp_path / "out"
+    folder.mkdir()
+    corpus.rename(folder / "a.jsonl")
+    (folder / "b.txt").write_text("a text")
+    (folder / "table.csv").write_text("text\nx\n")
+    facts = build_dataset(folder, tokenizer, out).manifest.corpus
+    made = (out / "train.bin").stat().st_ino
+
+    jsonl, text = facts.kinds
+    assert (jsonl.kind, jsonl.files, jsonl.documents) == ("jsonl", 1, len(TEXTS))
+    assert (text.kind, text.files, text.documents, text.tokens) == (
+        "text .txt", 1, 1, len(tokenizer.backend.encode("a text").ids) + 1,
+    )  # fmt: skip
+    assert [of.examples for of in facts.left_out] == [("c/table.csv",)]
+
+    # What is left out is told as it is now, of a dataset that is used again, too.
+    (folder / "table.csv").rename(folder / "other.csv")
+    again = build_dataset(folder, tokenizer, out).manifest.corpus
+    assert [of.examples for of in again.left_out] == [("c/other.csv",)]
+    assert (out / "train.bin").stat().st_ino == made
+
+
+def test_a_dataset_without_its_bad_rows_is_another_one_to_who_wants_to_know(
+    corpus, tokenizer, tmp_path
+):
+    with corpus.open("a") as file:
+        file.write("not JSON\n")
+    out = tmp_path / "out"
+    dataset = build_dataset(corpus, tokenizer, out, on_bad_row="skip")
+    assert dataset.manifest.corpus.documents == len(TEXTS)
+    assert build_dataset(corpus, tokenizer, out, on_bad_row="skip") == dataset
+    with pytest.raises(UserError, match="line 121 is not JSON"):
+        build_dataset(corpus, tokenizer, out)
+    assert open_dataset(out) == dataset

@@ -1,36 +1,19 @@
-"""Corpora: what is read, in which order, and what is said when it cannot be."""
+"""Corpora: what is read, in which order, and what is left out."""
 
-import gzip
-import json
+import os
 import sysconfig
-import tracemalloc
 from pathlib import Path
 
-import pyarrow
 import pytest
-from pyarrow import parquet
 
-from dsv3_plugin.data.corpus import (
-    Source,
-    file_signature,
-    find_sources,
-    read_documents,
-)
+from dsv3_plugin.data.corpus import Source, file_signature, find_sources
+from dsv3_plugin.data.documents import read_documents
+from dsv3_plugin.data.left_out import Tally
 from dsv3_plugin.errors import UserError
 
 
 def texts(corpus, text_key="text"):
     return [document.text for document in read_documents(find_sources(corpus), text_key)]
-
-
-def write_jsonl(path: Path, values) -> Path:
-    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
-    return path
-
-
-def write_parquet(path: Path, **columns) -> Path:
-    parquet.write_table(pyarrow.table(columns), path)
-    return path
 
 
 def test_standard_library_is_a_corpus_of_its_source_files():
@@ -55,89 +38,6 @@ def test_a_folder_is_read_in_order_of_names_without_hidden_files(tmp_path):
 
     assert texts(tmp_path) == ["b.txt", "c", "a/1.txt", "a/2.md"]
     assert [source.name for source in find_sources(tmp_path)][:1] == [f"{tmp_path.name}/b.txt"]
-
-
-def test_every_format_gives_the_same_documents(tmp_path):
-    expected = ["first\r\n", "zweites Dokument: äöü", "第三\n\n"]
-    rows = [{"text": text, "id": i} for i, text in enumerate(expected)]
-    jsonl = write_jsonl(tmp_path / "c.jsonl", rows)
-    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(jsonl.read_bytes()))
-    write_parquet(tmp_path / "c.parquet", id=[0, 1, 2], text=expected)
-    plain = []
-    for i, text in enumerate(expected):
-        plain.append(tmp_path / f"{i}.txt.gz")
-        plain[-1].write_bytes(gzip.compress(text.encode()))
-
-    assert texts(jsonl) == expected
-    assert texts(tmp_path / "c.jsonl.gz") == expected
-    assert texts(tmp_path / "c.parquet") == expected
-    assert texts(plain) == expected
-
-
-def test_keys_empty_documents_and_blank_lines(tmp_path):
-    path = tmp_path / "c.jsonl"
-    path.write_text('{"body": "one"}\n\n{"body": ""}\n{"body": "two"}')
-    documents = list(read_documents(find_sources(path), "body"))
-
-    assert [document.text for document in documents] == ["one", "two"]
-    assert [document.name for document in documents] == ["c.jsonl:1", "c.jsonl:4"]
-
-
-def test_equal_texts_have_equal_digests(tmp_path):
-    path = write_jsonl(tmp_path / "c.jsonl", [{"text": t} for t in ("same", "other", "same")])
-    first, other, again = read_documents(find_sources(path))
-
-    assert first.digest == again.digest != other.digest
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"text": "x"', "c.jsonl line 2 is not JSON"),
-        ('["x"]', "c.jsonl line 2 is not a JSON object"),
-        ('{"body": "x", "id": 1}', 'c.jsonl line 2 has no key "text" (its keys: body, id)'),
-        ('{"text": 5}', 'c.jsonl line 2: "text" is not text but int'),
-        ('{"text": null}', 'c.jsonl line 2: "text" is not text but NoneType'),
-        ('{"text": "\\ud800"}', "a lone surrogate at character 0"),
-        ("[" * 100_000, "c.jsonl line 2 is not JSON"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path, line, said):
-    path = tmp_path / "c.jsonl"
-    path.write_text('{"text": "fine"}\n' + line + "\n")
-    documents = read_documents(find_sources(path))
-
-    assert next(documents).text == "fine"  # what comes before it has been read already
-    with pytest.raises(UserError) as error:
-        next(documents)
-    assert said in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("a.txt", b"fine \xff", "a.txt is not UTF-8 text (byte 0xff at offset 5)"),
-        ("a.jsonl", b'{"text": "\xff"}', "a.jsonl line 1 is not UTF-8 text"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}' * 999, mtime=0)[:-9], "a.jsonl.gz"),
-        ("a.txt.gz", b"not gzip", "a.txt.gz: Not a gzipped file"),
-        ("a.parquet", b"not parquet", "a.parquet is not a readable parquet file"),
-    ],
-    ids=["text", "jsonl", "cut off gzip", "not gzip", "not parquet"],
-)
-def test_a_damaged_file_is_named(tmp_path, name, content, said):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError) as error:
-        texts(tmp_path / name)
-    assert said in str(error.value)
-
-
-def test_a_parquet_file_without_the_column_or_with_nulls_is_named(tmp_path):
-    path = write_parquet(tmp_path / "c.parquet", body=["x"], id=[1])
-    with pytest.raises(UserError, match=r'no column "text" \(its columns: body, id\)'):
-        texts(path)
-    path = write_parquet(tmp_path / "d.parquet", text=["x", None])
-    with pytest.raises(UserError, match="row 2"):
-        texts(path)
 
 
 def test_a_missing_or_empty_corpus_is_named(tmp_path):
@@ -165,20 +65,74 @@ def test_signature_tells_whether_files_changed(tmp_path):
     assert file_signature(find_sources(tmp_path)) != before
 
 
-@pytest.mark.parametrize("name", ["c.jsonl", "c.parquet"])
-def test_memory_does_not_grow_with_the_corpus(tmp_path, name):
-    rows = [f"{i} " + "x" * 10_000 for i in range(2000)]
-    path = tmp_path / name
-    if name.endswith(".jsonl"):
-        write_jsonl(path, ({"text": row} for row in rows))
-    else:
-        parquet.write_table(pyarrow.table({"text": rows}), path, row_group_size=100)
-    size = sum(map(len, rows))
-    del rows
-    tracemalloc.start()
-    count = sum(1 for _ in read_documents(find_sources(path)))
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+def left_out_of(corpus) -> dict[str, int]:
+    tally = Tally()
+    find_sources(corpus, "text", tally)
+    return {f"{of.things}: {', '.join(of.examples)}": of.count for of in tally.all()}
 
-    assert count == 2000
-    assert peak < size / 8
+
+def test_what_is_about_the_rows_is_no_document(tmp_path):
+    rows = '{"text": "a document"}\n'
+    for name, content in {
+        "README.md": "# card",
+        "LICENSE": "free",
+        "script.py": "load()",
+        "dataset_infos.json": "{}",
+        "data/train.jsonl": rows,
+        "data/README.txt": "card",
+        "data/extra.txt": "a document",
+        "books/README.md": "a document",  # no rows here: all that is known is that it is text
+    }.items():
+        path = tmp_path / "c" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+    assert texts(tmp_path / "c") == ["a document"] * 3
+    about = "c/LICENSE, c/README.md, c/script.py"
+    assert left_out_of(tmp_path / "c") == {
+        f"files: {about}": 4,
+        "files: c/dataset_infos.json": 1,
+    }
+    assert texts(tmp_path / "c/README.md") == ["# card"]  # it is named
+
+
+def test_a_readme_beside_data_that_is_not_read_is_no_corpus(tmp_path):
+    (tmp_path / "README.md").write_text("# card")
+    (tmp_path / "data.csv").write_text("text\nx\n")
+    with pytest.raises(UserError, match=r"no files that are read: .*CSV table.*data.csv"):
+        find_sources(tmp_path)
+    with pytest.raises(UserError, match=r"it is a CSV table, save its rows"):
+        find_sources(tmp_path / "data.csv")
+
+
+def test_links_hidden_and_special_files_are_counted(tmp_path):
+    corpus, elsewhere = tmp_path / "c", tmp_path / "elsewhere"
+    (corpus / ".git").mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "b.txt").write_text("through a link")
+    (corpus / "a.txt").symlink_to(elsewhere / "b.txt")
+    (corpus / "more").symlink_to(elsewhere)
+    (corpus / "again").symlink_to(corpus)
+    (corpus / ".hidden").write_text("hidden")
+    os.mkfifo(corpus / "pipe")
+
+    assert texts(corpus) == ["through a link"]
+    assert left_out_of(corpus) == {
+        "folders: c/.git": 1,
+        "folders: c/again, c/more": 2,
+        "files: c/.hidden": 1,
+        "files: c/pipe": 1,
+    }
+    (corpus / "gone.txt").symlink_to(elsewhere / "gone.txt")
+    with pytest.raises(UserError, match=r"cannot read .*gone.txt"):
+        find_sources(corpus)
+
+
+def test_signature_tells_what_is_left_out(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    signatures = set()
+    for name in ("b.csv", "c.csv"):
+        tally = Tally()
+        signatures.add(file_signature(find_sources(tmp_path, "text", tally), tally.all()))
+        (tmp_path / name).write_text("text\n")
+    assert len(signatures) == 2

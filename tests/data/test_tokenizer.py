@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv3_plugin.data import tokenizer as tokenizer_module
-from dsv3_plugin.data.corpus import find_sources, read_documents
+from dsv3_plugin.data.corpus import find_sources
+from dsv3_plugin.data.documents import read_documents
 from dsv3_plugin.data.tokenizer import (
     BOS,
     EOS,
@@ -126,7 +127,8 @@ def test_training_is_deterministic(folder, tmp_path):
     """In another process, with another hash seed and another number of threads."""
     program = (
         "import sys; from pathlib import Path\n"
-        "from dsv3_plugin.data.corpus import find_sources, read_documents\n"
+        "from dsv3_plugin.data.corpus import find_sources\n"
+        "from dsv3_plugin.data.documents import read_documents\n"
         "from dsv3_plugin.data.tokenizer import train_bpe\n"
         "texts = [d.text for d in read_documents(find_sources('stdlib')[:40])]\n"
         "train_bpe(texts, 600, Path(sys.argv[1]))\n"

@@ -1,0 +1,237 @@
+"""The documents of a corpus, read one at a time from text, JSON or parquet files.
+
+Memory holds one document (of a parquet file: one small batch of rows), however large the corpus,
+and a document is bounded, however large the file says it is.
+"""
+
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+from dsv3_plugin.data.corpus import Document, Source
+from dsv3_plugin.data.expand import open_expanded
+from dsv3_plugin.data.kinds import BOM
+from dsv3_plugin.data.left_out import CANNOT_BE_READ, Tally
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.recipe.sections import OnBadRow
+
+# Of a text file, of a line of JSON lines, of a JSON file. A string of Python takes up to four times
+# as much, and several of them exist while a document is read.
+MOST_BYTES = 32 * 2**20
+
+_MOST_VALUES = 1_000_000
+_FEW_BYTES = 4 * 2**20  # in which more values than that fit, but no more memory than they may take
+_STRING_OR_VALUE = re.compile(rb'"(?>[^"\\]+|\\.)*+"|[,:\[{]', re.DOTALL)
+
+_BOMS = re.compile(f"^{BOM}+", re.MULTILINE)
+
+_PARQUET_ROWS = 64
+
+_KEYS_NAMED = 8
+_LONG_KEY = 60
+_SET_KEY = "name it by --text-key (in a recipe data.text_key)"
+_SKIP = "--on-bad-row skip (in a recipe data.on_bad_row: skip) leaves such rows out"
+
+
+def read_documents(
+    sources: Iterable[Source],
+    text_key: str = "text",
+    *,
+    on_bad_row: OnBadRow = "stop",
+    left_out: Tally | None = None,
+) -> Iterator[Document]:
+    """The documents of a corpus, in order; empty ones are left out.
+
+    Args:
+        text_key: the key of a JSON object, or the column of a parquet file, that holds the text.
+        on_bad_row: `skip` leaves out what cannot be read as a document; of a damaged file, all from
+            the damage on.
+        left_out: counts what is left out.
+
+    Raises:
+        UserError: naming the file (and line or row) that cannot be read as documents.
+    """
+    left_out = Tally() if left_out is None else left_out
+
+    for source in sources:
+        for row in _rows(source, text_key):
+            if isinstance(row, Document):
+                if row.text:
+                    yield row
+                else:
+                    left_out.add("documents", "empty", row.name)
+            elif on_bad_row == "skip":
+                left_out.add("rows", CANNOT_BE_READ, str(row).rstrip("."))
+            else:
+                raise UserError(f"{str(row).rstrip('.')}; {_SKIP}.") from row
+
+
+_Rows = Iterator[Document | UserError]
+"""Documents, and errors in place of rows that are none."""
+
+
+def _rows(source: Source, text_key: str) -> _Rows:
+    try:
+        yield from _READERS[source.format](source, text_key)
+    except UserError as error:
+        yield error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        yield UserError(f"cannot read {source.path}: {reason}.")
+
+
+def _read_text(source: Source, text_key: str) -> _Rows:
+    where = str(source.path)
+    with open_expanded(source.path) as file:
+        raw = _at_most(file, where, "split it into several files, or write it as JSON lines")
+    yield _document(source, source.name, _decode(raw, where))
+
+
+def _read_jsonl(source: Source, text_key: str) -> _Rows:
+    with open_expanded(source.path) as file:
+        number = 0
+        while raw := file.readline(MOST_BYTES + 1):
+            number += 1
+            if len(raw) <= MOST_BYTES and raw.isspace():
+                continue
+            where = f"{source.path} line {number}"
+            if len(raw) > MOST_BYTES:
+                yield UserError(f"{where} has more than {_most()}: split its document.")
+                _finish_line(file, raw)
+                continue
+            try:
+                text = _text_of(_parse(raw, where), where, text_key)
+                yield _document(source, f"{source.name}:{number}", text)
+            except UserError as error:
+                yield error
+
+
+def _read_json(source: Source, text_key: str) -> _Rows:
+    where = str(source.path)
+    with open_expanded(source.path) as file:
+        raw = _at_most(file, where, "write one object per line (jq -c '.[]')")
+    value = _parse(raw, where)
+    if not isinstance(value, list):
+        yield _document(source, source.name, _text_of(value, where, text_key))
+        return
+    for number, row in enumerate(value, start=1):
+        try:
+            text = _text_of(row, f"{where} element {number}", text_key)
+            yield _document(source, f"{source.name}:{number}", text)
+        except UserError as error:
+            yield error
+
+
+def _read_parquet(source: Source, text_key: str) -> _Rows:
+    import pyarrow
+    from pyarrow import parquet
+
+    where = str(source.path)
+    try:
+        with parquet.ParquetFile(source.path) as file:
+            if text_key not in file.schema_arrow.names:
+                columns = _named(file.schema_arrow.names)
+                raise UserError(
+                    f'{where} has no column "{text_key}" (its columns: {columns}): {_SET_KEY}.'
+                )
+            row = 0
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_key]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    try:
+                        text = _as_text(value, f"{where} row {row}", text_key)
+                        yield _document(source, f"{source.name}:{row}", text)
+                    except UserError as error:
+                        yield error
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{where} is not a readable parquet file: {error}.") from error
+
+
+_READERS = {
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "parquet": _read_parquet,
+}
+
+
+def _document(source: Source, name: str, text: str) -> Document:
+    """A document without the byte order marks at its start and, of joined files, in its midst."""
+    if BOM in text:
+        text = _BOMS.sub("", text)
+    return Document(name, text, source.kind)
+
+
+def _at_most(file: BinaryIO, where: str, way_out: str) -> bytes:
+    raw = file.read(MOST_BYTES + 1)
+    if len(raw) > MOST_BYTES:
+        raise UserError(f"{where} has more than {_most()}: {way_out}.")
+    return raw
+
+
+def _finish_line(file: BinaryIO, raw: bytes) -> None:
+    while raw and not raw.endswith(b"\n"):
+        raw = file.readline(_FEW_BYTES)
+
+
+def _most() -> str:
+    return f"{bytes_text(MOST_BYTES)} in one document"
+
+
+def _decode(raw: bytes, where: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where} is not UTF-8 text (byte 0x{raw[error.start]:02x} at offset {error.start}): "
+            "convert it, or leave it out of the corpus."
+        ) from error
+
+
+def _parse(raw: bytes, where: str) -> Any:
+    """The value that a text in JSON stands for, if it is not one of a million values."""
+    if len(raw) > _FEW_BYTES:
+        # A value takes up to forty times the memory of its text, a string about as much.
+        found = _STRING_OR_VALUE.finditer(raw)
+        if sum(1 for _ in itertools.islice(found, _MOST_VALUES + 1)) > _MOST_VALUES:
+            raise UserError(
+                f"{where} holds more than {_MOST_VALUES:,} strings and values of JSON: keep its "
+                "text alone, one row per line."
+            )
+    try:
+        return json.loads(_decode(raw, where).removeprefix(BOM))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON: {error}.") from error
+
+
+def _text_of(value: Any, where: str, text_key: str) -> str:
+    if not isinstance(value, dict):
+        raise UserError(f'{where} is not a JSON object with a "{text_key}" key.')
+    if text_key not in value:
+        raise UserError(
+            f'{where} has no key "{text_key}" (its keys: {_named(sorted(value))}): {_SET_KEY}.'
+        )
+    return _as_text(value[text_key], where, text_key)
+
+
+def _as_text(value: object, where: str, text_key: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f'{where}: "{text_key}" is not text but {type(value).__name__}.')
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair
+        raise UserError(
+            f'{where}: "{text_key}" is not valid Unicode (a lone surrogate at character '
+            f"{error.start})."
+        ) from error
+    return value
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - _KEYS_NAMED
+    shown = [name if len(name) <= _LONG_KEY else f"{name[:_LONG_KEY]}…" for name in names]
+    return ", ".join(shown[:_KEYS_NAMED]) + (f" and {more:,} more" if more > 0 else "") or "none"
