@@ -60,6 +60,7 @@ def build_dataset(
     on_bad_row: OnBadRow = "stop",
     workers: int = 1,
     replace: bool = True,
+    accept: Callable[[TextTokenizer], None] | None = None,
     progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> Dataset:
@@ -76,6 +77,7 @@ def build_dataset(
         on_bad_row: whether a row that cannot be read stops the building, or is left out.
         workers: processes that encode; 1 leaves it to the threads of the tokenizers library.
         replace: whether another dataset in `out_dir` gives way to this one.
+        accept: looks at the tokenizer before a document is encoded; it may raise UserError.
         progress: told after every document.
         tell: takes a sentence for the person meanwhile; None: it goes to standard error.
 
@@ -116,7 +118,7 @@ def build_dataset(
             left_out=left_out.all(),
         )
         with _write_errors(out_dir), whole_folder(out_dir) as folder:
-            _build(folder, sources, tokenizer, settings, facts, found, workers, progress)
+            _build(folder, sources, tokenizer, settings, facts, found, workers, accept, progress)
     return open_dataset(out_dir)
 
 
@@ -214,6 +216,7 @@ def _build(
     corpus: CorpusFacts,
     found: Survey,
     workers: int,
+    accept: Callable[[TextTokenizer], None] | None,
     progress: Progress,
 ) -> None:
     bound = held_out_below(found, settings.held_out)
@@ -233,6 +236,8 @@ def _build(
         tokenizer = open_tokenizer(folder / TOKENIZER)
     else:
         copy_tokenizer(tokenizer.folder, folder / TOKENIZER)
+    if accept is not None:
+        accept(tokenizer)
 
     from dsv3_plugin.data.indexed import write_parts  # megatron and torch, seconds to import
 

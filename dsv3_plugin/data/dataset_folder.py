@@ -177,3 +177,11 @@ def _check_part(prefix: Path, part: Part, token_bytes: int) -> None:
         found = path.stat().st_size if path.is_file() else 0
         if found != size:
             raise UserError(f"{path} has {found} bytes instead of {size}: build the dataset again.")
+
+
+def other_data(folder: Path, key: str, before: object, now: object) -> UserError:
+    """What to say where a recipe asks for other data than its run began with."""
+    return UserError(
+        f"the recipe asks for other data than {folder}, which this run began with ({key} is {now} "
+        f"and was {before}): restore it, or start a run in another folder with directory=PATH."
+    )

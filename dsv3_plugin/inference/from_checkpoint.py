@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint import tracker, trained_on
 from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.data.tokenizer import open_tokenizer
 from dsv3_plugin.errors import UserError
@@ -53,8 +53,10 @@ def continue_text(
     Raises:
         UserError: the checkpoint or its tokenizer cannot be read, or the tokens do not fit.
     """
+    folder = tokenizer_folder(checkpoint)
+    trained_on.refuse_another_tokenizer(folder.parent)
+    tokenizer = open_tokenizer(folder)
     model, config = load_for_inference(checkpoint)
-    tokenizer = open_tokenizer(tokenizer_folder(checkpoint))
     # With the tokenizer's own special tokens: DeepSeek's begins every text with one.
     tokens = tokenizer.backend.encode(prompt, add_special_tokens=True).ids
     if max(tokens, default=0) >= config.vocab_size:

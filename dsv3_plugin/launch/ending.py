@@ -3,8 +3,18 @@
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.launch.progress import describe
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training.changed_settings import other_numbers
 
-NOTHING_TO_DO = "Nothing to do: the run in {} has had all its tokens."
+
+def nothing_to_do(recipe: Recipe) -> str:
+    """That the run has had all its tokens, and whether it had them otherwise than it says now."""
+    sentence = f"Nothing to do: the run in {recipe.run_folder.root} has had all its tokens."
+    if changed := other_numbers(recipe):
+        sentence += (
+            f" It had them with another {', '.join(changed)} than the recipe says now, which takes "
+            f"another folder: directory=PATH."
+        )
+    return sentence
 
 
 def is_done(recipe: Recipe) -> bool:

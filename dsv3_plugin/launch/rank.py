@@ -23,7 +23,7 @@ from dsv3_plugin.errors import UserError, user_error_in
 from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import slurm
-from dsv3_plugin.launch.ending import NOTHING_TO_DO, closing_sentence, is_done
+from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import LISTENER
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.launch.watch import watching
@@ -32,6 +32,7 @@ from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.console import Console
+from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 
 
 def under_a_launcher() -> bool:
@@ -81,9 +82,10 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
         first_on_rank_zero("lock", lambda: stack.enter_context(directory.held()), outbox)
         if _rank() == 0:
             console.print(summary(recipe))
+        first_on_rank_zero("settings", lambda: refuse_what_does_not_go_on(recipe), outbox)
         if is_done(recipe):
             if _rank() == 0:
-                console.line_of(NOTHING_TO_DO.format(directory.root))
+                console.line_of(nothing_to_do(recipe))
             return
         console = _output_into_log(directory, outbox)
         if _rank() != 0:

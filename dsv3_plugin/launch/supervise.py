@@ -14,7 +14,7 @@ from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.launch.ending import NOTHING_TO_DO, closing_sentence, is_done
+from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.launch.rank import be_rank, under_a_launcher
@@ -24,7 +24,7 @@ from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.terminal.lines import note
-from dsv3_plugin.training.resume import refuse_another_model
+from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 
 _POLL_SECONDS = 0.2
 
@@ -76,10 +76,10 @@ def _locally(name: str, overrides: list[str], recipe: Recipe, console: Console) 
     """Start the ranks on this machine, show their progress, and see them to their end."""
     directory = recipe.run_folder
     with directory.held():
-        refuse_another_model(recipe)
+        refuse_what_does_not_go_on(recipe)
         console.print(summary(recipe))
         if is_done(recipe):
-            console.line_of(NOTHING_TO_DO.format(directory.root))
+            console.line_of(nothing_to_do(recipe))
             return 0
         return _supervise(name, overrides, recipe, directory, console)
 

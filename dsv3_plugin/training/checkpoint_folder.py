@@ -1,19 +1,32 @@
 """What a run's checkpoint folder carries beside upstream's files, and how many are kept.
 
-`model.yaml`, `tokenizer/` and `recipe.yaml` stand there before the first checkpoint does, so that
-`logits`, `generate` and `export` need nothing but the folder. No torch here.
+`model.yaml`, `tokenizer/`, `recipe.yaml` and `trained_on.json` stand there before the first
+checkpoint does, so that `logits`, `generate` and `export` need nothing but the folder. No torch
+here.
 """
 
 import shutil
 from pathlib import Path
 
+from dsv3_plugin.checkpoint import trained_on
+from dsv3_plugin.checkpoint.trained_on import TOKENIZER, TrainedOn
+from dsv3_plugin.data.run_data import RunData
+from dsv3_plugin.data.tokenizer_folder import copy_tokenizer, digests
 from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.files.full_disk import write_errors_as
+from dsv3_plugin.files.links import inside
 from dsv3_plugin.recipe.schema import Recipe
 
 
-def write_description(recipe: Recipe, tokenizer: Path) -> None:
+def write_description(recipe: Recipe, data: RunData, *, has_weights: bool) -> None:
     """Write what a run's checkpoints are of into their folder.
+
+    Args:
+        recipe: the run's.
+        data: what it trains on.
+        has_weights: whether there are checkpoints already; their tokenizer stays, with whatever
+            came with it, as it has been found to be the data's.
 
     Raises:
         UserError: it cannot be written.
@@ -28,7 +41,18 @@ def write_description(recipe: Recipe, tokenizer: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "model.yaml", recipe.model.to_yaml().encode())
         replace_file(folder / "recipe.yaml", recipe.to_yaml().encode())
-        shutil.copytree(tokenizer, folder / "tokenizer", dirs_exist_ok=True)
+        tokenizer = inside(folder, TOKENIZER) if has_weights else folder / TOKENIZER
+        if not (has_weights and digests(tokenizer)):
+            with whole_folder(tokenizer) as new:
+                copy_tokenizer(data.tokenizer_dir, new)
+        trained_on.write(
+            folder,
+            TrainedOn(
+                corpus=data.corpus_digest,
+                tokenizer=data.tokenizer_digest,
+                vocabulary=digests(tokenizer),
+            ),
+        )
 
 
 def retire(folder: Path, keep: int) -> None:

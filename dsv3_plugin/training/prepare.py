@@ -6,19 +6,22 @@ Everything that can be refused is looked at before anything is written.
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 
+from dsv3_plugin.checkpoint import trained_on
 from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.run_data import RunData, ensure_data
 from dsv3_plugin.dispatch.topology import group_topology, grouping_note, ranks_per_node
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training.changed_settings import other_numbers
 from dsv3_plugin.training.checkpoint_folder import write_description
 from dsv3_plugin.training.resume import (
-    refuse_another_length,
     refuse_another_model,
-    refuse_another_optimizer,
+    refuse_what_does_not_go_on,
     whole_checkpoint,
 )
 from dsv3_plugin.training.run import Run
+from dsv3_plugin.training.tokenizer_of_weights import refuse_another_tokenizer
 
 
 def prepare(run: Run, tell: Callable[[str], None]) -> None:
@@ -35,17 +38,19 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
     dispatch = dispatch_note(recipe, os.environ)
     refuse_another_model(recipe)
     saved = whole_checkpoint(recipe.checkpoint_folder, tell)
-    if saved is not None and not saved.release:
-        refuse_another_optimizer(recipe)
-        refuse_another_length(recipe)
-    data = _data(recipe, tell, resuming=saved is not None)
-    write_description(recipe, data.tokenizer_dir)
     # A release has weights alone: training begins at step 0 and writes that step's line again.
     resumed = saved is not None and not saved.release
+    if resumed:
+        refuse_what_does_not_go_on(recipe)
+    data = _data(recipe, tell, has_weights=saved is not None, resuming=resumed)
+    changed = other_numbers(recipe) if resumed else []
+    write_description(recipe, data, has_weights=saved is not None)
     run.folder.metrics.keep_until(saved.iteration if resumed else -1)
     run.folder.write_recipe(recipe.to_yaml())
-    if saved is not None and not saved.release:
+    if resumed:
         tell(f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
+    if changed:
+        tell(f"From here on the recipe says otherwise than before: {', '.join(changed)}.")
     for note in (dispatch, evaluation_note(recipe, data.valid_tokens)):
         if note is not None:
             tell(note)
@@ -84,7 +89,10 @@ def evaluation_note(recipe: Recipe, held_out_tokens: int) -> str | None:
     )
 
 
-def _data(recipe: Recipe, tell: Callable[[str], None], *, resuming: bool) -> RunData:
+def _data(
+    recipe: Recipe, tell: Callable[[str], None], *, has_weights: bool, resuming: bool
+) -> RunData:
+    folder = recipe.checkpoint_folder
     if find_dataset(recipe.data_folder) is None:
         tell(f"Building the dataset in {recipe.data_folder} (once).")
     return ensure_data(
@@ -93,5 +101,7 @@ def _data(recipe: Recipe, tell: Callable[[str], None], *, resuming: bool) -> Run
         recipe.model,
         seed=recipe.training.seed,
         resuming=resuming,
+        trained_on=trained_on.read(folder) if resuming else None,
+        accept=partial(refuse_another_tokenizer, folder) if has_weights else None,
         tell=tell,
     )

@@ -4,13 +4,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint import tracker, trained_on
 from dsv3_plugin.checkpoint.inspect import first_misfit
 from dsv3_plugin.checkpoint.tracker import Saved
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training.changed_settings import refuse_other_settings
 
 
 def whole_checkpoint(folder: Path, tell: Callable[[str], None]) -> Saved | None:
@@ -78,36 +78,14 @@ def refuse_another_model(recipe: Recipe) -> None:
             )
 
 
-def refuse_another_optimizer(recipe: Recipe) -> None:
-    """Look whether upstream can divide the saved optimizer states as the recipe wants them.
+def refuse_what_does_not_go_on(recipe: Recipe) -> None:
+    """Look whether the checkpoints in a recipe's folder are of its run.
 
     Raises:
-        UserError: it cannot; the sentence says what to restore.
+        UserError: they are not; it names what is another.
     """
-    description = recipe.checkpoint_folder / "recipe.yaml"
-    if not description.exists():
-        return
-    before = yaml_text.read_mapping(description).get("parallel", {}).get("zero1", False)
-    if before != recipe.parallel.zero1:
-        raise UserError(
-            f"{recipe.checkpoint_folder} was written with parallel.zero1: {str(before).lower()}, "
-            f"whose optimizer states do not go over: restore it, or choose another folder with "
-            f"directory=PATH."
-        )
-
-
-def refuse_another_length(recipe: Recipe) -> None:
-    """Look whether the run's sequences are as long as they were: tokens are counted by them.
-
-    Raises:
-        UserError: they are not; every curve would be read at another place.
-    """
-    description = recipe.checkpoint_folder / "recipe.yaml"
-    if not description.exists():
-        return
-    before = yaml_text.read_mapping(description).get("data", {}).get("seq_length")
-    if before not in (None, recipe.data.seq_length):
-        raise UserError(
-            f"{recipe.checkpoint_folder} was written with data.seq_length: {before}, by which the "
-            f"curves count their tokens: restore it, or choose another folder with directory=PATH."
-        )
+    refuse_another_model(recipe)
+    saved = tracker.newest_complete(recipe.checkpoint_folder)
+    if saved is not None and not saved.release:
+        refuse_other_settings(recipe)
+        trained_on.refuse_another_tokenizer(recipe.checkpoint_folder)

@@ -1,7 +1,10 @@
 """A run's data: built at first, the same when it resumes, and refused where it does not fit."""
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -70,6 +73,48 @@ def test_a_run_that_resumes_keeps_its_data(section, tiny, tmp_path):
         with pytest.raises(UserError, match="which this run began with"):
             ensure_data(asked, out, tiny, resuming=True)
     assert ensure_data(section, out, tiny, resuming=True) == began
+
+
+def test_data_that_changed_under_a_run(section, tiny, tmp_path):
+    """Another run, or somebody, built the folder anew; or it is gone, and the corpus is another."""
+    out = tmp_path / "data"
+    began = ensure_data(section, out, tiny)
+    trained_on = SimpleNamespace(corpus=began.corpus_digest, tokenizer=began.tokenizer_digest)
+    resume = partial(ensure_data, section, out, tiny, resuming=True, trained_on=trained_on)
+    assert resume() == began
+
+    Path(section.corpus).write_text("".join(f'{{"text": "other words {i}"}}\n' for i in range(60)))
+    again = ensure_data(section, out, tiny)
+    assert again.fingerprint != began.fingerprint
+    with pytest.raises(UserError, match="built anew since this run began, and its texts differ"):
+        resume()
+    shutil.rmtree(out)
+    with pytest.raises(UserError, match="built anew since this run began, and its texts differ"):
+        resume()
+
+
+def test_a_tokenizer_that_did_not_encode_the_data(section, tiny, tmp_path):
+    out = tmp_path / "data"
+    ensure_data(section, out, tiny)
+    shutil.rmtree(out / "tokenizer")
+    train_bpe(TEXTS, 290, out / "tokenizer")
+    with pytest.raises(UserError, match="is not the tokenizer that encoded"):
+        ensure_data(section, out, tiny)
+
+
+@pytest.mark.parametrize("given", ["trained", "folder"])
+def test_a_tokenizer_that_the_weights_do_not_know(section, tiny, tmp_path, given):
+    """It is refused before documents are encoded with it."""
+    train_bpe(TEXTS, 290, tmp_path / "tokenizer")
+    if given == "folder":
+        section = changed(section, tokenizer=str(tmp_path / "tokenizer"))
+
+    def accept(tokenizer):
+        raise UserError("another one")
+
+    with pytest.raises(UserError, match="another one"):
+        ensure_data(section, tmp_path / "data", tiny, accept=accept)
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_folder_the_recipe_names_is_never_replaced(section, tiny, tmp_path):

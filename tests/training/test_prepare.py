@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dsv3_plugin.checkpoint import export_hf, import_hf, trained_on
 from dsv3_plugin.checkpoint.tracker import TRACKER
+from dsv3_plugin.data.tokenizer import train_bpe
+from dsv3_plugin.data.tokenizer_folder import TOKENIZER_FILES, digests
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.inference.from_checkpoint import continue_text
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.checkpoint_folder import retire
@@ -99,8 +103,10 @@ def copied(trained, tmp_path) -> Path:
         ("model.hidden_size=32", r"another model .hidden_size is 64, the recipe says 32"),
         ("data.fim_rate=0.5", r"asks for other data than .* which this run began with"),
         ("data.corpus=/nowhere", r"asks for other data than .* which this run began with"),
-        ("data.tokenizer.vocab_size=600", r"tokenizer.*600.*512"),
-        ("data.seq_length=32", r"(other data|written with data.seq_length: 64, by which)"),
+        ("data.held_out=0.1", r"began with \(data.held_out is 0.1 and was 0.05\): restore it"),
+        ("training.seed=7", r"written with training.seed: 1234, by which the order of its data"),
+        ("data.tokenizer.vocab_size=600", r"tokenizer.*600.*was 512"),
+        ("data.seq_length=32", r"written with data.seq_length: 64, by which"),
         ("parallel.zero1=true", r"written with parallel.zero1: false, whose optimizer states"),
     ],
 )
@@ -115,6 +121,116 @@ def test_what_does_not_fit_the_run_is_refused_and_nothing_changes(
     with pytest.raises(UserError, match=sentence):
         prepare(Run(recipe, RunFolder(copied), LAPTOP), said.append)
     assert contents() == before
+
+
+def test_a_finished_run_is_not_done_for_a_recipe_that_says_otherwise(trained, copied, dsv3):
+    """It used to say "Nothing to do" to whatever had as many steps."""
+    again = ["train", trained.recipe, f"directory={copied}"]
+    for change, sentence in (
+        ("data.seq_length=32", "data.seq_length: 64, by which the curves count"),
+        ("training.seed=7", "training.seed: 1234, by which the order of its data was drawn"),
+        ("data.corpus=/nowhere", "(data.corpus is /nowhere and was "),
+        ("parallel.zero1=true", "parallel.zero1: false, whose optimizer states do not go over"),
+    ):
+        said = dsv3(*again, change)
+        assert said.code == 2
+        assert sentence in said.err
+    said = dsv3(*again)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.endswith(f"Nothing to do: the run in {copied} has had all its tokens.\n")
+    said = dsv3(*again, "optimizer.eps=1e-6", "curves.mtp_weight=0.2", "checkpoint.interval=3")
+    assert said.code == 0
+    assert "with another curves.mtp_weight, optimizer.eps than the recipe says now" in said.out
+
+
+def test_other_curves_on_the_way_are_said(trained, copied, said):
+    shutil.rmtree(copied / "checkpoints" / "iter_0000012")
+    more = ["curves.learning_rate=1e-3", "training.steps=20"]
+    recipe = load_recipe(trained.recipe, [f"directory={copied}", *more])
+    prepare(Run(recipe, RunFolder(copied), LAPTOP), said.append)
+    other = "From here on the recipe says otherwise than before: curves.learning_rate."
+    assert said[:2] == ["Going on from step 8 of 20.", other]
+
+
+def another_tokenizer(folder: Path) -> Path:
+    train_bpe([str(number) for number in range(2000)], 300, folder)
+    return folder
+
+
+def test_data_that_were_built_anew_under_a_run_are_refused(trained, copied, said):
+    known = trained_on.read(copied / "checkpoints")
+    other = known.model_copy(update={"corpus": "0" * 32})
+    trained_on.write(copied / "checkpoints", other)
+    recipe = load_recipe(trained.recipe, [f"directory={copied}"])
+    with pytest.raises(UserError, match=r"built anew since this run began, and its texts differ"):
+        prepare(Run(recipe, RunFolder(copied), LAPTOP), said.append)
+
+
+def test_another_tokenizer_beside_checkpoints_is_refused_by_all_that_read_it(
+    trained, copied, tmp_path, said
+):
+    checkpoints = copied / "checkpoints"
+    (checkpoints / "tokenizer" / "chat_template.jinja").write_text("a template")
+    shutil.rmtree(checkpoints / "iter_0000012")
+    recipe = load_recipe(trained.recipe, [f"directory={copied}"])
+    run = Run(recipe, RunFolder(copied), LAPTOP)
+    prepare(run, said.append)
+    assert (checkpoints / "tokenizer" / "chat_template.jinja").exists(), "it came with the weights"
+
+    shutil.rmtree(checkpoints / "tokenizer")
+    another_tokenizer(checkpoints / "tokenizer")
+    for use in (
+        lambda: prepare(run, said.append),
+        lambda: export_hf(checkpoints, tmp_path / "hf"),
+        lambda: next(
+            continue_text(checkpoints, "a", max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0)
+        ),
+    ):
+        with pytest.raises(UserError, match=r"tokenizer is not the tokenizer that the checkpoints"):
+            use()
+    assert not (tmp_path / "hf").exists()
+
+    shutil.rmtree(checkpoints / "tokenizer")
+    prepare(run, said.append)
+    assert digests(checkpoints / "tokenizer") == digests(copied / "data" / "tokenizer")
+
+
+def test_imported_weights_keep_their_tokenizer(trained, tmp_path, said):
+    """Its ids are what they know: another one is refused before anything is written."""
+    hf, run = tmp_path / "hf", tmp_path / "run"
+    export_hf(trained.checkpoints, hf)
+    (hf / "chat_template.jinja").write_text("a template")
+    import_hf(hf, run / "checkpoints")
+    own = run / "checkpoints" / "tokenizer"
+    other = another_tokenizer(tmp_path / "other")
+
+    def prepared(*overrides: str) -> None:
+        recipe = load_recipe(trained.recipe, [f"directory={run}", *overrides])
+        prepare(Run(recipe, RunFolder(run), LAPTOP), said.append)
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    before, theirs = contents(), digests(own, TOKENIZER_FILES)
+    for tokenizer in (f"data.tokenizer={other}", "data.tokenizer.vocab_size=300"):
+        with pytest.raises(UserError, match=f"another tokenizer than .*data.tokenizer={own}, or"):
+            prepared(tokenizer)
+        assert contents() == before
+    (own / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": "own.Own"}}')
+    with pytest.raises(UserError, match=r"cannot be told .*is never run.*: take theirs"):
+        prepared(f"data.tokenizer={other}")
+    (own / "tokenizer_config.json").write_bytes(before[own / "tokenizer_config.json"])
+
+    prepared()  # trained on the same texts, it is the same
+    assert digests(own, TOKENIZER_FILES) == theirs
+    shutil.rmtree(run / "data")
+    prepared(f"data.tokenizer={own}")
+    assert digests(own, TOKENIZER_FILES) == theirs
+    # On purpose: without theirs, the weights learn another, and nothing of the old one stays.
+    shutil.rmtree(own)
+    shutil.rmtree(run / "data")
+    prepared(f"data.tokenizer={other}")
+    assert {path.name for path in own.iterdir()} == {path.name for path in other.iterdir()}
 
 
 def test_checkpoints_without_a_description_are_told_by_their_tensors(trained, copied, said):

@@ -88,6 +88,7 @@ def test_the_newest_checkpoints_are_kept_with_model_tokenizer_and_recipe(trained
     assert found == [
         ".lock", "iter_0000004", "iter_0000008", "iter_0000012",
         "latest_checkpointed_iteration.txt", "model.yaml", "recipe.yaml", "tokenizer",
+        "trained_on.json",
     ]  # fmt: skip
     assert load_recipe(trained.folder / "recipe.yaml") == load_recipe(
         trained.recipe, [f"directory={trained.folder}"]

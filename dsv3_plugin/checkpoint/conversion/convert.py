@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint import tracker, trained_on
 from dsv3_plugin.checkpoint.conversion import manifest
 from dsv3_plugin.checkpoint.conversion.config_json import HF_CONFIG, exported_config, new_config
 from dsv3_plugin.checkpoint.conversion.identity import header_of, is_another, was_complete
@@ -37,7 +37,6 @@ from dsv3_plugin.checkpoint.conversion.stream import (
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import (
     CARRIED,
     TOKEN_IDS,
-    TOKENIZER,
     token_ids,
 )
 from dsv3_plugin.checkpoint.conversion.weights import (
@@ -53,6 +52,7 @@ from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout
 from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
 from dsv3_plugin.checkpoint.formats.target import Target
 from dsv3_plugin.checkpoint.names import EMBEDDING, extra_states
+from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.data.tokenizer_folder import copy_tokenizer, files_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file
@@ -203,6 +203,7 @@ def export_hf(
     layout = HFLayout(export_tensors(source, dtype, fp8), shard_size)
     jobs = export_jobs(source, layout.targets, fp8_rule)
     _require_consumed(source, jobs, {entry.name for entry in source.entries})
+    trained_on.refuse_another_tokenizer(source.root)
     tokenizer = inside(source.root, TOKENIZER)
     config = _config(source, tokenizer, layout.targets, fp8)
 

@@ -7,11 +7,12 @@ from zlib_ng.zlib_ng import crc32
 
 from dsv3_plugin.checkpoint.conversion import journal, manifest
 from dsv3_plugin.checkpoint.conversion.stream import Progress
-from dsv3_plugin.checkpoint.conversion.tokenizer_files import CARRIED, TOKENIZER
+from dsv3_plugin.checkpoint.conversion.tokenizer_files import CARRIED
 from dsv3_plugin.checkpoint.conversion.weights import DistWeights, Weights
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA
 from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG
 from dsv3_plugin.checkpoint.tracker import INCOMPLETE
+from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, digests
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.links import inside

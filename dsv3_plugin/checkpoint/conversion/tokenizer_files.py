@@ -7,9 +7,6 @@ from typing import Any
 from dsv3_plugin.data.tokenizer_folder import TOKENIZER_FILES
 from dsv3_plugin.files.links import inside
 
-TOKENIZER = "tokenizer"
-"""Their folder in a checkpoint."""
-
 CARRIED = (*TOKENIZER_FILES, "generation_config.json")
 """What of it travels with the weights."""
 

@@ -1,0 +1,74 @@
+"""What a recipe says otherwise than the one a run was started with last. No torch here."""
+
+from typing import Any
+
+from dsv3_plugin.data.dataset_folder import other_data
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.schema import Recipe
+
+_KEPT = {
+    "data.seq_length": "by which the curves count their tokens",
+    "training.seed": "by which the order of its data was drawn",
+    "parallel.zero1": "whose optimizer states do not go over",
+}
+"""A run keeps them for as long as it lasts, for these reasons."""
+
+_DATA = ("corpus", "text_key", "fim_rate", "held_out", "tokenizer.vocab_size")
+"""Of these its data are made."""
+
+_FREE = ("curves.", "optimizer.", "precision.", "data.", "megatron_args.", "dispatch.precision")
+"""What else decides its numbers, and may change on the way."""
+
+
+def refuse_other_settings(recipe: Recipe) -> None:
+    """Look whether the checkpoints in a recipe's folder can go on, or be done, as it says.
+
+    Raises:
+        UserError: they cannot; the sentence says what to restore.
+    """
+    changed = _changed(recipe)
+    for key, why in _KEPT.items():
+        if key in changed:
+            before, _ = changed[key]
+            raise UserError(
+                f"{recipe.checkpoint_folder} was written with {key}: {_text(before)}, {why}: "
+                f"restore it, or choose another folder with directory=PATH."
+            )
+    for key in (f"data.{name}" for name in _DATA):
+        if key in changed:
+            raise other_data(recipe.data_folder, key, *changed[key])
+
+
+def other_numbers(recipe: Recipe) -> list[str]:
+    """Keys that decide a run's numbers and say otherwise than when it was started last."""
+    return [key for key in _changed(recipe) if key.startswith(_FREE) and key != "data.path"]
+
+
+def _changed(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Key → its value at the last start, and now; a key that was not known then is no change."""
+    description = recipe.checkpoint_folder / "recipe.yaml"
+    if not description.exists():
+        return {}
+    before = _flat(yaml_text.read_mapping(description))
+    now = _flat(yaml_text.parse(recipe.to_yaml(), "the recipe"))
+    return {
+        key: (before[key], value)
+        for key, value in now.items()
+        if key in before and before[key] != value
+    }
+
+
+def _flat(mapping: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` → `{"a.b": 1}`."""
+    flat = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{above}{key}.")
+        else:
+            flat[f"{above}{key}"] = value
+    return flat
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
