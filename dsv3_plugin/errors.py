@@ -3,6 +3,8 @@
 import unicodedata
 
 _SHOW_THEMSELVES = frozenset("LMNPSZ")
+_LONGEST = 4000
+"""Characters of a sentence; of what a hostile file adds to it, the middle is left out."""
 _LINE_ENDS = frozenset({"Zl", "Zp"})
 
 
@@ -13,7 +15,10 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        text = printable(super().__str__())
+        return (
+            text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
+        )
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:

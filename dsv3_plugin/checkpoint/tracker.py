@@ -7,19 +7,22 @@ for the newest whole iteration otherwise. Conversions mark their target with `IN
 everything is in place.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.run_folder import TRACKER
 
 INCOMPLETE = "INCOMPLETE"
 """Marks a conversion's target that is not finished; it is also the conversion's journal."""
 RELEASE = "release"
+
+_LONGEST = 1000
+"""Bytes of a tracker file that can be meant."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def repair(directory: str | Path) -> Saved | None:
         if not (directory / INCOMPLETE).exists():
             path.unlink(missing_ok=True)
         return None
-    if not path.is_file() or path.read_text(encoding="utf-8").strip() != saved.tracked:
+    if _tracked(directory) != saved:
         write_tracker(directory, saved.tracked)
     return saved
 
@@ -81,7 +84,7 @@ def write_tracker(directory: Path, text: str) -> None:
 def is_complete(path: Path) -> bool:
     """Whether an iteration folder has its metadata and every byte that it refers to."""
     try:
-        json.loads((path / "metadata.json").read_text(encoding="utf-8"))
+        json_text.read(path / "metadata.json")
         read_contents(path)
     except (OSError, ValueError, UserError):
         return False
@@ -128,12 +131,12 @@ def is_checkpoint(directory: Path) -> bool:
 
 def _tracked(directory: Path) -> Saved | None:
     try:
-        text = (directory / TRACKER).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        text = json_text.read_bytes(directory / TRACKER, _LONGEST).decode().strip()
+    except (OSError, ValueError):
         return None
     if text == RELEASE:
         return Saved(directory / RELEASE, 0, True)
-    if re.fullmatch(r"\d+", text):
+    if re.fullmatch(r"[0-9]{1,18}", text):
         return Saved(directory / f"iter_{int(text):07d}", int(text), False)
     return None
 

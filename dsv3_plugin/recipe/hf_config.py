@@ -7,12 +7,12 @@ read). A config that says something this family's code, or ours, would silently 
 and the sentence names the key.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import json_text
 from dsv3_plugin.recipe.families import FAMILIES, Family, family_of
 from dsv3_plugin.recipe.fields import FIELDS, ROPE_SCALING, without_experts
 from dsv3_plugin.recipe.model import ModelConfig
@@ -37,7 +37,7 @@ def read_hf_model(path: Path) -> tuple[ModelConfig, list[str]]:
     """
     path = path / "config.json" if path.is_dir() else path
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json_text.read(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValueError as error:

@@ -1,7 +1,10 @@
 """YAML as a person expects it: `1e-4` is a number, `no` is a word, a key given twice is an error.
 
-PyYAML follows YAML 1.1, where `1e-4` is a string, `no` is false and `1:30` is ninety. Recipes are
-full of learning rates, so numbers and booleans are read by the YAML 1.2 core rules instead.
+PyYAML follows YAML 1.1, where `1e-4` is a string, `no` is false, `1:30` is ninety and `2026-11-25`
+a date. Recipes are full of learning rates and names, so scalars are read by YAML 1.2's core rules.
+
+A recipe may be a stranger's. Tags beyond those rules are refused, and so is what is larger, deeper
+or (through aliases of aliases) longer than anything a person writes, before it costs anything.
 """
 
 import re
@@ -9,55 +12,107 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.json_text import read_bytes
+
+MOST_BYTES = 1_000_000
+MOST_NODES = 20_000
+MOST_DEEP = 40
+_MOST_DIGITS = 300
+
+_TAG = "tag:yaml.org,2002:"
+_BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
+_INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
+_FLOAT = re.compile(
+    r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$"
+    r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 numbers and booleans, refusing duplicate keys."""
+    """SafeLoader with YAML 1.2 scalars, bounds, and no duplicate keys."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._nodes = 0
+        self._written_out: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        """A node, as long as there are not too many; an alias counts as all that it stands for."""
+        mark = self.peek_event().start_mark
+        is_alias = self.check_event(yaml.AliasEvent)
+        before = self._nodes
+        self._depth += 1
+        self._nodes += 1
+        if self._depth > MOST_DEEP:
+            raise ConstructorError(None, None, f"nested deeper than {MOST_DEEP} levels", mark)
+        node = super().compose_node(parent, index)
+        if is_alias:
+            if id(node) not in self._written_out:
+                raise ConstructorError(None, None, "an alias stands inside what it names", mark)
+            self._nodes += self._written_out[id(node)]
+        else:
+            self._written_out[id(node)] = self._nodes - before
+        if self._nodes > MOST_NODES:
+            raise ConstructorError(None, None, f"more than {MOST_NODES:,} values", mark)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
-                raise yaml.constructor.ConstructorError(
+                raise ConstructorError(
                     None, None, "a key must be a plain word", key_node.start_mark
                 )
             if key in seen:
-                raise yaml.constructor.ConstructorError(
+                raise ConstructorError(
                     None, None, f"the key '{key}' is given twice", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_core(self, node: yaml.ScalarNode) -> bool | int | float:
+        """A boolean or a number, whether its tag was written or found."""
+        text = self.construct_scalar(node)
+        plain = text.replace("_", "")
+        if len(text) <= _MOST_DIGITS:
+            if node.tag == _TAG + "bool" and _BOOL.match(text):
+                return text.lower() == "true"
+            if node.tag == _TAG + "int" and _INT.match(text):
+                return int(plain)
+            if node.tag == _TAG + "float" and (_FLOAT.match(text) or _INT.match(text)):
+                return float(plain.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        kind = node.tag.removeprefix(_TAG)
+        raise ConstructorError(None, None, f"'{text[:40]}' is no {kind}", node.start_mark)
 
-_REPLACED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:int", "tag:yaml.org,2002:bool")
+
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
+    first: kept
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    if (kept := [row for row in resolvers if row[0] == _TAG + "null"])
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$"), list("-+0123456789")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?$"
-        r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
-    ),
-    list("-+0123456789."),
-)
+_Loader.yaml_constructors = {
+    _TAG + kind: yaml.SafeLoader.yaml_constructors[_TAG + kind]
+    for kind in ("null", "str", "seq", "map")
+} | {None: yaml.SafeLoader.yaml_constructors[None]}
+for _kind, _pattern, _first in (
+    ("bool", _BOOL, "tTfF"),
+    ("int", _INT, "-+0123456789"),
+    ("float", _FLOAT, "-+0123456789."),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, _pattern, list(_first))
+    _Loader.add_constructor(_TAG + _kind, _Loader.construct_core)
 
 
 def parse(text: str, where: str) -> Any:
     """The value that `text` says; `where` names its origin in the error."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, OverflowError) as error:  # the latter: an escape like "\UFFFFFFFF"
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "this is not YAML"
@@ -67,11 +122,13 @@ def parse(text: str, where: str) -> Any:
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping a YAML file holds (an empty file is an empty mapping)."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not a text file in UTF-8.") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}.") from error
     data = parse(text, str(path))
     if data is None:
         return {}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import replace_file
 
 Checksums = dict[str, list[str]]
@@ -83,10 +84,10 @@ def peek(path: Path) -> tuple[dict[str, Any], Checksums]:
     try:
         with path.open("rb") as handle:
             lines = [line for line in handle if line.endswith(b"\n")]
-        first = dict(json.loads(lines[0])) if lines else {}
+        first = dict(json_text.parse(lines[0])) if lines else {}
         for line in lines[1:]:
-            done |= json.loads(line)["done"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            done |= {str(name): [*map(_crc, crcs)] for name, crcs in _done(line).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged; remove {path.parent} and start again.") from error
     return first, done
 
@@ -99,6 +100,7 @@ def require_same(folder: Path, earlier: dict[str, Any], header: dict[str, Any]) 
         if before == value or (isinstance(value, dict) and key not in earlier):
             continue
         if isinstance(value, dict):
+            before = before if isinstance(before, dict) else {}
             file = next(f for f in {**before, **value} if before.get(f) != value.get(f))
             what = "size or time of change" if key == "source_files" else "content"
             raise UserError(
@@ -109,6 +111,16 @@ def require_same(folder: Path, earlier: dict[str, Any], header: dict[str, Any]) 
             f"{folder} was begun {_option(key, before)}, not {_option(key, value)}: repeat the "
             "first command with --resume, or remove the folder."
         )
+
+
+def _done(line: bytes) -> Checksums:
+    return json_text.parse(line)["done"]
+
+
+def _crc(text: str) -> str:
+    """A checksum; ValueError for what is none."""
+    int(text, 16)
+    return text
 
 
 def _option(key: str, value: Any) -> str:

@@ -22,6 +22,7 @@ from dsv3_plugin.checkpoint.conversion.weights import DistWeights, Weights, open
 from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.checkpoint.formats.target import Target
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import replace_file
 
 MANIFEST = "manifest.json"
@@ -57,7 +58,7 @@ def write(
 def read(root: Path) -> dict[str, Any]:
     """The manifest of a folder, empty if it has none that can be read."""
     try:
-        content = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        content = json_text.read(root / MANIFEST)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -139,7 +140,18 @@ def _listed(weights: Weights) -> dict[str, dict[str, Any]]:
         root = weights.root
     found = read(root)
     # Without a word on the algorithm it is of an earlier version, which summed pieces.
-    return {t["name"]: t for t in found["tensors"]} if found.get("checksum") == ALGORITHM else {}
+    if found.get("checksum") != ALGORITHM:
+        return {}
+    try:
+        listed = {tensor["name"]: tensor for tensor in found["tensors"]}
+        whole = all(t.keys() >= {"dtype", "shape", "crc32"} for t in listed.values())
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(
+            f"{root / MANIFEST} is damaged: remove it, or the folder and convert again."
+        )
+    return listed
 
 
 def _differs(weights: Weights, name: str, listed: dict[str, Any]) -> str:

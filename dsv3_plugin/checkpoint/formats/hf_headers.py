@@ -4,14 +4,13 @@ Reading checks that index, headers and file sizes tell one story: nothing is mis
 listed twice or listed nowhere. What is wrong is one sentence with the tensor and the file in it.
 """
 
-import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import json_text
 from dsv3_plugin.files.links import inside
 
 CONFIG = "config.json"
@@ -35,6 +34,11 @@ _NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 
 _LONGEST_HEADER = 100_000_000
 """safetensors' own limit, in bytes."""
+
+_MOST_AXES = 16
+_TOO_MUCH = 2**63
+_MOST_TENSORS = 1_000_000
+"""In all files of a folder; DeepSeek-V3 has 92 thousand, Kimi-K2 in four bits 210 thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,10 @@ def read_folder(folder: Path) -> dict[str, Described]:
                     f"{name} is stored twice in {folder}: in {tensors[name].file} and in {file}."
                 )
             tensors[name] = described
+        if len(tensors) > _MOST_TENSORS:
+            raise UserError(
+                f"{folder} holds more than {_MOST_TENSORS:,} tensors, as no model does."
+            )
     for name, file in index.items():
         if name not in tensors or tensors[name].file != file:
             raise UserError(f"{INDEX} says {name} is in {folder / file}; it is not.")
@@ -115,14 +123,16 @@ def read_header(path: Path) -> dict[str, Described]:
             if not 0 < length <= min(_LONGEST_HEADER, size - 8):
                 raise UserError(f"{path} is no whole safetensors file: its header is cut short.")
             text = handle.read(length)
-        content = json.loads(text)
+        content = json_text.parse(text)
         content.pop("__metadata__", None)
-        if text.count(b'"data_offsets"') > len(content):
-            raise UserError(f"{_repeated(text)} is stored twice in {path}.")
         start = 8 + length
         tensors = {name: _described(path, name, start, entry) for name, entry in content.items()}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except json_text.Repeated as error:
+        raise UserError(f"{error.key} is stored twice in {path}.") from error
+    except json_text.TooMuch as error:
+        raise UserError(f"{path} has a header that nobody means: {error}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no whole safetensors file: its header is damaged.") from error
     end = start
@@ -143,7 +153,7 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     """The `config.json` of a Hugging Face folder, or where a checkpoint keeps that."""
     path = inside(folder, name)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json_text.read(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: it says which model the tensors are.") from error
     except (OSError, ValueError) as error:
@@ -154,28 +164,25 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
 
 
 def _described(path: Path, name: str, start: int, entry: dict[str, Any]) -> Described:
-    begin, end = entry["data_offsets"]
-    if entry["dtype"] not in DTYPES:
-        raise UserError(f"{name} in {path} has the unsupported type {entry['dtype']}.")
-    described = Described(DTYPES[entry["dtype"]], tuple(entry["shape"]), path.name, start + begin)
+    (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
+    if (
+        not (all(map(_is_size, shape)) and _is_size(begin) and _is_size(end))
+        or len(shape) > _MOST_AXES
+    ):
+        raise UserError(f"{name} in {path} is damaged: its shape or place is no list of sizes.")
+    if dtype not in DTYPES:
+        raise UserError(f"{name} in {path} has the unsupported type {dtype}.")
+    described = Described(DTYPES[dtype], tuple(shape), path.name, start + begin)
     if end - begin != described.nbytes:
         raise UserError(
-            f"{name} in {path} is damaged: its shape {entry['shape']} does not take the "
+            f"{name} in {path} is damaged: its shape {shape} does not take the "
             f"{end - begin} bytes it is given."
         )
     return described
 
 
-def _repeated(text: bytes) -> str:
-    """A name that a JSON object has more than once."""
-    names: list[str] = []
-
-    def note(pairs: list[tuple[str, Any]]) -> None:
-        # The outermost object is noted last.
-        names[:] = [name for name, _ in pairs]
-
-    json.loads(text, object_pairs_hook=note)
-    return next((name for name in names if names.count(name) > 1), "a tensor")
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _TOO_MUCH
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -183,18 +190,14 @@ def _read_index(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-            raise UserError(f"{name} stands twice in {path}: leave the entry that is right.")
-        return found
-
     try:
-        text = path.read_text(encoding="utf-8")
-        weights = json.loads(text, object_pairs_hook=once)["weight_map"]
+        weights = json_text.read(path)["weight_map"]
         if weights and all(Path(file).name == file for file in weights.values()):
             return weights
+    except json_text.Repeated as error:
+        raise UserError(
+            f"{error.key} stands twice in {path}: leave the entry that is right."
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(f"{path} is damaged: it maps no tensors to files of its folder.")
