@@ -15,6 +15,9 @@ from dsv3_plugin.files.metrics_file import MetricsFile
 TRACKER = "latest_checkpointed_iteration.txt"
 """Upstream's file in a checkpoint folder: the number of the newest iteration, or `release`."""
 
+RECIPE = "recipe.yaml"
+"""The recipe of a run, in its folder."""
+
 _LOCK = ".lock"
 
 
@@ -38,7 +41,7 @@ class RunFolder:
     @property
     def recipe(self) -> Path:
         """The recipe, resolved: all that is needed to run it again."""
-        return self.root / "recipe.yaml"
+        return self.root / RECIPE
 
     @property
     def metrics(self) -> MetricsFile:

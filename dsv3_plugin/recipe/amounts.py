@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import pydantic
 
 _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_AMOUNT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMBT]?)(?:\s+(tokens|steps))?", re.IGNORECASE)
+_AMOUNT = re.compile(
+    r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})\s*([KMBT]?)(?:\s+(tokens|steps))?", re.IGNORECASE
+)
 
 
 class Steps(int):
@@ -33,7 +35,7 @@ def parse_extent(text: Any) -> int | Steps:
     if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
             raise ValueError(f"{text} is negative")
-        return text
+        return _bounded(text, text)
     match = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"{text!r} is not an amount; write for example 120M, 469B or 2000 steps")
@@ -41,8 +43,15 @@ def parse_extent(text: Any) -> int | Steps:
     if amount.denominator != 1:
         raise ValueError(f"'{text}' is not a whole number")
     if (match[3] or "").lower() == "steps":
-        return Steps(amount)
-    return int(amount)
+        return Steps(_bounded(int(amount), text))
+    return _bounded(int(amount), text)
+
+
+def _bounded(amount: int, written: int | str) -> int:
+    """As many as upstream counts with: 64 bits."""
+    if amount >= 2**63:
+        raise ValueError(f"{written} is more than anybody counts to ({2**63:.1e})")
+    return amount
 
 
 def format_tokens(tokens: int) -> int | str:

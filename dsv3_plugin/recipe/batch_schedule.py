@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from dsv3_plugin.recipe.curve import Curve, Segment
 
+_MOST_LEVELS = 10_000
+
 
 @dataclass(frozen=True)
 class BatchSchedule:
@@ -112,4 +114,9 @@ def _levels(segment: Segment, multiple: int, seq_length: int) -> list[tuple[int,
             range(sample + 1, last + 1), True, key=lambda at: level(at) != current
         ) + (sample + 1)
         levels.append((sample, level(sample)))
+        if len(levels) > _MOST_LEVELS:
+            raise ValueError(
+                f"it would take more than {_MOST_LEVELS:,} different batch sizes on its way to "
+                f"{segment.last:g}"
+            )
     return levels

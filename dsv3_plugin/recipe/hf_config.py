@@ -60,7 +60,7 @@ def model_from_hf(config: Mapping[str, Any], name: str) -> ModelConfig:
         UserError: a key is missing, or says something we would not compute as written.
     """
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
             f"{name}: model_type '{kind}' is not of the DeepSeek family "
             f"(known: {', '.join(FAMILIES)})."

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dsv3_plugin.recipe.families import Family, family_of
-from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.model import MOST_LAYERS, ModelConfig
 
 Config = Mapping[str, Any]
 Reader = Callable[[Config, str, Family], Any]
@@ -48,7 +48,10 @@ def number(config: Config, key: str, family: Family) -> float:
         raise ValueError(f"the key '{key}' is missing or null")
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError(f"{key.rpartition('.')[2]} {value!r} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{key} is larger than any number that is computed with") from None
 
 
 def number_or(default: float) -> Reader:
@@ -70,6 +73,8 @@ def _whole(value: Any, key: str) -> int:
         raise ValueError(f"the key '{key}' is missing or null")
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{key} {value!r} is not a whole number")
+    if abs(value) >= 2**63:
+        raise ValueError(f"{key} is a number of more than 19 digits, as no size is")
     return value
 
 
@@ -80,6 +85,10 @@ def layer_kinds(config: Config, key: str, family: Family) -> list[int]:
     """
     layers = whole(config, "num_hidden_layers", family)
     dense = min(_whole(config.get(key), key), layers)
+    if layers > MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers {layers} is more than {MOST_LAYERS:,}")
+    if dense < 0:
+        raise ValueError(f"{key} {dense} is negative")
     return [0] * dense + [1] * (layers - dense)
 
 

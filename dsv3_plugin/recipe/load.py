@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import RECIPE
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.overrides import Override, parse
 from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
 from dsv3_plugin.recipe.validation import suggestion, validate
@@ -39,7 +41,7 @@ def load_recipe(
 
     Args:
         name_or_path: where it is.
-        overrides: `key.sub=value` texts, the value read as YAML; they win over the file.
+        overrides: `key.sub=value` texts (see `overrides`); they win over the file.
         machine: where it will run, so that what `backend: auto` finds there is held to the rules
             too; None: anywhere.
 
@@ -54,17 +56,43 @@ def load_recipe(
             f"`model: {path.stem}`, or begin with the recipe pretrain/tiny."
         )
     where = str(path)
+    given = [parse(text) for text in overrides]
+    try:
+        return _checked(data, path, given, machine)
+    except UserError as error:
+        raise UserError(_blaming(str(error), where, given)) from error
+
+
+def _checked(
+    data: dict[str, Any], path: Path, overrides: Sequence[Override], machine: Machine | None
+) -> Recipe:
+    """The recipe of a file's mapping and what is laid over it."""
+    where = str(path)
+    stages = [override.value for override in overrides if override.keys == ("stage",)]
+    kind = _stage(data | ({"stage": stages[-1]} if stages else {}), where)
     for override in overrides:
-        data = merge(data, _parse_override(override))
-        where = f"{path} with {' '.join(overrides)}"
+        data = merge(data, override.read(kind))
     data.setdefault("name", path.stem)
     if isinstance(data["name"], str):
         data.setdefault("directory", f"runs/{data['name']}")
     if "model" in data:
         data["model"] = _inline_model(data["model"], where)
-    recipe = validate(_stage(data, where), data, where)
+    recipe = validate(kind, data, where)
     _check(recipe, machine, where)
     return recipe
+
+
+def _blaming(sentence: str, where: str, overrides: Sequence[Override]) -> str:
+    """A sentence on a recipe, with the overrides in it that it is about."""
+    wrong = sentence.partition(" (nearest: ")[0]
+    about = [
+        override.text
+        for override in overrides
+        if re.search(rf"(?<![\w.-]){re.escape(override.path)}(?![\w-])", wrong)
+    ]
+    if not about or not sentence.startswith(f"{where}: "):
+        return sentence
+    return f"{where} with {' '.join(about)}{sentence.removeprefix(where)}"
 
 
 def _stage(data: Mapping[str, Any], where: str) -> type[Recipe]:
@@ -103,7 +131,7 @@ def load_recipe_or_model(
     """
     if (shipped_folder() / "models" / f"{name_or_path}.yaml").is_file():
         name_or_path = f"models/{name_or_path}"
-    path = find(name_or_path)
+    path = find(name_or_path, models=True)
     if yaml_text.read_mapping(path).keys() & {"model", "base"}:
         return load_recipe(path, overrides, machine)
     if overrides:
@@ -111,13 +139,16 @@ def load_recipe_or_model(
     return ModelConfig.read(path)
 
 
-def find(name_or_path: str, folder: str = "", beside: Path | None = None) -> Path:
+def find(
+    name_or_path: str, folder: str = "", beside: Path | None = None, *, models: bool = False
+) -> Path:
     """The file behind a name or a path.
 
     Args:
         name_or_path: a path to an existing file, or a name without suffix.
         folder: the part of the shipped recipes where names are looked for.
         beside: a folder that relative paths may also be relative to.
+        models: whether the name may be a model's too, for what is suggested.
     """
     path = Path(name_or_path).expanduser()
     shipped = shipped_folder() / folder
@@ -125,12 +156,21 @@ def find(name_or_path: str, folder: str = "", beside: Path | None = None) -> Pat
     for place in [*places, shipped / f"{name_or_path}.yaml"]:
         if place.is_file():
             return place
-    what = "model" if folder == "models" else "recipe"
+    what = "model" if folder == "models" else "recipe or model" if models else "recipe"
+    if path.is_dir() and folder != "models":
+        inside = path / RECIPE
+        way_out = (
+            f"it is that of a run, whose recipe is {inside}"
+            if inside.is_file()
+            else ("name a YAML file, or a shipped recipe such as pretrain/tiny")
+        )
+        raise UserError(f"{path} is a folder, and a recipe is asked for: {way_out}.")
     if path.suffix in {".yaml", ".yml"}:
         raise UserError(f"{path}: no such {what} file.")
     files = shipped.rglob("*.yaml")
     names = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in files)
-    known = [name for name in names if not name.startswith("models/")]
+    known = [name for name in names if models or not name.startswith("models/")]
+    known = [name.removeprefix("models/") for name in known]
     raise UserError(
         f"'{name_or_path}' is neither a file nor a shipped {what}{suggestion(name_or_path, known)}."
     )
@@ -202,14 +242,3 @@ def _inline_model(model: Any, where: str) -> Any:
     path = find(base, "models")
     changes = {key: value for key, value in model.items() if key != "base"}
     return {"name": path.stem, **yaml_text.read_mapping(path), **changes}
-
-
-def _parse_override(text: str) -> dict[str, Any]:
-    """`a.b=1e-4` → {"a": {"b": 0.0001}}."""
-    key, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
-        raise UserError(f"'{text}' is not an override; write it like training.steps=100.")
-    nested = yaml_text.parse(value, f"'{text}'")
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return nested

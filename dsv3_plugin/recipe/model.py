@@ -12,16 +12,22 @@ trained or on what. Two conventions of the DeepSeek family are derived, not flag
 import math
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.recipe import yaml_text
-from dsv3_plugin.recipe.section import Section
+from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.recipe.validation import validate
+
+MOST_LAYERS = 4096
+MOST_EXPERTS = 1 << 16
+"""In all layers together: each has tensors, whose names are looked at. Kimi-K2 has 23 thousand."""
+_MOST_PREDICTED = 64
+_LONGEST_PATTERN = 10_000
 
 LATENT_NORM_EPSILON = 1e-6
 """eps of the RMSNorms on the Q and KV latents, as in DeepSeek's and transformers' code."""
@@ -43,15 +49,15 @@ class ModelConfig(Section):
     name: str
     """What it is called; by default as its file is."""
     # The block stack.
-    num_layers: PositiveInt
+    num_layers: Annotated[Size, Field(le=MOST_LAYERS)]
     """Decoder layers, those of multi-token prediction aside."""
-    hidden_size: PositiveInt
+    hidden_size: Size
     """Width of the residual stream."""
-    vocab_size: PositiveInt
+    vocab_size: Size
     """Rows of the embedding and of the output head."""
-    max_position_embeddings: PositiveInt
+    max_position_embeddings: Size
     """Longest sequence."""
-    ffn_hidden_size: PositiveInt
+    ffn_hidden_size: Size
     """Width of the dense layers' SwiGLU."""
     layernorm_epsilon: PositiveFloat = 1e-6
     """ε of the RMSNorms; those of the MLA latents have 1e-6 always."""
@@ -61,17 +67,17 @@ class ModelConfig(Section):
     """Whether the embedding is the output head too."""
 
     # Multi-head latent attention.
-    num_attention_heads: PositiveInt
+    num_attention_heads: Size
     """Heads, as many of keys and values as of queries."""
-    q_lora_rank: PositiveInt | None = None
+    q_lora_rank: Size | None = None
     """Rank of the Q latent; null: queries come straight from the hidden state (V2-Lite)."""
-    kv_lora_rank: PositiveInt
+    kv_lora_rank: Size
     """Rank of the latent that keys and values are made of."""
-    qk_head_dim: PositiveInt
+    qk_head_dim: Size
     """Per-head width of queries and keys without position (`qk_nope_head_dim` in HF)."""
-    qk_pos_emb_head_dim: PositiveInt
+    qk_pos_emb_head_dim: Size
     """Width of the decoupled rotary part, its key shared by all heads (`qk_rope_head_dim`)."""
-    v_head_dim: PositiveInt
+    v_head_dim: Size
     """Per-head width of values."""
 
     # Rotary positions. With rope_type "rope" the YaRN fields mean nothing and are set neutral.
@@ -81,7 +87,7 @@ class ModelConfig(Section):
     """θ: rotary frequencies run from 1 down to about 1/θ."""
     rotary_scaling_factor: PositiveFloat = 1.0
     """YaRN: by how much positions are stretched."""
-    original_max_position_embeddings: PositiveInt
+    original_max_position_embeddings: Size
     """YaRN: longest sequence before; as max_position_embeddings with plain RoPE."""
     beta_fast: PositiveFloat = 32.0
     """YaRN: frequencies that turn more often than this in the original length stay."""
@@ -97,17 +103,17 @@ class ModelConfig(Section):
     moe_layer_freq: list[Literal[0, 1]]
     """Per layer: 1 MoE, 0 dense. YAML may say an integer n (every n-th layer, the first included)
     or an expression such as "[0]*3+[1]*58", as on upstream's command line."""
-    num_moe_experts: PositiveInt | None = None
+    num_moe_experts: Annotated[Size, Field(le=MOST_EXPERTS)] | None = None
     """Routed experts of an MoE layer; null: all layers are dense."""
-    moe_ffn_hidden_size: PositiveInt | None = None
+    moe_ffn_hidden_size: Size | None = None
     """Width of a routed expert's SwiGLU."""
-    moe_shared_expert_intermediate_size: PositiveInt | None = None
+    moe_shared_expert_intermediate_size: Size | None = None
     """Summed width of the shared experts (number of shared experts × expert FFN)."""
-    moe_router_topk: PositiveInt | None = None
+    moe_router_topk: Size | None = None
     """Routed experts that a token goes to."""
-    moe_router_num_groups: PositiveInt | None = None
+    moe_router_num_groups: Size | None = None
     """Groups of experts, of which a token may use some only; null: no groups."""
-    moe_router_group_topk: PositiveInt | None = None
+    moe_router_group_topk: Size | None = None
     """Groups that a token may use."""
     moe_router_score_function: Literal["sigmoid", "softmax"] = "sigmoid"
     """How experts are scored. sigmoid: as V3, gates renormalised over the chosen ones."""
@@ -123,7 +129,7 @@ class ModelConfig(Section):
     """What that loss balances: each sequence, or the batch."""
 
     # Multi-token prediction.
-    mtp_num_layers: NonNegativeInt | None = None
+    mtp_num_layers: Annotated[int, Field(ge=0, le=_MOST_PREDICTED)] | None = None
     """Depth of multi-token prediction; null and 0 both mean none, and are stored as null."""
 
     @property
@@ -166,7 +172,7 @@ class ModelConfig(Section):
             return data
         data = dict(data)
         layers = data.get("num_layers")
-        if isinstance(layers, int) and layers > 0:
+        if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:
             default = 1 if data.get("num_moe_experts") is not None else f"[0]*{layers}"
             pattern = data.get("moe_layer_freq", default)
             if isinstance(pattern, int | str) and not isinstance(pattern, bool):
@@ -216,6 +222,12 @@ class ModelConfig(Section):
             if getattr(self, key) is None:
                 raise ValueError(f"a model with MoE layers needs {key}")
         experts, topk = self.num_moe_experts, self.moe_router_topk
+        layers = len(self.moe_layers) + (self.mtp_num_layers or 0)
+        if layers * experts > MOST_EXPERTS:
+            raise ValueError(
+                f"{layers} layers of {experts} routed experts are {layers * experts:,} experts, "
+                f"and {MOST_EXPERTS:,} are the most that a model may have"
+            )
         if topk > experts:
             raise ValueError(f"moe_router_topk {topk} is more than the {experts} routed experts")
         shared = self.moe_shared_expert_intermediate_size
@@ -261,7 +273,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-_TERM = re.compile(r"\[([01](?:,[01])*)\](?:\*(\d+))?")
+_TERM = re.compile(r"\[([01](?:,[01])*)\](?:\*(\d{1,18}))?")
 
 
 def parse_layer_pattern(pattern: int | str, num_layers: int) -> list[int]:
@@ -276,13 +288,19 @@ def parse_layer_pattern(pattern: int | str, num_layers: int) -> list[int]:
         return [int(layer % pattern == 0) for layer in range(num_layers)]
     text = pattern.replace(" ", "").replace("(", "").replace(")", "")
     layers: list[int] = []
-    for term in text.split("+"):
+    for term in text.split("+") if len(text) <= _LONGEST_PATTERN else [""]:
         match = _TERM.fullmatch(term)
         if match is None:
             raise ValueError(
                 f"moe_layer_freq '{pattern}' is not a layer pattern; write it like '[0]*3+[1]*58'"
             )
-        layers += [int(kind) for kind in match[1].split(",")] * int(match[2] or 1)
+        kinds, times = [int(kind) for kind in match[1].split(",")], int(match[2] or 1)
+        if len(layers) + len(kinds) * times > MOST_LAYERS:
+            raise ValueError(
+                f"moe_layer_freq '{pattern}' describes more than {MOST_LAYERS:,} layers, "
+                f"num_layers says {num_layers}"
+            )
+        layers += kinds * times
     return layers
 
 

@@ -144,10 +144,14 @@ def _value(path: str, schema: Mapping[str, Any]) -> str:
             return number + ",".join(_limits(schema))
 
 
+_WIDEST = 2**31 - 1
+"""Of a `Size`, which need not be said of every one."""
+
+
 def _limits(schema: Mapping[str, Any]) -> Iterator[str]:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     for name, sign in signs.items():
-        if name in schema:
+        if name in schema and schema[name] != _WIDEST:
             yield f" {sign} {schema[name]:.10g}"
 
 

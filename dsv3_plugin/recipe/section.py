@@ -1,6 +1,12 @@
 """The base of everything that is read from a file and checked: no unknown key, no odd number."""
 
+from typing import Annotated
+
 import pydantic
+from pydantic import Field
+
+Size = Annotated[int, Field(gt=0, le=2**31 - 1)]
+"""A number of things or a width, as upstream and torch keep them: in 32 bits."""
 
 
 class Section(pydantic.BaseModel):

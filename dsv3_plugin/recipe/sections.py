@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 import pydantic
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from dsv3_plugin.recipe.amounts import Tokens
 from dsv3_plugin.recipe.curve import Curve, CurveSpec
-from dsv3_plugin.recipe.section import Section
+from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.schedules.registry import RAMPS
+
+Devices = Annotated[Size, Field(le=256)]
+"""Of a pipeline, whose schedule is written out for all of them."""
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -39,7 +42,7 @@ class TrainedTokenizer(Section):
 
     kind: Literal["bpe"] = "bpe"
     """Byte-pair encoding on bytes."""
-    vocab_size: PositiveInt
+    vocab_size: Size
     """Tokens at most, special tokens included."""
 
 
@@ -58,7 +61,7 @@ class Data(Section):
     """What to do about a row (or text file) that cannot be read: stop, or skip it and count it."""
     tokenizer: TrainedTokenizer | str
     """How to train one, or the folder of a Hugging Face tokenizer."""
-    seq_length: PositiveInt
+    seq_length: Size
     """Tokens per sequence."""
     fim_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of documents rearranged for fill-in-the-middle (prefix, suffix, middle)."""
@@ -73,18 +76,18 @@ class Training(Section):
 
     tokens: Tokens | None = None
     """Budget in tokens; training ends with the step that reaches it."""
-    steps: PositiveInt | None = None
+    steps: Size | None = None
     """Budget in steps, in place of tokens."""
-    micro_batch_size: PositiveInt = 1
+    micro_batch_size: Size = 1
     """Sequences per forward pass of a rank."""
     # NumPy takes 32 bits of it, after upstream has added to it for each stage and rank.
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1234
     """Of the weights, the order of the data and whatever else is drawn."""
-    eval_interval: PositiveInt | None = None
+    eval_interval: Size | None = None
     """Steps between evaluations on held-out documents; null: never."""
-    eval_steps: PositiveInt = 10
+    eval_steps: Size = 10
     """Batches per evaluation, of the size of the first batch."""
-    log_interval: PositiveInt = 10
+    log_interval: Size = 10
     """Steps between lines of the log, and between loads of each expert in metrics.jsonl."""
 
     @pydantic.model_validator(mode="after")
@@ -135,15 +138,15 @@ class Optimizer(Section):
 class Parallel(Section):
     """How the work is divided among processes (one per GPU)."""
 
-    processes: PositiveInt = 1
+    processes: Annotated[Size, Field(le=1 << 20)] = 1
     """Ranks of the whole run."""
-    tensor: PositiveInt = 1
+    tensor: Size = 1
     """Ranks that divide each matrix."""
-    pipeline: PositiveInt = 1
+    pipeline: Devices = 1
     """Ranks that divide the layers."""
-    expert: PositiveInt = 1
+    expert: Size = 1
     """Ranks that divide the routed experts."""
-    context: PositiveInt = 1
+    context: Size = 1
     """Ranks that divide each sequence."""
     zero1: bool = False
     """Shard optimizer states over data-parallel ranks (ZeRO stage 1)."""
@@ -157,12 +160,12 @@ class Pipeline(Section):
     schedule: str = "1f1b"
     """A name that `dsv3 schedule` takes, or the path of a CSV as torch.distributed.pipelining
     writes it."""
-    devices: PositiveInt | None = None
+    devices: Devices | None = None
     """The same as parallel.pipeline; giving one gives both."""
     executor: Literal["upstream", "ours"] | None = None
     """Who runs the schedules that upstream has (1f1b, interleaved); all others are ours. null:
     upstream where it can."""
-    virtual_stages: PositiveInt | None = None
+    virtual_stages: Annotated[Size, Field(le=64)] | None = None
     """Stages per device of the interleaved schedule."""
     layout: str | None = None
     """Layers per stage in upstream's notation ("Et|(tt|)*30mL"); null: as even as can be."""
@@ -178,7 +181,7 @@ class Dispatch(Section):
     kind: Literal["alltoall", "two_hop", "deepep", "hybridep"] = "alltoall"
     """alltoall is upstream's; two_hop sends a token to a node once; deepep and hybridep are kernels
     of their own packages, for GPUs."""
-    ranks_per_node: PositiveInt | Literal["auto"] = "auto"
+    ranks_per_node: Size | Literal["auto"] = "auto"
     """For two_hop; auto: the launcher's local world size."""
     precision: Literal["bf16", "fp8"] = "bf16"
     """What two_hop sends between nodes; bf16 means: the activations as they are."""
@@ -189,9 +192,9 @@ class Dispatch(Section):
 class Checkpoint(Section):
     """What is saved, and when."""
 
-    interval: PositiveInt = 1000
+    interval: Size = 1000
     """Steps between checkpoints."""
-    keep: PositiveInt | None = None
+    keep: Size | None = None
     """Only the newest so many are kept; null: all."""
     directory: str | None = None
     """Their folder; null: `checkpoints` in the run's folder."""

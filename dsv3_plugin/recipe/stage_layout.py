@@ -7,6 +7,8 @@ layer, `m` multi-token-prediction layer, `L` output head and loss, `|` between s
 
 import re
 
+_LONGEST = 100_000
+
 
 def expand(text: str) -> str:
     """The layout with its repetitions written out: "Et|(tt|)*2L" → "Et|tt|tt|L".
@@ -15,7 +17,10 @@ def expand(text: str) -> str:
     """
     flat = text.replace(",", "").replace(" ", "")
     # Both passes in upstream's order (PipelineParallelLayerLayout.parse_str_to_list).
-    for pattern in (r"\(([^)]+)\)\*(\d+)", r"(.)\*(\d+)"):
+    for pattern in (r"\(([^)]+)\)\*(\d{1,9})", r"(.)\*(\d{1,9})"):
+        repeats = [(len(text), int(times)) for text, times in re.findall(pattern, flat)]
+        if len(flat) + sum(length * times for length, times in repeats) > _LONGEST:
+            raise ValueError(f"pipeline.layout writes out to more than {_LONGEST:,} letters")
         flat = re.sub(pattern, lambda match: match[1] * int(match[2]), flat)
     if not re.fullmatch(r"E[tm|]*L", flat):
         raise ValueError(

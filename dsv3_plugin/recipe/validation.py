@@ -1,7 +1,7 @@
 """Pydantic's verdict as one sentence: which file, which key, what is wrong, what would be right."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pydantic
@@ -33,7 +33,9 @@ def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, wh
     match problem["type"]:
         case "extra_forbidden":
             known = _keys_beside(kind, path)
-            return f"{where}: unknown key '{dotted}'{suggestion(str(path[-1]), known)}."
+            elsewhere = [*_paths_of(kind, str(path[-1]))]
+            near = f" (nearest: '{elsewhere[0]}')" if elsewhere else ""
+            return f"{where}: unknown key '{dotted}'{near or suggestion(str(path[-1]), known)}."
         case "missing":
             return f"{where}: the key '{dotted}' is missing."
         case "value_error":
@@ -96,6 +98,15 @@ def _keys_beside(kind: type[pydantic.BaseModel], path: list[int | str]) -> list[
         field = fields_of(current).get(part)
         current = model_in(field.annotation) if field is not None else None
     return list(fields_of(current))
+
+
+def _paths_of(kind: type[pydantic.BaseModel] | None, key: str) -> Iterator[str]:
+    """Where else a key of this very name is valid, as dotted paths."""
+    for name, field in fields_of(kind).items():
+        if name == key:
+            yield name
+        for below in _paths_of(model_in(field.annotation), key):
+            yield f"{name}.{below}"
 
 
 def fields_of(kind: type[pydantic.BaseModel] | None) -> dict[str, FieldInfo]:

@@ -23,6 +23,7 @@ MOST_DEEP = 40
 _MOST_DIGITS = 300
 
 _TAG = "tag:yaml.org,2002:"
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$")
 _INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*)$")
 _FLOAT = re.compile(
@@ -117,6 +118,18 @@ def parse(text: str, where: str) -> Any:
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "this is not YAML"
         raise UserError(f"{where}{line}: {problem}.") from error
+
+
+def scalar(text: str) -> Any:
+    """What stands alone in `text`: null, a boolean or a number; all else is `text` itself."""
+    plain = text.strip()
+    if plain in _NULL:
+        return None
+    if _BOOL.match(plain):
+        return plain.lower() == "true"
+    if len(plain) <= _MOST_DIGITS and (_INT.match(plain) or _FLOAT.match(plain)):
+        return yaml.load(plain, Loader=_Loader)
+    return text
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

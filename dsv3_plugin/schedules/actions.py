@@ -206,8 +206,8 @@ def sending(part: Compute) -> Transfer:
     return Transfer(part.stage, kind, part.micro_batch)
 
 
-_PART = re.compile(r"(\d+)([FBIW])(\d+)")
-_TRANSFER = re.compile(r"(\d+)((?:SEND|RECV)_[FB])(\d+)")
+_PART = re.compile(r"(\d{1,9})([FBIW])(\d{1,9})")
+_TRANSFER = re.compile(r"(\d{1,9})((?:SEND|RECV)_[FB])(\d{1,9})")
 _OVERLAP = re.compile(r"\((.*)\)OVERLAP_F_B")
 # What torch.distributed.pipelining adds for FSDP and for gradient reduction; no part of the order.
 _HOUSEKEEPING = re.compile(r"\d+(UNSHARD|RESHARD|REDUCE_GRAD)")
@@ -241,7 +241,11 @@ def parse_csv(text: str, name: str) -> list[list[Action | Transfer | None]]:
     Empty lines at the end are no ranks.
     """
     rows = []
-    for rank, cells in enumerate(csv.reader(io.StringIO(text.rstrip("\r\n\t ")))):
+    try:
+        table = list(csv.reader(io.StringIO(text.rstrip("\r\n\t "))))
+    except csv.Error as error:
+        raise UserError(f"{name} is no CSV: {error}") from error
+    for rank, cells in enumerate(table):
         row = []
         for slot, cell in enumerate(cells):
             try:

@@ -8,8 +8,11 @@ from pathlib import Path
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
+from dsv3_plugin.files.json_text import TooMuch, read_bytes
 from dsv3_plugin.schedules.actions import Schedule, Transfer, compute_only, csv_text, parse_csv
 from dsv3_plugin.schedules.validate import check_computations, check_transfers, validate
+
+_MOST_BYTES = 20_000_000
 
 
 def read_csv(path: Path) -> Schedule:
@@ -19,11 +22,15 @@ def read_csv(path: Path) -> Schedule:
         UserError: the file cannot be read, or holds no schedule.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin theirs with a mark
+        text = read_bytes(path, _MOST_BYTES).decode(
+            "utf-8-sig"
+        )  # spreadsheets begin theirs with a mark
     except OSError as error:
         raise UserError(f"cannot read the schedule {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text file; a schedule is a CSV of actions") from None
+    except TooMuch as error:
+        raise UserError(f"{path} is no schedule: {error}") from None
     rows = parse_csv(text, str(path))
     schedule = compute_only(path.stem, rows)
     try:

@@ -1,10 +1,10 @@
 """The tokenizer's files, which travel with the weights, and the ids of its special tokens."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.data.tokenizer_folder import TOKENIZER_FILES
+from dsv3_plugin.files import json_text
 from dsv3_plugin.files.links import inside
 
 CARRIED = (*TOKENIZER_FILES, "generation_config.json")
@@ -20,15 +20,18 @@ def token_ids(tokenizer: Path) -> dict[str, int]:
     """Ids of the beginning, end and padding tokens, as far as the tokenizer's folder tells."""
     generation = _read_json(inside(tokenizer, "generation_config.json"))
     config = _read_json(inside(tokenizer, "tokenizer_config.json"))
+    added = _read_json(inside(tokenizer, "tokenizer.json")).get("added_tokens")
     known = {
-        token["content"]: token["id"]
-        for token in _read_json(inside(tokenizer, "tokenizer.json")).get("added_tokens") or ()
+        token.get("content"): token.get("id")
+        for token in (added if isinstance(added, list) else [])
+        if isinstance(token, dict) and isinstance(token.get("content"), str)
     }
     ids = {}
     for kind in _SPECIAL:
         token = config.get(f"{kind}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        found = generation.get(f"{kind}_token_id", known.get(token))
+        by_name = known.get(token) if isinstance(token, str) else None
+        found = generation.get(f"{kind}_token_id", by_name)
         if found is not None:
             ids[f"{kind}_token_id"] = found
     return ids
@@ -37,7 +40,6 @@ def token_ids(tokenizer: Path) -> dict[str, int]:
 def _read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one if there is none to read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json_text.read_object(path)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}

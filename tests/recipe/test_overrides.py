@@ -1,0 +1,99 @@
+"""`key=value` on a command line: a value is taken as written, to its last character."""
+
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.load import load_recipe, load_recipe_or_model
+from dsv3_plugin.recipe.overrides import parse
+from dsv3_plugin.recipe.schema import STAGES
+
+KIND = STAGES["pretrain"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "run #2", "a: b", "*x", "&x", "!x", "%x", "@x", "`x`", '"x"', "'x'", "- x", "run[/a]",
+        "1e3", "0x10", "12", "yes", "true", "null", "2026-11-25", "12:30:45", "[exp1]",
+        "[exp1]/run", "{a}", "γ→", "a=b", "| x", "> x", "  x ",
+    ],
+)  # fmt: skip
+def test_text_is_taken_as_written(text):
+    assert load_recipe("pretrain/tiny", [f"directory={text}"]).directory == text
+    assert parse(f"data.text_key={text}").read(KIND) == {"data": {"text_key": text}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("training.steps=10", 10), ("training.steps=null", None), ("training.tokens=10M", "10M"),
+        ("optimizer.eps=1e-9", 1e-9), ("parallel.zero1=true", True), ("parallel.zero1=yes", "yes"),
+        ("data.path=null", None), ("data.path=", None), ("data.path=1 #2", "1 #2"),
+        ("directory=", None), ("data.corpus=[a, 'b #']", ["a", "b #"]), ("data.corpus=12", "12"),
+        ("data.corpus=[a]/b", "[a]/b"), ("pipeline.timeout=.5", 0.5),
+        ("curves.learning_rate=[{constant: 1e-3}]", [{"constant": 1e-3}]),
+        ("megatron_args.seed=3", 3), ("megatron_args.run-name=3 #1", "3 #1"), ("unknown=1", 1),
+        ("model=a #1.yaml", "a #1.yaml"), ("dispatch.ranks_per_node=auto", "auto"),
+        ("dispatch.ranks_per_node=8", 8),
+    ],
+)  # fmt: skip
+def test_numbers_lists_and_mappings_are_yaml_where_the_key_takes_them(text, value):
+    override = parse(text)
+    read = override.read(KIND)
+    for key in override.keys:
+        read = read[key]
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said", "not_said"),
+    [
+        (["training.log_interval=3", "training.stepz=3"], "with training.stepz=3: unknown", "log_"),
+        (["training.seed=1", "seed=3"], "with seed=3: unknown key 'seed' (nearest: 'training.seed",
+         "seed=1"),
+        (["model.hidden_size=64", "data.seq_length=x"], "with data.seq_length=x: 'data.seq_", "64"),
+        (["training.seed=1", "stage=none"], "with stage=none: there is no stage 'none'", "seed"),
+    ],
+)  # fmt: skip
+def test_a_sentence_names_the_override_that_it_is_about(overrides, said, not_said):
+    with pytest.raises(UserError) as refused:
+        load_recipe("pretrain/tiny", overrides)
+    assert said in str(refused.value)
+    assert not_said not in str(refused.value)
+
+
+def test_brackets_with_something_else_inside_are_refused():
+    with pytest.raises(UserError, match=r"'data.corpus=\[a: b: c\]', line 1: "):
+        load_recipe("pretrain/tiny", ["data.corpus=[a: b: c]"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.num_layers=1000000000", "model.num_moe_experts=1000000000",
+        "model.mtp_num_layers=1000000000", "model.moe_layer_freq=[0]*1000000000",
+        "model.moe_layer_freq=([0]*4000+[1]*4000)*1", "model.hidden_size=10000000000",
+        "parallel.processes=1000000000", "parallel.pipeline=1000000000",
+        "pipeline.layout=E(t|)*1000000000L", "pipeline.layout=E(t*99999|)*99999L",
+        "curves.batch_size=[{linear: 1000000000, from: 8, for: 10T}, {constant: 1000000000}]",
+        "training.steps=1000000000000000000000", "data.seq_length=1000000000000000000000",
+        "curves.learning_rate=[{linear: 1, from: 0, for: 999999999999999999999T}]",
+    ],
+)  # fmt: skip
+def test_sizes_that_nobody_means_are_refused(override):
+    with pytest.raises(UserError):
+        load_recipe("pretrain/tiny", [override])
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder, and a recipe is asked for: name a YAML"):
+        load_recipe(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("")
+    with pytest.raises(UserError, match=r"it is that of a run, whose recipe is .*recipe.yaml\."):
+        load_recipe(tmp_path)
+
+
+def test_what_may_be_a_model_suggests_models():
+    with pytest.raises(UserError, match=r"shipped recipe or model \(nearest: 'deepseek-v"):
+        load_recipe_or_model("deepseek-v4")
