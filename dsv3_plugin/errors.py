@@ -1,6 +1,7 @@
 """The one exception that reaches a user: a sentence that names the thing and the way out."""
 
 import unicodedata
+from collections.abc import Iterator
 
 _SHOW_THEMSELVES = frozenset("LMNPSZ")
 _LONGEST = 4000
@@ -21,13 +22,21 @@ class UserError(Exception):
         )
 
 
-def user_error_in(error: BaseException | None) -> UserError | None:
-    """The sentence for the user among the causes of an error; upstream wraps what it calls."""
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it came of, down to the first; upstream and torch wrap what they call.
+
+    torch's CheckpointException keeps its causes aside, with their tracebacks, by rank.
+    """
     while error is not None:
-        if isinstance(error, UserError):
-            return error
+        yield error
+        for cause, _ in getattr(error, "failures", {}).values():
+            yield from causes(cause)
         error = error.__cause__ or error.__context__
-    return None
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The sentence for the user among the causes of an error."""
+    return next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
 
 
 def printable(text: str) -> str:

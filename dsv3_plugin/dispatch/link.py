@@ -3,8 +3,8 @@
 The two hops, the counts and their answers all pass through here.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,10 +13,9 @@ from torch.distributed import distributed_c10d
 
 from dsv3_plugin.dispatch.topology import Topology
 from dsv3_plugin.dispatch.traffic import Traffic, gathered, link_class
-from dsv3_plugin.distributed.failures import among, timeout_of
-from dsv3_plugin.distributed.missing_ranks import answer_searches, find_missing
+from dsv3_plugin.distributed.failures import naming_lost, timeout_of
+from dsv3_plugin.distributed.missing_ranks import answer_searches
 from dsv3_plugin.distributed.overlap import wait
-from dsv3_plugin.errors import UserError
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Pending:
         """The received rows, `[sum(receive), width]`.
 
         Raises:
-            UserError: a peer died or did not answer within the group's timeout.
+            LostRank: a peer died or did not answer within the group's timeout.
         """
         if self.work is not None:
             with self.link.naming_peers(self.passage):
@@ -98,17 +97,9 @@ class Link:
             wait(dist.all_gather_single(everyone, values, group=self.group, async_op=True))
             return everyone.view(len(self.peers), -1).cpu()
 
-    @contextlib.contextmanager
-    def naming_peers(self, passage: str) -> Iterator[None]:
-        """Turns a failed collective into a sentence that names the rank that is gone."""
-        try:
-            yield
-        except RuntimeError as error:
-            missing = find_missing(self.global_ranks)
-            raise UserError(
-                f"{among(missing)} died or stopped answering during the {passage} "
-                f"(seen by rank {dist.get_rank()}): look at the end of that rank's log"
-            ) from error
+    def naming_peers(self, passage: str) -> AbstractContextManager[None]:
+        """Turns a failed collective into the sentence that names the rank that is gone."""
+        return naming_lost(f"the {passage}", self.global_ranks)
 
 
 def connect(

@@ -118,16 +118,18 @@ def train_as_rank(
     # Here, since they bring Megatron with them, which finds the host as `join_world` left it.
     from dsv3_plugin.stages import stage_named
     from dsv3_plugin.training import upstream_arguments
+    from dsv3_plugin.training.lost_rank import naming_place
     from dsv3_plugin.training.run import Run
     from dsv3_plugin.training.trainer import train
 
     run = Run(recipe, directory, machine)
     stage = (make_stage or stage_named(recipe.stage))(run)
-    # Before anything is written: what Megatron refuses must not change a run that is there.
-    first_on_rank_zero("arguments", lambda: upstream_arguments.check(recipe, machine), outbox)
     tell = functools.partial(outbox.send, "note")
-    first_on_rank_zero("prepare", lambda: stage.prepare(tell), outbox)
-    train(run, stage)
+    with naming_place(run):
+        # Before anything is written: what Megatron refuses must not change a run that is there.
+        first_on_rank_zero("arguments", lambda: upstream_arguments.check(recipe, machine), outbox)
+        first_on_rank_zero("prepare", lambda: stage.prepare(tell), outbox)
+        train(run, stage)
 
 
 def _load(name: str, overrides: list[str], machine: Machine) -> Recipe:

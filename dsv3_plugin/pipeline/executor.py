@@ -15,7 +15,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.utils import get_model_config, unwrap_model
 
-from dsv3_plugin.distributed.failures import naming_lost, set_timeout
+from dsv3_plugin.distributed.failures import naming_lost
 from dsv3_plugin.distributed.missing_ranks import answer_searches
 from dsv3_plugin.pipeline.chunk_plan import PlannedComputation, plan_serves
 from dsv3_plugin.pipeline.micro_batches import MicroBatches, reads_batches
@@ -42,15 +42,10 @@ class Executor:
 
     Args:
         schedule_for: the schedule for a number of micro-batches; all of them place stages alike.
-        timeout_s: how long a step waits for another rank of its pipeline; None: as long as the
-            process groups were made for.
     """
 
-    def __init__(
-        self, schedule_for: Callable[[int], Schedule], timeout_s: float | None = None
-    ) -> None:
+    def __init__(self, schedule_for: Callable[[int], Schedule]) -> None:
         self._schedule_for = schedule_for
-        self._timeout_s = timeout_s
         self._began = False
         self._plain = PlainComputation()
         self._training: Computation = self._plain
@@ -152,14 +147,10 @@ class Executor:
         return losses
 
     def _begin(self, chunks: list[torch.nn.Module], config: Any) -> None:
-        """Once, before the first step: how to compute, and how long to wait for other ranks."""
+        """Once, before the first step."""
         if plan_serves(config, next(chunks[0].parameters()).device):
             self._training = PlannedComputation(config)
         answer_searches()
-        if self._timeout_s is not None:
-            replicas = _replicas(chunks)
-            between_replicas = [] if replicas is None else [replicas.group]
-            set_timeout(self._timeout_s, [*_groups_of_a_step(), *between_replicas])
         self._began = True
 
 
@@ -188,18 +179,6 @@ def _without_timers(config: Any) -> Iterator[None]:
 def _replicas(chunks: list[torch.nn.Module]) -> Replicas | None:
     """DualPipe's two replicas, where the chunks are part of such."""
     return getattr(unwrap_model(chunks[0]), "replicas", None)
-
-
-def _groups_of_a_step() -> list[Any]:
-    """The groups over which upstream's part of a step reaches other ranks of a pipeline.
-
-    Messages between stages, and the gradient's norm and whether it is finite.
-    """
-    return [
-        parallel_state.get_pipeline_model_parallel_group(),
-        parallel_state.get_model_parallel_group(),
-        parallel_state.get_expert_tensor_model_pipeline_parallel_group(),
-    ]
 
 
 def _finish_gradients(

@@ -4,12 +4,13 @@ Shapes are known beforehand, so nothing but the tensors travels.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch.distributed import P2POp, batch_isend_irecv, irecv, isend
 
-from dsv3_plugin.distributed.failures import LostRank, lost_rank, timeout_of
+from dsv3_plugin.distributed.failures import naming_lost, timeout_of
 from dsv3_plugin.schedules.actions import FORWARD, Compute, Transfer
 from dsv3_plugin.schedules.messages import Message
 
@@ -72,10 +73,8 @@ class StageMessages:
                 operation = irecv
             operations.append(P2POp(operation, tensor, group=self._group, group_peer=message.peer))
             notes.append((transfer, key, tensor))
-        try:
+        with self._naming_lost(notes[0][0]):
             works = batch_isend_irecv(operations)
-        except RuntimeError as error:
-            raise self._lost(notes[0][0]) from error
         if len(works) == 1:  # one for all, as NCCL gives
             works = works * len(notes)
         for work, (transfer, key, tensor) in zip(works, notes, strict=True):
@@ -92,10 +91,8 @@ class StageMessages:
         self._sending.clear()
 
     def _wait(self, work: Any, what: Compute | Transfer) -> None:
-        try:
+        with self._naming_lost(what):
             work.wait(*self._timeout)
-        except RuntimeError as error:
-            raise self._lost(what) from error
 
-    def _lost(self, what: Compute | Transfer) -> LostRank:
-        return lost_rank(str(what), torch.distributed.get_process_group_ranks(self._group))
+    def _naming_lost(self, what: Compute | Transfer) -> AbstractContextManager[None]:
+        return naming_lost(str(what), torch.distributed.get_process_group_ranks(self._group))

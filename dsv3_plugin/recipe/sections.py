@@ -172,7 +172,8 @@ class Pipeline(Section):
     ramp_schedule: Literal[*RAMPS] | None = None
     """Runs while a growing batch still gives fewer micro-batches than `schedule` needs."""
     timeout: PositiveFloat | None = None
-    """Seconds a stage waits for a neighbour; null: parallel.timeout_minutes."""
+    """Seconds a rank waits for another once training has begun, be it in a step, an evaluation or a
+    save; null: parallel.timeout_minutes."""
 
 
 class Dispatch(Section):

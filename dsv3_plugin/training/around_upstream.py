@@ -15,7 +15,7 @@ from megatron.training import get_args, training
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk
 from dsv3_plugin.training.hooks import Step
-from dsv3_plugin.training.lost_rank import naming_step
+from dsv3_plugin.training.lost_rank import wait_for_ranks
 from dsv3_plugin.training.run import Run, current_run
 
 Function = Callable[..., Any]
@@ -51,12 +51,11 @@ def _during_a_run(
 def train(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
     """Around `train`: a run that begins is evaluated before its first step.
 
-    Where fine-tuning starts, and what training gained, are both told by that number. A rank may
-    also be lost between two steps, where upstream asks all ranks whether one got a signal.
+    Where fine-tuning starts, and what training gained, are both told by that number.
     """
-    with naming_step(run, lambda: f"step {run.step.iteration:,}" if run.step else "the start"):
-        _evaluate_before_the_first(given)
-        return proceed()
+    wait_for_ranks(run.recipe)
+    _evaluate_before_the_first(given)
+    return proceed()
 
 
 def _evaluate_before_the_first(given: dict[str, Any]) -> None:
@@ -90,10 +89,10 @@ def train_step(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> A
         optimizer=given["optimizer"],
         config=given["config"],
     )
+    run.place = f"step {step.iteration:,}"
     for hook in run.hooks:
         hook.before_step(step)
-    with naming_step(run, lambda: f"step {step.iteration:,}"):
-        answer = proceed()
+    answer = proceed()
     for hook in run.hooks:
         hook.after_step(step)
     return answer
@@ -126,7 +125,7 @@ def evaluate_and_print_results(run: Run, given: dict[str, Any], proceed: Callabl
     iteration = given["iteration"]
     if iteration == run.evaluated:
         return None
-    with naming_step(run, lambda: f"the evaluation after step {iteration:,}"):
+    with run.at(f"the evaluation after step {iteration:,}"):
         answer = proceed()
     run.evaluated = iteration
     for hook in run.hooks:
@@ -146,7 +145,8 @@ def save_checkpoint(run: Run, given: dict[str, Any], proceed: Callable[[], Any])
         return None
     run.saving_here = not get_args().async_save
     try:
-        answer = proceed()
+        with run.at(f"the checkpoint of step {iteration:,}"):
+            answer = proceed()
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception

@@ -23,6 +23,7 @@ class Run:
         machine: what this process runs on.
         hooks: what runs beside each step, in this order.
         step: the one that is under way, or was last.
+        place: what to call the moment it is at: "step 12", "the evaluation after step 12".
         evaluated: after how many steps the weights were evaluated last.
         saving_here: whether a checkpoint of the run is being written, by threads of this process.
         loaded: what hooks kept in the checkpoint that the run goes on from, by their names.
@@ -33,9 +34,17 @@ class Run:
     machine: Machine
     hooks: Sequence[Hook] = ()
     step: Step | None = None
+    place: str = "the start"
     evaluated: int | None = None
     saving_here: bool = False
     loaded: dict[str, Any] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Be at a place while the block lasts, and stay there where it fails."""
+        before, self.place = self.place, place
+        yield
+        self.place = before
 
     @contextlib.contextmanager
     def in_charge(self) -> Iterator[None]:

@@ -79,10 +79,9 @@ def placed_layout(recipe: Recipe) -> PlacedLayout | None:
 def executor_of(recipe: Recipe) -> Executor:
     """What runs the recipe's schedules."""
     schedules = schedules_of(recipe)
-    wanted = recipe.pipeline
     if searches(recipe):
         schedules = searched_on_rank_zero(schedules, recipe.folder, recipe.parallel.timeout_minutes)
-    return Executor(schedules, wanted.timeout or 60 * recipe.parallel.timeout_minutes)
+    return Executor(schedules)
 
 
 def embedding_ranks(pipeline: list[int]) -> list[int]:

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
+from dsv3_plugin.distributed.failures import is_loss, naming_lost
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from tests.gloo_ranks import run_ranks
@@ -22,14 +25,15 @@ SCHEDULES = {"dualpipe_v": dualpipe_v(2, 5), "dualpipe": dualpipe(2, 6)}
 
 def _survive(rank: int, name: str, where: str, number: signal.Signals) -> tuple[str, float]:
     """Take two steps; rank 1 meets its end in the second. What rank 0 says, and after how long."""
-    from dsv3_plugin.distributed.failures import LostRank
+    from dsv3_plugin.distributed.failures import LostRank, set_timeout
     from dsv3_plugin.pipeline import executor
     from dsv3_plugin.pipeline.replicas import Replicas
 
     schedule = SCHEDULES[name]
     count = schedule.num_micro_batches
     wrapped = chunks_of(schedule)
-    runner = executor.Executor(lambda _: schedule, TIMEOUT_S)
+    runner = executor.Executor(lambda _: schedule)
+    set_timeout(TIMEOUT_S)
     processes: list[Any] = [None, None]
     torch.distributed.all_gather_object(processes, os.getpid())
     began = 0
@@ -70,6 +74,41 @@ def _survive(rank: int, name: str, where: str, number: signal.Signals) -> tuple[
             os.kill(processes[1], signal.SIGKILL)  # a stopped one would answer nobody
         return str(lost), time.monotonic() - start
     return "nothing", time.monotonic() - start
+
+
+def _raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "loss"),
+    [
+        (RuntimeError("[/pair.cc:1] Connection closed by peer [127.0.0.1]:4"), True),
+        (RuntimeError("Timed out waiting 3000ms for recv operation to complete"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
+        (torch.distributed.DistStoreError("wait for 1 key failed"), True),
+        (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), True),
+        # As torch and upstream wrap what they call.
+        (_raised(ValueError("cannot save"), RuntimeError("Broken pipe")), True),
+        (CheckpointException("save", {1: (RuntimeError("Connection reset by peer"), None)}), True),
+        (CheckpointException("save", {1: (OSError("No space left on device"), None)}), False),
+        (RuntimeError("CUDA out of memory"), False),
+        (OSError("[Errno 110] Connection timed out"), False),  # of a disk somewhere else
+        (_raised(SystemExit(0), RuntimeError("Connection closed by peer")), False),
+    ],
+    ids=range(11),
+)
+def test_what_fails_for_want_of_a_rank_is_told_from_the_rest(
+    error: BaseException, loss: bool
+) -> None:
+    assert is_loss(error) == loss
+
+
+def test_what_somebody_has_a_sentence_for_keeps_it() -> None:
+    with pytest.raises(RuntimeError) as kept, naming_lost("an exchange", [0, 1]):
+        raise _raised(RuntimeError("Connection closed"), UserError("no space left"))
+    assert str(kept.value) == "Connection closed"
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_after_the_loss_of_a_rank_the_run_goes_on_from_a_whole_checkpoint(runs: 
     pipeline = ["pipeline.devices=2", "pipeline.schedule=dualpipe_v"]
     arguments = [
         "train", runs.recipe, f"directory={folder}", "parallel.processes=2", *pipeline,
-        "pipeline.timeout=5", "training.steps=2000", "training.eval_interval=2000",
+        "pipeline.timeout=10", "training.steps=2000", "training.eval_interval=2000",
         "checkpoint.interval=4",
     ]  # fmt: skip
 
