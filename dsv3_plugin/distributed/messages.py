@@ -57,11 +57,10 @@ class Outbox:
 
     def send(self, kind: Kind, text: str) -> None:
         """Tell the person one sentence. Never fails: nobody may be there to read it."""
-        rank = int(os.environ.get("RANK", "0"))
         with contextlib.suppress(OSError, ValueError):
             if self.has_parent:
                 short = printable(text).encode()[:_LONGEST].decode(errors="ignore")
-                message = Message(rank, kind, short, time.monotonic())
+                message = Message(int(os.environ["RANK"]), kind, short, time.monotonic())
                 line = json.dumps(asdict(message), ensure_ascii=False)
                 os.write(int(os.environ[PIPE]), line.encode() + b"\n")
             else:

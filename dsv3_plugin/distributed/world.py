@@ -49,37 +49,60 @@ def join(
         store: where the ranks meet; None: where the launcher's environment says.
 
     Raises:
-        UserError: there is no GPU for this rank.
+        UserError: there is no GPU for this rank, or the ranks did not meet.
     """
     if backend == "nccl":
         _take_gpu(local_rank)
     else:
         cpu_host.enable()
         _share_processors()
-    torch.distributed.init_process_group(
-        backend,
-        store=store,
-        rank=int(os.environ["RANK"]),
-        world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=timeout,
-    )
+    with _not_met_as_sentence(timeout):
+        torch.distributed.init_process_group(
+            backend,
+            store=store,
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            timeout=timeout,
+        )
 
 
-def store_on_socket(timeout: datetime.timedelta, listener: int | None) -> torch.distributed.Store:
-    """The store at `MASTER_ADDR` and `MASTER_PORT`, kept by rank 0.
+@contextmanager
+def _not_met_as_sentence(timeout: datetime.timedelta) -> Iterator[None]:
+    """What torch says where ranks do not find each other becomes a sentence."""
+    rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    port = os.environ.get("MASTER_PORT")
+    where = f"MASTER_ADDR {os.environ.get('MASTER_ADDR')}, MASTER_PORT {port}"
+    try:
+        yield
+    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
+        if "EADDRINUSE" in str(error):
+            raise UserError(
+                f"port {port} of this machine, where the ranks are to meet, is taken: end what "
+                f"holds it, or choose another for all ranks (torchrun --master-port, or "
+                f"MASTER_PORT)."
+            ) from error
+        raise UserError(
+            f"rank {rank} did not meet all {world_size} ranks within "
+            f"{timeout.total_seconds() / 60:g} minutes ({where}): look whether all were started, "
+            f"and whether they reach rank 0's machine under that name and port."
+        ) from error
+
+
+def store_in_file(descriptor: int, timeout: datetime.timedelta) -> torch.distributed.Store:
+    """The store in an open file that the ranks of this machine inherited.
 
     Args:
+        descriptor: of the file; nobody can open it but this user's processes.
         timeout: how long a rank waits for the others.
-        listener: descriptor of the socket that is bound to the port already; rank 0 has it.
     """
-    return torch.distributed.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        int(os.environ["WORLD_SIZE"]),
-        is_master=listener is not None,
-        timeout=timeout,
-        master_listen_fd=listener,
-    )
+    store = torch.distributed.FileStore(f"/proc/self/fd/{descriptor}")
+    store.set_timeout(timeout)
+    return store
+
+
+def store_of_one() -> torch.distributed.Store:
+    """The store of a world of one process, which meets nobody and needs no port."""
+    return torch.distributed.HashStore()
 
 
 @contextmanager
@@ -103,7 +126,7 @@ def single_process(seed: int = 0) -> Iterator[None]:
     if torch.distributed.is_initialized():
         raise RuntimeError("this process already belongs to a distributed world")
     torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+        "nccl" if on_gpu else "gloo", store=store_of_one(), rank=0, world_size=1
     )
     try:
         parallel_state.initialize_model_parallel()

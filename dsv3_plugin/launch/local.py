@@ -2,15 +2,17 @@
 
 The standard launcher (`torchrun`) restarts workers and prints their tracebacks; a run on a laptop
 wants neither. Each rank gets the environment that torch.distributed reads (`RANK`, `WORLD_SIZE`,
-`LOCAL_RANK`, `MASTER_ADDR`, `MASTER_PORT`), its own log file, a pipe to its parent, and the
-parent's fate: if the parent dies, so does it.
+`LOCAL_RANK`), its own log file, a pipe to its parent, and the parent's fate: if the parent dies, so
+does it.
+
+The ranks meet in a file in memory that the parent hands them, and not at a port: to a port any user
+of the machine can connect, and whoever writes into the store of a rendezvous joins the run.
 """
 
 import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,8 +22,8 @@ from pathlib import Path
 
 from dsv3_plugin.distributed.messages import PIPE, Inbox, Message
 
-LISTENER = "DSV3_STORE_FD"
-"""Environment variable with the descriptor of the socket on which rank 0 gathers the others."""
+STORE = "DSV3_STORE_FD"
+"""Environment variable with the descriptor of the file in which the ranks meet."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -56,41 +58,40 @@ class LocalProcesses:
         self.logs = [log_directory / f"rank{rank}.log" for rank in range(processes)]
         self.inbox = Inbox()
         self._processes: list[subprocess.Popen[bytes]] = []
-        # Bound here and handed to rank 0, so that no other program can take the port in between.
-        with socket.create_server(("127.0.0.1", 0), backlog=processes) as listener:
-            common = {
-                **os.environ,
-                "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(listener.getsockname()[1]),
-                "PYTHONUNBUFFERED": "1",
-                "PYTHONIOENCODING": "utf-8:backslashreplace",
-                PIPE: str(self.inbox.writer),
-            }
+        store = os.memfd_create("where the ranks of a run meet")
+        common = {
+            # What ranks tell each other stays on this machine.
+            "GLOO_SOCKET_IFNAME": "lo",
+            **os.environ,
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONIOENCODING": "utf-8:backslashreplace",
+            PIPE: str(self.inbox.writer),
+            STORE: str(store),
+        }
+        try:
             for rank, log in enumerate(self.logs):
-                environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                descriptors = [self.inbox.writer]
-                if rank == 0:
-                    environment[LISTENER] = str(listener.fileno())
-                    descriptors.append(listener.fileno())
                 with log.open("ab") as output:
                     output.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
                     output.flush()
                     self._processes.append(
                         subprocess.Popen(
                             [sys.executable, "-m", module, *arguments],
-                            env=environment,
+                            env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                             stdin=subprocess.DEVNULL,
                             stdout=output,
                             stderr=subprocess.STDOUT,
-                            pass_fds=descriptors,
+                            pass_fds=(self.inbox.writer, store),
                             # Its own group: Ctrl-C reaches the parent alone, which asks politely,
                             # and a kill reaches the rank's own helpers too.
                             process_group=0,
                             preexec_fn=_dying_with(os.getpid()),
                         )
                     )
+        finally:
+            os.close(store)
         self.inbox.close_writer()
 
     @property

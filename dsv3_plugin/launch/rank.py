@@ -22,9 +22,9 @@ from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.errors import UserError, user_error_in
 from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.launch import slurm
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
-from dsv3_plugin.launch.local import LISTENER
+from dsv3_plugin.launch.local import STORE
+from dsv3_plugin.launch.place import check_meeting_place, place
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.launch.watch import watching
 from dsv3_plugin.machine import Machine
@@ -33,11 +33,6 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
-
-
-def under_a_launcher() -> bool:
-    """Whether torchrun or srun started this process as one rank of several."""
-    return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or slurm.is_task(os.environ)
 
 
 def be_rank(name: str, overrides: list[str]) -> int:
@@ -65,8 +60,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
     signal.signal(signal.SIGINT, _interrupt)
     if not outbox.has_parent and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _hang_up)
-    if slurm.is_task(os.environ):
-        os.environ.update(slurm.variables(os.environ))
+    os.environ.update(place(os.environ))
     machine = Machine.here()
     recipe = _load(name, overrides, machine)
     directory = recipe.run_folder
@@ -158,7 +152,7 @@ def join_world(recipe: Recipe, machine: Machine, outbox: Outbox) -> None:
     """Join the process group of the run, on a GPU or as a CPU host as the recipe wants it.
 
     Raises:
-        UserError: the recipe wants a GPU and there is none for this rank.
+        UserError: the recipe wants a GPU and there is none for this rank; the ranks do not meet.
     """
     from dsv3_plugin.distributed import world
 
@@ -166,9 +160,12 @@ def join_world(recipe: Recipe, machine: Machine, outbox: Outbox) -> None:
     backend = "nccl" if recipe.on_gpu(machine) else "gloo"
     timeout = datetime.timedelta(minutes=recipe.parallel.timeout_minutes)
     store = None
-    if outbox.has_parent:  # which has bound the port, and handed rank 0 the socket
-        listener = int(os.environ[LISTENER]) if _rank() == 0 else None
-        store = world.store_on_socket(timeout, listener)
+    if outbox.has_parent:
+        store = world.store_in_file(int(os.environ[STORE]), timeout)
+    elif recipe.parallel.processes == 1:
+        store = world.store_of_one()
+    else:
+        check_meeting_place(os.environ)
     world.join(backend, int(os.environ["LOCAL_RANK"]), timeout, store)
 
 

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Callable, Mapping
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch.variables import number
 
 _RENAMED = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
 
@@ -25,8 +26,13 @@ def is_task(environment: Mapping[str, str]) -> bool:
 
     A step of one task (an interactive shell, a batch script) is an ordinary place to be: there
     `dsv3 train` starts the ranks itself.
+
+    Raises:
+        UserError: Slurm's number of tasks is none.
     """
-    return "SLURM_PROCID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if not {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS"} <= environment.keys():
+        return False
+    return number(environment, "SLURM_STEP_NUM_TASKS", least=1) > 1
 
 
 def variables(
@@ -39,29 +45,51 @@ def variables(
         first_host: the first name of a node list; `scontrol show hostnames` by default.
 
     Raises:
-        UserError: Slurm's own tool cannot read the node list.
+        UserError: a variable is missing or no number, or Slurm's own tool cannot read the node
+            list.
     """
-    found = {name: environment[slurm] for name, slurm in _RENAMED.items() if slurm in environment}
+    found = {
+        name: str(number(environment, slurm, least=0))
+        for name, slurm in _RENAMED.items()
+        if slurm in environment and name not in environment
+    }
     per_node = environment.get("SLURM_STEP_TASKS_PER_NODE")
-    node = int(environment.get("SLURM_NODEID", "0"))
-    if per_node is not None:
+    if per_node is not None and "LOCAL_WORLD_SIZE" not in environment:
+        node = number({"SLURM_NODEID": "0", **environment}, "SLURM_NODEID", least=0)
         found["LOCAL_WORLD_SIZE"] = str(tasks_on_node(per_node, node))
     if "MASTER_ADDR" not in environment:
-        nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+        if not nodes:
+            raise UserError(
+                "neither SLURM_STEP_NODELIST nor SLURM_JOB_NODELIST is set: set MASTER_ADDR to "
+                "the name of the first node."
+            )
         found["MASTER_ADDR"] = (first_host or _first_host)(nodes)
-    job, step = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_STEP_ID", "0"))
-    found["MASTER_PORT"] = str(_FIRST_PORT + (job * 100 + step) % _PORTS)
+    if "MASTER_PORT" not in environment:
+        job = number(environment, "SLURM_JOB_ID", least=0)
+        step = number({"SLURM_STEP_ID": "0", **environment}, "SLURM_STEP_ID", least=0)
+        found["MASTER_PORT"] = str(_FIRST_PORT + (job * 100 + step) % _PORTS)
     return {name: value for name, value in found.items() if name not in environment}
 
 
 def tasks_on_node(written: str, node: int) -> int:
-    """The entry `node` of a list like `8(x3),4`, Slurm's way of writing 8,8,8,4."""
-    counts: list[int] = []
+    """The entry `node` of a list like `8(x3),4`, Slurm's way of writing 8,8,8,4.
+
+    Raises:
+        UserError: it is no such list, or has no such entry.
+    """
+    passed = 0
     for entry in written.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry)
-        assert match is not None, f"tasks per node: {written}"
-        counts += [int(match[1])] * int(match[2] or 1)
-    return counts[node]
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry, re.ASCII)
+        if match is None:
+            break
+        passed += int(match[2] or 1)
+        if node < passed:
+            return int(match[1])
+    raise UserError(
+        f"SLURM_STEP_TASKS_PER_NODE is {written!r}, which says nothing of node {node}: set "
+        "LOCAL_WORLD_SIZE to the number of tasks on this node."
+    )
 
 
 def _first_host(nodes: str) -> str:

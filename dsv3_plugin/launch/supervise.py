@@ -6,6 +6,7 @@ save and stop: the ranks finish the step they are in, write a checkpoint and end
 them at once.
 """
 
+import os
 import signal
 import time
 from types import FrameType
@@ -16,8 +17,9 @@ from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
+from dsv3_plugin.launch.place import under_a_launcher
 from dsv3_plugin.launch.progress import ProgressDisplay
-from dsv3_plugin.launch.rank import be_rank, under_a_launcher
+from dsv3_plugin.launch.rank import be_rank
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
@@ -46,7 +48,7 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     Raises:
         UserError: the recipe is wrong, the folder is taken, or a rank met something to mend.
     """
-    if under_a_launcher():
+    if under_a_launcher(os.environ):
         return be_rank(name, overrides)
     machine = Machine.here()
     recipe = load_recipe(name, overrides, machine)

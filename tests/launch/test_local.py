@@ -68,19 +68,28 @@ def test_logs_of_earlier_starts_are_kept(start):
     ]
 
 
-def test_rank_0_is_handed_the_socket_that_all_were_told_of(start):
+def test_ranks_meet_where_no_other_user_of_the_machine_can(start):
+    """Whoever writes into the store joins the run: it has no port, and no name on a disk."""
     ranks = ended(
         start("""
-        import socket
-        if rank == 0:
-            server = socket.socket(fileno=int(os.environ["DSV3_STORE_FD"]))
-            assert server.getsockname()[1] == int(os.environ["MASTER_PORT"])
-            server.accept()
-        else:
-            socket.create_connection(("127.0.0.1", int(os.environ["MASTER_PORT"])))
+        import datetime
+        import psutil
+        import torch
+        from dsv3_plugin.distributed.world import store_in_file
+        listening = lambda: [
+            each.laddr.ip for each in psutil.Process().net_connections() if each.status == "LISTEN"
+        ]
+        store = store_in_file(int(os.environ["DSV3_STORE_FD"]), datetime.timedelta(seconds=30))
+        store.set(f"from {rank}", str(rank))
+        assert store.get(f"from {1 - rank}") == str(1 - rank).encode()
+        assert listening() == []
+        assert os.readlink(f"/proc/self/fd/{os.environ['DSV3_STORE_FD']}").startswith("/memfd:")
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        assert {*listening()} == {"127.0.0.1"}  # of gloo, which knows whom it waits for
+        torch.distributed.barrier()
         """)
     )
-    assert ranks.failure() is None
+    assert ranks.failure() is None, [log.read_text() for log in ranks.logs]
 
 
 def test_messages_arrive_in_order_and_whole(start):
