@@ -1,5 +1,6 @@
 """`dsv3 plan`: the counts of a recipe or a model, as a table or as JSON."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,13 +32,19 @@ def plan(
 ) -> None:
     """Count parameters, and floating-point operations per token, exactly."""
     from dsv3_plugin.machine import Machine
+    from dsv3_plugin.recipe.hf_config import why_not_exported
     from dsv3_plugin.recipe.load import load_recipe_or_model
     from dsv3_plugin.recipe.schema import Recipe
+    from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 
     found = load_recipe_or_model(what, overrides or [], Machine.here())
     model, length = found, 4096
     if isinstance(found, Recipe):
+        refuse_what_does_not_go_on(found)
         model, length = found.model, found.data.seq_length
+    unexportable = why_not_exported(model)
+    if unexportable is not None:
+        print(f"dsv3: it could be trained, and not exported: {unexportable}", file=sys.stderr)
     counts = as_mapping(model, seq_length or length)
     if json:
         from json import dumps

@@ -6,13 +6,18 @@ from rich.table import Table
 from dsv3_plugin.numbers import count_text, tokens_text
 from dsv3_plugin.planner.counts import parameter_counts
 from dsv3_plugin.recipe.curve import Curve
+from dsv3_plugin.recipe.hf_config import why_not_exported
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.console import styled
 
 
 def summary(recipe: Recipe) -> RenderableType:
-    """The recipe in a few lines: model, data, ranks, tokens, and the phases of its curves."""
+    """The recipe in a few lines: model, data, ranks, tokens, and the phases of its curves.
+
+    And, before anything is spent on it, whether the model could not be exported.
+    """
     counts = parameter_counts(recipe.model)
+    unexportable = why_not_exported(recipe.model)
     facts = Table.grid(padding=(0, 2))
     for name, value in (
         (
@@ -25,6 +30,7 @@ def summary(recipe: Recipe) -> RenderableType:
         ("ranks", _ranks(recipe)),
         ("steps", f"{recipe.total_steps:,} ({tokens_text(recipe.total_tokens)} tokens)"),
         ("folder", recipe.directory),
+        *(() if unexportable is None else (("no export", unexportable),)),
     ):
         facts.add_row(styled(name), value)
 

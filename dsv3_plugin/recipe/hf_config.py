@@ -185,6 +185,15 @@ def hf_config(
     }
 
 
+def why_not_exported(model: ModelConfig) -> str | None:
+    """Why a model has no Hugging Face form, as a sentence; None where it has one."""
+    try:
+        hf_config(model)
+    except UserError as refusal:
+        return str(refusal)
+    return None
+
+
 _SPELLED_TWICE = {
     "rope_parameters": ("rope_theta", "rope_scaling"),
     "num_mtp_layers": ("num_nextn_predict_layers",),

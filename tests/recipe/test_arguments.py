@@ -124,10 +124,13 @@ def test_what_has_no_flag_is_said():
 def test_passed_through_flags_come_last_and_win(upstream):
     recipe = load_recipe(
         "pretrain/tiny",
-        ["megatron_args={seed: 77, --iterations-to-skip: [3, 4], log-throughput: false}"],
+        [
+            "megatron_args={moe-router-dtype: fp64, --iterations-to-skip: [3, 4]}",
+            "megatron_args.log-throughput=false",
+        ],
     )
     args = upstream(recipe)
-    assert args.seed == 77
+    assert args.moe_router_dtype == "fp64"  # the recipe's own line says fp32
     assert args.iterations_to_skip == [3, 4]
     assert "--log-throughput" not in megatron_arguments(recipe, LAPTOP, SPEC)
 

@@ -3,7 +3,10 @@
 import pytest
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe.arguments import megatron_arguments
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.rules import passed_flags
 from tests.recipe.piped import PIPED
 
 
@@ -80,6 +83,10 @@ from tests.recipe.piped import PIPED
             "pipeline.devices 4 and parallel.pipeline 2 are one number",
         ),
         (["megatron_args={global-batch-size: 3}"], "the batch size is curves.batch_size"),
+        (["megatron_args={lr: 1e-3}"], "lr is curves.learning_rate in a recipe: say it there"),
+        (["megatron_args={--lr_warmup_iters: 0}"], "lr-warmup-iters is curves.learning_rate"),
+        (["megatron_args={train-iters: 3}"], "train-iters is training.steps in a recipe"),
+        (["megatron_args={norm-epsilon: 1e-3}"], "norm-epsilon is model.layernorm_epsilon"),
     ],
 )
 def test_refused_in_one_sentence(overrides, sentence):
@@ -221,3 +228,28 @@ def test_a_schedules_file_is_proven_when_the_recipe_loads(text, sentence, tmp_pa
         load_recipe("pretrain/tiny", overrides)
     assert str(path) in str(caught.value)
     assert sentence in str(caught.value)
+
+
+def test_every_flag_that_a_key_says_is_that_keys_own():
+    """What the command line has beside them is how this backend runs, and may be overridden."""
+    machines = (Machine(0, False), Machine(4096, True))
+    recipes = ("pretrain/tiny", "pretrain/deepseek-v3")
+    emitted = {
+        word.removeprefix("--")
+        for name in recipes
+        for machine in machines
+        for word in megatron_arguments(load_recipe(name), machine, ("module", "spec"))
+        if word.startswith("--")
+    }
+    said_once = {
+        *passed_flags._OWNED,
+        *passed_flags._said_in_the_recipe(load_recipe("pretrain/tiny")),
+    }
+    assert {flag for flag in emitted - said_once if not flag.startswith("no-")} == {
+        "attention-dropout", "ckpt-format", "disable-bias-linear",
+        "dist-ckpt-optim-fully-reshardable", "embedding-init-method-std", "exit-signal-handler",
+        "expert-tensor-parallel-size", "hidden-dropout", "kv-channels", "moe-grouped-gemm",
+        "moe-permute-fusion", "moe-router-dtype", "multi-latent-attention", "normalization",
+        "position-embedding-type", "qk-layernorm", "recompute-granularity", "recompute-modules",
+        "spec", "step-batch-size-schedule", "swiglu",
+    }  # fmt: skip

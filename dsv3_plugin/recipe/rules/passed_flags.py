@@ -2,7 +2,39 @@
 
 from collections.abc import Iterator
 
+from dsv3_plugin.recipe.fields import FIELDS
 from dsv3_plugin.recipe.schema import Recipe
+
+_KEYS = {
+    "curves.learning_rate": "lr min-lr lr-decay-style lr-decay-iters lr-decay-samples "
+    "lr-warmup-init lr-warmup-fraction lr-warmup-iters lr-warmup-samples lr-wsd-decay-style "
+    "lr-wsd-decay-iters lr-wsd-decay-samples override-opt-param-scheduler "
+    "use-checkpoint-opt-param-scheduler",
+    "curves.router_bias_speed": "moe-router-bias-update-rate",
+    "curves.mtp_weight": "mtp-loss-scaling-factor",
+    "training.steps": "train-samples train-iters",
+    "training.seed": "seed",
+    "training.eval_interval": "eval-interval",
+    "training.eval_steps": "eval-iters eval-global-batch-size",
+    "training.log_interval": "log-interval",
+    "data.corpus": "data-path train-data-path valid-data-path split",
+    "data.tokenizer": "tokenizer-model tokenizer-type",
+    "optimizer": "optimizer adam-beta1 adam-beta2 adam-eps weight-decay clip-grad",
+    "precision": "bf16 fp16 fp8-format fp8-recipe use-precision-aware-optimizer exp-avg-dtype "
+    "exp-avg-sq-dtype",
+    "parallel.zero1": "use-distributed-optimizer",
+    "parallel.timeout_minutes": "distributed-timeout-minutes",
+    "pipeline": "num-layers-per-virtual-pipeline-stage num-virtual-stages-per-pipeline-rank",
+    "dispatch.kind": "moe-token-dispatcher-type moe-flex-dispatcher-backend",
+    "host": "distributed-backend",
+    "checkpoint.directory": "save load",
+    "checkpoint.interval": "save-interval",
+    "directory": "tensorboard-dir",
+}
+_OWNED = {flag: key for key, flags in _KEYS.items() for flag in flags.split()} | {
+    field.flag: f"model.{field.ours}" for field in FIELDS if field.flag is not None
+}
+"""Flags that a key of the recipe stands for, whatever it says; the key."""
 
 
 def said_once(recipe: Recipe) -> Iterator[str]:
@@ -15,6 +47,9 @@ def said_once(recipe: Recipe) -> Iterator[str]:
             "megatron_args: allow-ambiguous-pad-tokens would take ordinary tokens for padding, and "
             "nothing is padded here: leave it out"
         )
+    for flag, passed in flags.items():
+        if flag in _OWNED and passed is not False:
+            yield f"megatron_args: {flag} is {_OWNED[flag]} in a recipe: say it there, not here"
     for flag, (key, value) in _said_in_the_recipe(recipe).items():
         if flags.get(flag, False) not in (False, value):
             yield (
