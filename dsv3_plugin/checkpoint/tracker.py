@@ -111,7 +111,15 @@ def find(directory: str | Path) -> Path:
         raise UserError(
             f"{directory} is a Hugging Face folder, not a checkpoint: dsv3 import makes one of it."
         )
-    raise UserError(f"{directory} holds no complete checkpoint.")
+    if (inside := newest_complete(directory / "checkpoints")) is not None:
+        raise UserError(
+            f"{directory} holds no complete checkpoint, and {inside.path.parent} does: name that."
+        )
+    there = "" if directory.is_dir() else " (there is no such folder)"
+    raise UserError(
+        f"{directory} holds no complete checkpoint{there}: name a run's checkpoints, such as "
+        f"runs/NAME/checkpoints, or the folder that dsv3 import made."
+    )
 
 
 def refuse_unfinished(directory: Path) -> None:

@@ -1,12 +1,11 @@
 """`dsv3 plan`: the counts of a recipe or a model, as a table or as JSON."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dsv3_plugin.numbers import count_text
-from dsv3_plugin.terminal.lines import say
+from dsv3_plugin.terminal.lines import note, say
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -44,7 +43,7 @@ def plan(
         model, length = found.model, found.data.seq_length
     unexportable = why_not_exported(model)
     if unexportable is not None:
-        print(f"dsv3: it could be trained, and not exported: {unexportable}", file=sys.stderr)
+        note(f"dsv3: it could be trained, and not exported: {unexportable}")
     counts = as_mapping(model, seq_length or length)
     if json:
         from json import dumps
@@ -99,7 +98,7 @@ def as_table(counts: dict[str, Any]) -> "RenderableType":
     summary = Table.grid(padding=(0, 2))
     summary.add_column(no_wrap=True)
     summary.add_column(no_wrap=True, justify="right")
-    for name, number, note in (
+    for name, number, remark in (
         ("parameters", counts["parameters_total"], "what a Hugging Face checkpoint holds"),
         ("main model", counts["parameters_main"], "without multi-token prediction"),
         ("active", counts["parameters_active"], "of it, multiplied with each token"),
@@ -114,7 +113,7 @@ def as_table(counts: dict[str, Any]) -> "RenderableType":
             "without multi-token prediction",
         ),
     ):
-        summary.add_row(styled(name), f"{number:,}", note)
+        summary.add_row(styled(name), f"{number:,}", remark)
 
     layers = Table(box=None, padding=(0, 2, 0, 0))
     layers.add_column("one layer")

@@ -92,8 +92,14 @@ class Training(Section):
 
     @pydantic.model_validator(mode="after")
     def _one_budget(self) -> Self:
-        if (self.tokens is None) == (self.steps is None):
+        if self.tokens is None and self.steps is None:
             raise ValueError("give either tokens or steps")
+        if self.tokens is not None and self.steps is not None:
+            # One of them may be inherited, and the person never saw it.
+            raise ValueError(
+                f"give either tokens or steps: there are steps {self.steps:,} and tokens "
+                f"{self.tokens:,}; set training.steps=null or training.tokens=null"
+            )
         return self
 
 

@@ -81,6 +81,14 @@ def test_nothing_whole_at_all(directory):
     assert tracker.newest_complete(directory / "nowhere") is None
 
 
+def test_a_folder_without_checkpoints_says_where_they_are(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "checkpoints" / "release")
+    with pytest.raises(UserError, match=rf", and {tmp_path}/checkpoints does: name that"):
+        tracker.find(tmp_path)
+    with pytest.raises(UserError, match=r"there is no such folder.*runs/NAME/checkpoints"):
+        tracker.find(tmp_path / "nowhere")
+
+
 def test_release(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "release")
     found = tracker.newest_complete(tmp_path)

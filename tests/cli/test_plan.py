@@ -42,3 +42,27 @@ def test_table_of_a_recipe_fits_a_terminal():
     assert answer.exit_code == 0, answer.output
     assert "684,489,845,504" in answer.output
     assert max(len(line.rstrip()) for line in answer.output.splitlines()) <= 80
+
+
+def test_what_could_not_be_exported_is_said_before_anything_is_spent_on_it(dsv3):
+    said = dsv3("plan", "pretrain/tiny", "model.moe_shared_expert_intermediate_size=null")
+    assert said.code == 0
+    assert said.err == (
+        "dsv3: it could be trained, and not exported: tiny has no Hugging Face deepseek_v3 form: "
+        "it has no shared expert (n_shared_experts 0).\n"
+    )
+    assert dsv3("plan", "pretrain/tiny").err == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("parallel.zero1=true", "written with parallel.zero1: false"),
+        ("data.seq_length=32", "written with data.seq_length: 64"),
+        ("model.hidden_size=32", "checkpoints of another model (hidden_size is 64"),
+    ],
+)
+def test_what_could_not_be_resumed_is_refused(dsv3, trained, change, sentence):
+    said = dsv3("plan", trained.recipe, f"directory={trained.folder}", change)
+    assert said.code == 2
+    assert sentence in said.err
