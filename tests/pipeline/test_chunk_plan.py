@@ -5,7 +5,7 @@ the nodes run one after the other, in the order in which a GPU would be given th
 tensors, loss to 1e-6 and gradients to 1e-5 of the largest of their tensor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +13,19 @@ from typing import Any
 import pytest
 import torch
 
+from dsv3_plugin.dispatch import moe_layer
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.pipeline.chunk_plan import PlannedComputation, plan_serves
 from dsv3_plugin.pipeline.split_backward import SplitBackward
 from dsv3_plugin.pipeline.tasks import BackwardTask, ForwardResult, ForwardTask
+from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.stage_layout import even
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
+from tests.recipe.conftest import upstream  # noqa: F401
 from tests.staged_model import forward_step, staged_model
 
 SEQ, MICRO = 16, 2
@@ -300,7 +304,7 @@ def test_the_executor_does_the_same_by_plans_as_on_two_threads(tmp_path: Path) -
 
 
 def _config(**different: Any) -> SimpleNamespace:
-    """What `plan_serves` asks of DeepSeek-V3 on a GPU."""
+    """What `plan_serves` asks of DeepSeek-V3 on a GPU, dispatched by DeepEP."""
     fields: dict[str, Any] = {
         "transformer_impl": "transformer_engine",
         "bf16": True,
@@ -325,9 +329,39 @@ def _config(**different: Any) -> SimpleNamespace:
     return SimpleNamespace(**fields | different)
 
 
-def test_deepseek_v3_on_a_gpu_runs_by_plans_and_a_cpu_on_two_threads() -> None:
+def test_these_settings_are_served_on_a_gpu() -> None:
     assert plan_serves(_config(), torch.device("cuda"))
     assert not plan_serves(_config(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "by_plan"),
+    [
+        ("pretrain/deepseek-v3", [], False),  # two_hop: on two threads, on a GPU too
+        ("pretrain/deepseek-v3", ["dispatch.precision=bf16"], False),
+        ("pretrain/deepseek-v3", ["dispatch.precision=bf16", "dispatch.kind=alltoall"], True),
+        ("pretrain/deepseek-v3", ["dispatch.precision=bf16", "dispatch.kind=deepep"], True),
+        ("pretrain/deepseek-v3", ["dispatch.precision=bf16", "dispatch.kind=hybridep"], True),
+        ("pretrain/tiny", [], False),
+    ],
+    ids=str,
+)
+def test_which_way_the_shipped_recipes_take(
+    recipe: str,
+    overrides: list[str],
+    by_plan: bool,
+    upstream: Callable[..., Any],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for kernels in ("HAVE_DEEP_EP", "HAVE_HYBRIDEP"):
+        monkeypatch.setattr(moe_layer.fused_a2a, kernels, True)
+    loaded = load_recipe(recipe, overrides)
+    settings = upstream(loaded, Machine(gpus=8, transformer_engine=True))
+    # What upstream makes of its command line, as far as the question goes; then as the trainer.
+    config = SimpleNamespace(**vars(settings), num_moe_experts=settings.num_experts)
+    moe_layer.configure_dispatch(config, **loaded.dispatch.model_dump())
+    assert plan_serves(config, torch.device("cuda")) == by_plan
+    assert not plan_serves(config, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
