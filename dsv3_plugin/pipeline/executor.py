@@ -7,6 +7,7 @@ gradients are finished as upstream finishes them.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -160,6 +161,7 @@ _in_use: ContextVar[Executor | None] = ContextVar("executor", default=None)
 def choose_executor(get_forward_backward_func: Callable[..., Any]) -> Callable[..., Any]:
     """Wraps upstream's `get_forward_backward_func`: ours where one is in use."""
 
+    @functools.wraps(get_forward_backward_func)
     def get(*args: Any, **kwargs: Any) -> Any:
         return _in_use.get() or get_forward_backward_func(*args, **kwargs)
 

@@ -10,6 +10,7 @@ run before `megatron` is imported, because upstream decides at import which kern
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import sys
@@ -240,9 +241,13 @@ def _without_pinning(original: Any) -> Any:
 def initialize_megatron(original: Any) -> Any:
     """Wraps upstream's `initialize_megatron`, whose flag `pretrain()` cannot pass on."""
 
+    signature = inspect.signature(original)
+
     @functools.wraps(original)
     def without_cuda(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **{**kwargs, "allow_no_cuda": True})
+        given = signature.bind(*args, **kwargs)
+        given.arguments["allow_no_cuda"] = True
+        return original(*given.args, **given.kwargs)
 
     return without_cuda
 

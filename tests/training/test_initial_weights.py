@@ -1,14 +1,12 @@
 """Initial weights are a function of the seed and the model: of nothing else that a recipe says."""
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from dsv3_plugin.checkpoint.live_model import distributed_tensors
 from dsv3_plugin.distributed.world import order_kernels, single_process
 from dsv3_plugin.model.build import build_model
 from dsv3_plugin.training.initial_weights import ROWS, _drawn, draw_weights
@@ -16,9 +14,7 @@ from tests import oracles
 from tests.gloo_ranks import run_ranks
 from tests.small_runs import write_recipe
 from tests.training import trainer_ranks
-
-Part = tuple[str, tuple[int, ...], tuple[int, ...], torch.Tensor]
-"""(key, offset in the whole, shape of the whole, values)."""
+from tests.whole_tensors import Part, parts, whole
 
 RUNS = {
     "memory": (
@@ -54,20 +50,6 @@ RUNS = {
 }
 
 
-def parts(stages: Iterable[torch.nn.Module]) -> list[Part]:
-    """What a rank holds of the model's tensors."""
-    return [
-        (
-            tensor.key,
-            tensor.global_offset,
-            tensor.global_shape,
-            tensor.data.detach().clone().view([1] * tensor.prepend_axis_num + [*tensor.data.shape]),
-        )
-        for stage in stages
-        for tensor in distributed_tensors(stage)
-    ]
-
-
 def first_weights(rank: int, recipe: Path, overrides: list[str]) -> list[Part]:
     """What a rank of the recipe's run holds before its first step."""
     from dsv3_plugin.stages import pretrain
@@ -87,18 +69,6 @@ def first_weights(rank: int, recipe: Path, overrides: list[str]) -> list[Part]:
 
     trainer_ranks.train(rank, recipe, overrides, stage)
     return held
-
-
-def whole(held: Iterable[Part]) -> dict[str, torch.Tensor]:
-    """The model's tensors, of the parts of all its ranks; NaN where nobody holds any."""
-    tensors = {}
-    for key, offset, shape, values in held:
-        full = tensors.setdefault(key, values.new_full(shape, float("nan")))
-        box = tuple(slice(o, o + n) for o, n in zip(offset, values.shape, strict=True))
-        known = full[box]
-        assert (known.isnan() | (known == values)).all(), f"{key}: copies differ"
-        full[box] = values
-    return tensors
 
 
 class Begun:

@@ -166,8 +166,8 @@ def test_upstream_initialises_without_cuda():
 
     seen = {}
 
-    def original(**options):
-        seen.update(options)
+    def original(extra_args_provider=None, allow_no_cuda=False, store=None):
+        seen.update(store=store, allow_no_cuda=allow_no_cuda)
 
     cpu_host.initialize_megatron(original)(store=None)
     assert seen == {"store": None, "allow_no_cuda": True}
