@@ -13,9 +13,11 @@ together with the data they index.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from dsv3_plugin.data.index_file import Index, read_index
 from dsv3_plugin.data.left_out import LeftOut
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.section import Section
@@ -24,6 +26,8 @@ MANIFEST = "manifest.json"
 TRAIN = "train"
 HELD_OUT = "held_out"
 TOKENIZER = "tokenizer"
+
+_MOST_MANIFEST_BYTES = 2**20
 
 # All that a dataset folder may hold: a folder with anything else is not ours to replace.
 OWN_NAMES = frozenset(
@@ -48,13 +52,16 @@ class Settings(Section):
     layout: int = 1
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
 class KindFacts(Section):
     """What was read from files of one kind (see `corpus.Source.kind`)."""
 
     kind: str
-    files: int
-    documents: int
-    tokens: int
+    files: Count
+    documents: Count
+    tokens: Count
 
 
 class CorpusFacts(Section):
@@ -72,8 +79,8 @@ class CorpusFacts(Section):
     named: list[str]
     file_signature: str
     digest: str
-    documents: int
-    bytes: int
+    documents: Count
+    bytes: Count
     kinds: tuple[KindFacts, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 
@@ -82,16 +89,16 @@ class TokenizerFacts(Section):
     """What encoded it. `size` is the highest token id plus one."""
 
     digest: str
-    size: int
-    eos_id: int
+    size: Count
+    eos_id: Count
 
 
 class Part(Section):
     """One part: its documents, how many of them are cut for FIM, and its tokens."""
 
-    documents: int
-    fim_documents: int
-    tokens: int
+    documents: Count
+    fim_documents: Count
+    tokens: Count
 
 
 class Manifest(Section):
@@ -100,7 +107,7 @@ class Manifest(Section):
     settings: Settings
     corpus: CorpusFacts
     tokenizer: TokenizerFacts
-    token_bytes: int
+    token_bytes: Literal[2, 4]
     train: Part
     held_out: Part | None
 
@@ -142,7 +149,8 @@ def open_dataset(folder: Path) -> Dataset:
     """
     path = folder / MANIFEST
     try:
-        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            manifest = Manifest.model_validate_json(file.read(_MOST_MANIFEST_BYTES))
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a dataset (no {MANIFEST}): build one with `dsv3 data build`."
@@ -167,7 +175,7 @@ def find_dataset(folder: Path) -> Dataset | None:
 
 def _check_part(prefix: Path, part: Part, token_bytes: int) -> None:
     # 34 bytes of header; an int32 length and an int64 offset per document; one boundary more
-    # than documents, int64 each (megatron.core.datasets.indexed_dataset._IndexWriter).
+    # than documents, int64 each (see `index_file`).
     expected = {
         "bin": part.tokens * token_bytes,
         "idx": 34 + part.documents * (4 + 8) + (part.documents + 1) * 8,
@@ -177,6 +185,12 @@ def _check_part(prefix: Path, part: Part, token_bytes: int) -> None:
         found = path.stat().st_size if path.is_file() else 0
         if found != size:
             raise UserError(f"{path} has {found} bytes instead of {size}: build the dataset again.")
+    index = read_index(prefix)
+    if index != Index(part.documents, part.documents, part.tokens, token_bytes):
+        raise UserError(
+            f"{prefix.with_suffix('.idx')} holds other documents than {MANIFEST} says: build the "
+            "dataset again."
+        )
 
 
 def other_data(folder: Path, key: str, before: object, now: object) -> UserError:

@@ -27,6 +27,7 @@ from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from dsv3_plugin.data.batch import InputsOfStage, stage_inputs
+from dsv3_plugin.data.index_file import read_index
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.full_disk import reason
 
@@ -73,6 +74,9 @@ def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider
         args = get_args()
         config = dataset_config(args)
         if args.rank == 0:
+            for prefix in _prefixes(config):
+                if prefix.with_name(f"{prefix.name}.idx").is_file():  # else upstream's to fetch
+                    read_index(prefix)
             for folder in _index_folders(config):
                 remove_broken_indices(folder)
         dataset = MockDocuments if args.mock_data else Documents
@@ -153,25 +157,30 @@ def _index_folders(config: GPTDatasetConfig) -> list[Path]:
     """Where `Documents` keeps its indices (`GPTDataset._build_document_sample_shuffle_indices`)."""
     if config.path_to_cache:
         return [Path(config.path_to_cache)]
+    return [prefix / "cache" / f"{Documents.__name__}_indices" for prefix in _prefixes(config)]
+
+
+def _prefixes(config: GPTDatasetConfig) -> list[Path]:
     blends = [config.blend, *(config.blend_per_split or [])]
-    prefixes = [prefix for blend in blends if blend for prefix in blend[0]]
-    return [Path(prefix, "cache", f"{Documents.__name__}_indices") for prefix in prefixes]
+    return [Path(prefix) for blend in blends if blend for prefix in blend[0]]
 
 
 def remove_broken_indices(folder: Path) -> None:
     """Remove the sample indices that a killed process wrote in part.
 
     Upstream writes them in place and takes any that exists for complete, so without this a run
-    killed at that moment could never start again.
+    killed at that moment could never start again. It would also run what a pickle in their place
+    says.
     """
     for description in folder.glob("*-description.txt"):
         base = description.name.removesuffix("description.txt")
+        indices = [folder / f"{base}{name}_index.npy" for name in ("document", "sample", "shuffle")]
         try:
-            for index in ("document", "sample", "shuffle"):
-                numpy.load(folder / f"{base}{index}_index.npy", mmap_mode="r")
+            for path in indices:
+                numpy.lib.format.open_memmap(path, mode="r")
         except (OSError, EOFError, ValueError):
-            for path in folder.glob(f"{base}*"):
-                path.unlink()
+            for path in (description, *indices):
+                path.unlink(missing_ok=True)
 
 
 def compile_helpers(original: Callable[[], None]) -> Callable[[], None]:

@@ -35,7 +35,7 @@ def decode_document(dataset: Dataset, document: int, tokens: int) -> str:
     """The first tokens of a training document as text, special tokens spelled out.
 
     Raises:
-        UserError: no such document.
+        UserError: no such document, or one of other tokens than the tokenizer's.
     """
     documents = dataset.manifest.train.documents
     if not 0 <= document < documents:
@@ -45,7 +45,13 @@ def decode_document(dataset: Dataset, document: int, tokens: int) -> str:
     # Its arrays are views of a mapping that goes when it does: hold on to it until they are copied.
     indexed = IndexedDataset(str(dataset.train_prefix))
     ids = indexed[document][:tokens].tolist()
-    return open_tokenizer(dataset.tokenizer_folder).decode(ids)
+    tokenizer = open_tokenizer(dataset.tokenizer_folder)
+    if not all(0 <= token < tokenizer.most_tokens for token in ids):
+        raise UserError(
+            f"document {document} of {dataset.folder} has tokens that its tokenizer has not: build "
+            "the dataset again."
+        )
+    return tokenizer.decode(ids)
 
 
 class _PartWriter:

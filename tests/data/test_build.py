@@ -18,6 +18,7 @@ from dsv3_plugin.data.build import build_dataset
 from dsv3_plugin.data.corpus import find_sources
 from dsv3_plugin.data.dataset_folder import find_dataset, open_dataset
 from dsv3_plugin.data.documents import read_documents
+from dsv3_plugin.data.indexed import decode_document
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, open_tokenizer, train_bpe
 from dsv3_plugin.errors import UserError
 
@@ -396,3 +397,31 @@ def test_a_dataset_without_its_bad_rows_is_another_one_to_who_wants_to_know(
     with pytest.raises(UserError, match="line 121 is not JSON"):
         build_dataset(corpus, tokenizer, out)
     assert open_dataset(out) == dataset
+
+
+def test_a_manifest_or_an_index_that_lies_is_noticed(corpus, tokenizer, tmp_path):
+    dataset = build_dataset(corpus, tokenizer, tmp_path / "out")
+    path = dataset.folder / "manifest.json"
+    manifest, index = json.loads(path.read_text()), dataset.train_prefix.with_suffix(".idx")
+    for part in (
+        {"documents": -1, "fim_documents": 0, "tokens": -1},
+        {"documents": 2**62, "fim_documents": 0, "tokens": 2**62},
+    ):
+        path.write_text(json.dumps(manifest | {"train": part}))
+        with pytest.raises(UserError, match="build the dataset again"):
+            open_dataset(dataset.folder)
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="build the dataset again"):
+        open_dataset(dataset.folder)
+    path.write_text(json.dumps(manifest))
+    index.write_bytes(index.read_bytes()[:-8] + bytes(8))
+    with pytest.raises(UserError, match=r"train.idx does not describe train.bin"):
+        open_dataset(dataset.folder)
+
+
+def test_tokens_that_the_tokenizer_has_not_are_told(corpus, tokenizer, tmp_path):
+    dataset = build_dataset(corpus, tokenizer, tmp_path / "out")
+    data = dataset.train_prefix.with_suffix(".bin")
+    data.write_bytes(b"\xff" * data.stat().st_size)
+    with pytest.raises(UserError, match="tokens that its tokenizer has not"):
+        decode_document(dataset, 0, 5)

@@ -1,7 +1,9 @@
 """Samples: the stream upstream's GPTDataset cuts of our data, its resuming, its indices on disk."""
 
 import json
+import pickle
 import shutil
+import struct
 from dataclasses import fields
 from functools import partial
 from itertools import islice
@@ -243,6 +245,27 @@ def test_broken_indices_are_written_anew(built, megatron, tmp_path):
     whole = sorted(cache.iterdir())
     remove_broken_indices(cache)
     assert sorted(cache.iterdir()) == whole
+
+
+def test_what_is_no_index_is_removed_and_nothing_else(tmp_path):
+    """Upstream would unpickle what is no array; a name of a file is no pattern."""
+    ran = tmp_path / "ran"
+    for name in ("document", "sample", "shuffle"):
+        (tmp_path / f"a-{name}_index.npy").write_bytes(pickle.dumps(ran))
+    for name in ("a-description.txt", "*-description.txt", "a-notes.txt", "b-mine.txt"):
+        (tmp_path / name).write_text("")
+    remove_broken_indices(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-notes.txt", "b-mine.txt"]
+
+
+def test_an_index_that_lies_is_refused(built, megatron, tmp_path):
+    for suffix in ("bin", "idx"):
+        shutil.copy(built.train_prefix.with_suffix(f".{suffix}"), tmp_path / f"a.{suffix}")
+    index = tmp_path / "a.idx"
+    index.write_bytes(index.read_bytes()[:18] + struct.pack("<Q", 2**62) + index.read_bytes()[26:])
+    megatron.train_data_path = [str(tmp_path / "a")]
+    with pytest.raises(UserError, match=r"a.idx does not describe a.bin \(it has .* bytes"):
+        datasets_provider()((20, 3, 0))
 
 
 def test_indices_stand_beside_the_data_unless_told_otherwise(built, megatron):

@@ -1,0 +1,105 @@
+"""An index in upstream's format, checked before anything follows it.
+
+`PREFIX.idx` says where the sequences of `PREFIX.bin` are (`indexed_dataset._IndexWriter`): 34 bytes
+of header; of each sequence an int32 length in tokens, then an int64 offset in bytes; where each
+document ends, in sequences, int64 each; where data are of several modes, an int8 per sequence.
+Upstream believes all of it, and its compiled helper reads wherever it points.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy
+
+from dsv3_plugin.errors import UserError
+
+_HEADER = struct.Struct("<9sQBQQ")
+_MAGIC = b"MMIDIDX\x00\x00"
+_VERSION = 1
+# megatron.core.datasets.indexed_dataset.DType, of whole numbers
+_TOKEN_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}
+_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class Index:
+    """What an index says, and its data bear out. `token_bytes` is the size of one token."""
+
+    sequences: int
+    documents: int
+    tokens: int
+    token_bytes: int
+
+
+def read_index(prefix: Path) -> Index:
+    """Read all of an index, in little memory.
+
+    Raises:
+        UserError: it cannot be read, or does not describe the data beside it.
+    """
+    path, data = (prefix.with_name(f"{prefix.name}.{suffix}") for suffix in ("idx", "bin"))
+    try:
+        with path.open("rb") as file:
+            return _read(file, path.stat().st_size, data.stat().st_size)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}.") from error
+    except _Lies as error:
+        raise UserError(
+            f"{path} does not describe {data.name} ({error}): build the dataset again."
+        ) from None
+
+
+class _Lies(Exception):
+    """What is wrong with an index."""
+
+
+def _read(file: BinaryIO, size: int, data_bytes: int) -> Index:
+    header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        raise _Lies("it is cut short")
+    magic, version, code, sequences, boundaries = _HEADER.unpack(header)
+    if (magic, version) != (_MAGIC, _VERSION) or code not in _TOKEN_BYTES:
+        raise _Lies("its header is another one")
+    expected = _HEADER.size + (4 + 8) * sequences + 8 * boundaries
+    if size not in (expected, expected + sequences):
+        raise _Lies(f"it has {size} bytes instead of {expected}")
+    token_bytes = _TOKEN_BYTES[code]
+
+    tokens = 0
+    longest = data_bytes // token_bytes
+    for lengths in _arrays(file, numpy.int32, sequences):
+        if lengths.min() < 0 or lengths.max() > longest:
+            raise _Lies("a sequence is longer than the data")
+        tokens += int(lengths.sum(dtype=numpy.int64))
+    with open(file.name, "rb") as again:
+        again.seek(_HEADER.size)
+        for lengths, offsets in zip(
+            _arrays(again, numpy.int32, sequences),
+            _arrays(file, numpy.int64, sequences),
+            strict=True,
+        ):
+            ends = offsets + lengths.astype(numpy.int64) * token_bytes
+            if offsets.min() < 0 or offsets.max() > data_bytes or ends.max() > data_bytes:
+                raise _Lies("a sequence lies outside the data")
+    last = 0
+    for place, ends in enumerate(_arrays(file, numpy.int64, boundaries)):
+        if ends.min() < 0 or ends.max() > sequences or (place == 0 and ends[0] != 0):
+            raise _Lies("a document lies outside the sequences")
+        if (numpy.diff(ends, prepend=last) < 0).any():
+            raise _Lies("its documents are out of order")
+        last = int(ends[-1])
+    if not boundaries or last != sequences:
+        raise _Lies("its documents are not its sequences")
+    return Index(sequences, boundaries - 1, tokens, token_bytes)
+
+
+def _arrays(file: BinaryIO, dtype: type, count: int) -> Iterator[numpy.ndarray]:
+    while count:
+        array = numpy.fromfile(file, dtype, min(count, _AT_ONCE))
+        if not array.size:
+            raise _Lies("it is cut short")
+        count -= array.size
+        yield array
