@@ -85,6 +85,51 @@ def test_another_megatron_is_refused_with_what_to_check(monkeypatch):
     assert not patching.is_registered()
 
 
+def test_register_changes_nothing_of_the_process_but_the_table():
+    code = """
+import logging, os, signal, sys, warnings
+import torch
+from dsv3_plugin.upstream import cpu_host
+cpu_host.enable()
+import megatron.training, megatron.training.models.gpt
+
+def state():
+    loggers = logging.Logger.manager.loggerDict.items()
+    return {
+        "environment": dict(os.environ),
+        "filters of warnings": list(warnings.filters),
+        "loggers": {
+            name: (logger.level, list(logger.filters), list(logger.handlers), logger.disabled)
+            for name, logger in [("", logging.root), *loggers]
+            if isinstance(logger, logging.Logger) and name not in new
+        },
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "command line": list(sys.argv),
+        "hook": sys.excepthook,
+        "folder": os.getcwd(),
+        "random state": torch.get_rng_state().tolist(),
+        "threads": torch.get_num_threads(),
+        "torch": (
+            torch.get_default_dtype(), torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision(),
+        ),
+    }
+
+new = set()
+before, known = state(), {*logging.Logger.manager.loggerDict}
+import dsv3_plugin
+for change in (dsv3_plugin.register, dsv3_plugin.register, dsv3_plugin.unregister):
+    change()
+    new = {*logging.Logger.manager.loggerDict} - known
+    after = state()
+    assert after == before, [what for what in before if after[what] != before[what]]
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, dsv3_plugin; print([m for m in ('torch', 'megatron') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
