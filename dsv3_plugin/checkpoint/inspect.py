@@ -16,7 +16,7 @@ from typing import Any
 
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.checkpoint.conversion import journal
-from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
+from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, check_tensors, read_contents
 from dsv3_plugin.checkpoint.formats.hf_headers import (
     CONFIG,
     ITEMSIZE,
@@ -219,6 +219,7 @@ def _inspect_checkpoint(path: Path) -> Findings:
     folder = tracker.find(path)
     findings = Findings(str(path), f"Megatron checkpoint, {folder.name}")
     contents = read_contents(folder)
+    check_tensors(folder, contents)
     weights = {k: t for k, t in contents.tensors.items() if k.startswith(WEIGHT_KEYS)}
     places = [place.file for tensor in contents.tensors.values() for _, _, place in tensor.chunks]
     findings.files = len({*places, *(place.file for place in contents.objects.values())})

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
+from dsv3_plugin.checkpoint.formats.pickles import ForeignSymbolError
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import replace_file
@@ -82,10 +83,16 @@ def write_tracker(directory: Path, text: str) -> None:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether an iteration folder has its metadata and every byte that it refers to."""
+    """Whether an iteration folder has its metadata and every byte that it refers to.
+
+    Raises ForeignSymbolError if it names what could run code: that is no accident, so it is not
+    passed over for an older one.
+    """
     try:
         json_text.read(path / "metadata.json")
         read_contents(path)
+    except ForeignSymbolError:
+        raise
     except (OSError, ValueError, UserError):
         return False
     return True

@@ -2,20 +2,28 @@
 
 `.metadata` is a pickle of torch.distributed.checkpoint's records. It is read here into plain
 records of our own: nothing in it is executed, and `dsv3 inspect` answers before torch would have
-been imported.
+been imported. Every verb that opens a checkpoint comes through here, so what a stranger's pickles
+name is looked at here too, those of all objects included, whoever reads them afterwards.
 """
 
 import math
-import pickle
+import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv3_plugin.checkpoint.formats.containers import open_saved
+from dsv3_plugin.checkpoint.formats.extra_states import check_extra_state, is_extra_state
 from dsv3_plugin.checkpoint.formats.hf_headers import ITEMSIZE
+from dsv3_plugin.checkpoint.formats.pickles import PickleError, Record, Symbol, parse
+from dsv3_plugin.checkpoint.formats.symbols import DTYPES, IN_METADATA, OBJECTS, SIZE, TENSORS
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.links import inside
 
 METADATA = ".metadata"
+COMMON_FILE = "common.pt"
+"""Where older versions of upstream keep the common state."""
 
 Box = tuple[int, ...]
 
@@ -56,44 +64,185 @@ class Contents:
 def read_contents(folder: Path) -> Contents:
     """The contents of a checkpoint folder, whose files are all there and long enough.
 
-    Raises UserError naming what is missing, damaged or cut short.
+    Raises:
+        ForeignSymbolError: the metadata or an object in the checkpoint names what could run code.
+        UserError: something is missing, damaged or cut short.
     """
     path = folder / METADATA
     try:
-        with path.open("rb") as handle:
-            metadata = _Reader(handle).load()
-        contents = _contents(metadata)
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} holds no distributed checkpoint: {METADATA} is missing."
         ) from error
-    except Exception as error:
-        raise UserError(f"{path} is damaged: {error or type(error).__name__}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    contents = parse_metadata(data, path)
     _check_files(folder, contents)
+    _check_pickles(folder, {name: (p, OBJECTS) for name, p in contents.objects.items()})
+    _check_common(folder / COMMON_FILE)
+    _check_sizes(folder, contents)
     return contents
 
 
+def parse_metadata(data: bytes, path: object) -> Contents:
+    """What a `.metadata` says that there is; no other file is looked at.
+
+    Args:
+        data: the bytes of the file.
+        path: how a person knows it.
+
+    Raises:
+        ForeignSymbolError: it names what could run code.
+        UserError: it is damaged.
+    """
+    try:
+        return _contents(parse(data, IN_METADATA, path))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error or type(error).__name__}.") from error
+
+
+def check_tensors(folder: Path, contents: Contents) -> None:
+    """Look at what is pickled with each chunk of a tensor; whoever reads a chunk does so anyway.
+
+    Raises:
+        ForeignSymbolError: one names what could run code.
+        UserError: one is damaged.
+    """
+    _check_pickles(
+        folder,
+        {
+            f"{name} (chunk {number})": (place, TENSORS)
+            for name, tensor in contents.tensors.items()
+            for number, (_, _, place) in enumerate(tensor.chunks)
+        },
+    )
+
+
+def _check_sizes(folder: Path, contents: Contents) -> None:
+    """Before anybody makes room for what the metadata says there is."""
+    for key, tensor in contents.tensors.items():
+        for _, sizes, place in tensor.chunks:
+            if math.prod(sizes) * ITEMSIZE[tensor.dtype] > place.length:
+                _check_pickles(folder, {key: (place, TENSORS)})
+                raise UserError(
+                    f"{folder / METADATA} is damaged: a chunk of {key} has more values there than "
+                    f"its bytes in {place.file} can hold."
+                )
+
+
+def _check_common(path: Path) -> None:
+    if path.is_file():
+        try:
+            open_saved(path.read_bytes()).content(OBJECTS, path)
+        except PickleError as error:
+            raise UserError(f"{path} is damaged: {error}.") from error
+
+
+def _check_pickles(folder: Path, named: dict[str, tuple[Place, frozenset[Symbol]]]) -> None:
+    """Look at pickles, one after the other in the order in which they lie in their files."""
+    files: dict[str, dict[Place, tuple[str, frozenset[Symbol]]]] = {}
+    for name, (place, allowed) in named.items():
+        files.setdefault(place.file, {})[place] = name, allowed
+    known: set[tuple[bytes, bool]] = set()  # most are alike, to the byte
+    for file, places in files.items():
+        with (folder / file).open("rb") as handle:
+            data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        for place in sorted(places, key=lambda place: place.position):
+            name, allowed = places[place]
+            where = f"{name} in {folder / file}"
+            try:
+                saved = open_saved(data, place.position, place.length)
+                extra = is_extra_state(name)
+                if (saved.pickle, extra) in known and not (extra and saved.storages):
+                    continue
+                content = saved.content(allowed, where)
+                if extra:
+                    check_extra_state(content, saved, data, where)
+            except PickleError as error:
+                raise UserError(f"{where} is damaged: {error}.") from error
+            known.add((saved.pickle, extra))
+
+
 def _contents(metadata: Any) -> Contents:
+    fields = _fields(metadata, "Metadata")
     storage = {}
-    for index, info in metadata.storage_data.items():
-        storage[index.fqn, index.offset] = Place(info.relative_path, info.offset, info.length)
+    for index, info in fields["storage_data"].items():
+        at, stored = _fields(index, "MetadataIndex"), _fields(info, "_StorageInfo")
+        if stored.get("transform_descriptors"):
+            raise PickleError(f"{at['fqn']} is stored in a form that is not read here")
+        storage[at["fqn"], _box(at.get("offset"))] = _place(stored)
     tensors, objects = {}, {}
-    for key, stored in metadata.state_dict_metadata.items():
-        if not hasattr(stored, "chunks"):
+    for key, stored in fields["state_dict_metadata"].items():
+        if stored.symbol.name == "BytesStorageMetadata":
             objects[key] = storage[key, None]
             continue
-        chunks = tuple((box.offsets, box.sizes, storage[key, box.offsets]) for box in stored.chunks)
-        tensors[key] = StoredTensor(stored.properties.dtype, stored.size, chunks)
+        described = _fields(stored, "TensorStorageMetadata")
+        shape = _box(described["size"])
+        chunks = []
+        for chunk in described["chunks"]:
+            box = _fields(chunk, "ChunkStorageMetadata")
+            offsets, sizes = _box(box["offsets"]), _box(box["sizes"])
+            place = storage[key, offsets]
+            _require_inside(key, shape, offsets, sizes)
+            chunks.append((offsets, sizes, place))
+        tensors[key] = StoredTensor(_dtype(described["properties"]), shape, tuple(chunks))
     return Contents(tensors, objects)
+
+
+def _fields(record: Any, name: str) -> dict[str, Any]:
+    """The attributes of one of torch's records."""
+    if type(record) is not Record or record.symbol.name != name or type(record.state) is not dict:
+        raise PickleError(f"there is no {name} where one belongs")
+    return record.state
+
+
+def _box(size: Any) -> Box | None:
+    """A shape or an offset: a `torch.Size`."""
+    if size is None:
+        return None
+    numbers = size.args[0] if type(size) is Record and size.symbol == SIZE else size
+    if type(numbers) is not tuple or not all(type(n) is int and 0 <= n < 1 << 63 for n in numbers):
+        raise PickleError("a shape is no row of numbers")
+    return numbers
+
+
+def _dtype(properties: Any) -> str:
+    """Of a TensorProperties, whose attributes are saved as a tuple."""
+    state = properties.state if type(properties) is Record else None
+    if type(state) is tuple and state and state[0] in DTYPES:
+        return state[0].name
+    raise PickleError("there is no type of numbers where one belongs")
+
+
+def _place(stored: dict[str, Any]) -> Place:
+    """Raises PickleError unless it is a part of a file that lies in the checkpoint's folder."""
+    file, position, length = (stored[name] for name in ("relative_path", "offset", "length"))
+    plain = type(file) is str and file.isprintable() and Path(file).name == file
+    if not plain or file in ("", ".."):
+        raise PickleError(f"{str(file)[:100]!a} is no name of a file in the checkpoint's folder")
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (position, length)):
+        raise PickleError(f"what lies in {file} has no place there")
+    return Place(file, position, length)
+
+
+def _require_inside(key: str, shape: Box, offsets: Box | None, sizes: Box) -> None:
+    if offsets is None or len(offsets) != len(shape) or len(sizes) != len(shape):
+        raise PickleError(f"a chunk of {key} has another number of axes than {key}")
+    if any(a + n > whole for a, n, whole in zip(offsets, sizes, shape, strict=True)):
+        raise PickleError(f"a chunk of {key} reaches beyond it")
+
+
+def _places(contents: Contents) -> Iterator[tuple[str, Place]]:
+    yield from contents.objects.items()
+    for key, tensor in contents.tensors.items():
+        for _, _, place in tensor.chunks:
+            yield key, place
 
 
 def _check_files(folder: Path, contents: Contents) -> None:
     last: dict[str, tuple[int, str]] = {}
-    places = [(key, place) for key, place in contents.objects.items()]
-    places += [
-        (k, place) for k, tensor in contents.tensors.items() for _, _, place in tensor.chunks
-    ]
-    for key, place in places:
+    for key, place in _places(contents):
         end = place.position + place.length, key
         last[place.file] = max(last.get(place.file, (0, "")), end)
     for file, (end, key) in last.items():
@@ -106,48 +255,3 @@ def _check_files(folder: Path, contents: Contents) -> None:
                 f"{folder / file} is cut short: {key} should end at byte {end}, the file has "
                 f"{size}."
             )
-
-
-class _Record:
-    """Stands for any of torch's records: pickle gives it the fields it was saved with."""
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-
-class _Properties:
-    """torch's TensorProperties, which saves itself as a tuple."""
-
-    dtype: str
-
-    def __setstate__(self, state: tuple) -> None:
-        self.dtype = state[0]
-
-
-class _Index(_Record):
-    """torch's MetadataIndex: a key of the table of places, so it has to be hashable."""
-
-    fqn: str
-    offset: Box | None = None
-
-    def __hash__(self) -> int:
-        return hash((self.fqn, self.offset))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Index) and (self.fqn, self.offset) == (other.fqn, other.offset)
-
-
-_DTYPES = frozenset(ITEMSIZE)
-
-
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in _DTYPES:
-            return name
-        if module == "torch" and name == "Size":
-            return tuple
-        if name == "TensorProperties":
-            return _Properties
-        if name == "MetadataIndex":
-            return _Index
-        return _Record

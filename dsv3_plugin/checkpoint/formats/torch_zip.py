@@ -4,20 +4,22 @@ A `.distcp` file of a distributed checkpoint is a row of such containers, one pe
 uncompressed zip with a small pickle that describes the tensor and one record that is its bytes.
 `Container` says where those bytes lie before they exist, so that they can be streamed into place;
 `payload` finds them in a file that torch wrote, so that they can be mapped instead of loaded.
-Nothing here executes what a pickle asks for: only tensors are understood.
+What the pickle asks for is not executed (`pickles`).
 """
 
 import io
 import math
-import mmap
 import pickle
 import struct
-import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from zlib_ng.zlib_ng import crc32
+
+from dsv3_plugin.checkpoint.formats.containers import Bytes, open_saved
+from dsv3_plugin.checkpoint.formats.stored_tensors import StoredView, stored_tensor
+from dsv3_plugin.checkpoint.formats.symbols import STORAGES, TENSORS
 
 _ALIGN = 64
 """torch aligns a storage's first byte to this within the container."""
@@ -86,28 +88,25 @@ class Payload:
     storage_numel: int
 
 
-def payload(data: mmap.mmap, offset: int, length: int) -> Payload:
+def payload(data: Bytes, offset: int, length: int, where: object = "it") -> Payload:
     """Finds the tensor in the container at `data[offset:offset + length]`.
 
-    Raises ValueError if that is not a container of one plain tensor.
+    Args:
+        where: how a person knows the container.
+
+    Raises:
+        ForeignSymbolError: it names what could run code.
+        ValueError: it is not a container of one plain tensor.
     """
-    try:
-        with zipfile.ZipFile(io.BufferedReader(_Slice(data, offset, length), 4096)) as container:
-            records = {info.filename.partition("/")[2]: info for info in container.infolist()}
-            description = _read(container.read(records["data.pkl"]))
-            record = records[f"data/{description.storage.key}"]
-    except (zipfile.BadZipFile, KeyError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"not a stored tensor: {error}") from error
-    header = offset + record.header_offset
-    name_length, extra_length = struct.unpack_from("<2H", data, header + 26)
-    storage = description.storage
-    position = header + _LOCAL.size + name_length + extra_length
-    if position + storage.numel * storage.dtype.itemsize > offset + length:
-        raise ValueError("the stored tensor is cut short")
+    saved = open_saved(data, offset, length)
+    return payload_of(stored_tensor(saved.content(TENSORS, where), saved))
+
+
+def payload_of(stored: StoredView) -> Payload:
+    """The same, with torch's type."""
     return Payload(
-        position, description.dtype, description.sizes, description.stride,
-        description.storage_offset,
-        storage.numel * storage.dtype.itemsize // description.dtype.itemsize,
+        stored.position, getattr(torch, stored.dtype), stored.sizes, stored.stride, stored.first,
+        stored.held,
     )  # fmt: skip
 
 
@@ -122,21 +121,9 @@ class _Storage:
 
 
 _LEGACY = {
-    torch.float64: "DoubleStorage", torch.float32: "FloatStorage", torch.float16: "HalfStorage",
-    torch.bfloat16: "BFloat16Storage", torch.int64: "LongStorage", torch.int32: "IntStorage",
-    torch.int16: "ShortStorage", torch.int8: "CharStorage", torch.uint8: "ByteStorage",
-    torch.bool: "BoolStorage",
-}  # fmt: skip
+    getattr(torch, dtype): name for name, dtype in STORAGES.items() if name != "UntypedStorage"
+}
 """Types with a storage class of their own; newer ones are stored as bytes, and name the type."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Description:
-    storage: _Storage
-    storage_offset: int
-    sizes: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
 
 
 class _Tensor:
@@ -177,52 +164,6 @@ def _describe(dtype: torch.dtype, sizes: tuple[int, ...]) -> bytes:
     return file.getvalue()
 
 
-def _rebuild_v2(storage, storage_offset, size, stride, *_) -> _Description:
-    return _Description(storage, storage_offset, tuple(size), tuple(stride), storage.dtype)
-
-
-def _rebuild_v3(storage, storage_offset, size, stride, grad, hooks, dtype, *_) -> _Description:
-    return _Description(storage, storage_offset, tuple(size), tuple(stride), dtype)
-
-
-def _rebuild_parameter(description: _Description, *_: object) -> _Description:
-    return description
-
-
-_STORAGE_DTYPES = {name: dtype for dtype, name in _LEGACY.items()} | {"UntypedStorage": torch.uint8}
-
-
-class _Reader(pickle.Unpickler):
-    """Understands tensors and nothing else."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if module in ("torch", "torch.storage") and name in _STORAGE_DTYPES:
-            return _STORAGE_DTYPES[name]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        known = {
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_v2,
-            ("torch._utils", "_rebuild_tensor_v3"): _rebuild_v3,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch", "Size"): tuple,
-        }
-        if (module, name) not in known:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of a tensor")
-        return known[module, name]
-
-    def persistent_load(self, pid: tuple) -> _Storage:
-        _, dtype, key, _, numel = pid
-        return _Storage(dtype, key, numel)
-
-
-def _read(data: bytes) -> _Description:
-    description = _Reader(io.BytesIO(data)).load()
-    if not isinstance(description, _Description):
-        raise pickle.UnpicklingError("not a single tensor")
-    return description
-
-
 # --- the zip around it
 
 
@@ -244,30 +185,3 @@ def _central(record: str, crc: int, size: int, position: int) -> bytes:
     return _CENTRAL.pack(
         b"PK\1\2", 0, 0, 0, 0, 0, 0, crc, size, size, len(name), 0, 0, 0, 0, 0, position
     ) + name  # fmt: skip
-
-
-class _Slice(io.RawIOBase):
-    """A window of a mapped file, as the file object zipfile wants."""
-
-    def __init__(self, data: mmap.mmap, offset: int, length: int) -> None:
-        self._data, self._offset, self._length, self._position = data, offset, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
-        if base + offset < 0:
-            raise OSError("seek before the start")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: memoryview) -> int:
-        count = max(0, min(len(buffer), self._length - self._position))
-        start = self._offset + self._position
-        buffer[:count] = self._data[start : start + count]
-        self._position += count
-        return count

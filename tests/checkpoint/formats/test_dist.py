@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.formats.dist_reader import Chunk, DistCheckpoint, assemble
+from dsv3_plugin.checkpoint.formats.pickles import ForeignSymbolError
 from dsv3_plugin.checkpoint.formats.torch_zip import Container, payload
 from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.checkpoint.names import layout, stacked_key
@@ -60,10 +61,14 @@ def test_container_is_what_torch_saves(dtype, sizes, tmp_path):
 
 
 def test_payload_of_what_is_no_tensor(tmp_path):
-    for content in ({"a": torch.zeros(2)}, [1, 2], print):
+    for content, error, said in (
+        ({"a": torch.zeros(2)}, ValueError, "not a stored tensor"),
+        ([1, 2], ValueError, "not a stored tensor"),
+        (print, ForeignSymbolError, "print, which no checkpoint needs"),
+    ):
         saved = io.BytesIO()
         torch.save(content, saved)
-        with pytest.raises(ValueError, match="not a stored tensor"):
+        with pytest.raises(error, match=said):
             payload(mapped(tmp_path / "f", saved.getvalue()), 0, len(saved.getvalue()))
 
 
