@@ -6,9 +6,12 @@ import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
 from dsv3_plugin.checkpoint.conversion.weights import DistWeights
+from dsv3_plugin.checkpoint.patches import PATCHES
+from dsv3_plugin.checkpoint.restricted import restricted_reading
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.build import build_model
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.upstream import patching
 
 
 def load_for_inference(
@@ -28,6 +31,7 @@ def load_for_inference(
     """
     from megatron.core import dist_checkpointing
 
+    patching.apply(PATCHES)
     weights = DistWeights(Path(directory))
     if weights.quantised:
         raise UserError(
@@ -36,13 +40,14 @@ def load_for_inference(
         )
     model = build_model(weights.model, dtype=dtype, perform_initialization=False)
     iteration = str(weights.checkpoint.path)
-    metadata = dist_checkpointing.load_content_metadata(iteration) or {}
-    sharded = model.sharded_state_dict(metadata=metadata)
     try:
-        state = dist_checkpointing.load(
-            {name: value for name, value in sharded.items() if not name.endswith("_extra_state")},
-            iteration,
-        )
+        with restricted_reading():
+            metadata = dist_checkpointing.load_content_metadata(iteration) or {}
+            sharded = model.sharded_state_dict(metadata=metadata)
+            wanted = {n: value for n, value in sharded.items() if not n.endswith("_extra_state")}
+            state = dist_checkpointing.load(wanted, iteration)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{iteration} cannot be loaded: {error}") from error
     parameters = {name: state[name] for name in model.state_dict() if name in state}

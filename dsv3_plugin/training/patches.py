@@ -3,6 +3,7 @@
 `dsv3_plugin.register()` applies `TABLE`.
 """
 
+from dsv3_plugin.checkpoint import patches as of_checkpoint
 from dsv3_plugin.data import patches as of_data
 from dsv3_plugin.dispatch import patches as of_dispatch
 from dsv3_plugin.model import patches as of_model
@@ -97,6 +98,7 @@ TABLE: tuple[Patch, ...] = (
     *of_dispatch.PATCHES,
     *of_model.PATCHES,
     *of_data.PATCHES,
+    *of_checkpoint.PATCHES,
     *of_pipeline.PATCHES,
     *PATCHES,
 )

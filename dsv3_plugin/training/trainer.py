@@ -13,6 +13,7 @@ from megatron.training import pretrain as upstream_pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 from megatron.training.models.gpt import GPTModelConfig
 
+from dsv3_plugin.checkpoint.restricted import restricted_reading
 from dsv3_plugin.data.batch import stage_inputs
 from dsv3_plugin.dispatch.moe_layer import configure_dispatch
 from dsv3_plugin.model import SPEC
@@ -39,6 +40,11 @@ def train(run: Run, stage: Stage) -> None:
         UserError: for whatever the user can mend.
     """
     patching.apply(TABLE)
+    with restricted_reading():  # the arguments' own checkpoint too, which parsing may open
+        _train(run, stage)
+
+
+def _train(run: Run, stage: Stage) -> None:
     parse(megatron_arguments(run.recipe, run.machine, SPEC))
     args = get_args()
     layout = placed_layout(run.recipe)
