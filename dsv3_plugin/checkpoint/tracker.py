@@ -72,7 +72,8 @@ def repair(directory: str | Path) -> Saved | None:
         if not (directory / INCOMPLETE).exists():
             path.unlink(missing_ok=True)
         return None
-    if _tracked(directory) != saved:
+    # Upstream writes into the file that is there: through a link, into another one.
+    if path.is_symlink() or _tracked(directory) != saved:
         write_tracker(directory, saved.tracked)
     return saved
 
@@ -93,7 +94,7 @@ def is_complete(path: Path) -> bool:
         read_contents(path)
     except ForeignSymbolError:
         raise
-    except (OSError, ValueError, UserError):
+    except (OSError, ValueError, RecursionError, UserError):
         return False
     return True
 

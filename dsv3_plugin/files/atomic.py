@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from dsv3_plugin.errors import UserError
+
 _TOKEN_BYTES = 8
 _ENDING = ".tmp"
 
@@ -79,6 +81,24 @@ def replace_file(path: Path, data: bytes) -> None:
     """
     with replacing(path) as file:
         file.write(data)
+
+
+def append_to(path: Path) -> BinaryIO:
+    """A file of a name that anybody knows beforehand, opened at its end; made if need be.
+
+    Raises:
+        UserError: it is a link. Its target would be written to.
+        OSError: it cannot be opened.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    try:
+        return open(os.open(path, flags, 0o666), "ab")
+    except OSError as error:
+        if error.errno == errno.ELOOP and path.is_symlink():
+            raise UserError(
+                f"{path} is a link, and what it leads to is not ours: remove it."
+            ) from error
+        raise
 
 
 def sweep(path: Path) -> None:

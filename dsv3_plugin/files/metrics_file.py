@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsv3_plugin.files.atomic import replacing
+from dsv3_plugin.files.atomic import append_to, replacing
 
 Record = dict[str, Any]
 
@@ -28,9 +28,9 @@ class MetricsFile:
             yield record
 
     def append(self, record: Record) -> None:
-        """Add one record."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add one record. Raises UserError if a link lies where the file belongs."""
+        with append_to(self.path) as file:
+            file.write(json.dumps(record).encode() + b"\n")
 
     def keep_until(self, iteration: int) -> None:
         """Drop the records after `iteration`: a run resumed there will write them again."""

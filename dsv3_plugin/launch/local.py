@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3_plugin.distributed.messages import PIPE, Inbox, Message
+from dsv3_plugin.files.atomic import append_to
 
 STORE = "DSV3_STORE_FD"
 """Environment variable with the descriptor of the file in which the ranks meet."""
@@ -73,7 +74,7 @@ class LocalProcesses:
         }
         try:
             for rank, log in enumerate(self.logs):
-                with log.open("ab") as output:
+                with append_to(log) as output:
                     output.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
                     output.flush()
                     self._processes.append(

@@ -21,6 +21,7 @@ from typing import Any
 from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.errors import UserError, user_error_in
 from dsv3_plugin.files import full_disk
+from dsv3_plugin.files.atomic import append_to
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import STORE
@@ -205,7 +206,7 @@ def _output_into_log(directory: RunFolder, outbox: Outbox) -> Console:
     directory.logs.mkdir(parents=True, exist_ok=True)
     terminal = lines.Output(lines.text_file(os.dup(1)))
     outbox.write_to(lines.text_file(os.dup(2)))
-    with (directory.logs / f"rank{_rank()}.log").open("ab") as log:
+    with append_to(directory.logs / f"rank{_rank()}.log") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
     lines.log_into_standard_streams()

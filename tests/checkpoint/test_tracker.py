@@ -100,3 +100,14 @@ def test_release(whole, tmp_path):
         tracker.find(tmp_path)
     with pytest.raises(UserError, match="unfinished"):
         tracker.find(tmp_path / "release")
+
+
+def test_a_tracker_that_is_a_link_becomes_a_file(directory, tmp_path_factory):
+    """Upstream opens it by its name to write the next number."""
+    other = tmp_path_factory.mktemp("other") / "other"
+    other.write_text("30")
+    (directory / tracker.TRACKER).unlink()
+    (directory / tracker.TRACKER).symlink_to(other)
+    assert tracker.repair(directory).iteration == 30
+    assert not (directory / tracker.TRACKER).is_symlink()
+    assert other.read_text() == "30"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files.atomic import replace_file, replacing, whole_file
+from dsv3_plugin.files.atomic import append_to, replace_file, replacing, whole_file
 from dsv3_plugin.recipe.load import load_model
 from tests.files.dying import deaths
 
@@ -188,3 +188,20 @@ def test_a_model_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path):
         assert sorted(path.name for path in place.iterdir()) == ["filler", "model.yaml"]
     finally:
         subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_what_is_added_to_is_no_link(tmp_path):
+    path, other = tmp_path / "metrics.jsonl", tmp_path / "other"
+    for line in (b"1\n", b"2\n"):
+        with append_to(path) as file:
+            file.write(line)
+    assert path.read_bytes() == b"1\n2\n"
+    path.unlink()
+    for target in (other, tmp_path / "not there"):
+        other.write_bytes(b"not ours")
+        path.unlink(missing_ok=True)
+        path.symlink_to(target)
+        with pytest.raises(UserError, match="is a link"):
+            append_to(path)
+    assert other.read_bytes() == b"not ours"
+    assert not (tmp_path / "not there").exists()

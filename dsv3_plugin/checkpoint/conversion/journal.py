@@ -15,7 +15,7 @@ from typing import Any
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import json_text
-from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.atomic import append_to, replace_file
 
 Checksums = dict[str, list[str]]
 """Target tensor → CRC-32 of each of its pieces, in hexadecimal."""
@@ -53,7 +53,7 @@ class Journal:
         if self._batch:
             self._failed = True
             self._sync()
-            with self._path.open("ab") as handle:
+            with append_to(self._path) as handle:
                 handle.write(_line({"done": self._batch}))
                 handle.flush()
                 os.fsync(handle.fileno())
