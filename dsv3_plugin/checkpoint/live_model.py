@@ -53,7 +53,7 @@ def iter_hf_tensors(
     everybody: list[list[Shard]] = [list(held)]
     if group is not None:
         everybody = [[] for _ in range(ranks)]
-        dist.all_gather_object(everybody, list(held), group=group)
+        dist.all_gather_object(everybody, list(held), group=group, weights_only=True)
     chunks: dict[str, dict[tuple, Chunk]] = {}
     for rank, shards in enumerate(everybody):
         for shard in shards:

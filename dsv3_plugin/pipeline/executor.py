@@ -204,7 +204,11 @@ def _finish_gradients(
 
 
 def _share_objects(mine: dict[int, Any], group: Any) -> list[Any]:
-    """What each micro-batch gave, in order, on every rank."""
+    """What each micro-batch gave, in order, on every rank.
+
+    Pickled, unlike all else that ranks tell each other: it is whatever a function of the user's
+    makes, and comes from a rank that runs the same function.
+    """
     everyone: list[Any] = [None] * group.size()
     torch.distributed.all_gather_object(everyone, mine, group=group)
     together = {number: report for reports in everyone for number, report in reports.items()}

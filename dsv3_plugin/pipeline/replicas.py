@@ -33,7 +33,7 @@ class Replicas:
         )
         self._ranks = mine
         everyone: list[list[int]] = [[] for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(everyone, mine)
+        torch.distributed.all_gather_object(everyone, mine, weights_only=True)
         for pipeline in sorted({tuple(ranks) for ranks in everyone}):
             for rank in range(len(pipeline) // 2):
                 pair = [pipeline[rank], pipeline[-1 - rank]]

@@ -111,7 +111,7 @@ def agree(reports: Mapping[int, Numbers], totals: Numbers, group: Any) -> Form:
     """The form for what the ranks of `group` have; they tell each other names, no tensors."""
     mine = describe(next(iter(reports.values()), {})), describe(totals)
     everyone: list[Any] = [None] * group.size()
-    torch.distributed.all_gather_object(everyone, mine, group=group)
+    torch.distributed.all_gather_object(everyone, mine, group=group, weights_only=True)
     return form_of(everyone)
 
 
