@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from dsv3_plugin.checkpoint.formats.containers import open_saved
+from dsv3_plugin.checkpoint.formats.containers import ZIP, open_saved
 from dsv3_plugin.checkpoint.formats.dist_metadata import Contents, Place, parse_metadata
 from dsv3_plugin.checkpoint.formats.extra_states import check_extra_state, is_extra_state
 from dsv3_plugin.checkpoint.formats.pickles import PickleError
@@ -35,8 +35,6 @@ from dsv3_plugin.checkpoint.formats.symbols import OBJECTS
 from dsv3_plugin.errors import UserError
 
 Function = Callable[..., Any]
-
-_ZIP = b"PK\3\4"
 
 _refused: ContextVar[list[UserError] | None] = ContextVar("refused", default=None)
 """What was refused since our reading began; None: it is not we who read."""
@@ -87,7 +85,7 @@ def load(original: Function) -> Function:
         if _refused.get() is None:
             return original(f, *args, **kwargs)
         data, where = _read(f)
-        if not data.startswith(_ZIP):
+        if not data.startswith(ZIP):
             # As torch wrote before 1.6, and Transformer Engine's states have inside: torch itself
             # then takes tensors and nothing else.
             return original(io.BytesIO(data), map_location="cpu", weights_only=True)

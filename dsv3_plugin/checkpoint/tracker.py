@@ -94,7 +94,7 @@ def is_complete(path: Path) -> bool:
         read_contents(path)
     except ForeignSymbolError:
         raise
-    except (OSError, ValueError, RecursionError, UserError):
+    except (OSError, ValueError, UserError):
         return False
     return True
 

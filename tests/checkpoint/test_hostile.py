@@ -9,11 +9,13 @@ import json
 import os
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.checkpoint.patches import PATCHES
@@ -101,7 +103,7 @@ def test_every_verb_names_it_and_runs_nothing(hostile, trained, place, dsv3, tmp
     assert not (folder.parent / "ran").exists()
 
 
-@pytest.mark.parametrize("place", set(PLACES) - {"tensor"})
+@pytest.mark.parametrize("place", ["metadata", "common", "rng", "extra", "common.pt"])
 def test_a_run_does_not_go_on_from_an_older_one_in_silence(hostile, place):
     with pytest.raises(UserError, match=RUN):
         tracker.newest_complete(hostile(place))
@@ -184,6 +186,47 @@ def test_sizes_that_lie_are_refused_before_there_is_room_made(trained, tmp_path,
     for words in (("export", folder, tmp_path / "out"), ("verify", folder, iteration)):
         said = dsv3(*words)
         assert (said.code, len(said.err.splitlines())) == (2, 1), said
+
+
+def renamed(metadata, name):
+    metadata.state_dict_metadata[name] = metadata.state_dict_metadata.pop(WORDS)
+    for index in [index for index in metadata.storage_data if index.fqn == WORDS]:
+        metadata.storage_data[MetadataIndex(name, index.offset)] = metadata.storage_data.pop(index)
+
+
+def without_chunks(metadata):
+    metadata.state_dict_metadata[WORDS].chunks = []
+
+
+def of_no_type(metadata):
+    metadata.state_dict_metadata[WORDS].properties.dtype = "float32"
+
+
+def nothing_at_all(metadata):
+    vars(metadata).clear()
+
+
+WORDS = "embedding.word_embeddings.weight"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        partial(renamed, name=7),
+        partial(renamed, name=("a", "b")),
+        without_chunks,
+        of_no_type,
+        nothing_at_all,
+    ],
+    ids=["number", "tuple", "nowhere", "no type", "empty"],
+)
+def test_metadata_that_makes_no_sense_is_damaged(trained, tmp_path, change, dsv3):
+    folder = shutil.copytree(tracker.find(trained.checkpoints), tmp_path / "iter_0000012")
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    change(metadata)
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    said = dsv3("inspect", folder)
+    assert (said.code, "is damaged" in said.err, len(said.err.splitlines())) == (2, True, 1), said
 
 
 def test_a_checkpoint_of_our_own_is_read(trained, dsv3):

@@ -8,7 +8,10 @@ import dsv3_plugin
 from tests.test_imports import imports, module
 
 ROOM = Path(dsv3_plugin.__file__).parent / "checkpoint"
-ORDER = ("names", "formats", "tracker", "conversion", "inspect", "load", "live_model")
+ORDER = (
+    "names", "formats", "restricted", "patches", "tracker", "trained_on", "conversion", "inspect",
+    "load", "live_model",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("part", ORDER)

@@ -6,12 +6,14 @@ A test for each row, on one process: what upstream's function gives as installed
 
 import inspect
 from collections.abc import Callable
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 import dsv3_plugin
 from dsv3_plugin.upstream import cpu_host, patching
@@ -418,3 +420,25 @@ def test_a_queue_that_no_run_asks_for_reaches_other_processes(monkeypatch):
     assert filesystem_async.get_write_results_queue("fork") == "between processes"
     asked.assert_called_once_with("fork")
     assert filesystem_async.get_write_results_queue(mp_mode="spawn") == "between processes"
+
+
+@of(
+    "torch:load",
+    "torch.distributed.checkpoint.default_planner:DefaultLoadPlanner.load_bytes",
+    "torch.distributed.checkpoint.filesystem:FileSystemReader.read_metadata",
+)
+def test_torchs_checkpoints_hold_objects_of_any_class(tmp_path):
+    kept = {"x._extra_state": Fraction(1, 3), "tensor": torch.arange(3)}
+    dcp.save(kept, checkpoint_id=tmp_path, no_dist=True)
+    torch.save(Fraction(1, 3), tmp_path / "f.pt")
+
+    def load() -> tuple[Any, ...]:
+        state = {"x._extra_state": None, "tensor": torch.zeros(3, dtype=torch.int64)}
+        dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+        metadata = dcp.FileSystemReader(tmp_path).read_metadata()
+        alone = torch.load(f=tmp_path / "f.pt", weights_only=False)
+        return state["x._extra_state"], state["tensor"].tolist(), metadata.planner_data, alone
+
+    before, after = both(load)
+    assert before == after
+    assert after[:2] == (Fraction(1, 3), [0, 1, 2])

@@ -16,6 +16,8 @@ from typing import Any
 from dsv3_plugin.checkpoint.formats.pickles import PickleError, Record, Symbol, parse
 from dsv3_plugin.checkpoint.formats.symbols import EMPTY_BYTES, ENCODE
 
+ZIP = b"PK\3\4"
+"""How such a container begins."""
 _LOCAL_HEADER = 30
 _LONGEST_PICKLE = 1 << 28
 """Bytes of the pickle in a container; DeepSeek-V3's longest has some hundred thousand."""

@@ -8,7 +8,7 @@ name is looked at here too, those of all objects included, whoever reads them af
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,17 +69,15 @@ def read_contents(folder: Path) -> Contents:
         UserError: something is missing, damaged or cut short.
     """
     path = folder / METADATA
+    if not path.is_file():  # nor a device, which would never end
+        raise UserError(f"{folder} holds no distributed checkpoint: {METADATA} is missing.")
     try:
         data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} holds no distributed checkpoint: {METADATA} is missing."
-        ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     contents = parse_metadata(data, path)
     _check_files(folder, contents)
-    _check_pickles(folder, {name: (p, OBJECTS) for name, p in contents.objects.items()})
+    _check_pickles(folder, contents.objects.items(), OBJECTS)
     _check_common(folder / COMMON_FILE)
     _check_sizes(folder, contents)
     return contents
@@ -109,14 +107,10 @@ def check_tensors(folder: Path, contents: Contents) -> None:
         ForeignSymbolError: one names what could run code.
         UserError: one is damaged.
     """
-    _check_pickles(
-        folder,
-        {
-            f"{name} (chunk {number})": (place, TENSORS)
-            for name, tensor in contents.tensors.items()
-            for number, (_, _, place) in enumerate(tensor.chunks)
-        },
+    places = (
+        (key, place) for key, tensor in contents.tensors.items() for _, _, place in tensor.chunks
     )
+    _check_pickles(folder, places, TENSORS)
 
 
 def _check_sizes(folder: Path, contents: Contents) -> None:
@@ -124,7 +118,7 @@ def _check_sizes(folder: Path, contents: Contents) -> None:
     for key, tensor in contents.tensors.items():
         for _, sizes, place in tensor.chunks:
             if math.prod(sizes) * ITEMSIZE[tensor.dtype] > place.length:
-                _check_pickles(folder, {key: (place, TENSORS)})
+                _check_pickles(folder, [(key, place)], TENSORS)
                 raise UserError(
                     f"{folder / METADATA} is damaged: a chunk of {key} has more values there than "
                     f"its bytes in {place.file} can hold."
@@ -139,29 +133,29 @@ def _check_common(path: Path) -> None:
             raise UserError(f"{path} is damaged: {error}.") from error
 
 
-def _check_pickles(folder: Path, named: dict[str, tuple[Place, frozenset[Symbol]]]) -> None:
-    """Look at pickles, one after the other in the order in which they lie in their files."""
-    files: dict[str, dict[Place, tuple[str, frozenset[Symbol]]]] = {}
-    for name, (place, allowed) in named.items():
-        files.setdefault(place.file, {})[place] = name, allowed
-    known: set[tuple[bytes, bool]] = set()  # most are alike, to the byte
-    for file, places in files.items():
+def _check_pickles(
+    folder: Path, places: Iterable[tuple[str, Place]], allowed: frozenset[Symbol]
+) -> None:
+    """Look at pickles, in the order in which they lie in their files."""
+    files: dict[str, dict[tuple[Place, bool], str]] = {}
+    for key, place in places:  # many keys may share one
+        files.setdefault(place.file, {})[place, is_extra_state(key)] = key
+    known: set[bytes] = set()  # most are alike, to the byte
+    for file, keys in files.items():
         with (folder / file).open("rb") as handle:
             data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        for place in sorted(places, key=lambda place: place.position):
-            name, allowed = places[place]
-            where = f"{name} in {folder / file}"
+        for (place, extra), key in sorted(keys.items(), key=lambda item: item[0][0].position):
+            where = f"{key} in {folder / file}"
             try:
                 saved = open_saved(data, place.position, place.length)
-                extra = is_extra_state(name)
-                if (saved.pickle, extra) in known and not (extra and saved.storages):
+                if saved.pickle in known and not extra:
                     continue
                 content = saved.content(allowed, where)
                 if extra:
                     check_extra_state(content, saved, data, where)
             except PickleError as error:
                 raise UserError(f"{where} is damaged: {error}.") from error
-            known.add((saved.pickle, extra))
+            known.add(saved.pickle)
 
 
 def _contents(metadata: Any) -> Contents:
@@ -174,6 +168,8 @@ def _contents(metadata: Any) -> Contents:
         storage[at["fqn"], _box(at.get("offset"))] = _place(stored)
     tensors, objects = {}, {}
     for key, stored in fields["state_dict_metadata"].items():
+        if type(key) is not str:
+            raise PickleError("a tensor has no name")
         if stored.symbol.name == "BytesStorageMetadata":
             objects[key] = storage[key, None]
             continue
@@ -186,6 +182,8 @@ def _contents(metadata: Any) -> Contents:
             place = storage[key, offsets]
             _require_inside(key, shape, offsets, sizes)
             chunks.append((offsets, sizes, place))
+        if not chunks:
+            raise PickleError(f"{key} is stored nowhere")
         tensors[key] = StoredTensor(_dtype(described["properties"]), shape, tuple(chunks))
     return Contents(tensors, objects)
 
@@ -221,7 +219,7 @@ def _place(stored: dict[str, Any]) -> Place:
     plain = type(file) is str and file.isprintable() and Path(file).name == file
     if not plain or file in ("", ".."):
         raise PickleError(f"{str(file)[:100]!a} is no name of a file in the checkpoint's folder")
-    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (position, length)):
+    if not all(type(n) is int and 0 <= n < 1 << 63 for n in (position, length)) or not length:
         raise PickleError(f"what lies in {file} has no place there")
     return Place(file, position, length)
 

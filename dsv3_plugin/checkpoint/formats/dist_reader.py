@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from dsv3_plugin.checkpoint.formats.dist_metadata import Place, StoredTensor, read_contents
-from dsv3_plugin.checkpoint.formats.mapped import MappedFiles, tensor_at
-from dsv3_plugin.checkpoint.formats.torch_zip import payload
+from dsv3_plugin.checkpoint.formats.mapped import MappedFiles
+from dsv3_plugin.checkpoint.formats.torch_zip import payload, view_of
 from dsv3_plugin.errors import UserError
 
 Slices = tuple[slice, ...]
@@ -80,9 +80,7 @@ class DistCheckpoint:
         found = payload(data, place.position, place.length, self.path / place.file)
         if math.prod(found.sizes) != math.prod(sizes) or found.dtype != getattr(torch, dtype):
             raise ValueError("what is stored there is not what the metadata says")
-        storage = tensor_at(data, found.position, found.dtype, (found.storage_numel,))
-        tensor = storage.as_strided(found.sizes, found.stride, found.storage_offset)
-        return tensor.reshape(sizes)[part]
+        return view_of(found, data).reshape(sizes)[part]
 
 
 def assemble(

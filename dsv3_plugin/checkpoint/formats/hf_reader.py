@@ -5,14 +5,18 @@ only.
 """
 
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from dsv3_plugin.checkpoint.formats.containers import ZIP, open_saved
 from dsv3_plugin.checkpoint.formats.hf_headers import pickled_files, read_folder
-from dsv3_plugin.checkpoint.formats.mapped import MappedFiles, tensor_at
+from dsv3_plugin.checkpoint.formats.mapped import MappedFiles, map_file, tensor_at
+from dsv3_plugin.checkpoint.formats.pickles import Record
+from dsv3_plugin.checkpoint.formats.stored_tensors import stored_tensor
+from dsv3_plugin.checkpoint.formats.symbols import TENSORS
+from dsv3_plugin.checkpoint.formats.torch_zip import payload_of, view_of
 from dsv3_plugin.errors import UserError
 
 
@@ -66,10 +70,10 @@ class HFFolder:
             )
         for file in files:
             try:
-                # What torch wrote before 1.6 is no zip; it is read, but into memory.
-                mapped = zipfile.is_zipfile(file)
-                content = torch.load(file, weights_only=True, mmap=mapped, map_location="cpu")
+                content = _tensors(file)
                 stored = {n: Stored(t.dtype, tuple(t.shape), file.name) for n, t in content.items()}
+            except UserError:
+                raise
             except Exception as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
                 raise UserError(f"{file} cannot be read as tensors only: {reason}.") from error
@@ -81,3 +85,18 @@ class HFFolder:
                 )
             self.tensors |= stored
             self._pickled |= content
+
+
+def _tensors(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickle, by name, as views of the file."""
+    data = map_file(file)
+    if data[: len(ZIP)] != ZIP:
+        # What torch wrote before 1.6. It is read into memory, and torch itself takes tensors alone.
+        return torch.load(file, weights_only=True, map_location="cpu")
+    saved = open_saved(data)
+    content = saved.content(TENSORS, file)
+    named = content.items if type(content) is Record else content
+    return {
+        name: view_of(payload_of(stored_tensor(record, saved)), data)
+        for name, record in named.items()
+    }

@@ -46,7 +46,7 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def tensor_at(
-    data: mmap.mmap, position: int, dtype: torch.dtype, shape: tuple[int, ...]
+    data: bytes | bytearray | mmap.mmap, position: int, dtype: torch.dtype, shape: tuple[int, ...]
 ) -> torch.Tensor:
     """The contiguous tensor whose bytes start at `position`, a view of the map.
 

@@ -161,7 +161,7 @@ class _Machine:
         self._stack.append(value)
 
     def _text(self, size: int) -> None:
-        self._stack.append(str(self._take(self._number(size)), "utf-8", "surrogatepass"))
+        self._stack.append(self._take(self._number(size)).decode())
 
     def _bytes(self, size: int) -> None:
         self._stack.append(bytes(self._take(self._number(size))))

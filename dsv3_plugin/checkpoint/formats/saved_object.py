@@ -20,10 +20,9 @@ import torch
 
 from dsv3_plugin.checkpoint.formats import symbols
 from dsv3_plugin.checkpoint.formats.containers import Bytes, Saved, bytes_of, open_saved
-from dsv3_plugin.checkpoint.formats.mapped import tensor_at
 from dsv3_plugin.checkpoint.formats.pickles import External, PickleError, Record, Symbol
 from dsv3_plugin.checkpoint.formats.stored_tensors import is_tensor, stored_tensor
-from dsv3_plugin.checkpoint.formats.torch_zip import payload_of
+from dsv3_plugin.checkpoint.formats.torch_zip import payload_of, view_of
 
 _DEEPEST = 100
 _MOST = 1 << 20
@@ -110,9 +109,7 @@ class _Objects:
             raise PickleError(f"it makes no {symbol} that is known here") from error
 
     def _tensor(self, record: Record) -> torch.Tensor:
-        found = payload_of(stored_tensor(record, self._saved))
-        storage = tensor_at(self._data, found.position, found.dtype, (found.storage_numel,))
-        return storage.as_strided(found.sizes, found.stride, found.storage_offset)
+        return view_of(payload_of(stored_tensor(record, self._saved)), self._data)
 
 
 def _enum(symbol: Any) -> Any:

@@ -110,6 +110,7 @@ EXTRA_STATES = (
     | {ENCODE}
     | _of("torch._tensor", "_rebuild_from_type_v2")
     | _of("torch.storage", "_load_from_bytes")
+    | _of("megatron.core.safe_globals", "safe_load_from_bytes")  # upstream's in its place
     | _of(_TE, "DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "Format")
     | _of(_TE, "MXFP8BlockScaling", "NVFP4BlockScaling", "_FormatHelper", "MMParams", "QParams")
     | _of("megatron.core.extensions.transformer_engine", "TEDelayedScaling")

@@ -18,6 +18,7 @@ import torch
 from zlib_ng.zlib_ng import crc32
 
 from dsv3_plugin.checkpoint.formats.containers import Bytes, open_saved
+from dsv3_plugin.checkpoint.formats.mapped import tensor_at
 from dsv3_plugin.checkpoint.formats.stored_tensors import StoredView, stored_tensor
 from dsv3_plugin.checkpoint.formats.symbols import STORAGES, TENSORS
 
@@ -108,6 +109,12 @@ def payload_of(stored: StoredView) -> Payload:
         stored.position, getattr(torch, stored.dtype), stored.sizes, stored.stride, stored.first,
         stored.held,
     )  # fmt: skip
+
+
+def view_of(found: Payload, data: Bytes) -> torch.Tensor:
+    """The tensor whose values are at a place of `data`, as a view of it."""
+    storage = tensor_at(data, found.position, found.dtype, (found.storage_numel,))
+    return storage.as_strided(found.sizes, found.stride, found.storage_offset)
 
 
 # --- the pickle that describes a tensor
