@@ -8,6 +8,7 @@ become it.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -49,10 +50,14 @@ _DEEPSEEK_V3_SPLITS = (
     "|\\s+",
 )
 
-# A text is encoded in segments of at most about this many characters, cut where a line begins:
-# the tokenizers library needs some 120 bytes per character, and encodes segments in parallel.
+# A text is encoded in segments of about this many characters, cut where a line begins, in a long
+# line where a word does, and in a long word anywhere: the tokenizers library needs some 120 bytes
+# per character, and encodes segments in parallel.
 _SEGMENT = 500_000
+_LONGEST_SEGMENT = 1_000_000
+_SEGMENTS_AT_ONCE = 8
 _LINE_START = re.compile(r"\n(?=\S)")
+_WORD_START = re.compile(r"(?<=\S)(?= \S)")
 
 
 @dataclass(frozen=True)
@@ -128,24 +133,28 @@ class TextTokenizer:
 def encode_texts(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text as plain text, nothing added, encoded on the library's threads."""
     backend.encode_special_tokens = True  # not part of what is saved or pickled
-    segments = [_segments(text) for text in texts]
-    encoded = iter(
-        backend.encode_batch_fast(
-            [segment for parts in segments for segment in parts], add_special_tokens=False
-        )
-    )
-    return [[token for _ in parts for token in next(encoded).ids] for parts in segments]
+    ids: list[list[int]] = [[] for _ in texts]
+    segments = ((of, part) for of, text in zip(ids, texts, strict=True) for part in _segments(text))
+    # Short texts, of which a caller passes as many as do no harm, are encoded all at once.
+    long = any(len(text) > _SEGMENT for text in texts)
+    for some in itertools.batched(segments, _SEGMENTS_AT_ONCE if long else max(len(texts), 1)):
+        parts = [part for _, part in some]
+        for (of, _), encoding in zip(
+            some, backend.encode_batch_fast(parts, add_special_tokens=False), strict=True
+        ):
+            of += encoding.ids
+    return ids
 
 
 def _segments(text: str) -> list[str]:
     segments = []
     start = 0
     while len(text) - start > _SEGMENT:
-        line = _LINE_START.search(text, start + _SEGMENT)
-        if line is None:
-            break
-        segments.append(text[start : line.end()])
-        start = line.end()
+        window = (start + _SEGMENT, start + _LONGEST_SEGMENT)
+        cut = _LINE_START.search(text, *window) or _WORD_START.search(text, *window)
+        end = cut.end() if cut else window[1]
+        segments.append(text[start:end])
+        start = end
     return [*segments, text[start:]]
 
 
@@ -171,7 +180,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    segments = (segment for text in texts for segment in _segments(text))
+    backend.train_from_iterator(segments, trainer)
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")

@@ -123,6 +123,18 @@ def test_pieces_of_a_long_text_encode_as_the_whole(opened, monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_text_of_one_line_is_cut_too(opened, monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "_SEGMENT", 200)
+    monkeypatch.setattr(tokenizer_module, "_LONGEST_SEGMENT", 400)
+    words, letters = "some words, 123 456 and more. " * 200, "x" * 5000
+    for text in (words, letters):
+        pieces = tokenizer_module._segments(text)
+        assert "".join(pieces) == text
+        assert max(map(len, pieces)) <= 400
+    whole = opened.backend.encode(words, add_special_tokens=False).ids
+    assert encode_texts(opened.backend, [words, "", letters])[:2] == [whole, []]
+
+
 def test_training_is_deterministic(folder, tmp_path):
     """In another process, with another hash seed and another number of threads."""
     program = (
