@@ -59,13 +59,10 @@ def refuse_another_tokenizer(folder: Path) -> None:
     """Look whether the tokenizer beside checkpoints is the one that they were trained with.
 
     Raises:
-        UserError: it is another; there may be none.
+        UserError: it is another, or links lead out of the folder; there may be none.
     """
-    trained_on = read(folder)
-    if trained_on is None:
-        return
-    present = digests(inside(folder, TOKENIZER))
-    if present and present != trained_on.vocabulary:
+    present, trained_on = digests(inside(folder, TOKENIZER)), read(folder)
+    if trained_on and present and present != trained_on.vocabulary:
         raise UserError(
             f"{folder / TOKENIZER} is not the tokenizer that the checkpoints beside it were "
             f"trained with: put that one back, or remove {folder / TRAINED_ON} if you replaced it "

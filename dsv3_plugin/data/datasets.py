@@ -27,6 +27,7 @@ from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
 
 from dsv3_plugin.data.batch import InputsOfStage, stage_inputs
+from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.index_file import read_index
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.full_disk import reason
@@ -74,7 +75,7 @@ def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider
         args = get_args()
         config = dataset_config(args)
         if args.rank == 0:
-            for prefix in _prefixes(config):
+            for prefix in _prefixes(config.blend, config.blend_per_split):
                 if prefix.with_name(f"{prefix.name}.idx").is_file():  # else upstream's to fetch
                     read_index(prefix)
             for folder in _index_folders(config):
@@ -142,7 +143,7 @@ def dataset_config(args: Any) -> GPTDatasetConfig:
         multiple_validation_sets=args.multiple_validation_sets,
         full_validation=args.full_validation,
         num_dataset_builder_threads=args.num_dataset_builder_threads,
-        path_to_cache=args.data_cache_path,
+        path_to_cache=_cache(args.data_cache_path, _prefixes(blend, blend_per_split)),
         mmap_bin_files=args.mmap_bin_files,
         tokenizer=get_tokenizer(),
         reset_position_ids=args.reset_position_ids,
@@ -153,16 +154,29 @@ def dataset_config(args: Any) -> GPTDatasetConfig:
     )
 
 
+def _prefixes(blend: Any, blend_per_split: Any) -> list[Path]:
+    """The datasets of upstream's blends."""
+    blends = [blend, *(blend_per_split or [])]
+    return [Path(prefix) for blend in blends if blend for prefix in blend[0]]
+
+
+def _cache(folder: str | None, prefixes: Sequence[Path]) -> str | None:
+    """Where indices lie that are not to lie beside their data: a folder for each state of those.
+
+    Upstream knows an index again by the path of its data, which may have been built anew since.
+    """
+    if folder is None:
+        return None
+    datasets = [find_dataset(place) for place in sorted({prefix.parent for prefix in prefixes})]
+    return str(Path(folder, *(dataset.fingerprint for dataset in datasets if dataset)))
+
+
 def _index_folders(config: GPTDatasetConfig) -> list[Path]:
     """Where `Documents` keeps its indices (`GPTDataset._build_document_sample_shuffle_indices`)."""
     if config.path_to_cache:
         return [Path(config.path_to_cache)]
-    return [prefix / "cache" / f"{Documents.__name__}_indices" for prefix in _prefixes(config)]
-
-
-def _prefixes(config: GPTDatasetConfig) -> list[Path]:
-    blends = [config.blend, *(config.blend_per_split or [])]
-    return [Path(prefix) for blend in blends if blend for prefix in blend[0]]
+    prefixes = _prefixes(config.blend, config.blend_per_split)
+    return [prefix / "cache" / f"{Documents.__name__}_indices" for prefix in prefixes]
 
 
 def remove_broken_indices(folder: Path) -> None:

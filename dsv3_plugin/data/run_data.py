@@ -9,6 +9,7 @@ from dsv3_plugin.data.build import build_dataset, corpus_names, settings_of
 from dsv3_plugin.data.dataset_folder import Dataset, Part, Settings, find_dataset, other_data
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, check_fits, open_tokenizer
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.links import inside
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.sections import Data
 
@@ -161,8 +162,9 @@ def _tokenizer_of(dataset: Dataset) -> TextTokenizer:
     """The tokenizer in a dataset's folder.
 
     Raises:
-        UserError: it is not the one that encoded the dataset.
+        UserError: it is not the one that encoded the dataset, or lies elsewhere behind a link.
     """
+    inside(dataset.folder, dataset.tokenizer_folder.name)
     tokenizer = open_tokenizer(dataset.tokenizer_folder)
     if tokenizer.digest != dataset.manifest.tokenizer.digest:
         raise UserError(

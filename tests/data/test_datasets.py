@@ -170,7 +170,8 @@ def test_no_token_is_read_or_counted_by_its_name(built, megatron, tmp_path, name
 def test_made_up_tokens_all_count(megatron):
     megatron.mock_data, megatron.split = True, "90,10,0"
     megatron.train_data_path = megatron.valid_data_path = None
-    samples = [*datasets_provider()((40, 3, 0))[0]]
+    many = datasets_provider()((40, 3, 0))[0]
+    samples = [many[i] for i in range(400)]
     pad = global_vars.get_tokenizer().pad
     assert any(sample["labels"].eq(pad).any() for sample in samples)
     assert all(sample["loss_mask"].eq(1).all() for sample in samples)
@@ -231,8 +232,8 @@ def test_a_longer_run_within_one_epoch_begins_with_the_shorter(megatron):
 
 def test_broken_indices_are_written_anew(built, megatron, tmp_path):
     """As a run killed while writing them leaves behind; upstream would fail at each start."""
-    cache = tmp_path / "cache"
     tokens = datasets_provider()((20, 3, 0))[0][7]["tokens"]
+    cache = tmp_path / "cache" / built.fingerprint
     for suffix in ("shuffle_index.npy", "document_index.npy", "sample_index.npy"):
         for keep in (0, 50, -8):
             [path] = cache.glob(f"*train-{suffix}")
@@ -272,6 +273,21 @@ def test_indices_stand_beside_the_data_unless_told_otherwise(built, megatron):
     megatron.data_cache_path = None
     datasets_provider()((20, 3, 0))
     assert list((built.folder / "train" / "cache" / "Documents_indices").glob("*.npy"))
+
+
+def test_indices_elsewhere_are_those_of_the_data_that_are_there(megatron, tmp_path):
+    """The same path, built anew: the documents lie at other places."""
+    for words in (40, 3):
+        corpus = tmp_path / f"{words}.jsonl"
+        texts = [f"document {i} " + "word " * words for i in range(80)]
+        corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        data = build_dataset(corpus, TrainBpe(320), tmp_path / "data", held_out=0.1)
+        megatron.train_data_path = [str(data.train_prefix)]
+        megatron.valid_data_path = [str(data.held_out_prefix)]
+        samples = datasets_provider()((20, 3, 0))[0]
+        assert [sample["tokens"].tolist() for sample in samples] == [
+            window[:-1] for window in windows(documents(data.train_prefix), 1)
+        ]
 
 
 def test_a_place_for_indices_that_cannot_be_written(megatron, tmp_path):

@@ -96,7 +96,11 @@ def test_data_that_changed_under_a_run(section, tiny, tmp_path):
 def test_a_tokenizer_that_did_not_encode_the_data(section, tiny, tmp_path):
     out = tmp_path / "data"
     ensure_data(section, out, tiny)
-    shutil.rmtree(out / "tokenizer")
+    (out / "tokenizer").rename(tmp_path / "aside")
+    (out / "tokenizer").symlink_to(tmp_path / "aside")
+    with pytest.raises(UserError, match="tokenizer leads out of its folder"):
+        ensure_data(section, out, tiny)
+    (out / "tokenizer").unlink()
     train_bpe(TEXTS, 290, out / "tokenizer")
     with pytest.raises(UserError, match="is not the tokenizer that encoded"):
         ensure_data(section, out, tiny)

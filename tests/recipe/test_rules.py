@@ -139,6 +139,10 @@ def test_refused_in_one_sentence(overrides, sentence):
             "context-parallel-size 2 contradicts parallel.context, which is 1",
         ),
         (
+            ["megatron_args={trust-remote-code: true}"],
+            "would run Python code that comes with a tokenizer, which is never done here",
+        ),
+        (
             ["megatron_args={allow-ambiguous-pad-tokens: true}"],
             "would take ordinary tokens for padding, and nothing is padded here",
         ),

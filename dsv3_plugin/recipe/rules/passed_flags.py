@@ -47,6 +47,11 @@ def said_once(recipe: Recipe) -> Iterator[str]:
             "megatron_args: allow-ambiguous-pad-tokens would take ordinary tokens for padding, and "
             "nothing is padded here: leave it out"
         )
+    if flags.get("trust-remote-code"):
+        yield (
+            "megatron_args: trust-remote-code would run Python code that comes with a tokenizer, "
+            "which is never done here: leave it out"
+        )
     for flag, passed in flags.items():
         if flag in _OWNED and passed is not False:
             yield f"megatron_args: {flag} is {_OWNED[flag]} in a recipe: say it there, not here"
