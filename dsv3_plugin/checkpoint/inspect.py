@@ -123,6 +123,7 @@ def _inspect(path: Path) -> Findings:
         return _inspect_checkpoint(path)
     if (path / CONFIG).is_file() or any(path.glob("*.safetensors")):
         return _inspect_folder(path)
+    tracker.refuse_run_folder(path)
     raise UserError(
         f"{path} is neither a Hugging Face folder (it has no {CONFIG}) nor a Megatron checkpoint "
         f"(it has no {tracker.TRACKER})."
@@ -155,6 +156,8 @@ def _inspect_folder(path: Path) -> Findings:
     if not (path / CONFIG).is_file():
         findings.missing.append(CONFIG)
         return findings
+    if not described and not pickled_files(path):
+        raise UserError(f"{path} holds no weights: it has neither *.safetensors nor *.bin files.")
     if not described and (pickles := pickled_files(path)):
         findings.pickled = [file.name for file in pickles]
         findings.files = len(pickles)

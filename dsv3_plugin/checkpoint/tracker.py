@@ -16,7 +16,7 @@ from dsv3_plugin.checkpoint.formats.pickles import ForeignSymbolError
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import replace_file
-from dsv3_plugin.files.run_folder import TRACKER
+from dsv3_plugin.files.run_folder import TRACKER, RunFolder
 
 INCOMPLETE = "INCOMPLETE"
 """Marks a conversion's target that is not finished; it is also the conversion's journal."""
@@ -119,15 +119,20 @@ def find(directory: str | Path) -> Path:
         raise UserError(
             f"{directory} is a Hugging Face folder, not a checkpoint: dsv3 import makes one of it."
         )
-    if (inside := newest_complete(directory / "checkpoints")) is not None:
-        raise UserError(
-            f"{directory} holds no complete checkpoint, and {inside.path.parent} does: name that."
-        )
+    refuse_run_folder(directory)
     there = "" if directory.is_dir() else " (there is no such folder)"
     raise UserError(
         f"{directory} holds no complete checkpoint{there}: name a run's checkpoints, such as "
         f"runs/NAME/checkpoints, or the folder that dsv3 import made."
     )
+
+
+def refuse_run_folder(directory: Path) -> None:
+    """Raises UserError if `directory` is that of a run, with its checkpoints a level down."""
+    if (inside := newest_complete(RunFolder(directory).checkpoints)) is not None:
+        raise UserError(
+            f"{directory} holds no complete checkpoint, and {inside.path.parent} does: name that."
+        )
 
 
 def refuse_unfinished(directory: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.validation import nearest
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs, StageCosts, relative_stages
 from dsv3_plugin.schedules.csv_file import read_csv
@@ -67,7 +68,10 @@ class Choice:
         kind = SCHEDULES.get(self.name)
         if kind is None:
             known = ", ".join(SCHEDULES)
-            raise UserError(f"no schedule '{self.name}'; there are {known}, and --from-csv FILE")
+            near = nearest(self.name, SCHEDULES)
+            raise UserError(
+                f"no schedule '{self.name}'{near}; there are {known}, and --from-csv FILE"
+            )
         if (self.vp is not None and not kind.takes_stages_per_rank) or (
             self.overlap and kind.make_overlapped is None
         ):

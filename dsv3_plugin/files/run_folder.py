@@ -9,7 +9,7 @@ from pathlib import Path
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.atomic import replace_file
-from dsv3_plugin.files.full_disk import write_errors_as
+from dsv3_plugin.files.full_disk import reason
 from dsv3_plugin.files.metrics_file import MetricsFile
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -19,6 +19,12 @@ RECIPE = "recipe.yaml"
 """The recipe of a run, in its folder."""
 
 _LOCK = ".lock"
+
+_NO_FOLDER = {
+    FileExistsError: "there is a file of that name",
+    FileNotFoundError: "nothing can be made there",  # by the kernel alone, as in /proc
+}
+"""Why a folder cannot be made, where the system's words are of another question."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +100,13 @@ class RunFolder:
 
 
 def _locked(folder: Path, what: str, key: str) -> locks.FolderLock:
-    with write_errors_as(
-        lambda reason: (
-            f"the {what} folder {folder} cannot be written ({reason}): choose another with "
-            f"{key}=PATH."
-        )
-    ):
+    try:
         lock = locks.take(folder, _LOCK)
+    except OSError as error:
+        why = _NO_FOLDER.get(type(error)) or reason(error)
+        raise UserError(
+            f"the {what} folder {folder} cannot be written ({why}): choose another with {key}=PATH."
+        ) from error
     if lock is None:
         raise UserError(
             f"another run is using {folder}: wait for it, or choose another folder with {key}=PATH."

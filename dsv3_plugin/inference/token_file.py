@@ -24,14 +24,20 @@ def read_tokens(path: Path, *, vocab_size: int, longest: int) -> np.ndarray:
         UserError: there is no such file, or it does not hold an int64 array [b, s] of such ids.
     """
     try:
-        tokens = np.load(path, allow_pickle=False)
+        # Mapped, so that a shape that lies costs nothing; a pipe has to be read.
+        tokens = np.load(path, "r" if path.is_file() else None, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
     except OSError as error:
         raise UserError(
             f"{path} cannot be read: {(error.strerror or str(error)).lower()}."
         ) from None
-    except (ValueError, EOFError):  # NumPy's own words advise to unpickle it
+    except (
+        ValueError,
+        EOFError,
+        OverflowError,
+        MemoryError,
+    ):  # NumPy's own words advise to unpickle it
         raise UserError(
             f"{path} holds no whole .npy array of numbers: write it with "
             "numpy.save(FILE, tokens.astype('int64'))."

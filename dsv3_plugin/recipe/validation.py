@@ -9,6 +9,8 @@ from pydantic.fields import FieldInfo
 
 from dsv3_plugin.errors import UserError
 
+_LONGEST_WORD = 100
+
 
 def validate[T: pydantic.BaseModel](kind: type[T], data: Mapping[str, Any], where: str) -> T:
     """`data` as a validated `kind`; the first thing wrong with it becomes a `UserError`.
@@ -71,11 +73,16 @@ def _keys(problem: Any) -> list[int | str]:
     return [part for part in problem["loc"] if not _is_union_label(part)]
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that an unknown one is most like, in parentheses; empty if it is like none."""
+    near = difflib.get_close_matches(word[:_LONGEST_WORD], known, n=1, cutoff=0.6)
+    return f" (nearest: '{near[0]}')" if near else ""
+
+
 def suggestion(word: str, known: list[str]) -> str:
     """The end of a sentence about an unknown word: the nearest known one, or all of them."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if near:
-        return f" (nearest: '{near[0]}')"
+    if near := nearest(word, known):
+        return near
     return f" (known: {', '.join(known)})" if known else ""
 
 

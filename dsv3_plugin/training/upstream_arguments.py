@@ -59,6 +59,8 @@ def _refusals() -> Iterator[None]:
             yield
     except SystemExit as end:  # argparse, on an unknown flag or a wrong value in megatron_args
         sentence = complaint.getvalue().strip().split("\n")[-1].partition("error: ")[2]
+        if sentence.startswith("unrecognized arguments"):  # ours are none of them
+            sentence += " (in megatron_args)"
         raise UserError(f"Megatron refuses these settings: {sentence}.") from end
     except (AssertionError, ValueError) as error:
         raise UserError(f"Megatron refuses these settings: {error}.") from error

@@ -1,12 +1,16 @@
 """After any kill, the checkpoint that is whole is found, and only that."""
 
+import json
 import os
 import shutil
 
 import pytest
 
 from dsv3_plugin.checkpoint import import_hf, tracker
+from dsv3_plugin.checkpoint.conversion.weights import open_weights
+from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.hf_config import hf_config
 from tests.checkpoint.samples import random_tensors, small_model, write_folder
 
 MODEL = small_model(num_layers=1, moe_layer_freq="[1]", mtp_num_layers=None)
@@ -111,3 +115,22 @@ def test_a_tracker_that_is_a_link_becomes_a_file(directory, tmp_path_factory):
     assert tracker.repair(directory).iteration == 30
     assert not (directory / tracker.TRACKER).is_symlink()
     assert other.read_text() == "30"
+
+
+def test_the_folder_of_a_run_is_told_by_every_reader(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "checkpoints" / "release")
+    for read in (open_weights, inspect):
+        with pytest.raises(UserError, match=rf", and {tmp_path}/checkpoints does: name that"):
+            read(tmp_path)
+
+
+def test_a_number_that_is_none_names_no_iteration(tmp_path):
+    (tmp_path / tracker.TRACKER).write_text("9" * 5000)
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
+        tracker.find(tmp_path)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(small_model())))
+    with pytest.raises(UserError, match="holds no weights"):
+        inspect(tmp_path)

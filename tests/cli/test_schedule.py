@@ -9,6 +9,7 @@ from dsv3_plugin.cli import app
 from dsv3_plugin.cli.schedule_options import parse_costs, parse_numbers
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import csv_text
+from dsv3_plugin.schedules.csv_file import read_csv
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 
 
@@ -164,3 +165,27 @@ def test_numbers_and_costs_are_parsed():
     assert parse_costs("").pair == 2.5
     with pytest.raises(UserError, match="--layers takes numbers"):
         parse_numbers("--layers", "1,x")
+
+
+def test_nothing_is_printed_where_a_file_cannot_be_written(tmp_path):
+    place = str(tmp_path / "nowhere" / "a.csv")
+    said = CliRunner().invoke(
+        app, ["schedule", "1f1b", "--pp", "2", "--micro-batches", "2", "--csv", place]
+    )
+    assert isinstance(said.exception, UserError)
+    assert said.stdout == ""
+
+
+def test_a_schedule_that_is_nearly_right_is_named():
+    said = CliRunner().invoke(app, ["schedule", "dualpip", "--pp", "2", "--micro-batches", "4"])
+    assert "no schedule 'dualpip' (nearest: 'dualpipe');" in str(said.exception)
+
+
+@pytest.mark.parametrize(
+    "text", ["0F" + "9" * 5000, "x" * 200_000, '"0F0', "0F999999999,0B999999999", "\0"]
+)
+def test_a_file_that_is_no_schedule_is_refused(tmp_path, text):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        read_csv(path)

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +96,13 @@ def test_a_folder_of_somebody_else(tmp_path):
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(UserError, match="Permission denied"), RunFolder(tmp_path).held():
         pass
+
+
+def test_why_no_folder_can_be_made_there_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place, why in (
+        (tmp_path / "file", "there is a file of that name"),
+        (Path("/proc/run"), "nothing can be made there"),
+    ):
+        with pytest.raises(UserError, match=why), RunFolder(place).held():
+            pass

@@ -61,3 +61,14 @@ def test_writes_whole_or_not_at_all(tmp_path):
     with pytest.raises(UserError, match="cannot be written"), new_array(tmp_path / "no/x", (2,)):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out.npy"]
+
+
+@pytest.mark.parametrize(
+    "shape", ["(1000000000000, 2)", "(-1, 2)", "(True, 2)", "(2,)*9", "(9.0, 2)"]
+)
+def test_a_shape_that_lies_is_refused(tmp_path, shape):
+    path = tmp_path / "tokens.npy"
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(UserError):
+        read_tokens(path, vocab_size=100, longest=8)

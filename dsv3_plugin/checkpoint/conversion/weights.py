@@ -277,6 +277,7 @@ def open_weights(
     tracker.refuse_unfinished(path)
     if tracker.is_checkpoint(path):
         return DistWeights(path, model)
+    tracker.refuse_run_folder(path)
     if not (path / CONFIG).is_file():
         raise UserError(
             f"{path} is neither a Hugging Face folder (it has no {CONFIG}) nor a Megatron "

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.validation import nearest
 from dsv3_plugin.schedules.placement import placement_of
 from dsv3_plugin.schedules.registry import RAMPS, SCHEDULES
 
@@ -19,8 +20,8 @@ def schedule(recipe: Recipe) -> Iterator[str]:
         )
     if kind is None and not name.endswith(".csv"):
         yield (
-            f"pipeline.schedule '{name}' is unknown; it is one of {', '.join(SCHEDULES)}, "
-            "or the path of a CSV file"
+            f"pipeline.schedule '{name}' is unknown{nearest(name, SCHEDULES)}; it is one of "
+            f"{', '.join(SCHEDULES)}, or the path of a CSV file"
         )
     if wanted.executor == "upstream" and not (kind and kind.runs_upstream):
         theirs = " and ".join(other.name for other in SCHEDULES.values() if other.runs_upstream)
