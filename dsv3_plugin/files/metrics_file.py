@@ -11,6 +11,9 @@ from dsv3_plugin.files.atomic import append_to, replacing
 
 Record = dict[str, Any]
 
+_LONGEST_LINE = 8_000_000
+"""Bytes; the loads of sixty layers of 256 experts are half a million."""
+
 
 @dataclass(frozen=True)
 class MetricsFile:
@@ -39,17 +42,17 @@ class MetricsFile:
         with replacing(self.path) as shorter:
             for line, record in self._lines():
                 if record["iteration"] <= iteration:
-                    shorter.write(line.rstrip("\n").encode() + b"\n")
+                    shorter.write(line.rstrip(b"\n") + b"\n")
 
     def follow(self) -> "Follower":
         """The records that are added from now on."""
         return Follower(self.path)
 
-    def _lines(self) -> Iterator[tuple[str, Record]]:
+    def _lines(self) -> Iterator[tuple[bytes, Record]]:
         if not self.path.exists():
             return
-        with self.path.open(encoding="utf-8") as lines:
-            yield from _whole_lines(lines)
+        with self.path.open("rb") as file:
+            yield from _whole_lines(iter(lambda: file.readline(_LONGEST_LINE), b""))
 
 
 class Follower:
@@ -75,14 +78,20 @@ class Follower:
             handle.seek(self._position)
             whole, newline, _ = handle.read().rpartition(b"\n")
         self._position += len(whole) + len(newline)
-        records = [record for _, record in _whole_lines(whole.decode().splitlines())]
-        return [record for record in records if record["time"] >= self._began]
+        records = [record for _, record in _whole_lines(whole.splitlines())]
+        return [record for record in records if self._is_new(record.get("time"))]
+
+    def _is_new(self, written: Any) -> bool:
+        return isinstance(written, int | float) and written >= self._began
 
 
-def _whole_lines(lines: Iterable[str]) -> Iterator[tuple[str, Record]]:
-    """Lines that parse; a last line cut short by a kill ends the iteration."""
+def _whole_lines(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Record]]:
+    """Lines that are records; one that is none, as a kill cuts it short, ends the iteration."""
     for line in lines:
         try:
-            yield line, json.loads(line)
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             return
+        if not isinstance(record, dict) or type(record.get("iteration")) is not int:
+            return
+        yield line, record

@@ -8,14 +8,18 @@ numbers per layer are kept of each, so the metrics of a long run need little mem
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import pydantic
+from pydantic import Field
 
 from dsv3_plugin.dispatch.balance import max_violation
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import UserError, printable
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.validation import validate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,6 +34,35 @@ _LABELS = 20
 """Most layers with a number beside them."""
 _FLOOR = 0.01
 """MaxVio below this counts as balance; the colours end here."""
+
+
+_Layer = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
+_Tokens = Annotated[_Number, Field(ge=0)]
+
+
+class _Loads(pydantic.BaseModel):
+    """What a record has to have if it has loads (see `dispatch.step_metrics`)."""
+
+    model_config = pydantic.ConfigDict(strict=True)
+
+    iteration: Annotated[int, Field(ge=0, lt=2**63)]
+    max_vio: Annotated[dict[_Layer, _Number], Field(min_length=1)]
+    rank_load: dict[_Layer, list[_Tokens]]
+    node_load: dict[_Layer, list[_Tokens]]
+    expert_load: dict[_Layer, list[_Tokens]] = {}
+
+    @pydantic.model_validator(mode="after")
+    def _fit_each_other(self) -> Self:
+        if not self.max_vio.keys() <= self.node_load.keys():
+            raise ValueError("node_load lacks a layer that max_vio has")
+        for part in PARTS:
+            loads = getattr(self, part)
+            if not self.expert_load.keys() <= loads.keys():
+                raise ValueError(f"{part} lacks a layer that expert_load has")
+            if not all(map(sum, loads.values())) or len(set(map(len, loads.values()))) > 1:
+                raise ValueError(f"{part} has a layer without tokens, or of another length")
+        return self
 
 
 class LoadHistory:
@@ -53,7 +86,7 @@ class LoadHistory:
             main_layers: of the model, without multi-token prediction; None: nobody knows.
 
         Raises:
-            UserError: none has the load of each expert.
+            UserError: none has the load of each expert, or one is not as a run writes them.
         """
         self._main_layers = main_layers
         self.steps = array("q")
@@ -61,7 +94,8 @@ class LoadHistory:
         self.nodes: dict[str, array[float]] = {}
         self.last: Record = {}
         for record in records:
-            if record.get("max_vio"):
+            if record.get("max_vio") or record.get("expert_load"):
+                validate(_Loads, record, f"{run}: a record in metrics.jsonl")
                 nodes = {layer: max_violation(row) for layer, row in record["node_load"].items()}
                 self._add(self.experts, record["max_vio"])
                 self._add(self.nodes, nodes)
@@ -94,7 +128,9 @@ def main_layers(run: RunFolder) -> int | None:
     """Layers of a run's model without multi-token prediction; None where the run does not say."""
     if not run.recipe.exists():
         return None
-    return yaml_text.read_mapping(run.recipe).get("model", {}).get("num_layers")
+    model = yaml_text.read_mapping(run.recipe).get("model")
+    layers = model.get("num_layers") if isinstance(model, dict) else None
+    return layers if isinstance(layers, int) else None
 
 
 def load_table(history: LoadHistory) -> list[str]:
@@ -129,7 +165,7 @@ def draw_load(history: LoadHistory, png: Path, title: str) -> None:
     figure, axes = plt.subplots(
         len(heights), 1, figsize=(11, sum(heights)), height_ratios=heights, layout="constrained"
     )
-    figure.suptitle(title)
+    figure.suptitle(printable(title), parse_math=False)
     _draw_steps(history, axes[0])
     if several_nodes:
         _draw_nodes(history, axes[1])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dsv3_plugin.errors import printable
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.numbers import tokens_text
 from dsv3_plugin.recipe.curve import Curve
@@ -39,7 +40,8 @@ def plot_curves(recipe: Recipe, path: str | Path) -> None:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tokens_text(x)))
-    figure.suptitle(f"{recipe.name}: curves over consumed tokens")
+    title = f"{printable(recipe.name)}: curves over consumed tokens"
+    figure.suptitle(title, parse_math=False)
     with whole_file(path) as beside:
         figure.savefig(beside, dpi=150)
 

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import UserError, printable
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap, Schedule
@@ -104,7 +104,8 @@ def draw(timeline: Timeline, path: Path) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     heading = {"x": left / across, "y": 1 - 0.14 / down, "ha": "left", "va": "top", "color": _INK}
-    name = figure.text(**heading, s=schedule.name, fontsize=13, fontweight="bold")
+    title = printable(schedule.name)
+    name = figure.text(**heading, s=title, fontsize=13, fontweight="bold", parse_math=False)
     heading["x"] += (name.get_window_extent().width / _DPI + 0.18) / across
     figure.text(**heading, s=_facts(timeline), fontsize=13)
     # A swatch for every shade that is drawn, side by side: light to deep, as the line below tells.

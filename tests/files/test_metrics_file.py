@@ -25,6 +25,31 @@ def test_a_line_cut_short_by_a_kill_is_no_record(metrics):
     assert [line["iteration"] for line in metrics.read()] == [1]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe", b"[" * 200_000, b"[1, 2]", b"7", b'{"iteration": "1"}', b'{"time": 1}',
+     b'{"iteration": 9, "x": "' + b"x" * 9_000_000 + b'"}'],
+    ids=["no text", "deep", "list", "number", "text", "none", "long"],
+)  # fmt: skip
+def test_what_is_no_record_ends_them(metrics, line):
+    metrics.append(record(1))
+    follower = metrics.follow()
+    with metrics.path.open("ab") as file:
+        file.write(line + b"\n")
+    assert follower.new_records() == []
+    assert [line["iteration"] for line in metrics.read()] == [1]
+    metrics.keep_until(9)
+    assert len(metrics.path.read_bytes().splitlines()) == 1
+
+
+def test_a_follower_passes_over_what_tells_no_time(metrics):
+    follower = metrics.follow()
+    metrics.append({"iteration": 1})
+    metrics.append({"iteration": 2, "time": "now"})
+    metrics.append(record(3))
+    assert [line["iteration"] for line in follower.new_records()] == [3]
+
+
 def test_a_resumed_run_writes_its_steps_once(metrics):
     metrics.keep_until(3)  # there is none yet
     for iteration in (0, 1, 2, 3, 4):

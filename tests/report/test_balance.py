@@ -74,6 +74,41 @@ def test_a_run_without_experts_is_said(tmp_path):
         LoadHistory([{"iteration": 1, "loss": 2.0}], tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"expert_load": "abc"},
+        {"expert_load": {"1": []}},
+        {"expert_load": {"1": [1, 2], "2": [3]}},
+        {"expert_load": {"1": [0, 0], "2": [0, 0]}},
+        {"expert_load": {"1": ["a"], "2": ["b"]}},
+        {"expert_load": {"3": [1, 2]}},
+        {"expert_load": {"a\nb": [1, 2]}},
+        {"rank_load": None},
+        {"node_load": {}},
+        {"max_vio": {"1": math.nan}},
+        {"max_vio": {}},
+        {"iteration": 2**70},
+    ],
+    ids=str,
+)
+def test_a_record_that_no_run_writes_is_a_sentence(tmp_path, changes):
+    with pytest.raises(UserError, match=r"a record in metrics\.jsonl"):
+        LoadHistory([record(1) | changes], tmp_path)
+
+
+@pytest.mark.parametrize("recipe", ["model: tiny", "model: {num_layers: many}", "name: a"])
+def test_a_recipe_that_no_run_writes_tells_no_layers(tmp_path, recipe):
+    run = RunFolder(tmp_path)
+    run.write_recipe(recipe)
+    assert main_layers(run) is None
+
+
+def test_a_name_is_no_mathematics(tmp_path):
+    draw_load(LoadHistory([record(1)], tmp_path), tmp_path / "load.png", "a$\\frac$ \udcff")
+    assert (tmp_path / "load.png").stat().st_size
+
+
 class Watched(dict):
     """A record that a weak reference can watch."""
 

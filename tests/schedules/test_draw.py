@@ -1,5 +1,6 @@
 """Pictures: both formats, everything in them, nothing over the edge."""
 
+import dataclasses
 from xml.etree import ElementTree
 
 import pytest
@@ -86,6 +87,12 @@ def test_the_title_gives_makespan_and_idle_time():
     assert drawing._facts(timed(dualpipe_v(8, 20))) == (
         "8 ranks, 20 micro-batches   makespan 59.5   idle 7.72 %"
     )
+
+
+def test_a_name_is_no_mathematics(tmp_path):
+    schedule = dataclasses.replace(zbv(2, 4), name="a$\\frac$ \udcff")
+    draw(timed(schedule), tmp_path / "v.svg")
+    assert (tmp_path / "v.svg").stat().st_size
 
 
 def test_other_endings_and_places_are_refused(tmp_path):
