@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,6 +53,13 @@ def dsv3(
     ] = False,
 ) -> None:
     """Train DeepSeek-V3-style models with Megatron-Core."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:  # libraries end the process without a word of it
+        raise UserError(
+            "the folder in which dsv3 was started has been removed: change to another, and start "
+            "it again."
+        ) from error
 
 
 app.command()(train)

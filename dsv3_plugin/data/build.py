@@ -108,7 +108,8 @@ def build_dataset(
         if reusable and reusable.manifest.corpus.digest == found.digest:
             # The files were touched, or stand elsewhere; the texts are the same.
             return _with_left_out(reusable, left_out)
-        _check_place(out_dir, present, settings, replace)
+        with _write_errors(out_dir):
+            _check_place(out_dir, present, settings, replace)
         facts = CorpusFacts(
             named=corpus_names(corpus),
             file_signature=signature,

@@ -17,6 +17,7 @@ from pathlib import Path
 from dsv3_plugin.data.kinds import Format, NotRead, kind_by_name, kind_of, stem_of
 from dsv3_plugin.data.left_out import LeftOut, Tally
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.named import named
 
 STDLIB = "stdlib"
 
@@ -113,7 +114,7 @@ def find_sources(
 def _expand(item: str | Path, text_key: str, left_out: Tally) -> Iterable[Source]:
     if item == STDLIB:
         return _standard_library()
-    path = Path(item).expanduser()
+    path = named(item)
     if path.is_dir():
         return _folder(path, text_key, left_out)
     if not path.exists():

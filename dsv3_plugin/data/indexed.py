@@ -7,8 +7,8 @@ from pathlib import Path
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
 from dsv3_plugin.data.dataset_folder import HELD_OUT, TRAIN, Dataset, Part
+from dsv3_plugin.data.dataset_tokenizer import tokenizer_of
 from dsv3_plugin.data.encode import EncodedDocument
-from dsv3_plugin.data.tokenizer import open_tokenizer
 from dsv3_plugin.errors import UserError
 
 
@@ -35,7 +35,7 @@ def decode_document(dataset: Dataset, document: int, tokens: int) -> str:
     """The first tokens of a training document as text, special tokens spelled out.
 
     Raises:
-        UserError: no such document, or one of other tokens than the tokenizer's.
+        UserError: no such document, one of other tokens than the tokenizer's, or another tokenizer.
     """
     documents = dataset.manifest.train.documents
     if not 0 <= document < documents:
@@ -45,7 +45,7 @@ def decode_document(dataset: Dataset, document: int, tokens: int) -> str:
     # Its arrays are views of a mapping that goes when it does: hold on to it until they are copied.
     indexed = IndexedDataset(str(dataset.train_prefix))
     ids = indexed[document][:tokens].tolist()
-    tokenizer = open_tokenizer(dataset.tokenizer_folder)
+    tokenizer = tokenizer_of(dataset)
     if not all(0 <= token < tokenizer.most_tokens for token in ids):
         raise UserError(
             f"document {document} of {dataset.folder} has tokens that its tokenizer has not: build "

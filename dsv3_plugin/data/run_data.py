@@ -7,9 +7,10 @@ from typing import Protocol
 
 from dsv3_plugin.data.build import build_dataset, corpus_names, settings_of
 from dsv3_plugin.data.dataset_folder import Dataset, Part, Settings, find_dataset, other_data
+from dsv3_plugin.data.dataset_tokenizer import tokenizer_of
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, check_fits, open_tokenizer
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files.links import inside
+from dsv3_plugin.files.named import named
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.sections import Data
 
@@ -87,7 +88,7 @@ def ensure_data(
     """
     tokenizer: TrainBpe | TextTokenizer
     if isinstance(data.tokenizer, str):
-        tokenizer = open_tokenizer(Path(data.tokenizer).expanduser())
+        tokenizer = open_tokenizer(named(data.tokenizer))
     else:
         tokenizer = TrainBpe(data.tokenizer.vocab_size)
     check_fits(tokenizer, model.vocab_size, model.name)
@@ -100,6 +101,7 @@ def ensure_data(
     if accept is not None and isinstance(tokenizer, TextTokenizer):
         accept(tokenizer)
     dataset = find_dataset(out_dir) if resuming else None
+    resumed = dataset is not None
     if dataset is None:
         dataset = build_dataset(
             data.corpus,
@@ -114,10 +116,10 @@ def ensure_data(
         )
         if tell is not None and (left_out := dataset.manifest.corpus.left_out):
             tell(f"Not read of the corpus: {'; '.join(map(str, left_out))}.")
-    else:
-        _refuse_other_choices(dataset, settings_of(tokenizer, **choices), data)
     _refuse_other_texts(dataset, trained_on)
-    encoded_with = _tokenizer_of(dataset)
+    if resumed:
+        _refuse_other_choices(dataset, settings_of(tokenizer, **choices), data)
+    encoded_with = tokenizer_of(dataset)
     if accept is not None:
         accept(encoded_with)
     _check_length("training", dataset.manifest.train, data.seq_length)
@@ -156,22 +158,6 @@ def _refuse_other_texts(dataset: Dataset, trained_on: TrainedOn | None) -> None:
                 "the dataset before in its place (or name it with data.path=FOLDER), or start a "
                 "run in another folder with directory=PATH."
             )
-
-
-def _tokenizer_of(dataset: Dataset) -> TextTokenizer:
-    """The tokenizer in a dataset's folder.
-
-    Raises:
-        UserError: it is not the one that encoded the dataset, or lies elsewhere behind a link.
-    """
-    inside(dataset.folder, dataset.tokenizer_folder.name)
-    tokenizer = open_tokenizer(dataset.tokenizer_folder)
-    if tokenizer.digest != dataset.manifest.tokenizer.digest:
-        raise UserError(
-            f"{dataset.tokenizer_folder} is not the tokenizer that encoded {dataset.folder}: put "
-            "that one back, or build the dataset again."
-        )
-    return tokenizer
 
 
 def _check_length(name: str, part: Part, seq_length: int) -> None:

@@ -24,6 +24,7 @@ from dsv3_plugin.data.fim import Sentinels
 from dsv3_plugin.data.tokenizer_folder import files_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.links import inside
+from dsv3_plugin.files.named import named
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
@@ -279,7 +280,7 @@ def choose_tokenizer(choice: str) -> TrainBpe | TextTokenizer:
         UserError: neither a size of a vocabulary nor a folder with a tokenizer.
     """
     if not choice.startswith("bpe:"):
-        return open_tokenizer(Path(choice).expanduser())
+        return open_tokenizer(named(choice))
     size = choice.removeprefix("bpe:")
     if not size.isdecimal():
         raise UserError(f'tokenizer "{choice}": write bpe:N with N tokens, such as bpe:4096.')

@@ -9,6 +9,7 @@ goes through `distributed.messages`; everything else lands in its log.
 
 import contextlib
 import datetime
+import errno
 import functools
 import os
 import signal
@@ -34,6 +35,11 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
+
+_OF_THE_PLACE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP,
+}  # fmt: skip
+"""What the system says of a path that somebody else has to mend."""
 
 
 def be_rank(name: str, overrides: list[str]) -> int:
@@ -239,6 +245,8 @@ def _tell(error: BaseException, outbox: Outbox) -> int:
             "no space left on the disk of the run: make room and start again; the run goes on from "
             "its last checkpoint."
         )
+    if refusal is None and isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
+        refusal = UserError(f"{error.filename}: {error.strerror}.")  # as any verb says it
     if refusal is not None:
         if not isinstance(refusal, _SaidElsewhere):
             outbox.send("refused", str(refusal))

@@ -29,7 +29,7 @@ def summary(recipe: Recipe) -> RenderableType:
         ("data", f"{recipe.data.corpus}, sequences of {recipe.data.seq_length} tokens"),
         ("ranks", _ranks(recipe)),
         ("steps", f"{recipe.total_steps:,} ({tokens_text(recipe.total_tokens)} tokens)"),
-        ("folder", recipe.directory),
+        ("folder", str(recipe.folder)),
         *(() if unexportable is None else (("no export", unexportable),)),
     ):
         facts.add_row(styled(name), value)

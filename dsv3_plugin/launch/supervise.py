@@ -59,7 +59,7 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     except OSError as error:
         if full_disk.is_full(error):
             raise UserError(
-                f"no space left for the run in {recipe.directory}: make room and start again."
+                f"no space left for the run in {recipe.folder}: make room and start again."
             ) from error
         raise
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field
 
+from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import yaml_text
@@ -160,7 +161,7 @@ class Common(Section):
             UserError: it cannot be read, or is no schedule.
         """
         name = self.pipeline.schedule
-        return read_csv(Path(name)) if name.endswith(".csv") else None
+        return read_csv(named(name)) if name.endswith(".csv") else None
 
     @cached_property
     def curves(self) -> Curves:
@@ -222,15 +223,15 @@ class Common(Section):
     def run_folder(self) -> RunFolder:
         """What the run leaves behind, and where."""
         elsewhere = self.checkpoint.directory
-        return RunFolder(self.folder, None if elsewhere is None else Path(elsewhere))
+        return RunFolder(self.folder, None if elsewhere is None else named(elsewhere))
 
     @property
     def folder(self) -> Path:
-        return Path(self.directory)
+        return named(self.directory)
 
     @property
     def data_folder(self) -> Path:
-        return Path(self.data.path) if self.data.path is not None else self.folder / "data"
+        return named(self.data.path) if self.data.path is not None else self.folder / "data"
 
     @property
     def checkpoint_folder(self) -> Path:

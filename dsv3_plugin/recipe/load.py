@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.named import is_name, named
 from dsv3_plugin.files.run_folder import RECIPE
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import yaml_text
@@ -77,9 +78,22 @@ def _checked(
         data.setdefault("directory", f"runs/{data['name']}")
     if "model" in data:
         data["model"] = _inline_model(data["model"], where)
+    _refuse_what_no_file_can_hold(data, where)
     recipe = validate(kind, data, where)
     _check(recipe, machine, where)
     return recipe
+
+
+def _refuse_what_no_file_can_hold(data: Any, where: str, path: str = "") -> None:
+    """Texts of a recipe become names of files, arguments of Megatron and files of UTF-8."""
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            _refuse_what_no_file_can_hold(value, where, f"{path}.{key}" if path else str(key))
+    elif isinstance(data, str) and not is_name(data):
+        raise UserError(
+            f"{where}: '{path}' holds characters that are not UTF-8, or a zero byte ({data}): "
+            "choose another name."
+        )
 
 
 def _blaming(sentence: str, where: str, overrides: Sequence[Override]) -> str:
@@ -150,7 +164,7 @@ def find(
         beside: a folder that relative paths may also be relative to.
         models: whether the name may be a model's too, for what is suggested.
     """
-    path = Path(name_or_path).expanduser()
+    path = named(name_or_path)
     shipped = shipped_folder() / folder
     places = [path] if beside is None else [beside / path, path]
     for place in [*places, shipped / f"{name_or_path}.yaml"]:

@@ -69,8 +69,13 @@ def _or(phrases: Iterable[str]) -> str:
 
 
 def _keys(problem: Any) -> list[int | str]:
-    """The path of a problem as the file spells it."""
-    return [part for part in problem["loc"] if not _is_union_label(part)]
+    """The path of a problem as the file spells it; an unknown key may look like anything."""
+    *outer, last = problem["loc"] or [""]
+    is_key = problem["type"] == "extra_forbidden"
+    return [
+        *(part for part in outer if not _is_union_label(part)),
+        *([last] if last != "" and (is_key or not _is_union_label(last)) else []),
+    ]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -7,6 +7,9 @@ from rich.text import Text
 
 from dsv3_plugin.errors import printable
 
+_NARROWEST = 20
+"""Columns."""
+
 
 class Console(rich.console.Console):
     """rich's console; strings, those in the cells of a table too, are shown as they are.
@@ -18,6 +21,8 @@ class Console(rich.console.Console):
     def __init__(self, file: TextIO | None = None, **options: Any) -> None:
         options = {"markup": False, "emoji": False, **options}
         super().__init__(file=file, **options)
+        if self.width < _NARROWEST:  # COLUMNS=0, say, into which nothing fits
+            self.width = _NARROWEST
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A string as rich's text."""

@@ -67,3 +67,11 @@ def test_versions_are_those_installed(dsv3):
     assert [name for name, _ in lines] == ["dsv3_plugin", "megatron-core", "torch", "transformers"]
     for name, version in lines[1:]:
         assert version == metadata.version(name)
+
+
+def test_a_folder_that_is_gone_is_told(dsv3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    said = dsv3("plan", "pretrain/tiny")
+    assert said.code == 2
+    assert "the folder in which dsv3 was started has been removed" in said.err

@@ -223,6 +223,8 @@ def test_a_place_that_cannot_be_written(corpus, tokenizer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         build_dataset(corpus, tokenizer, tmp_path / "file" / "out")
+    with pytest.raises(UserError, match=r"cannot write .*: File name too long"):
+        build_dataset(corpus, tokenizer, tmp_path / ("a" * 300))
 
 
 def test_a_full_disk(corpus, tokenizer, tmp_path):

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+from dsv3_plugin.data.dataset_folder import open_dataset
+from dsv3_plugin.data.indexed import decode_document
 from dsv3_plugin.data.run_data import ensure_data
 from dsv3_plugin.data.tokenizer import train_bpe
 from dsv3_plugin.errors import UserError
@@ -88,6 +90,9 @@ def test_data_that_changed_under_a_run(section, tiny, tmp_path):
     assert again.fingerprint != began.fingerprint
     with pytest.raises(UserError, match="built anew since this run began, and its texts differ"):
         resume()
+    ensure_data(changed(section, held_out=0.5), out, tiny)
+    with pytest.raises(UserError, match="built anew since this run began, and its texts differ"):
+        resume()
     shutil.rmtree(out)
     with pytest.raises(UserError, match="built anew since this run began, and its texts differ"):
         resume()
@@ -104,6 +109,8 @@ def test_a_tokenizer_that_did_not_encode_the_data(section, tiny, tmp_path):
     train_bpe(TEXTS, 290, out / "tokenizer")
     with pytest.raises(UserError, match="is not the tokenizer that encoded"):
         ensure_data(section, out, tiny)
+    with pytest.raises(UserError, match="is not the tokenizer that encoded"):
+        decode_document(open_dataset(out), 0, 5)
 
 
 @pytest.mark.parametrize("given", ["trained", "folder"])

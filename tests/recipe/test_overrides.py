@@ -1,5 +1,7 @@
 """`key=value` on a command line: a value is taken as written, to its last character."""
 
+from pathlib import Path
+
 import pytest
 
 from dsv3_plugin.errors import UserError
@@ -53,6 +55,10 @@ def test_numbers_lists_and_mappings_are_yaml_where_the_key_takes_them(text, valu
         (["training.seed=1", "seed=3"], "with seed=3: unknown key 'seed' (nearest: 'training.seed",
          "seed=1"),
         (["model.hidden_size=64", "data.seq_length=x"], "with data.seq_length=x: 'data.seq_", "64"),
+        (["training.Steps=3"], "with training.Steps=3: unknown key 'training.Steps'", "seed="),
+        (["data.int=3"], "with data.int=3: unknown key 'data.int' (known: corpus,", "seed="),
+        (["directory=a\0b"], "with directory=a\\x00b: 'directory' holds characters that", "seed"),
+        (['data.corpus=[a, "\\uDCFF"]'], "'data.corpus.1' holds characters that", "seed"),
         (["training.seed=1", "stage=none"], "with stage=none: there is no stage 'none'", "seed"),
     ],
 )  # fmt: skip
@@ -61,6 +67,18 @@ def test_a_sentence_names_the_override_that_it_is_about(overrides, said, not_sai
         load_recipe("pretrain/tiny", overrides)
     assert said in str(refused.value)
     assert not_said not in str(refused.value)
+
+
+def test_the_home_folder_is_no_folder_called_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = load_recipe(
+        "pretrain/tiny", ["directory=~/run", "data.path=~/data", "checkpoint.directory=~nobody0/c"]
+    )
+    assert recipe.folder == Path("/home/me/run")
+    assert recipe.data_folder == Path("/home/me/data")
+    assert recipe.checkpoint_folder == Path("~nobody0/c")
+    with pytest.raises(UserError, match="'~nobody0' is neither a file nor"):
+        load_recipe("~nobody0")
 
 
 def test_brackets_with_something_else_inside_are_refused():

@@ -22,3 +22,10 @@ def test_cells_are_neither_markup_nor_commands():
         "[bold]heading[/bold]", "run[exp1] [/a] :smile:", r"a\nall good\x1b[2K", r"[name]\r",
         "run[/a]" + "x" * 100,
     ]  # fmt: skip
+
+
+def test_no_width_hides_what_is_said(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    file = io.StringIO()
+    Console(file=file).print("steps 1000")
+    assert file.getvalue() == "steps 1000\n"
