@@ -30,6 +30,12 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def is_name(value: object) -> bool:
+    """Whether what a file says can be the name of another in its folder, and of none elsewhere."""
+    plain = isinstance(value, str) and value.isprintable()
+    return plain and value not in ("", "..") and Path(value).name == value
+
+
 def _blobs(root: Path) -> Iterator[Path]:
     """Where the Hugging Face cache keeps the files of `root`; not itself a link's target."""
     for folder in (root, *root.parents):

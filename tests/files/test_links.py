@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files.links import inside
+from dsv3_plugin.files.links import inside, is_name
 
 
 def cache(place: Path) -> Path:
@@ -83,3 +83,13 @@ def test_a_made_up_cache_reaches_no_further_than_a_real_one(tmp_path):
     blobs.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="leads out"):
         inside(snapshot, "secret")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "__0_0.distcp", "γ", ".hidden"])
+def test_names_of_files_in_a_folder(name):
+    assert is_name(name)
+
+
+@pytest.mark.parametrize("value", ["", "..", ".", "a/b", "/a", "a\0", "a\n", "\ud800", 7, None])
+def test_what_names_no_file_in_a_folder(value):
+    assert not is_name(value)

@@ -19,7 +19,7 @@ from dsv3_plugin.checkpoint.formats.hf_headers import ITEMSIZE
 from dsv3_plugin.checkpoint.formats.pickles import PickleError, Record, Symbol, parse
 from dsv3_plugin.checkpoint.formats.symbols import DTYPES, IN_METADATA, OBJECTS, SIZE, TENSORS
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files.links import inside
+from dsv3_plugin.files.links import inside, is_name
 
 METADATA = ".metadata"
 COMMON_FILE = "common.pt"
@@ -216,8 +216,7 @@ def _dtype(properties: Any) -> str:
 def _place(stored: dict[str, Any]) -> Place:
     """Raises PickleError unless it is a part of a file that lies in the checkpoint's folder."""
     file, position, length = (stored[name] for name in ("relative_path", "offset", "length"))
-    plain = type(file) is str and file.isprintable() and Path(file).name == file
-    if not plain or file in ("", ".."):
+    if not is_name(file):
         raise PickleError(f"{str(file)[:100]!a} is no name of a file in the checkpoint's folder")
     if not all(type(n) is int and 0 <= n < 1 << 63 for n in (position, length)) or not length:
         raise PickleError(f"what lies in {file} has no place there")

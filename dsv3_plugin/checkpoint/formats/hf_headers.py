@@ -11,7 +11,7 @@ from typing import Any
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import json_text
-from dsv3_plugin.files.links import inside
+from dsv3_plugin.files.links import inside, is_name
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -192,7 +192,7 @@ def _read_index(path: Path) -> dict[str, str]:
 
     try:
         weights = json_text.read(path)["weight_map"]
-        if weights and all(Path(file).name == file for file in weights.values()):
+        if weights and all(map(is_name, weights.values())):
             return weights
     except json_text.Repeated as error:
         raise UserError(

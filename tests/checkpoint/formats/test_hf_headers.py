@@ -116,7 +116,11 @@ def test_any_index_is_read_or_refused(tmp_path_factory, index):
         assert {*read_folder(folder)} == {"a"}
 
 
-@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors"])
+@pytest.mark.parametrize(
+    "file",
+    ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "m\0.safetensors", "\ud800"],
+    ids=ascii,
+)
 def test_an_index_that_leaves_the_folder_is_refused(tmp_path, file):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"a": file}}))
     with pytest.raises(UserError, match="maps no tensors to files of its folder"):
