@@ -5,10 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from dsv3_plugin import cli
 from tests.small_runs import Command, Trained, write_recipe
+
+# The same examples everywhere, however slow the machine is.
+hypothesis.settings.register_profile("dsv3", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("dsv3")
 
 
 @pytest.fixture(scope="session")

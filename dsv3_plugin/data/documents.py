@@ -19,9 +19,12 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.recipe.sections import OnBadRow
 
-# Of a text file, of a line of JSON lines, of a JSON file. A string of Python takes up to four times
-# as much, and several of them exist while a document is read.
+# Of a line of JSON lines, of a JSON file, of what a compressed file expands to. A string of Python
+# takes up to four times as much, and several of them exist while a document is read.
 MOST_BYTES = 32 * 2**20
+
+# Of a text file that is no smaller on the disk: what is one document there takes what it takes.
+MOST_BYTES_OF_A_FILE = 256 * 2**20
 
 _MOST_VALUES = 1_000_000
 _FEW_BYTES = 4 * 2**20  # in which more values than that fit, but no more memory than they may take
@@ -86,8 +89,10 @@ def _rows(source: Source, text_key: str) -> _Rows:
 
 def _read_text(source: Source, text_key: str) -> _Rows:
     where = str(source.path)
+    most = max(MOST_BYTES, min(source.path.stat().st_size, MOST_BYTES_OF_A_FILE))
     with open_expanded(source.path) as file:
-        raw = _at_most(file, where, "split it into several files, or write it as JSON lines")
+        way_out = "split it into several files, or write it as JSON lines"
+        raw = _at_most(most, file, where, way_out)
     yield _document(source, source.name, _decode(raw, where))
 
 
@@ -100,7 +105,8 @@ def _read_jsonl(source: Source, text_key: str) -> _Rows:
                 continue
             where = f"{source.path} line {number}"
             if len(raw) > MOST_BYTES:
-                yield UserError(f"{where} has more than {_most()}: split its document.")
+                most = _in_one_document(MOST_BYTES)
+                yield UserError(f"{where} has more than {most}: split its document.")
                 _finish_line(file, raw)
                 continue
             try:
@@ -113,7 +119,7 @@ def _read_jsonl(source: Source, text_key: str) -> _Rows:
 def _read_json(source: Source, text_key: str) -> _Rows:
     where = str(source.path)
     with open_expanded(source.path) as file:
-        raw = _at_most(file, where, "write one object per line (jq -c '.[]')")
+        raw = _at_most(MOST_BYTES, file, where, "write one object per line (jq -c '.[]')")
     value = _parse(raw, where)
     if not isinstance(value, list):
         yield _document(source, source.name, _text_of(value, where, text_key))
@@ -166,10 +172,10 @@ def _document(source: Source, name: str, text: str) -> Document:
     return Document(name, text, source.kind)
 
 
-def _at_most(file: BinaryIO, where: str, way_out: str) -> bytes:
-    raw = file.read(MOST_BYTES + 1)
-    if len(raw) > MOST_BYTES:
-        raise UserError(f"{where} has more than {_most()}: {way_out}.")
+def _at_most(most: int, file: BinaryIO, where: str, way_out: str) -> bytes:
+    raw = file.read(most + 1)
+    if len(raw) > most:
+        raise UserError(f"{where} has more than {_in_one_document(most)}: {way_out}.")
     return raw
 
 
@@ -178,8 +184,8 @@ def _finish_line(file: BinaryIO, raw: bytes) -> None:
         raw = file.readline(_FEW_BYTES)
 
 
-def _most() -> str:
-    return f"{bytes_text(MOST_BYTES)} in one document"
+def _in_one_document(most: int) -> str:
+    return f"{bytes_text(most)} in one document"
 
 
 def _decode(raw: bytes, where: str) -> str:

@@ -70,12 +70,9 @@ def _or(phrases: Iterable[str]) -> str:
 
 def _keys(problem: Any) -> list[int | str]:
     """The path of a problem as the file spells it; an unknown key may look like anything."""
-    *outer, last = problem["loc"] or [""]
-    is_key = problem["type"] == "extra_forbidden"
-    return [
-        *(part for part in outer if not _is_union_label(part)),
-        *([last] if last != "" and (is_key or not _is_union_label(last)) else []),
-    ]
+    path = list(problem["loc"])
+    unknown = [path.pop()] if problem["type"] == "extra_forbidden" else []
+    return [part for part in path if not _is_union_label(part)] + unknown
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

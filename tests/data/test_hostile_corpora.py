@@ -7,7 +7,7 @@ import sys
 
 import pyarrow
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv3_plugin.data.corpus import find_sources
@@ -85,6 +85,29 @@ def test_what_is_small_or_dense_takes_little_memory(tmp_path, name, content, sai
     assert said in read_in_little_memory(tmp_path / name)
 
 
+def test_a_text_of_a_gigabyte_is_refused(tmp_path):
+    path = tmp_path / "a.txt"
+    with path.open("wb") as file:
+        file.write(b"x" * MB)
+        file.seek(1000 * MB)  # a hole: zeros that take no place on the disk
+        file.write(b"x")
+    said = read_in_little_memory(path)
+    assert "a.txt has more than 268.4 MB in one document: split it into several files" in said
+
+
+def test_a_text_may_be_as_long_as_its_file(tmp_path):
+    path = tmp_path / "a.txt"
+    text = "\n".join(map(str, range(MOST_BYTES // 7))).encode()
+    path.write_bytes(text)
+    (document,) = read_documents(find_sources(path))
+    assert len(document.text) == len(text) > MOST_BYTES
+    path.unlink()
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(gzip.compress(text, compresslevel=1, mtime=0))
+    with pytest.raises(UserError, match=r"more than 33\.6 MB in one document"):
+        list(read_documents(find_sources(path)))
+
+
 def test_a_line_of_a_gigabyte_is_refused_or_skipped(tmp_path):
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
@@ -105,7 +128,6 @@ ROWS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(
     rows=st.lists(ROWS, max_size=5),
     suffix=st.sampled_from(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
@@ -56,7 +56,6 @@ def test_a_lie_is_told(prefix, tmp_path, place, value, said):
         read_index(altered(prefix, tmp_path, place, value))
 
 
-@settings(deadline=None)
 @given(place=st.integers(0, 125), value=st.binary(min_size=1, max_size=16))
 def test_what_is_taken_upstream_can_read(prefix, tmp_path_factory, place, value):
     copy = altered(prefix, tmp_path_factory.getbasetemp(), place, value)
@@ -70,7 +69,6 @@ def test_what_is_taken_upstream_can_read(prefix, tmp_path_factory, place, value)
     assert upstream.document_indices[-1] == index.sequences
 
 
-@settings(deadline=None)
 @given(content=st.binary(max_size=200))
 def test_anything_else_is_refused(tmp_path_factory, content):
     prefix = tmp_path_factory.getbasetemp() / "any"

@@ -49,7 +49,7 @@ def routings(draw) -> tuple[Topology, list[torch.Tensor]]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(routings())
 def test_splits_are_those_of_a_loop_over_tokens(drawn):
     topology, maps = drawn
@@ -83,7 +83,7 @@ def test_splits_are_those_of_a_loop_over_tokens(drawn):
         assert splits.widest == widest
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(routings())
 def test_traffic_is_that_of_a_loop_over_tokens(drawn):
     topology, maps = drawn
@@ -156,7 +156,7 @@ def test_traffic_is_that_of_a_loop_over_tokens(drawn):
     assert total(theirs, "dispatch") == {k: v // 5 * 6 for k, v in upstream.items()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(0, 12), st.integers(1, 5)),
     density=st.floats(0, 1),
@@ -192,7 +192,7 @@ def test_sums_are_rounded_once():
     assert Copies(needs, 300).sum(ones).tolist() == [[300.0] * 8]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(routings())
 def test_needed_is_any_of_a_part(drawn):
     topology, maps = drawn

@@ -10,7 +10,7 @@ from dsv3_plugin.dispatch.wire import NOT_ROUTED, Row, row_widths
 from dsv3_plugin.fp8.quantize import dequantize_tiles, quantize_tiles
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hidden=st.integers(1, 300),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),

@@ -151,7 +151,7 @@ def test_files_get_the_rights_that_any_new_file_gets(tmp_path):
     assert len(modes) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.text(
         st.characters(exclude_characters="/\0", exclude_categories=["Cs"]),

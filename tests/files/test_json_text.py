@@ -18,13 +18,13 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
-@settings(derandomize=True, max_examples=50)
+@settings(max_examples=50)
 def test_what_is_json_is_read(value):
     assert json_text.parse(json.dumps(value).encode()) == value
 
 
 @given(st.binary(max_size=60) | st.text('[]{}",:0123456789.eE+-\\utrfalsn NI', max_size=60))
-@settings(derandomize=True, max_examples=150)
+@settings(max_examples=150)
 def test_anything_else_is_a_value_error(data):
     with contextlib.suppress(ValueError):
         json_text.parse(data.encode() if isinstance(data, str) else data)

@@ -51,7 +51,7 @@ matrices = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=matrices, block=st.sampled_from([16, 100, 128]))
 def test_blocks_are_those_of_the_naive_loop(x, block):
     values, scales = quantize_blocks(x, block)
@@ -64,7 +64,7 @@ def test_blocks_are_those_of_the_naive_loop(x, block):
     assert float((codes != expected).float().mean()) < 0.01
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=matrices)
 def test_tiles_are_those_of_the_naive_loop(x):
     values, scales = quantize_tiles(x)
@@ -79,7 +79,7 @@ def test_tiles_are_those_of_the_naive_loop(x):
     assert bool(((restored - x).abs() <= bound * (1 + 1e-6)).all())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(x=matrices, power_of_two=st.booleans(), tiles=st.booleans())
 def test_quantising_again_changes_nothing(x, power_of_two, tiles):
     quantise = quantize_tiles if tiles else quantize_blocks
@@ -92,7 +92,7 @@ def test_quantising_again_changes_nothing(x, power_of_two, tiles):
     assert torch.equal(scales, scales_again)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(x=matrices)
 def test_power_of_two_values_pass_through_bfloat16_unharmed(x):
     values, scales = quantize_tiles(x, power_of_two=True)
@@ -116,7 +116,7 @@ def test_every_scale_mantissa_is_a_fixed_point():
         assert float(codes.min()) == (240.0 if power_of_two else 448.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     blocks=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
@@ -135,7 +135,7 @@ def test_every_code_reads_as_torch_reads_it():
     torch.testing.assert_close(read, codes.float(), rtol=0, atol=0, equal_nan=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     scale=st.floats(*REVERSIBLE, width=32) | st.sampled_from([*REVERSIBLE, 1.0]),
     sign=st.sampled_from([-1.0, 1.0]),

@@ -3,14 +3,12 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv3_plugin.recipe.amounts import Steps, format_tokens, parse_extent, parse_tokens
 from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule
 from dsv3_plugin.recipe.curve import Curve, Piece, resolve
-
-seeded = settings(derandomize=True, deadline=None)
 
 
 def curve_of(*pieces: dict, tokens_after=None) -> Curve:
@@ -34,7 +32,6 @@ def written_curves(draw) -> list[dict]:
     return pieces
 
 
-@seeded
 @given(written_curves(), st.integers(0, 10**13))
 def test_values_stay_between_the_ends_of_their_piece(pieces, tokens):
     curve = curve_of(*pieces)
@@ -49,7 +46,6 @@ def test_values_stay_between_the_ends_of_their_piece(pieces, tokens):
     assert curve.minimum - 1e-9 <= value <= curve.maximum + 1e-9
 
 
-@seeded
 @given(written_curves())
 def test_pieces_begin_and_end_exactly_where_written(pieces):
     curve = curve_of(*pieces)
@@ -61,7 +57,6 @@ def test_pieces_begin_and_end_exactly_where_written(pieces):
             assert segment(segment.end) == segment.last == piece[segment.shape]
 
 
-@seeded
 @given(written_curves())
 def test_pieces_are_monotone(pieces):
     for segment in curve_of(*pieces).segments:
@@ -73,7 +68,6 @@ def test_pieces_are_monotone(pieces):
         assert values == pytest.approx(ordered, abs=1e-9)
 
 
-@seeded
 @given(written_curves())
 def test_until_and_for_say_the_same(pieces):
     position, absolute = 0, []
@@ -126,7 +120,6 @@ def test_curves_that_make_no_sense(pieces, sentence):
         curve_of(*pieces)
 
 
-@seeded
 @given(
     multiple=st.integers(1, 24),
     seq_length=st.integers(1, 64),
@@ -155,7 +148,6 @@ def test_batch_schedule_follows_the_curve(multiple, seq_length, sizes, lengths, 
         assert batch + multiple > curve(tokens) - 1e-6 * multiple
 
 
-@seeded
 @given(
     st.lists(st.tuples(st.integers(1, 300), st.integers(1, 9)), min_size=1, max_size=5),
     st.integers(1, 16),
@@ -209,7 +201,6 @@ def test_amounts_that_are_none(text):
         parse_tokens(text)
 
 
-@seeded
 @given(st.integers(0, 10**15))
 def test_written_amounts_read_back(tokens):
     assert parse_tokens(format_tokens(tokens)) == tokens

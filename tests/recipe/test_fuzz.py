@@ -35,9 +35,9 @@ odd = st.recursive(
 )
 
 many = settings(
-    max_examples=200, deadline=None, derandomize=True, database=None,
+    max_examples=200,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+)
 
 
 def taken_or_refused(read: Callable[[], ModelConfig]) -> None:

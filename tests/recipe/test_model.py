@@ -56,7 +56,6 @@ def test_layer_patterns_mean_what_upstream_means(pattern, layers):
     assert parse_layer_pattern(pattern, 4) == layers
 
 
-@settings(derandomize=True, deadline=None)
 @given(st.lists(st.sampled_from([0, 1]), min_size=1, max_size=40))
 def test_layer_pattern_round_trip(layers):
     assert parse_layer_pattern(format_layer_pattern(layers), len(layers)) == layers
@@ -141,7 +140,7 @@ def test_yaml_scalars(text, value):
     assert type(read) is type(value)
 
 
-@settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.text("abcdefg_", min_size=1),

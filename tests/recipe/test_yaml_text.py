@@ -63,13 +63,13 @@ SCALARS = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max
 
 
 @given(st.dictionaries(st.text(max_size=4), SCALARS | st.lists(SCALARS, max_size=3), max_size=4))
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_written_is_read_back(data):
     assert yaml_text.parse(yaml_text.dump(data), "file") == data
 
 
 @given(st.text("[]{}&*!|>%@`'\"#:,-? \n\tab01.e~<=\\", max_size=30))
-@settings(derandomize=True, max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_anything_is_read_or_refused(text):
     with contextlib.suppress(UserError):
         yaml_text.parse(text, "file")

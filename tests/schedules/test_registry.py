@@ -36,7 +36,7 @@ def test_a_row_is_complete(kind):
 
 @pytest.mark.parametrize("kind", MADE, ids=names)
 @given(st.integers(1, 9), st.integers(0, 40), st.integers(2, 4))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_a_schedule_is_valid_wherever_it_exists_and_refused_elsewhere(
     kind, pp, micro_batches, stages_per_rank
 ):

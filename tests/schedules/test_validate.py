@@ -146,7 +146,7 @@ LEGAL = [
 
 
 @given(st.sampled_from(BASES), st.lists(st.sampled_from(LEGAL), max_size=8), SEEDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_legal_change_passes(base, changes, rng):
     rows = plain_rows(base)
     for change in changes:
@@ -253,7 +253,7 @@ ILLEGAL = [
     st.sampled_from(ILLEGAL),
     SEEDS,
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_illegal_change_is_caught_by_rank_slot_and_reason(base, before, change, rng):
     rows = plain_rows(base)
     for legal in before:
@@ -272,7 +272,7 @@ def test_a_hole_in_the_stages_is_caught(base):
 
 
 @given(st.sampled_from([b for b in BASES if len(b.streams) == 1]), st.integers(1, 3), SEEDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_torch_has_the_same_verdict_on_swaps(base, swaps, rng):
     """Any two actions of a rank exchanged: right, out of order or deadlocked, as torch says."""
     rows = plain_rows(base)
@@ -336,7 +336,7 @@ def test_torch_runs_our_sends_and_receives(base):
 
 
 @given(st.sampled_from(BASES), SEEDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_lost_or_misplaced_message_is_caught(base, rng):
     rows = [list(row) for row in with_transfers(base)]
     rank, slot = find(rows, rng, lambda r, i, cell: isinstance(cell, Transfer))

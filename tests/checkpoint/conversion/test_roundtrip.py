@@ -71,7 +71,7 @@ models = st.builds(
     workers=st.integers(1, 3),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=50, deadline=None, derandomize=True,
+@settings(max_examples=50,
           suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
 def test_export_of_import_is_the_same_bytes(model, form, kept, shards, shard_size, workers, seed):
     with tempfile.TemporaryDirectory() as scratch:
@@ -114,7 +114,7 @@ O_PROJ = "model.layers.0.self_attn.o_proj.weight"
     zeros=st.booleans(),
     dtype=st.sampled_from(["bf16", "fp32"]),
 )
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8)
 @example(scale=0.0, zeros=True, dtype="bf16")
 @example(scale=1e-42, zeros=False, dtype="bf16")
 @example(scale=3e37, zeros=False, dtype="fp32")

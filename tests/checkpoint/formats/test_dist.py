@@ -134,7 +134,7 @@ def test_layers_stacked_along_an_axis_and_a_padded_vocabulary_are_read(tmp_path)
     columns=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     data=st.data(),
 )
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 def test_a_box_is_cut_from_any_grid_of_chunks(rows, columns, data):
     whole = torch.arange(sum(rows) * sum(columns)).view(sum(rows), sum(columns))
     chunks = []

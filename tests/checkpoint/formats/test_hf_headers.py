@@ -91,7 +91,7 @@ ENTRIES = st.fixed_dictionaries(
     | st.binary(max_size=50)
     | NUMBERS
 )
-@settings(derandomize=True, max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_any_header_is_read_or_refused(tmp_path_factory, header):
     folder = tmp_path_factory.mktemp("any")
     with contextlib.suppress(UserError):
@@ -107,7 +107,7 @@ FILES = st.sampled_from(
     st.fixed_dictionaries({"weight_map": st.dictionaries(st.text(max_size=2), FILES) | NUMBERS})
     | NUMBERS
 )
-@settings(derandomize=True, max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_index_is_read_or_refused(tmp_path_factory, index):
     folder = tmp_path_factory.mktemp("any")
     written(folder, {"a": entry()}, b"\0" * 4)

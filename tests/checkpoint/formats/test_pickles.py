@@ -44,7 +44,7 @@ values = st.recursive(
 
 
 @given(value=values, protocol=st.integers(3, 5))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100)
 def test_data_comes_out_as_it_went_in(value, protocol):
     data = pickle.dumps(value, protocol)
     assert parse(data, set(), "f") == value
@@ -157,7 +157,7 @@ def test_what_no_pickler_writes_is_refused(data):
 
 
 @given(data=st.binary(max_size=60))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_any_bytes_are_data_or_refused(data):
     for whole in (data, b"\x80\x04" + data):
         with contextlib.suppress(PickleError, ForeignSymbolError):

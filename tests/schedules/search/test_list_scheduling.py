@@ -18,7 +18,7 @@ from tests.schedules.search.problems import even, of_rows, problems
 
 
 @given(problems(), st.integers(0, 1000))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_list_schedules_are_valid_keep_the_limit_and_respect_the_bound(problem, seed):
     rng = random.Random(seed)
     bound = lower_bound(problem)

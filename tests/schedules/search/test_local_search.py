@@ -22,7 +22,7 @@ def rows_of(schedule: Schedule):
 
 
 @given(problems(), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_local_search_only_improves(problem, seed):
     rng = random.Random(seed)
     outcome = list_schedule(problem, random_policy(problem, rng))
