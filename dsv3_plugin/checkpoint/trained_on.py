@@ -55,7 +55,7 @@ def write(folder: Path, trained_on: TrainedOn) -> None:
     replace_file(folder / TRAINED_ON, trained_on.model_dump_json(indent=2).encode() + b"\n")
 
 
-def refuse_another_tokenizer(folder: Path) -> None:
+def refuse_replaced_tokenizer(folder: Path) -> None:
     """Look whether the tokenizer beside checkpoints is the one that they were trained with.
 
     Raises:

@@ -23,7 +23,7 @@ BOM = "\ufeff"
 
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines", ".jl")
 _TABLES = {".csv": "a CSV table", ".tsv": "a TSV table"}
-_ABOUT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
+_DATASET_RECORDS = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 
 _HEAD = 2**16
 _JSON_HEAD = 2**20
@@ -111,7 +111,7 @@ def kind_of(path: Path, text_key: str) -> Format | NotRead:
         return binary
     if suffix in _TABLES:
         return NotRead(f"{_TABLES[suffix]}, {_CONVERT}", is_data=True)
-    if stem in _ABOUT_DATA:
+    if stem in _DATASET_RECORDS:
         return NotRead("about data, not of it")
     if suffix in _JSON_LINES:
         return "jsonl"

@@ -54,7 +54,7 @@ def continue_text(
         UserError: the checkpoint or its tokenizer cannot be read, or the tokens do not fit.
     """
     folder = tokenizer_folder(checkpoint)
-    trained_on.refuse_another_tokenizer(folder.parent)
+    trained_on.refuse_replaced_tokenizer(folder.parent)
     tokenizer = open_tokenizer(folder)
     model, config = load_for_inference(checkpoint)
     # With the tokenizer's own special tokens: DeepSeek's begins every text with one.

@@ -1,1 +1,1 @@
-"""What people see: the only place that writes to standard output and standard error."""
+"""What people see: lines and tables that show names and never obey them."""

@@ -83,9 +83,10 @@ def evaluation_note(recipe: Recipe, held_out_tokens: int) -> str | None:
     read = evaluations * training.eval_steps * recipe.batch_schedule.batch(0)
     if read <= there:
         return None
+    sequences = "1 sequence" if there == 1 else f"{there:,} sequences"
     return (
-        f"The held-out part has {there:,} sequences and {evaluations:,} evaluations read {read:,}: "
-        f"it is repeated."
+        f"The held-out part has {sequences} and {evaluations:,} evaluations read {read:,}: it is "
+        f"repeated."
     )
 
 

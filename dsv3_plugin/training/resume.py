@@ -88,4 +88,4 @@ def refuse_what_does_not_go_on(recipe: Recipe) -> None:
     saved = tracker.newest_complete(recipe.checkpoint_folder)
     if saved is not None and not saved.release:
         refuse_other_settings(recipe)
-        trained_on.refuse_another_tokenizer(recipe.checkpoint_folder)
+        trained_on.refuse_replaced_tokenizer(recipe.checkpoint_folder)

@@ -276,7 +276,7 @@ def test_a_corpus_that_is_not_there_is_refused(recipe, tmp_path, corpus, sentenc
         (
             "training.eval_interval=500",
             65,
-            "The held-out part has 1 sequences and 2 evaluations read 32: it is repeated.",
+            "The held-out part has 1 sequence and 2 evaluations read 32: it is repeated.",
         ),
         ("training.eval_interval=null", 65, None),
     ],

@@ -203,7 +203,7 @@ def export_hf(
     layout = HFLayout(export_tensors(source, dtype, fp8), shard_size)
     jobs = export_jobs(source, layout.targets, fp8_rule)
     _require_consumed(source, jobs, {entry.name for entry in source.entries})
-    trained_on.refuse_another_tokenizer(source.root)
+    trained_on.refuse_replaced_tokenizer(source.root)
     tokenizer = inside(source.root, TOKENIZER)
     config = _config(source, tokenizer, layout.targets, fp8)
 
