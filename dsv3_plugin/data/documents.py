@@ -30,8 +30,6 @@ _MOST_VALUES = 1_000_000
 _FEW_BYTES = 4 * 2**20  # in which more values than that fit, but no more memory than they may take
 _STRING_OR_VALUE = re.compile(rb'"(?>[^"\\]+|\\.)*+"|[,:\[{]', re.DOTALL)
 
-_BOMS = re.compile(f"^{BOM}+", re.MULTILINE)
-
 _PARQUET_ROWS = 64
 
 _KEYS_NAMED = 8
@@ -166,10 +164,11 @@ _READERS = {
 
 
 def _document(source: Source, name: str, text: str) -> Document:
-    """A document without the byte order marks at its start and, of joined files, in its midst."""
-    if BOM in text:
-        text = _BOMS.sub("", text)
-    return Document(name, text, source.kind)
+    """A document without byte order marks: at its start, and where files were joined, anywhere.
+
+    As a letter, which joins words without a space, U+FEFF is deprecated since Unicode 3.2.
+    """
+    return Document(name, text.replace(BOM, ""), source.kind)
 
 
 def _at_most(most: int, file: BinaryIO, where: str, way_out: str) -> bytes:
