@@ -12,7 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dsv3_plugin.data.corpus import Document, Source, file_signature, find_sources
+from dsv3_plugin.data.corpus import (
+    Document,
+    Source,
+    corpus_names,
+    file_signature,
+    find_sources,
+)
 from dsv3_plugin.data.dataset_folder import (
     MANIFEST,
     OWN_NAMES,
@@ -150,12 +156,6 @@ def settings_of(
         seed=seed,
         text_key=text_key,
     )
-
-
-def corpus_names(corpus: str | Path | Sequence[str | Path]) -> list[str]:
-    """The corpus as a dataset's manifest names it."""
-    named = [corpus] if isinstance(corpus, str | Path) else corpus
-    return [str(item) for item in named]
 
 
 def _sole_builder(out_dir: Path, tell: Callable[[str], None]) -> locks.FolderLock:

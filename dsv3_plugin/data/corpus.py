@@ -204,6 +204,27 @@ def _files_below(root: Path, left_out: Tally) -> Iterator[Path]:
                 left_out.add("files", "pipes, sockets or devices", below)
 
 
+def corpus_names(corpus: str | Path | Sequence[str | Path]) -> list[str]:
+    """The corpus as a dataset's manifest names it."""
+    named = [corpus] if isinstance(corpus, str | Path) else corpus
+    return [str(item) for item in named]
+
+
+def same_corpus(one: str | Sequence[str], other: str | Sequence[str]) -> bool:
+    """Whether two ways of writing a corpus (`texts/`, `./texts`, an absolute path) name one place.
+
+    Nothing has to be there any more.
+    """
+    return _places(one) == _places(other)
+
+
+def _places(corpus: str | Sequence[str]) -> list[str]:
+    return [
+        name if name == "stdlib" else os.path.realpath(Path(name).expanduser())
+        for name in corpus_names(corpus)
+    ]
+
+
 def file_signature(sources: Iterable[Source], left_out: Iterable[LeftOut] = ()) -> str:
     """A fingerprint that changes when a file is added, removed or written, read otherwise or not.
 
@@ -223,5 +244,12 @@ def file_signature(sources: Iterable[Source], left_out: Iterable[LeftOut] = ()) 
 def _status(path: Path) -> os.stat_result:
     try:
         return path.stat()
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise UserError(
+                f"cannot read {path}: it is a link to {path.readlink()}, which is not there; bring "
+                "that back, or remove the link."
+            ) from error
+        raise UserError(f"cannot read {path}: {error.strerror}.") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from error

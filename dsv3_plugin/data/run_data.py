@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dsv3_plugin.data.build import build_dataset, corpus_names, settings_of
+from dsv3_plugin.data.build import build_dataset, settings_of
+from dsv3_plugin.data.corpus import corpus_names, same_corpus
 from dsv3_plugin.data.dataset_folder import Dataset, Part, Settings, find_dataset, other_data
 from dsv3_plugin.data.dataset_tokenizer import tokenizer_of
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, check_fits, open_tokenizer
@@ -139,7 +140,7 @@ def _refuse_other_choices(dataset: Dataset, asked: Settings, data: Data) -> None
         if (before := getattr(built, name)) != (now := getattr(asked, name)):
             raise other_data(dataset.folder, _KEYS.get(name, f"data.{name}"), before, now)
     named, asked_for = dataset.manifest.corpus.named, corpus_names(data.corpus)
-    if named != asked_for:
+    if not same_corpus(named, asked_for):
         raise other_data(dataset.folder, "data.corpus", ", ".join(named), ", ".join(asked_for))
 
 

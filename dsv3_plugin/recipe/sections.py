@@ -1,7 +1,7 @@
 """The sections of a recipe: every key below the top, its type, its default and its meaning."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import Field, PositiveFloat
@@ -60,7 +60,7 @@ class Data(Section):
     on_bad_row: OnBadRow = "stop"
     """What to do about a row (or text file) that cannot be read: stop, or skip it and count it."""
     tokenizer: TrainedTokenizer | str
-    """How to train one, or the folder of a Hugging Face tokenizer."""
+    """How to train one (`bpe:4096` in short), or the folder of a Hugging Face tokenizer."""
     seq_length: Size
     """Tokens per sequence."""
     fim_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
@@ -69,6 +69,15 @@ class Data(Section):
     """Share of documents kept for evaluation."""
     path: str | None = None
     """Folder of the indexed corpus; null: `data` in the run's folder."""
+
+    @pydantic.field_validator("tokenizer", mode="before")
+    @classmethod
+    def _tokenizer_in_short(cls, value: Any) -> Any:
+        # As `dsv3 data build --tokenizer` takes it.
+        size = value.removeprefix("bpe:") if isinstance(value, str) else value
+        if size != value and size.isdecimal() and len(size) < 10:
+            return {"vocab_size": int(size)}
+        return value
 
 
 class Training(Section):

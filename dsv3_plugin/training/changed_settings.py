@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dsv3_plugin.data.corpus import same_corpus
 from dsv3_plugin.data.dataset_folder import other_data
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe import yaml_text
@@ -55,8 +56,13 @@ def _changed(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before[key], value)
         for key, value in now.items()
-        if key in before and before[key] != value
+        if key in before and not _same(key, before[key], value)
     }
+
+
+def _same(key: str, before: Any, now: Any) -> bool:
+    # A run started from a script with an absolute path goes on by hand with a relative one.
+    return before == now or (key == "data.corpus" and same_corpus(before, now))
 
 
 def _flat(mapping: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -124,7 +124,7 @@ def test_links_hidden_and_special_files_are_counted(tmp_path):
         "files: c/pipe": 1,
     }
     (corpus / "gone.txt").symlink_to(elsewhere / "gone.txt")
-    with pytest.raises(UserError, match=r"cannot read .*gone.txt"):
+    with pytest.raises(UserError, match=r"cannot read .*gone.txt: it is a link to .*gone.txt,"):
         find_sources(corpus)
 
 

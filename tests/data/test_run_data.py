@@ -77,6 +77,19 @@ def test_a_run_that_resumes_keeps_its_data(section, tiny, tmp_path):
     assert ensure_data(section, out, tiny, resuming=True) == began
 
 
+def test_a_corpus_may_be_written_another_way(section, tiny, tmp_path, monkeypatch):
+    out = tmp_path / "data"
+    began = ensure_data(section, out, tiny)
+    monkeypatch.chdir(tmp_path)
+    for way in ("corpus.jsonl", "./corpus.jsonl", ["corpus.jsonl"]):
+        asked = changed(section, corpus=way)
+        assert ensure_data(asked, out, tiny, resuming=True) == began
+
+
+def test_a_tokenizer_in_short(section):
+    assert changed(section, tokenizer="bpe:300") == section
+
+
 def test_data_that_changed_under_a_run(section, tiny, tmp_path):
     """Another run, or somebody, built the folder anew; or it is gone, and the corpus is another."""
     out = tmp_path / "data"

@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and what it refuses before it writes anything."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -135,6 +136,9 @@ def test_a_finished_run_is_not_done_for_a_recipe_that_says_otherwise(trained, co
         said = dsv3(*again, change)
         assert said.code == 2
         assert sentence in said.err
+    here = Path.cwd() / load_recipe(trained.recipe).data.corpus
+    said = dsv3(*again, f"data.corpus={os.path.relpath(here)}")
+    assert (said.code, said.err) == (0, "")
     said = dsv3(*again)
     assert (said.code, said.err) == (0, "")
     assert said.out.endswith(f"Nothing to do: the run in {copied} has had all its tokens.\n")
