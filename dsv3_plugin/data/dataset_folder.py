@@ -195,7 +195,9 @@ def _check_part(prefix: Path, part: Part, token_bytes: int) -> None:
 
 def other_data(folder: Path, key: str, before: object, now: object) -> UserError:
     """What to say where a recipe asks for other data than its run began with."""
+    moved = " (texts that have moved are not read again)" if key == "data.corpus" else ""
     return UserError(
         f"the recipe asks for other data than {folder}, which this run began with ({key} is {now} "
-        f"and was {before}): restore it, or start a run in another folder with directory=PATH."
+        f"and was {before}): restore it{moved}, or start a run in another folder with "
+        "directory=PATH."
     )

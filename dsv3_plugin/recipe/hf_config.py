@@ -59,11 +59,13 @@ def model_from_hf(config: Mapping[str, Any], name: str) -> ModelConfig:
     Raises:
         UserError: a key is missing, or says something we would not compute as written.
     """
+    known = ", ".join(FAMILIES)
     kind = config.get("model_type")
+    if kind is None:
+        raise UserError(f"{name}: the key 'model_type' is missing or null (known: {known}).")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
-            f"{name}: model_type '{kind}' is not of the DeepSeek family "
-            f"(known: {', '.join(FAMILIES)})."
+            f"{name}: model_type '{kind}' is not of the DeepSeek family (known: {known})."
         )
     try:
         fields = _fields(published(config), FAMILIES[kind])
