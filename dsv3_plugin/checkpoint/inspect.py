@@ -1,6 +1,6 @@
 """What is in a checkpoint or a Hugging Face folder, from headers alone.
 
-Reads no tensor and imports no torch, so it answers in a second. Unlike the converters it does not
+Reads no tensor and imports no torch, so it answers in seconds. Unlike the converters it does not
 stop at the first thing that does not fit: it lists what is missing, what is foreign and what has
 another shape than the configuration says.
 """

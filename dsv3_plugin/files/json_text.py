@@ -7,6 +7,8 @@ reader takes the last of two keys, and all the memory it is asked for.
 
 import json
 import math
+import os
+import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,7 +44,7 @@ def read(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: with the reason; it is not JSON, or too much of it.
     """
-    return parse(read_bytes(path))
+    return parse(read_plain(path))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -66,6 +68,24 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         ValueError: with the reason; it is larger than that.
     """
     with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise TooMuch(f"it is larger than {bytes_text(most)}")
+    return data
+
+
+def read_plain(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The bytes of a file in a folder that somebody else may have made.
+
+    A pipe there would be waited for without end, and a device read without end.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: with the reason; it is larger than that, or no file.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is a device, a pipe or a folder, and not a file")
         data = file.read(most + 1)
     if len(data) > most:
         raise TooMuch(f"it is larger than {bytes_text(most)}")

@@ -8,6 +8,7 @@ name is looked at here too, those of all objects included, whoever reads them af
 
 import math
 import mmap
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,12 @@ from dsv3_plugin.checkpoint.formats.hf_headers import ITEMSIZE
 from dsv3_plugin.checkpoint.formats.pickles import PickleError, Record, Symbol, parse
 from dsv3_plugin.checkpoint.formats.symbols import DTYPES, IN_METADATA, OBJECTS, SIZE, TENSORS
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.files.links import inside, is_name
 
 METADATA = ".metadata"
+_MOST_METADATA = 1 << 27
+"""Bytes; the weights of DeepSeek-V3 take a tenth of that."""
 COMMON_FILE = "common.pt"
 """Where older versions of upstream keep the common state."""
 
@@ -72,9 +76,11 @@ def read_contents(folder: Path) -> Contents:
     if not path.is_file():  # nor a device, which would never end
         raise UserError(f"{folder} holds no distributed checkpoint: {METADATA} is missing.")
     try:
-        data = path.read_bytes()
+        data = read_plain(path, _MOST_METADATA)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
     contents = parse_metadata(data, path)
     _check_files(folder, contents)
     _check_pickles(folder, contents.objects.items(), OBJECTS)
@@ -128,8 +134,8 @@ def _check_sizes(folder: Path, contents: Contents) -> None:
 def _check_common(path: Path) -> None:
     if path.is_file():
         try:
-            open_saved(path.read_bytes()).content(OBJECTS, path)
-        except PickleError as error:
+            open_saved(read_plain(path)).content(OBJECTS, path)
+        except ValueError as error:
             raise UserError(f"{path} is damaged: {error}.") from error
 
 
@@ -144,6 +150,7 @@ def _check_pickles(
     for file, keys in files.items():
         with (folder / file).open("rb") as handle:
             data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        data.madvise(mmap.MADV_RANDOM)  # or the kernel reads the tensors in between, too
         for (place, extra), key in sorted(keys.items(), key=lambda item: item[0][0].position):
             where = f"{key} in {folder / file}"
             try:
@@ -244,9 +251,12 @@ def _check_files(folder: Path, contents: Contents) -> None:
         last[place.file] = max(last.get(place.file, (0, "")), end)
     for file, (end, key) in last.items():
         try:
-            size = inside(folder, file).stat().st_size
+            found = inside(folder, file).stat()
         except FileNotFoundError as error:
             raise UserError(f"{folder / file} is missing; it holds {key}.") from error
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{folder / file} is no file; it should hold {key}.")
+        size = found.st_size
         if size < end:
             raise UserError(
                 f"{folder / file} is cut short: {key} should end at byte {end}, the file has "

@@ -116,6 +116,8 @@ def pickled_files(folder: Path) -> list[Path]:
 def read_header(path: Path) -> dict[str, Described]:
     """The tensors of one safetensors file, which its header must describe to the last byte."""
 
+    if not path.is_file():  # a pipe would be waited for without end
+        raise UserError(f"{path} cannot be read: it is missing, or no file.")
     size = path.stat().st_size
     try:
         with path.open("rb") as handle:

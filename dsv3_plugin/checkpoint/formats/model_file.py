@@ -12,6 +12,7 @@ from dsv3_plugin.checkpoint.formats.dist_metadata import COMMON_FILE, Contents
 from dsv3_plugin.checkpoint.formats.pickles import PickleError, Record
 from dsv3_plugin.checkpoint.formats.symbols import NAMESPACES, OBJECTS
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.files.links import inside
 from dsv3_plugin.recipe.fields import from_arguments
 from dsv3_plugin.recipe.model import ModelConfig
@@ -52,7 +53,7 @@ def saved_arguments(folder: Path, contents: Contents) -> dict[str, Any] | None:
             data = handle.read(place.length)
     elif (folder / COMMON_FILE).is_file():
         where = folder / COMMON_FILE
-        data = where.read_bytes()
+        data = read_plain(where)
     else:
         return None
     try:

@@ -83,6 +83,9 @@ def parse(data: bytes, allowed: Container[Symbol], where: object) -> Any:
 
 
 _SCALARS = (str, int, float, bool, bytes, type(None), Symbol, Record)
+_FREE_CONTAINERS = 1 << 16
+_BYTES_FOR_A_CONTAINER = 16
+"""A large checkpoint's metadata takes 67 for each list and dictionary."""
 _KEY_DEPTH = 4
 """Keys nest no deeper: the hash of a tuple takes the stack of as many calls as it is deep."""
 
@@ -104,6 +107,7 @@ class _Machine:
     def __init__(self, data: bytes, allowed: Container[Symbol], where: object) -> None:
         self._data, self._allowed, self._where = data, allowed, where
         self._at, self._version = 0, 0
+        self._room = _FREE_CONTAINERS + len(data) // _BYTES_FOR_A_CONTAINER
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -111,16 +115,32 @@ class _Machine:
     def run(self) -> Any:
         """The one value that is left at the end."""
         instructions, data = _INSTRUCTIONS, self._data
-        stack, memo = self._stack, self._memo
+        stack, memo, marks = self._stack, self._memo, self._marks
+        push = stack.append
+        at = 0
+        # Those that a large checkpoint's metadata has most of are done here, without a call.
         while True:
-            code = data[self._at]
-            self._at += 1
-            if code == _MEMOIZE:  # one in four
+            code = data[at]
+            at += 1
+            if code == _MEMOIZE:
                 memo[len(memo)] = stack[-1]
-                continue
-            act = instructions.get(code)
-            if act is not None:
+            elif code == _LONG_BINGET:
+                push(memo[_FOUR_BYTES(data, at)[0]])
+                at += 4
+            elif code == _BININT1:
+                push(data[at])
+                at += 1
+            elif code == _BINGET:
+                push(memo[data[at]])
+                at += 1
+            elif code == _EMPTY_TUPLE:
+                push(())
+            elif code == _MARK:
+                marks.append(len(stack))
+            elif (act := instructions.get(code)) is not None:
+                self._at = at
                 act(self)
+                at = self._at
             elif code == _STOP:
                 (value,) = stack
                 return value
@@ -160,6 +180,12 @@ class _Machine:
     def _push(self, value: Any) -> None:
         self._stack.append(value)
 
+    def _fresh(self, kind: Callable[[], Any]) -> None:
+        self._room -= 1  # a byte that costs sixty
+        if self._room < 0:
+            raise PickleError("the pickle has more containers than anything to put in")
+        self._stack.append(kind())
+
     def _text(self, size: int) -> None:
         self._stack.append(self._take(self._number(size)).decode())
 
@@ -177,9 +203,6 @@ class _Machine:
 
     def _float(self) -> None:
         self._stack.append(struct.unpack(">d", self._take(8))[0])
-
-    def _mark(self) -> None:
-        self._marks.append(len(self._stack))
 
     def _marked(self) -> list[Any]:
         begin = self._marks.pop()
@@ -223,7 +246,8 @@ class _Machine:
         if type(target) is not dict:
             raise PickleError("the pickle sets items of what is no dictionary")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            self._require_key(key)
+            if type(key) is not str:
+                self._require_key(key)
             target[key] = value
 
     def _add_items(self) -> None:
@@ -249,9 +273,6 @@ class _Machine:
         if index > len(self._data):  # another reader would make room for that many
             raise PickleError("the pickle numbers more objects than it holds")
         self._memo[index] = self._stack[-1]
-
-    def _get(self, size: int) -> None:
-        self._stack.append(self._memo[self._number(size)])
 
     def _global(self) -> None:
         self._name(self._line(), self._line())
@@ -292,11 +313,10 @@ def _with(method: Callable[..., None], argument: Any) -> Callable[[_Machine], No
     return lambda machine: method(machine, argument)
 
 
-def _fresh(kind: Callable[[], Any]) -> Callable[[_Machine], None]:
-    return lambda machine: machine._push(kind())
-
-
-_STOP, _MEMOIZE = pickle.STOP[0], pickle.MEMOIZE[0]
+_STOP, _MEMOIZE, _MARK = pickle.STOP[0], pickle.MEMOIZE[0], pickle.MARK[0]
+_BINGET, _LONG_BINGET, _BININT1 = pickle.BINGET[0], pickle.LONG_BINGET[0], pickle.BININT1[0]
+_EMPTY_TUPLE = pickle.EMPTY_TUPLE[0]
+_FOUR_BYTES = struct.Struct("<I").unpack_from
 _NAMES = {
     value[0]: name
     for name, value in vars(pickle).items()
@@ -311,7 +331,6 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
         (pickle.NEWTRUE, _with(_Machine._push, True)),
         (pickle.NEWFALSE, _with(_Machine._push, False)),
         (pickle.BININT, _Machine._signed),
-        (pickle.BININT1, _with(_Machine._unsigned, 1)),
         (pickle.BININT2, _with(_Machine._unsigned, 2)),
         (pickle.LONG1, _Machine._integer),
         (pickle.BINFLOAT, _Machine._float),
@@ -319,25 +338,21 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
         (pickle.BINUNICODE, _with(_Machine._text, 4)),
         (pickle.SHORT_BINBYTES, _with(_Machine._bytes, 1)),
         (pickle.BINBYTES, _with(_Machine._bytes, 4)),
-        (pickle.MARK, _Machine._mark),
-        (pickle.EMPTY_TUPLE, _with(_Machine._push, ())),
         (pickle.TUPLE, _Machine._tuple),
         (pickle.TUPLE1, _with(_Machine._short_tuple, 1)),
         (pickle.TUPLE2, _with(_Machine._short_tuple, 2)),
         (pickle.TUPLE3, _with(_Machine._short_tuple, 3)),
-        (pickle.EMPTY_LIST, _fresh(list)),
+        (pickle.EMPTY_LIST, _with(_Machine._fresh, list)),
+        (pickle.EMPTY_DICT, _with(_Machine._fresh, dict)),
         (pickle.APPEND, _Machine._append),
         (pickle.APPENDS, _Machine._appends),
-        (pickle.EMPTY_DICT, _fresh(dict)),
         (pickle.SETITEM, _Machine._set_item),
         (pickle.SETITEMS, _Machine._set_items),
-        (pickle.EMPTY_SET, _fresh(set)),
+        (pickle.EMPTY_SET, _with(_Machine._fresh, set)),
         (pickle.ADDITEMS, _Machine._add_items),
         (pickle.FROZENSET, _Machine._frozen_set),
         (pickle.BINPUT, _with(_Machine._put, 1)),
         (pickle.LONG_BINPUT, _with(_Machine._put, 4)),
-        (pickle.BINGET, _with(_Machine._get, 1)),
-        (pickle.LONG_BINGET, _with(_Machine._get, 4)),
         (pickle.GLOBAL, _Machine._global),
         (pickle.STACK_GLOBAL, _Machine._stack_global),
         (pickle.REDUCE, _Machine._call),

@@ -143,6 +143,7 @@ MADE = b"\x80\x04" + text("argparse") + text("Namespace") + b"\x93"
         b"\x80\x04N\x87.",
         b"\x80\x04h\x07.",  # a memo that is not there
         b"\x80\x04Nr" + struct.pack("<I", 1 << 31) + b".",  # room for 2^31 memos
+        b"\x80\x04" + b"]" * 100_000 + b".",  # lists that nothing is in
         b"\x80\x04B" + struct.pack("<I", 0xFFFFFFFF) + b".",  # 4 GB that are not there
         b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62) + b".",
         b"\x80\x04\x8b" + struct.pack("<I", 1 << 31) + b".",
