@@ -152,7 +152,7 @@ def is_checkpoint(directory: Path) -> bool:
 
 def _tracked(directory: Path) -> Saved | None:
     try:
-        text = json_text.read_bytes(directory / TRACKER, _LONGEST).decode().strip()
+        text = json_text.read_plain(directory / TRACKER, _LONGEST).decode().strip()
     except (OSError, ValueError):
         return None
     if text == RELEASE:

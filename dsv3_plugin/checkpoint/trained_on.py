@@ -11,6 +11,7 @@ import pydantic
 from dsv3_plugin.data.tokenizer_folder import digests
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.files.links import inside
 from dsv3_plugin.recipe.section import Section
 
@@ -41,7 +42,7 @@ def read(folder: Path) -> TrainedOn | None:
     """
     path = inside(folder, TRAINED_ON)
     try:
-        return TrainedOn.model_validate_json(path.read_bytes())
+        return TrainedOn.model_validate_json(read_plain(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, pydantic.ValidationError):

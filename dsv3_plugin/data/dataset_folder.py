@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from dsv3_plugin.data.index_file import Index, read_index
 from dsv3_plugin.data.left_out import LeftOut
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.recipe.section import Section
 
 MANIFEST = "manifest.json"
@@ -149,8 +150,7 @@ def open_dataset(folder: Path) -> Dataset:
     """
     path = folder / MANIFEST
     try:
-        with path.open("rb") as file:
-            manifest = Manifest.model_validate_json(file.read(_MOST_MANIFEST_BYTES))
+        manifest = Manifest.model_validate_json(read_plain(path, _MOST_MANIFEST_BYTES))
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a dataset (no {MANIFEST}): build one with `dsv3 data build`."

@@ -184,8 +184,16 @@ def remove_broken_indices(folder: Path) -> None:
 
     Upstream writes them in place and takes any that exists for complete, so without this a run
     killed at that moment could never start again. It would also run what a pickle in their place
-    says.
+    says, and write through a link.
+
+    Raises:
+        UserError: something else than a file has the name of one.
     """
+    for path in folder.glob("*-Documents-*"):
+        if path.is_symlink() or not path.is_file():
+            raise UserError(
+                f"{path} is a link or no file, where an index of samples belongs: remove it."
+            )
     for description in folder.glob("*-description.txt"):
         base = description.name.removesuffix("description.txt")
         indices = [folder / f"{base}{name}_index.npy" for name in ("document", "sample", "shuffle")]

@@ -23,6 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from dsv3_plugin.data.fim import Sentinels
 from dsv3_plugin.data.tokenizer_folder import files_of
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.files.links import inside
 from dsv3_plugin.files.named import named
 
@@ -266,7 +267,7 @@ def _names_code(folder: Path) -> bool:
     """Whether `tokenizer_config.json` says that a class of the folder's, or a repository's, is the
     tokenizer."""
     try:
-        text = inside(folder, "tokenizer_config.json").read_text(encoding="utf-8")
+        text = read_plain(inside(folder, "tokenizer_config.json")).decode()
         said = json.loads(text).get("auto_map")
     except (OSError, ValueError, AttributeError, RecursionError):
         return False  # transformers says what is wrong with it

@@ -90,7 +90,7 @@ def append_to(path: Path) -> BinaryIO:
         UserError: it is a link. Its target would be written to.
         OSError: it cannot be opened.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         return open(os.open(path, flags, 0o666), "ab")
     except OSError as error:

@@ -49,7 +49,7 @@ class MetricsFile:
         return Follower(self.path)
 
     def _lines(self) -> Iterator[tuple[bytes, Record]]:
-        if not self.path.exists():
+        if not self.path.is_file():  # nor a pipe, which would be waited for without end
             return
         with self.path.open("rb") as file:
             yield from _whole_lines(iter(lambda: file.readline(_LONGEST_LINE), b""))

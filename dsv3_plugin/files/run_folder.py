@@ -10,6 +10,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.full_disk import reason
+from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.files.metrics_file import MetricsFile
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -71,7 +72,7 @@ class RunFolder:
     def steps_saved(self) -> int:
         """The step of the newest checkpoint, as the tracker file has it; 0 if there is none."""
         try:
-            return int((self.checkpoints / TRACKER).read_text(encoding="utf-8"))
+            return int(read_plain(self.checkpoints / TRACKER, 1000))
         except (OSError, ValueError):
             return 0
 

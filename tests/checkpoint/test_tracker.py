@@ -1,15 +1,18 @@
 """After any kill, the checkpoint that is whole is found, and only that."""
 
+import contextlib
 import json
 import os
 import shutil
 
 import pytest
 
-from dsv3_plugin.checkpoint import import_hf, tracker
+from dsv3_plugin.checkpoint import import_hf, tracker, trained_on
+from dsv3_plugin.checkpoint.conversion import journal
 from dsv3_plugin.checkpoint.conversion.weights import open_weights
 from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.hf_config import hf_config
 from tests.checkpoint.samples import random_tensors, small_model, write_folder
 
@@ -134,3 +137,12 @@ def test_a_folder_without_weights_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(hf_config(small_model())))
     with pytest.raises(UserError, match="holds no weights"):
         inspect(tmp_path)
+
+
+@pytest.mark.parametrize("name", [tracker.TRACKER, ".metadata", "trained_on.json", "INCOMPLETE"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    for look in (tracker.find, trained_on.read, lambda folder: journal.peek(folder / "INCOMPLETE")):
+        with contextlib.suppress(UserError):
+            look(tmp_path)
+    assert RunFolder(tmp_path, tmp_path).steps_saved() == 0

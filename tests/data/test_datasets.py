@@ -420,3 +420,9 @@ def test_context_parallel_ranks_slice_the_sequence(read_by_ranks):
         stretches = getattr(whole, key).chunk(4, dim=1)
         assert torch.equal(getattr(outer, key), torch.cat([stretches[0], stretches[3]], dim=1))
         assert torch.equal(getattr(inner, key), torch.cat([stretches[1], stretches[2]], dim=1))
+
+
+def test_an_index_of_samples_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "0-Documents-train-description.txt").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link or no file"):
+        remove_broken_indices(tmp_path)

@@ -82,8 +82,9 @@ def peek(path: Path) -> tuple[dict[str, Any], Checksums]:
     """What is converted, by the first line (empty if it was not written), and what is finished."""
     done: Checksums = {}
     try:
-        with path.open("rb") as handle:
-            lines = [line for line in handle if line.endswith(b"\n")]
+        lines = [
+            line for line in json_text.read_plain(path).splitlines(True) if line.endswith(b"\n")
+        ]
         first = dict(json_text.parse(lines[0])) if lines else {}
         for line in lines[1:]:
             done |= {str(name): [*map(_crc, crcs)] for name, crcs in _done(line).items()}
