@@ -197,6 +197,8 @@ def _generator(original: type[torch.Generator]) -> type:
         def __new__(cls, device: Any = CPU) -> torch.Generator:
             return original(CPU if _is_cuda(device) else device)
 
+    # A generator is pickled as what this name makes of its device and state.
+    Generator.__module__, Generator.__qualname__ = original.__module__, original.__qualname__
     return Generator
 
 
@@ -293,6 +295,7 @@ def enable() -> None:
         _replacer.wrap(f"torch:{name}", _on_cpu)
     _replacer.wrap("torch:load", functools.partial(_on_cpu, argument="map_location"))
     _replacer.wrap("torch:Generator", _generator)
+    _replacer.set("torch._C:Generator", torch.Generator)
     _replacer.set("torch:Tensor.cuda", lambda self, *a, **k: self)
     _replacer.set("torch.nn:Module.cuda", lambda self, *a, **k: self)
     _replacer.wrap("torch:Tensor.to", _tensor_to)

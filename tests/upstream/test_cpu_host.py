@@ -1,6 +1,7 @@
 """The CPU as a host: what upstream asks of CUDA is answered, and put back."""
 
 import io
+import pickle
 import subprocess
 import sys
 import types
@@ -75,7 +76,7 @@ def test_the_current_device_is_a_number_and_lands_on_the_cpu_wherever_a_device_i
 
 
 def test_a_generator_is_still_torchs():
-    generator = torch.Generator("cuda").manual_seed(3)
+    generator = pickle.loads(pickle.dumps(torch.Generator("cuda").manual_seed(3)))
     assert isinstance(generator, torch.Generator)
     assert isinstance(torch.default_generator, torch.Generator)
     assert not isinstance(3, torch.Generator)
