@@ -124,10 +124,7 @@ def _inspect(path: Path) -> Findings:
     if (path / CONFIG).is_file() or any(path.glob("*.safetensors")):
         return _inspect_folder(path)
     tracker.refuse_run_folder(path)
-    raise UserError(
-        f"{path} is neither a Hugging Face folder (it has no {CONFIG}) nor a Megatron checkpoint "
-        f"(it has no {tracker.TRACKER})."
-    )
+    raise tracker.neither(path)
 
 
 def _is_iteration(path: Path) -> bool:

@@ -135,6 +135,16 @@ def refuse_run_folder(directory: Path) -> None:
         )
 
 
+def neither(path: Path) -> UserError:
+    """What to say of a folder without weights; Hugging Face's cache has them further down."""
+    snapshots = sorted(config.parent for config in path.glob("snapshots/*/config.json"))
+    below = f": it is an entry of Hugging Face's cache, name {snapshots[-1]}" if snapshots else ""
+    return UserError(
+        f"{path} is neither a Hugging Face folder (it has no config.json) nor a Megatron "
+        f"checkpoint (it has no {TRACKER}){below}."
+    )
+
+
 def refuse_unfinished(directory: Path) -> None:
     """Raises UserError if a conversion into `directory` was not finished."""
     if (directory / INCOMPLETE).exists():

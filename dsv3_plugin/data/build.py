@@ -92,6 +92,8 @@ def build_dataset(
     """
     if not 0 <= fim_rate <= 1:
         raise UserError(f"fim_rate is {fim_rate}: give a share of the documents in [0, 1].")
+    if not 0 <= held_out < 1:
+        raise UserError(f"held_out is {held_out}: give a fraction of the documents in [0, 1).")
     settings = settings_of(
         tokenizer, held_out=held_out, fim_rate=fim_rate, seed=seed, text_key=text_key
     )

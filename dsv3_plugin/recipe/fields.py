@@ -97,7 +97,7 @@ def _pattern(layers: list[int], model: ModelConfig) -> str:
 
 def _first(value: Any) -> Any:
     """Megatron allows several losses and then holds a list."""
-    return value[0] if isinstance(value, list) else value
+    return value[0] if isinstance(value, list) and value else value
 
 
 FIELDS: tuple[Field, ...] = (

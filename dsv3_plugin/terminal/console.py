@@ -7,8 +7,8 @@ from rich.text import Text
 
 from dsv3_plugin.errors import printable
 
-_NARROWEST = 20
-"""Columns."""
+_NARROWEST, _USUAL = 20, 80
+"""Columns of a terminal."""
 
 
 class Console(rich.console.Console):
@@ -22,7 +22,7 @@ class Console(rich.console.Console):
         options = {"markup": False, "emoji": False, **options}
         super().__init__(file=file, **options)
         if self.width < _NARROWEST:  # COLUMNS=0, say, into which nothing fits
-            self.width = _NARROWEST
+            self.width = _USUAL
 
     def render_str(self, text: str, **options: Any) -> Text:
         """A string as rich's text."""

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dsv3_plugin.checkpoint import tracker, trained_on
+from dsv3_plugin.checkpoint.formats.dist_metadata import read_contents
+from dsv3_plugin.checkpoint.formats.model_file import trained_as_another
 from dsv3_plugin.checkpoint.inspect import first_misfit
 from dsv3_plugin.checkpoint.tracker import Saved
 from dsv3_plugin.errors import UserError
@@ -50,7 +52,8 @@ def _explain_older(newer: Path, saved: Saved, tell: Callable[[str], None]) -> No
 def refuse_another_model(recipe: Recipe) -> None:
     """Look whether the checkpoints in a recipe's folder are of its model; names may differ.
 
-    Upstream's own checkpoints bring no description: of those, the tensors are compared.
+    Upstream's own checkpoints bring no description: of those, the tensors are compared. Of all, the
+    arguments that upstream keeps in them are.
 
     Raises:
         UserError: they are not; it names the first field, or tensor, in which the models differ.
@@ -59,23 +62,25 @@ def refuse_another_model(recipe: Recipe) -> None:
     description = folder / "model.yaml"
     if not any([*folder.glob("iter_*"), *folder.glob("release")]):
         return
-    if not description.exists():
-        saved = tracker.newest_complete(folder)
-        misfit = first_misfit(saved.path, wanted) if saved is not None else None
-        if misfit is not None:
-            raise UserError(
-                f"{folder} holds checkpoints of another model than {wanted.name} ({misfit}): "
-                f"choose another folder with directory=PATH."
-            )
+    if description.exists():
+        described = ModelConfig.read(description)
+        for field in ModelConfig.model_fields:
+            if field != "name" and getattr(described, field) != getattr(wanted, field):
+                raise UserError(
+                    f"{folder} holds checkpoints of another model ({field} is "
+                    f"{getattr(described, field)}, the recipe says {getattr(wanted, field)}): "
+                    f"choose another folder with directory=PATH."
+                )
+    saved = tracker.newest_complete(folder)
+    if saved is None:
         return
-    saved = ModelConfig.read(description)
-    for field in ModelConfig.model_fields:
-        if field != "name" and getattr(saved, field) != getattr(wanted, field):
-            raise UserError(
-                f"{folder} holds checkpoints of another model ({field} is {getattr(saved, field)}, "
-                f"the recipe says {getattr(wanted, field)}): choose another folder with "
-                f"directory=PATH."
-            )
+    misfit = None if description.exists() else first_misfit(saved.path, wanted)
+    misfit = misfit or trained_as_another(wanted, saved.path, read_contents(saved.path))
+    if misfit is not None:
+        raise UserError(
+            f"{folder} holds checkpoints of another model than {wanted.name} ({misfit}): "
+            f"choose another folder with directory=PATH."
+        )
 
 
 def refuse_what_does_not_go_on(recipe: Recipe) -> None:

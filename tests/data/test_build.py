@@ -219,6 +219,12 @@ def test_bad_input_writes_nothing(corpus, tokenizer, tmp_path):
         assert set(os.listdir(tmp_path)) == before
 
 
+def test_shares_that_are_no_number(corpus, tokenizer, tmp_path):
+    for name in ("held_out", "fim_rate"):
+        with pytest.raises(UserError, match=f"{name} is nan"):
+            build_dataset(corpus, tokenizer, tmp_path / "out", **{name: float("nan")})
+
+
 def test_a_place_that_cannot_be_written(corpus, tokenizer, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):

@@ -34,14 +34,12 @@ def plain(source: Weights, name: str, dtype: torch.dtype) -> Blocks:
 
 
 def same_tensor(source: Weights, name: str, other: str) -> bool:
-    """Whether two tensors of a folder are one, type and bytes."""
-    dtype = source.stored[name].dtype
-    if (
-        dtype != source.stored[other].dtype
-        or source.stored[name].shape != source.stored[other].shape
-    ):
+    """Whether two tensors of a folder are one, in the coarser of their types to the last bit."""
+    first, second = source.stored[name], source.stored[other]
+    if first.shape != second.shape:
         return False
-    pairs = zip(plain(source, name, dtype), plain(source, other, dtype), strict=True)
+    coarser = min(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)
+    pairs = zip(plain(source, name, coarser), plain(source, other, coarser), strict=True)
     return all(same_bytes(a, b) for (a,), (b,) in pairs)
 
 

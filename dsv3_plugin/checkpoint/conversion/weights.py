@@ -117,7 +117,8 @@ class HFWeights:
             else:
                 raise UserError(
                     f"{name} in {self.path / stored.file} is no tensor of the model that "
-                    f"{self._described}{self._said(name)}."
+                    f"{self._described}{self._said(name)}: take the folder of that model alone, "
+                    "with its tensors called as DeepSeek calls them."
                 )
         for entry in self.entries:
             if entry.name not in self.stored and entry.copy_of is None:
@@ -279,10 +280,7 @@ def open_weights(
         return DistWeights(path, model)
     tracker.refuse_run_folder(path)
     if not (path / CONFIG).is_file():
-        raise UserError(
-            f"{path} is neither a Hugging Face folder (it has no {CONFIG}) nor a Megatron "
-            f"checkpoint (it has no {tracker.TRACKER})."
-        )
+        raise tracker.neither(path)
     return HFWeights(path, allow_pickle=allow_pickle, without_mtp=without_mtp)
 
 

@@ -77,7 +77,8 @@ def read_folder(folder: Path) -> dict[str, Described]:
         for name, described in read_header(folder / file).items():
             if name in tensors:
                 raise UserError(
-                    f"{name} is stored twice in {folder}: in {tensors[name].file} and in {file}."
+                    f"{name} is stored twice in {folder}: in {tensors[name].file} and in {file}; "
+                    "take the file away that is not of this model."
                 )
             tensors[name] = described
         if len(tensors) > _MOST_TENSORS:

@@ -22,15 +22,30 @@ MODEL_FILE = "model.yaml"
 
 _COMMON_STATE = "common_state/shard_0_1"
 
+_NOT_TOLD_BY_SHAPES = (
+    "layernorm_epsilon", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rope_type",
+    "rotary_base", "moe_router_topk", "moe_router_num_groups", "moe_router_group_topk",
+    "moe_router_score_function", "moe_router_pre_softmax", "moe_router_topk_scaling_factor",
+)  # fmt: skip
+"""Fields that change what a model computes, and that no tensor's shape depends on alone."""
+
 
 def model_of_checkpoint(directory: Path, folder: Path, contents: Contents) -> ModelConfig:
     """The model of the checkpoint `directory`, whose iteration lies in `folder`.
 
-    Raises UserError if nothing in the checkpoint says what the model is.
+    Raises:
+        UserError: nothing in the checkpoint says what the model is, or its `model.yaml` is that of
+            another model than upstream's arguments are of.
     """
     for where in (directory, folder.parent):
         if inside(where, MODEL_FILE).is_file():
-            return ModelConfig.read(where / MODEL_FILE)
+            model = ModelConfig.read(where / MODEL_FILE)
+            if difference := trained_as_another(model, folder, contents):
+                raise UserError(
+                    f"{where / MODEL_FILE} is not of the model that was trained ({difference}): "
+                    "put that one's there."
+                )
+            return model
     arguments = saved_arguments(folder, contents)
     if arguments is None:
         raise UserError(
@@ -38,6 +53,27 @@ def model_of_checkpoint(directory: Path, folder: Path, contents: Contents) -> Mo
             f"model's description there as {MODEL_FILE}."
         )
     return model_from_arguments(arguments, directory.resolve().name)
+
+
+def trained_as_another(model: ModelConfig, folder: Path, contents: Contents) -> str | None:
+    """What upstream's arguments in an iteration say otherwise than a model, in words.
+
+    Returns:
+        None: as far as there are arguments, and shapes do not tell, they are the model's.
+    """
+    arguments = saved_arguments(folder, contents)
+    try:
+        trained = None if arguments is None else model_from_arguments(arguments, model.name)
+    except UserError:  # of a release of upstream that said things otherwise
+        trained = None
+    if trained is None:
+        return None
+    differences = (
+        f"{field} is {now}, and was {was} in {folder.name}"
+        for field in _NOT_TOLD_BY_SHAPES
+        if (now := getattr(model, field)) != (was := getattr(trained, field))
+    )
+    return next(differences, None)
 
 
 def saved_arguments(folder: Path, contents: Contents) -> dict[str, Any] | None:

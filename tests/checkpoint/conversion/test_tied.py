@@ -40,6 +40,28 @@ def test_equal_head_is_a_copy(tied, tmp_path):
     assert (found.differences, found.absent_copies) == ([], [HEAD])
 
 
+def test_a_copy_in_another_precision_is_a_copy(tied, tmp_path):
+    folder, tensors = tied
+    coarse = tensors[EMBEDDING].bfloat16()
+    assert not torch.equal(coarse.float(), tensors[EMBEDDING])
+    save_file(tensors | {HEAD: coarse}, folder / "model.safetensors")
+    import_hf(folder, tmp_path / "checkpoint")
+    coarse[7, 3] += 1
+    save_file(tensors | {HEAD: coarse}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"lm_head.weight in .* differs from"):
+        import_hf(folder, tmp_path / "again")
+
+
+def test_a_folder_of_the_cache_names_its_snapshot(tied, tmp_path):
+    folder, _ = tied
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    for reads in (inspect, lambda path: import_hf(path, tmp_path / "t")):
+        with pytest.raises(UserError, match=r"Hugging Face's cache, name .*snapshots/0123\.$"):
+            reads(tmp_path / "models--a--b")
+
+
 def test_other_head_is_refused(tied, tmp_path):
     folder, tensors = tied
     import_hf(folder, tmp_path / "checkpoint")
