@@ -12,7 +12,7 @@ from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs, StageCosts, relative_stages
 from dsv3_plugin.schedules.csv_file import read_csv
 from dsv3_plugin.schedules.placement import pipeline_ranks, stage_placement
-from dsv3_plugin.schedules.registry import SCHEDULES
+from dsv3_plugin.schedules.registry import MOST_PASSES, SCHEDULES, refuse_larger
 
 if TYPE_CHECKING:
     from dsv3_plugin.schedules.search.search import Found
@@ -98,14 +98,16 @@ class Choice:
         Raises:
             UserError: as `size`, or an option that a search does not take.
         """
-        pp, _ = self.size()
+        pp, micro_batches = self.size()
         if self.overlap:
             raise UserError(
                 f"--overlap belongs to {_takers()}; search pairs wherever it saves time"
             )
         if self.vp is not None and self.vp < 1:
             raise UserError(f"--vp must be at least 1, not {self.vp}")
-        return stage_placement(pp, 2 if self.vp is None else self.vp)
+        per_rank = 2 if self.vp is None else self.vp
+        refuse_larger(pp * per_rank, micro_batches)
+        return stage_placement(pp, per_rank)
 
 
 def _takers() -> str:
@@ -250,6 +252,8 @@ def parse_numbers(option: str, text: str) -> list[float]:
             raise UserError(f"{option} takes numbers such as 1,2*30,0, not '{item}'") from None
         if number < 0 or repeats < 1:
             raise UserError(f"{option} takes no negative numbers, such as in '{item}'")
+        if len(numbers) + repeats > MOST_PASSES:
+            raise UserError(f"{option} takes {MOST_PASSES:,} stages at most")
         numbers += [number] * repeats
     return numbers
 

@@ -17,7 +17,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from dsv3_plugin.data.index_file import Index, read_index
 from dsv3_plugin.data.left_out import LeftOut
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.json_text import read_plain
@@ -185,6 +184,8 @@ def _check_part(prefix: Path, part: Part, token_bytes: int) -> None:
         found = path.stat().st_size if path.is_file() else 0
         if found != size:
             raise UserError(f"{path} has {found} bytes instead of {size}: build the dataset again.")
+    from dsv3_plugin.data.index_file import Index, read_index  # numpy, which a plan never needs
+
     index = read_index(prefix)
     if index != Index(part.documents, part.documents, part.tokens, token_bytes):
         raise UserError(

@@ -23,6 +23,9 @@ BOM = "\ufeff"
 
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines", ".jl")
 _TABLES = {".csv": "a CSV table", ".tsv": "a TSV table"}
+_COPIES = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload")
+"""Endings of what editors, merges and downloads leave beside a file."""
+_CHECKSUMS = (".md5", ".sha1", ".sha256", ".sha512", ".crc")
 _DATASET_RECORDS = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
 
 _HEAD = 2**16
@@ -105,13 +108,15 @@ def kind_of(path: Path, text_key: str) -> Format | NotRead:
             f"{path} is a pointer of Git LFS, and its contents are not here: fetch them (git lfs "
             "pull), or leave it out of the corpus."
         )
+    if path.name.lower().endswith(_COPIES):
+        return NotRead("by its name a copy or unfinished, rename it to have it read")
     if head.startswith(b"PAR1") or suffix == ".parquet":
         return "parquet"
     if (binary := _binary(head)) is not None:
         return binary
     if suffix in _TABLES:
         return NotRead(f"{_TABLES[suffix]}, {_CONVERT}", is_data=True)
-    if stem in _DATASET_RECORDS:
+    if stem in _DATASET_RECORDS or stem.endswith(_CHECKSUMS):
         return NotRead("about data, not of it")
     if suffix in _JSON_LINES:
         return "jsonl"

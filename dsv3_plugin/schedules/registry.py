@@ -27,6 +27,19 @@ _STAGES_PER_RANK = 2  # where the user may choose, and does not
 _MANY_RANKS = 1024  # what suffices for so many suffices for fewer
 
 
+MOST_PASSES = 1 << 18
+"""Micro-batches times stages of a schedule; DeepSeek-V3's has some thousands."""
+
+
+def refuse_larger(stages: int, micro_batches: int) -> None:
+    """Raise UserError for a schedule that is larger than any that is run."""
+    if stages * micro_batches > MOST_PASSES:
+        raise UserError(
+            f"{micro_batches:,} micro-batches through {stages:,} stages are more than a schedule "
+            f"may have ({MOST_PASSES:,} passes of a stage)"
+        )
+
+
 @dataclass(frozen=True)
 class ScheduleKind:
     """What is known of a schedule by its name. P is the number of ranks.
@@ -98,13 +111,15 @@ class ScheduleKind:
         stages_per_rank: read only where the user chooses them.
 
         Raises:
-            UserError: it does not exist for this size.
+            UserError: it does not exist for this size, or is larger than any that is run.
         """
         make = self.make_overlapped if overlap else self.make
         assert make is not None
         if not self.takes_stages_per_rank:
+            refuse_larger(pp * (self.stages_per_rank or 1), micro_batches)
             return make(pp, micro_batches)
         per_rank = _STAGES_PER_RANK if stages_per_rank is None else stages_per_rank
+        refuse_larger(pp * per_rank, micro_batches)
         return make(pp, micro_batches, per_rank)
 
     def forms(

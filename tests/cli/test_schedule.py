@@ -117,6 +117,19 @@ def test_stages_of_a_model_and_by_hand():
         ((), "name a schedule"),
         (("zbv", "--pp", "8"), "needs its --micro-batches"),
         (("zbv", "--pp", "0", "--micro-batches", "3"), "--pp must be at least 1"),
+        (("1f1b", "--pp", "8", "--micro-batches", "1000000000"), "more than a schedule may have"),
+        (
+            ("interleaved", "--pp", "8", "--micro-batches", "16", "--vp", "1000000000"),
+            "16 micro-batches through 8,000,000,000 stages are more",
+        ),
+        (
+            ("search", "--pp", "8", "--micro-batches", "16", "--vp", "1000000000"),
+            "more than a schedule may have",
+        ),
+        (
+            ("1f1b", "--pp", "4", "--micro-batches", "8", "--stage-costs", "1*1000000000"),
+            "--stage-costs takes 262,144 stages at most",
+        ),
         (("zbv", *EIGHT, "--vp", "2"), "belong to interleaved"),
         (("zbv", *EIGHT, "--cost", "F"), "needs a number"),
         (("zbv", *EIGHT, "--cost", "G=1"), "--cost knows no 'G'"),
