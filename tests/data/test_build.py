@@ -112,10 +112,11 @@ def test_documents_cut_for_fim_are_in_psm_order_and_come_back(corpus, tokenizer,
 def test_processes_write_the_same_bytes(corpus, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("dsv3_plugin.data.encode._BATCH_CHARACTERS", 500)
     alone = build_dataset(corpus, tokenizer, tmp_path / "alone", fim_rate=0.3)
+    before = {*multiprocessing.active_children()}  # of whatever else this process has run
     together = build_dataset(corpus, tokenizer, tmp_path / "together", fim_rate=0.3, workers=2)
 
     assert contents(alone.folder) == contents(together.folder)
-    assert not multiprocessing.active_children()
+    assert {*multiprocessing.active_children()} <= before
 
 
 def test_a_large_vocabulary_takes_four_bytes(corpus, tmp_path):

@@ -14,8 +14,11 @@ import torch
 
 from dsv3_plugin.errors import UserError
 
-# The maps are read-only, and torch warns that writing to such a tensor would crash. Nobody writes.
-warnings.filterwarnings("ignore", message="The given buffer is not writable")
+# The maps are read-only, and torch warns, once in a process, that writing to such a tensor would
+# crash. Nobody writes.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.frombuffer(b" ", dtype=torch.uint8)
 
 
 class MappedFiles:
