@@ -5,7 +5,7 @@ Both ask their costs of a `Setting`: a model, how it is divided among ranks, and
 change what a rank computes, keeps and sends. Sizes are per rank and micro-batch unless said.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from dsv3_plugin.machine import Machine
@@ -38,11 +38,16 @@ class Setting:
         dispatcher: how tokens travel to their experts.
         wire: what is sent between nodes.
         ranks_per_node: GPUs of a node, as the dispatcher sees them.
+        nvlink_domain: GPUs that reach each other without the network.
+        hide_shared_expert: the shared expert computes while tokens travel.
         executor: who runs the pipeline schedule.
+        overlapped_reduction: gradients are reduced, and parameters gathered, while others are
+            computed (upstream's `--overlap-grad-reduce`).
+        fused_loss: the cross-entropy is one kernel (`--cross-entropy-loss-fusion`).
         imbalance: load of the busiest rank's experts over the mean; 1 is balance.
     """
 
-    model: ModelConfig
+    model: ModelConfig = field(hash=False)  # its list of layers has no hash
     seq_length: int
     micro_batch: int
     tensor: int
@@ -59,7 +64,11 @@ class Setting:
     dispatcher: Literal["alltoall", "two_hop", "deepep", "hybridep"]
     wire: Literal["bf16", "fp8"]
     ranks_per_node: int
+    nvlink_domain: int
+    hide_shared_expert: bool
     executor: Literal["upstream", "ours"]
+    overlapped_reduction: bool = False
+    fused_loss: bool = False
     imbalance: float = 1.0
 
     @classmethod
@@ -73,7 +82,9 @@ class Setting:
             imbalance: load of the busiest rank's experts over the mean.
         """
         parallel, precision, dispatch = recipe.parallel, recipe.precision, recipe.dispatch
-        per_node = dispatch.ranks_per_node
+        per_node, hides = dispatch.ranks_per_node, dispatch.hide_shared_expert
+        if hides is None:
+            hides = dispatch.kind == "two_hop" and "shared_experts" not in recipe.recompute
         return cls(
             model=recipe.model,
             seq_length=recipe.data.seq_length,
@@ -92,7 +103,11 @@ class Setting:
             dispatcher=dispatch.kind,
             wire=dispatch.precision,
             ranks_per_node=cluster.gpus_per_node if per_node == "auto" else per_node,
+            nvlink_domain=cluster.nvlink_domain,
+            hide_shared_expert=hides,
             executor=recipe.executor,
+            overlapped_reduction=recipe.passed_flags.get("overlap-grad-reduce") is True,
+            fused_loss=recipe.passed_flags.get("cross-entropy-loss-fusion") is True,
             imbalance=imbalance,
         )
 
