@@ -4,6 +4,8 @@ How a number is written into a recipe is another matter (`recipe.amounts`): that
 and is read back.
 """
 
+from decimal import Decimal
+
 _UNITS = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3))
 _BYTES = (("EB", 1e18), ("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
@@ -42,3 +44,24 @@ def bytes_text(number: float) -> str:
         if number >= size:
             return f"{number / size:,.1f} {unit}"
     return "1 byte" if number == 1 else f"{number:.0f} bytes"
+
+
+def figure_text(number: float, digits: int = 4) -> str:
+    """An estimate in so many significant digits: 2788123 as 2.788M, 0.0123456 as 0.01235."""
+    if not number:
+        return "0"
+    for unit, size in _UNITS:
+        if abs(number) >= size:
+            return f"{_significant(number / size, digits)}{unit}"
+    return _significant(number, digits)
+
+
+def money_text(amount: float, currency: str, digits: int = 4) -> str:
+    """Money: 5576000 as $5.576M, of other currencies EUR 5.576M."""
+    figure = figure_text(amount, digits)
+    return f"${figure}" if currency == "USD" else f"{currency} {figure}"
+
+
+def _significant(number: float, digits: int) -> str:
+    """A number in so many digits, zeros at their end included, without an exponent."""
+    return f"{Decimal(f'{number:#.{digits}g}'):f}".removesuffix(".")

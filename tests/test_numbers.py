@@ -3,7 +3,14 @@
 import pytest
 from rich.filesize import decimal
 
-from dsv3_plugin.numbers import bytes_text, count_text, time_text, tokens_text
+from dsv3_plugin.numbers import (
+    bytes_text,
+    count_text,
+    figure_text,
+    money_text,
+    time_text,
+    tokens_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,3 +39,19 @@ def test_time_is_told_in_two_units(seconds, text):
 @pytest.mark.parametrize("number", [0, 1, 2, 999, 1000, 12_345, 5 * 10**9, 1_342_540_001_280])
 def test_bytes_are_told_as_rich_does(number):
     assert bytes_text(number) == decimal(number)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"), (2788123, "2.788M"), (20, "20.00"), (1541.2, "1.541K"), (999.96, "1000"),
+        (0.0123456, "0.01235"), (1.2e-7, "0.0000001200"), (-3.5e9, "-3.500B"),
+    ],
+)  # fmt: skip
+def test_estimates_have_four_digits(number, text):
+    assert figure_text(number) == text
+
+
+def test_money_has_its_currency():
+    assert money_text(5_576_000, "USD") == "$5.576M"
+    assert money_text(10.6, "EUR", 3) == "EUR 10.6"

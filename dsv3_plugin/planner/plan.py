@@ -122,6 +122,11 @@ class PhasePlan:
         """The rank that needs most memory."""
         return max(self.ranks, key=lambda rank: rank.memory_total)
 
+    @property
+    def slowest(self) -> RankPlan:
+        """The rank that computes longest."""
+        return max(self.ranks, key=lambda rank: rank.busy_seconds)
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -142,7 +147,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe on a cluster, beforehand."""
+    """A recipe on a cluster, beforehand.
+
+    Attributes:
+        name: the recipe's.
+        processes: ranks of the run, one to a GPU.
+        imbalance: load of the busiest rank's experts over the mean, for which it is made.
+    """
 
     name: str
     cluster: Cluster
@@ -151,6 +162,25 @@ class Plan:
     flops: FlopCounts
     phases: tuple[PhasePlan, ...]
     limit: Limit
+    imbalance: float = 1.0
+
+    @property
+    def tokens(self) -> int:
+        return sum(phase.tokens for phase in self.phases)
+
+    @property
+    def steps(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def fullest(self) -> PhasePlan:
+        """The phase with the rank that needs most memory."""
+        return max(self.phases, key=lambda phase: phase.fullest.memory_total)
+
+    @property
+    def longest(self) -> PhasePlan:
+        """The phase that takes most time."""
+        return max(self.phases, key=lambda phase: phase.seconds)
 
     @property
     def gpu_hours(self) -> float:

@@ -1,1 +1,1 @@
-"""The run folder and the recipe read back: tables and figures."""
+"""The run folder and the recipe read back, and plans: tables and figures."""

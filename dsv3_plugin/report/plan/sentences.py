@@ -1,0 +1,58 @@
+"""What is said of a plan in words, on a terminal and on a page."""
+
+from dsv3_plugin.numbers import bytes_text, money_text
+from dsv3_plugin.planner.plan import Limit, PhasePlan, Plan
+from dsv3_plugin.report.plan.words import MOMENT
+
+
+def where(plan: Plan) -> str:
+    """The cluster, and how much of it."""
+    cluster = plan.cluster
+    price = money_text(cluster.price_per_gpu_hour, cluster.currency, 3)
+    return (
+        f"on {plan.processes:,} of the {cluster.gpus:,} GPUs of {cluster.name} ({cluster.gpu}), "
+        f"{price} an hour each"
+    )
+
+
+def pipeline(phase: PhasePlan) -> str:
+    """How the layers are divided in a phase."""
+    if len(phase.ranks) == 1:
+        return "no pipeline"
+    return f"{len(phase.ranks)} pipeline ranks, {phase.schedule}, {phase.name}"
+
+
+def memory(plan: Plan) -> str:
+    """Whose memory is shown, and when."""
+    phase = plan.fullest
+    rank = phase.fullest
+    fullest_at = max(rank.moments, key=lambda moment: rank.moments[moment])
+    return f"memory of pipeline rank {rank.pipeline_rank}, {phase.name}, in {MOMENT[fullest_at]}"
+
+
+def step(phase: PhasePlan) -> str:
+    """Which step's time is shown, and of whom."""
+    return f"a step of {phase.name} on its slowest rank, {phase.slowest.pipeline_rank}"
+
+
+def checkpoints(plan: Plan) -> str:
+    """How much is written."""
+    written = sum(phase.checkpoints_written for phase in plan.phases)
+    largest = max(phase.checkpoint_bytes for phase in plan.phases)
+    volume = sum(phase.checkpoint_bytes * phase.checkpoints_written for phase in plan.phases)
+    if not written:
+        return "no checkpoint is written"
+    each = f"checkpoints of {bytes_text(largest)}"
+    return f"{each}, written {written:,} times: {bytes_text(volume)} if all are kept"
+
+
+def limit(plan: Plan) -> str:
+    """The tightest limit."""
+    return f"tightest limit: {plan.limit.sentence}"
+
+
+def refusal(name: str, found: Limit) -> str:
+    """What does not fit, and the nearest change that does."""
+    way_out = f": {found.way_out}" if found.way_out else ""
+    changed = f" ({' '.join(found.overrides)})" if found.overrides else ""
+    return f"{name} does not fit: {found.sentence}{way_out}{changed}."
