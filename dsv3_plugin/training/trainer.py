@@ -20,8 +20,8 @@ from dsv3_plugin.model import SPEC
 from dsv3_plugin.model.config import adjust_config
 from dsv3_plugin.pipeline.chunks import PlacedLayout, PlacedModelConfig, place
 from dsv3_plugin.pipeline.executor import Executor
-from dsv3_plugin.pipeline.from_recipe import schedules_of, searches
 from dsv3_plugin.pipeline.shared_schedules import searched_on_rank_zero
+from dsv3_plugin.planner.recipe_schedules import schedules_of, searches
 from dsv3_plugin.recipe.arguments import megatron_arguments
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.initial_weights import draw_weights

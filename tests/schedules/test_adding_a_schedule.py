@@ -84,7 +84,7 @@ def test_recipes_know_it(copy):
     (train,) = (line.split() for line in blocks("")[0].splitlines() if "train" in line)
     code = (
         "import sys\n"
-        "from dsv3_plugin.pipeline.from_recipe import schedules_of\n"
+        "from dsv3_plugin.planner.recipe_schedules import schedules_of\n"
         "from dsv3_plugin.recipe.load import load_recipe\n"
         "from dsv3_plugin.schedules.validate import validate\n"
         "recipe = load_recipe(sys.argv[1], sys.argv[2:])\n"

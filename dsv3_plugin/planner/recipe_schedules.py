@@ -1,4 +1,4 @@
-"""From a recipe's `pipeline` section to schedules. No torch here."""
+"""From a recipe's `pipeline` section to schedules: plans ask before a run, and then its ranks."""
 
 import functools
 from collections.abc import Callable

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.pipeline import from_recipe
-from dsv3_plugin.pipeline.from_recipe import schedules_of
+from dsv3_plugin.planner import recipe_schedules
+from dsv3_plugin.planner.recipe_schedules import schedules_of
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.schedules.actions import csv_text
 from dsv3_plugin.schedules.placement import placement_of
@@ -60,7 +60,7 @@ def test_a_search_is_made_once(monkeypatch):
         asked.append((micro_batches, effort))
         return SimpleNamespace(schedule=zbv(pp, micro_batches))
 
-    monkeypatch.setattr(from_recipe, "search", search_nothing)
+    monkeypatch.setattr(recipe_schedules, "search", search_nothing)
     schedules = schedules_of(load_recipe("pretrain/tiny", [*PIPED, "pipeline.schedule=search"]))
     assert schedules(3) is schedules(3)
     assert schedules(600) is not schedules(3)
