@@ -7,7 +7,8 @@ from dsv3_plugin.planner.plan import PhasePlan, Plan, RankPlan
 from dsv3_plugin.report.plan.grid import Grid
 from dsv3_plugin.report.plan.words import MEMORY, TIME, roles, stages_text
 
-_DAY = 86400
+DAY = 86400
+"""Seconds."""
 
 
 def phases(plan: Plan) -> Grid:
@@ -26,7 +27,7 @@ def phases(plan: Plan) -> Grid:
             figure_text(phase.step_seconds),
             rate(phase),
             f"{phase.mfu:.1%}",
-            figure_text(phase.seconds / _DAY, 3),
+            figure_text(phase.seconds / DAY, 3),
             figure_text(phase.gpu_hours),
             money_text(phase.cost, currency),
         )
@@ -39,7 +40,7 @@ def phases(plan: Plan) -> Grid:
         "",
         "",
         "",
-        figure_text(plan.seconds / _DAY, 3),
+        figure_text(plan.seconds / DAY, 3),
         figure_text(plan.gpu_hours),
         money_text(plan.cost, currency),
     )

@@ -1,8 +1,18 @@
 """What is said of a plan in words, on a terminal and on a page."""
 
-from dsv3_plugin.numbers import bytes_text, money_text
+from dsv3_plugin.numbers import bytes_text, count_text, money_text
 from dsv3_plugin.planner.plan import Limit, PhasePlan, Plan
+from dsv3_plugin.report.plan.case import Case
 from dsv3_plugin.report.plan.words import MOMENT
+
+
+def counts(case: Case) -> str:
+    """Parameters and operations, in brief."""
+    parameters, flops = case.parameters, case.flops
+    return (
+        f"{parameters.total:,} parameters, {count_text(parameters.active)} of them active; "
+        f"{count_text(flops.total)} FLOPs per token at sequences of {flops.seq_length}"
+    )
 
 
 def where(plan: Plan) -> str:
@@ -51,8 +61,8 @@ def limit(plan: Plan) -> str:
     return f"tightest limit: {plan.limit.sentence}"
 
 
-def refusal(name: str, found: Limit) -> str:
-    """What does not fit, and the nearest change that does."""
+def refusal(found: Limit) -> str:
+    """Why it does not fit, and the nearest change with which it does."""
     way_out = f": {found.way_out}" if found.way_out else ""
     changed = f" ({' '.join(found.overrides)})" if found.overrides else ""
-    return f"{name} does not fit: {found.sentence}{way_out}{changed}."
+    return f"{found.sentence}{way_out}{changed}"

@@ -1,0 +1,107 @@
+"""Stacked bars of a plan, as shares of the width they are drawn in."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dsv3_plugin.numbers import figure_text
+from dsv3_plugin.planner.plan import PhasePlan, Plan, RankPlan
+from dsv3_plugin.report.plan.grids import gigabytes
+from dsv3_plugin.report.plan.words import MEMORY, TIME, stages_text
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One part of a bar.
+
+    Attributes:
+        part: which, as the plan names it.
+        start, width: of the whole width.
+        text: what it is, in full.
+    """
+
+    part: str
+    start: float
+    width: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A label, its parts from left to right, and what they come to."""
+
+    label: str
+    pieces: tuple[Piece, ...]
+    total: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Bars on one scale.
+
+    Attributes:
+        bars: from top to bottom.
+        legend: part → its name, of all that occur.
+        line: where something ends that all are held against, of the width; None: nothing does.
+        line_text: what that is.
+    """
+
+    bars: tuple[Bar, ...]
+    legend: dict[str, str]
+    line: float | None = None
+    line_text: str = ""
+
+
+def memory_bars(plan: Plan, phase: PhasePlan) -> Bars:
+    """Memory of each pipeline rank at its fullest, against the device's."""
+    card = plan.cluster.memory_bytes
+    most = max(card, *(sum(rank.memory_bytes.values()) for rank in phase.ranks))
+
+    def bar(rank: RankPlan) -> Bar:
+        pieces = _stacked(rank.memory_bytes, MEMORY, most, lambda n: f"{gigabytes(int(n))} GB")
+        label = f"{rank.pipeline_rank}: {stages_text(rank)}"
+        return Bar(label, pieces, f"{gigabytes(rank.memory_total)} GB")
+
+    return Bars(
+        tuple(map(bar, phase.ranks)),
+        _occurring(MEMORY, [rank.memory_bytes for rank in phase.ranks]),
+        card / most,
+        f"{plan.cluster.gpu}: {gigabytes(card)} GB",
+    )
+
+
+def time_bars(phases: Sequence[PhasePlan]) -> Bars:
+    """Seconds of a step of each phase by part."""
+    most = max(sum(phase.time_by_part.values()) for phase in phases)
+
+    def bar(phase: PhasePlan) -> Bar:
+        pieces = _stacked(
+            phase.time_by_part,
+            TIME,
+            most,
+            lambda n: f"{figure_text(n)} s, {n / phase.step_seconds:.1%}",
+        )
+        return Bar(phase.name, pieces, f"{figure_text(phase.step_seconds)} s")
+
+    return Bars(tuple(map(bar, phases)), _occurring(TIME, [phase.time_by_part for phase in phases]))
+
+
+def _stacked[Part: str](
+    sizes: Mapping[Part, float],
+    names: Mapping[Part, str],
+    most: float,
+    size_text: Callable[[float], str],
+) -> tuple[Piece, ...]:
+    """The parts one after the other, in the order of their names."""
+    pieces: list[Piece] = []
+    end = 0.0
+    for part, name in names.items():
+        if size := sizes.get(part):
+            pieces.append(Piece(part, end / most, size / most, f"{name}: {size_text(size)}"))
+            end += size
+    return tuple(pieces)
+
+
+def _occurring[Part: str](
+    names: Mapping[Part, str], held: Sequence[Mapping[Part, float]]
+) -> dict[str, str]:
+    return {part: name for part, name in names.items() if any(sizes.get(part) for sizes in held)}

@@ -1,0 +1,64 @@
+"""A plan as one page of HTML: no script, nothing from a network, for light and dark screens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from dsv3_plugin.errors import UserError, printable
+from dsv3_plugin.files.atomic import whole_file
+from dsv3_plugin.files.full_disk import write_errors_as
+from dsv3_plugin.report.plan import grids, sentences
+from dsv3_plugin.report.plan.assumptions import assumptions
+from dsv3_plugin.report.plan.bars import memory_bars, time_bars
+from dsv3_plugin.report.plan.case import Case
+from dsv3_plugin.report.plan.comparison import comparison
+
+_TEMPLATE = "page.html.jinja"
+
+
+def page(cases: Sequence[Case]) -> str:
+    """The page of one recipe, or of several beside each other."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    return environment.get_template(_TEMPLATE).render(
+        cases=cases,
+        comparison=comparison(cases) if len(cases) > 1 else [],
+        grids=grids,
+        sentences=sentences,
+        begin=_begin,
+        memory_bars=memory_bars,
+        time_bars=time_bars,
+        assumptions=assumptions,
+    )
+
+
+def write_page(cases: Sequence[Case], path: Path) -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html writes .html files; {path} does not end so")
+    text = page(cases)
+    with write_errors_as(lambda reason: f"cannot write {path}: {reason}"), whole_file(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def _begin(sentence: str) -> str:
+    """A sentence with a capital."""
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _shown(value: Any) -> Any:
+    """What stands in an expression of the template: text as people may see it, markup as it is."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
