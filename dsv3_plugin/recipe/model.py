@@ -132,6 +132,10 @@ class ModelConfig(Section):
     mtp_num_layers: Annotated[int, Field(ge=0, le=_MOST_PREDICTED)] | None = None
     """Depth of multi-token prediction; null and 0 both mean none, and are stored as null."""
 
+    def __hash__(self) -> int:
+        """Of a few fields, so that costs can be remembered by model; equality looks at all."""
+        return hash((self.name, self.num_layers, self.hidden_size, self.num_moe_experts))
+
     @property
     def moe_layers(self) -> list[int]:
         """Zero-based indices of the MoE layers of the main model."""
