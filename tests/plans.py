@@ -42,6 +42,7 @@ def cluster(**changes: object) -> Cluster:
             ),
             share,
         ),
+        "ends": {"gemm": 700, "attention": 1000, "source": "a test"},
     }
     return Cluster.model_validate(described | changes)
 

@@ -5,15 +5,42 @@ planner makes of it stands in `kernels.py`. Bandwidths are per GPU and direction
 (10⁹ bytes).
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Self
 
 import pydantic
-from pydantic import Field, PositiveFloat
+from pydantic import AfterValidator, Field
 
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.named import named
+from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.section import Section, Size
+from dsv3_plugin.recipe.validation import validate
 
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
+LEAST, MOST = 1e-6, 1e9
+"""Bounds of whatever a device has or does, in the units of a cluster file."""
+LEAST_SHARE = 1e-3
+
+
+def _amount(value: float) -> float:
+    if not LEAST <= value <= MOST:
+        raise ValueError(f"{value:g} is no amount between {LEAST:g} and {MOST:g}")
+    return value
+
+
+def _share(value: float) -> float:
+    if not LEAST_SHARE <= value <= 1:
+        raise ValueError(f"{value:g} is no share of a peak, between {LEAST_SHARE:g} and 1")
+    return value
+
+
+Amount = Annotated[float, AfterValidator(_amount)]
+Share = Annotated[float, AfterValidator(_share)]
+Extra = Annotated[float, Field(ge=0.0, le=MOST)]
+"""What may be nothing."""
+Source = Annotated[str, Field(min_length=1)]
+"""Where a number is from, in words."""
 
 
 class Sourced(Section):
@@ -21,27 +48,42 @@ class Sourced(Section):
 
     value: Share
     """Of the peak."""
-    source: str
+    source: Source
     """Where the number is from."""
+
+
+class Ends(Section):
+    """What the beginning and the end of a kernel cost, as if its inner loop were longer by so much.
+
+    A product over a depth of k reaches k / (k + gemm) of what a deep one does, attention over s
+    tokens s / (s + attention) of what it does on long sequences.
+    """
+
+    gemm: Extra
+    """Elements of a matrix product's inner dimension."""
+    attention: Extra
+    """Tokens of a sequence."""
+    source: Source
+    """Where the numbers are from."""
 
 
 class Peaks(Section):
     """Dense matrix products, TFLOP/s, as the maker's data sheet has them."""
 
-    fp32: PositiveFloat
+    fp32: Amount
     """As torch computes FP32 by default (no TF32)."""
-    bf16: PositiveFloat
+    bf16: Amount
     """BF16 with FP32 accumulation."""
-    fp8: PositiveFloat | None = None
+    fp8: Amount | None = None
     """FP8; null: the device has none."""
 
 
 class Link(Section):
     """What carries messages."""
 
-    gb_per_second: PositiveFloat
+    gb_per_second: Amount
     """Per GPU and direction."""
-    latency_us: Annotated[float, Field(ge=0.0)]
+    latency_us: Extra
     """From one end to the other, microseconds."""
 
 
@@ -81,9 +123,9 @@ class Cluster(Section):
     """Devices that reach each other without the network; a node's, or a rack's."""
     multiprocessors: Size
     """Streaming multiprocessors (compute units) of a device."""
-    memory_gb: PositiveFloat
+    memory_gb: Amount
     """Memory of a device, 10⁹ bytes."""
-    memory_gb_per_second: PositiveFloat
+    memory_gb_per_second: Amount
     """Its bandwidth."""
     peak_tflops: Peaks
     """Dense peaks."""
@@ -91,17 +133,20 @@ class Cluster(Section):
     """Within the domain."""
     network: Link
     """Between domains."""
-    storage_gb_per_second: PositiveFloat
+    storage_gb_per_second: Amount
     """What a node writes to the file system that checkpoints go to."""
-    price_per_gpu_hour: Annotated[float, Field(ge=0.0)]
+    price_per_gpu_hour: Extra
     """In `currency`."""
     currency: str = "USD"
     """Of the price."""
     efficiency: Efficiency
-    """Shares of the peaks."""
+    """Shares of the peaks that what is large enough reaches."""
+    ends: Ends
+    """What smaller products and shorter sequences lose."""
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> Self:
+        peaks = self.peak_tflops
         if self.gpus % self.gpus_per_node:
             raise ValueError(
                 f"{self.gpus} GPUs are no whole number of nodes of {self.gpus_per_node} "
@@ -112,13 +157,23 @@ class Cluster(Section):
                 f"an nvlink_domain of {self.nvlink_domain} GPUs is neither whole nodes of "
                 f"{self.gpus_per_node} nor a part of one"
             )
-        if (self.peak_tflops.fp8 is None) != (self.efficiency.gemm_fp8 is None):
+        if (peaks.fp8 is None) != (self.efficiency.gemm_fp8 is None):
             raise ValueError("peak_tflops.fp8 and efficiency.gemm_fp8 come together or not at all")
+        if peaks.fp8 is not None and peaks.fp8 < peaks.bf16:
+            raise ValueError(
+                f"a peak of {peaks.fp8:g} TFLOP/s in FP8 is below that of {peaks.bf16:g} in BF16, "
+                "whose operands are twice as wide (peak_tflops: dense products)"
+            )
         return self
 
     @property
     def memory_bytes(self) -> int:
         return int(self.memory_gb * 1e9)
+
+
+def shipped_clusters() -> list[str]:
+    """The names of the clusters that come with the package."""
+    return shipped.names_in(_shipped_folder())
 
 
 def load_cluster(name_or_path: str | Path) -> Cluster:
@@ -127,4 +182,22 @@ def load_cluster(name_or_path: str | Path) -> Cluster:
     Raises:
         UserError: one sentence naming the file, the key and the way out.
     """
-    raise NotImplementedError
+    path = _find(str(name_or_path))
+    data = yaml_text.read_mapping(path)
+    return validate(Cluster, {"name": path.stem} | data, str(path))
+
+
+def _shipped_folder() -> Path:
+    return shipped.shipped_folder("launch/clusters")
+
+
+def _find(name_or_path: str) -> Path:
+    if (file := shipped.existing(name_or_path, _shipped_folder())) is not None:
+        return file
+    path = named(name_or_path)
+    if os.path.isdir(path):
+        raise UserError(
+            f"{path} is a folder, and a cluster is asked for: name a YAML file, or a cluster that "
+            f"comes with dsv3 ({', '.join(shipped_clusters())})."
+        )
+    raise shipped.no_such(name_or_path, "cluster", shipped_clusters())

@@ -14,13 +14,6 @@ from dsv3_plugin.planner.operations import Attention, Gemm, Message, Move, Opera
 from dsv3_plugin.planner.setting import BYTES
 
 _TILE = 128
-_DEPTH_OF_ENDS = 700
-"""A tile's beginning and end cost as much as so many elements of the contraction: 590, 990, 1025,
-1304 and 1358 TFLOP/s at depths of 512, 1536, 2048, 7168 and 16384 (4096 rows, DeepGEMM on an
-H800) are 1400 · depth / (depth + 700) within 5 %."""
-_LENGTH_OF_ENDS = 1000
-"""The same of attention: causal forward passes of 1K, 4K and 16K tokens reach about 0.5, 0.8 and
-0.95 of what long ones do (FlashAttention-3 on an H100)."""
 
 
 def seconds(operation: Operation, cluster: Cluster) -> float:
@@ -32,7 +25,7 @@ def seconds(operation: Operation, cluster: Cluster) -> float:
             share = cluster.efficiency.attention_forward
             if operation.backward:
                 share = cluster.efficiency.attention_backward
-            length = operation.seq_length / (operation.seq_length + _LENGTH_OF_ENDS)
+            length = operation.seq_length / (operation.seq_length + cluster.ends.attention)
             rate = cluster.peak_tflops.bf16 * 1e12 * share.value * length
             return operation.flops / rate
         case Move():
@@ -60,15 +53,15 @@ def _gemm(gemm: Gemm, cluster: Cluster) -> float:
     share = getattr(cluster.efficiency, f"gemm_{gemm.format}")
     assert peak is not None  # who asks has looked whether the device has the format
     assert share is not None
-    rate = peak * 1e12 * share.value * _shape_factor(gemm, cluster.multiprocessors)
+    rate = peak * 1e12 * share.value * _shape_factor(gemm, cluster)
     # The weight gradient of groups has one product a group; any other has its rows divided.
     operands = gemm.rows * gemm.depth + gemm.columns * gemm.depth * gemm.groups
     moved = BYTES[gemm.format] * operands + 2 * gemm.rows * gemm.columns
     return max(gemm.flops / rate, moved / memory_rate(cluster))
 
 
-def _shape_factor(gemm: Gemm, multiprocessors: int) -> float:
+def _shape_factor(gemm: Gemm, cluster: Cluster) -> float:
     tiles = gemm.groups * ceil(gemm.rows / gemm.groups / _TILE) * ceil(gemm.columns / _TILE)
-    waves = ceil(tiles / multiprocessors) * multiprocessors
+    waves = ceil(tiles / cluster.multiprocessors) * cluster.multiprocessors
     whole = gemm.rows * gemm.columns / (tiles * _TILE * _TILE)
-    return whole * tiles / waves * gemm.depth / (gemm.depth + _DEPTH_OF_ENDS)
+    return whole * tiles / waves * gemm.depth / (gemm.depth + cluster.ends.gemm)

@@ -8,6 +8,7 @@ replaced. `base:`, `model:` and a schedule's CSV are looked for beside the file 
 then among those shipped with the package; all other paths are relative to the working directory.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,22 +18,17 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import is_name, named
 from dsv3_plugin.files.run_folder import RECIPE
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.overrides import Override, parse
 from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
-from dsv3_plugin.recipe.validation import suggestion, validate
+from dsv3_plugin.recipe.validation import validate
 
 
 def shipped_folder() -> Path:
-    """The folder of the recipes that come with the package.
-
-    The repository's `recipes/` when running from a checkout, `_shipped/recipes` in a wheel.
-    """
-    package = Path(__file__).resolve().parent.parent
-    wheel = package / "_shipped" / "recipes"
-    return wheel if wheel.is_dir() else package.parent / "recipes"
+    """The folder of the recipes that come with the package."""
+    return shipped.shipped_folder("recipes")
 
 
 def load_recipe(
@@ -164,14 +160,11 @@ def find(
         beside: a folder that relative paths may also be relative to.
         models: whether the name may be a model's too, for what is suggested.
     """
+    within = shipped_folder() / folder
+    if (file := shipped.existing(name_or_path, within, beside)) is not None:
+        return file
     path = named(name_or_path)
-    shipped = shipped_folder() / folder
-    places = [path] if beside is None else [beside / path, path]
-    for place in [*places, shipped / f"{name_or_path}.yaml"]:
-        if place.is_file():
-            return place
-    what = "model" if folder == "models" else "recipe or model" if models else "recipe"
-    if path.is_dir() and folder != "models":
+    if os.path.isdir(path) and folder != "models":
         inside = path / RECIPE
         way_out = (
             f"it is that of a run, whose recipe is {inside}"
@@ -179,15 +172,9 @@ def find(
             else ("name a YAML file, or a shipped recipe such as pretrain/tiny")
         )
         raise UserError(f"{path} is a folder, and a recipe is asked for: {way_out}.")
-    if path.suffix in {".yaml", ".yml"}:
-        raise UserError(f"{path}: no such {what} file.")
-    files = shipped.rglob("*.yaml")
-    names = sorted(file.relative_to(shipped).with_suffix("").as_posix() for file in files)
-    known = [name for name in names if models or not name.startswith("models/")]
-    known = [name.removeprefix("models/") for name in known]
-    raise UserError(
-        f"'{name_or_path}' is neither a file nor a shipped {what}{suggestion(name_or_path, known)}."
-    )
+    known = [name for name in shipped.names_in(within) if models or not name.startswith("models/")]
+    what = "model" if folder == "models" else "recipe or model" if models else "recipe"
+    raise shipped.no_such(name_or_path, what, [name.removeprefix("models/") for name in known])
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -96,6 +96,8 @@ def test_a_model_is_no_recipe_to_train():
         load_recipe("nosuch")
     assert "models/" not in str(refusal.value)
     assert "pretrain/tiny" in str(refusal.value)
+    with pytest.raises(UserError, match="is neither a file nor a shipped recipe"):
+        load_recipe("a" * 5000)  # longer than any file's name
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,12 @@ def build(folder: Path) -> Path:
 
 
 def must_carry(wheel: Path) -> None:
-    """Every recipe and every licence travels along; tests do not."""
+    """Every recipe, every cluster and every licence travels along; tests do not."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    for recipe in (CHECKOUT / "recipes").rglob("*.yaml"):
-        shipped = f"dsv3_plugin/_shipped/{recipe.relative_to(CHECKOUT).as_posix()}"
-        require(shipped in names, f"{shipped} is not in {wheel.name}")
+    for folder in ("recipes", "launch/clusters"):
+        for data in (CHECKOUT / folder).rglob("*.yaml"):
+            shipped = f"dsv3_plugin/_shipped/{data.relative_to(CHECKOUT).as_posix()}"
+            require(shipped in names, f"{shipped} is not in {wheel.name}")
     for text in ("LICENSE", "THIRD_PARTY_NOTICES.md"):
         require(
             any(n.endswith(f"licenses/{text}") for n in names), f"{text} is not in {wheel.name}"

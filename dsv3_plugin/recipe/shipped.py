@@ -1,0 +1,56 @@
+"""What comes with the package (recipes, models, clusters), and how people name it.
+
+Data lies at the top level of the repository, and travels inside the wheel.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.named import named
+from dsv3_plugin.recipe.validation import suggestion
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def shipped_folder(name: str) -> Path:
+    """A folder of data that comes with the package (`recipes`, `launch/clusters`).
+
+    The repository's when running from a checkout, below `_shipped` in a wheel.
+    """
+    wheel = _PACKAGE / "_shipped" / name
+    return wheel if wheel.is_dir() else _PACKAGE.parent / name
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of the YAML files of a folder and those below it, without suffix."""
+    return sorted(
+        file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")
+    )
+
+
+def existing(name_or_path: str, shipped: Path, beside: Path | None = None) -> Path | None:
+    """The file of a path, or of a name in a shipped folder; None where there is none.
+
+    Args:
+        name_or_path: a path to an existing file, or a name without suffix.
+        shipped: the folder where names are looked for.
+        beside: a folder that relative paths may also be relative to.
+    """
+    path = named(name_or_path)
+    places = [path] if beside is None else [beside / path, path]
+    places.append(shipped / f"{name_or_path}.yaml")
+    # Not `Path.is_file`, which raises for a name that is too long to be one.
+    return next((place for place in places if os.path.isfile(place)), None)
+
+
+def no_such(name_or_path: str, what: str, known: Sequence[str]) -> UserError:
+    """The sentence on a name or path that is no file; `what` it was to be, from what is `known`."""
+    path = named(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        return UserError(f"{path}: no such {what} file.")
+    return UserError(
+        f"'{name_or_path}' is neither a file nor a shipped {what}"
+        f"{suggestion(name_or_path, list(known))}."
+    )

@@ -1,0 +1,161 @@
+"""Clusters: those that come with the package, and what is wrong with a file, each a sentence."""
+
+import copy
+
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.planner.cluster import Cluster, load_cluster, shipped_clusters
+from dsv3_plugin.recipe import yaml_text
+
+SHIPPED = ("b200", "cpu", "gb200", "gb300", "h100", "h200", "h800", "mi300x")
+
+
+def test_those_that_come_with_the_package():
+    assert tuple(shipped_clusters()) == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_cluster_is_what_it_says(name):
+    cluster = load_cluster(name)
+    assert cluster.name == name
+    shares = {key: share for key, share in cluster.efficiency if share is not None}
+    # Sentences, not a word: what was measured or published, and where.
+    assert all(len(share.source.split()) >= 3 for share in shares.values())
+    # Nothing attains its peak; and what a link attains is near what is said of it.
+    assert all(share.value < 0.95 for share in shares.values())
+    peaks = cluster.peak_tflops
+    if name != "cpu":
+        # Tensor cores: dense FP8 is twice dense BF16. A rate with sparsity in one of them is not.
+        assert peaks.fp8 == pytest.approx(2 * peaks.bf16, rel=1e-3)
+        # CUDA reports as many bytes as the card's name has GB, or more.
+        assert cluster.memory_gb > float(cluster.gpu.split()[-1].removesuffix("GB"))
+        assert cluster.nvlink.gb_per_second > cluster.network.gb_per_second
+        assert cluster.price_per_gpu_hour > 0
+    assert cluster.gpus % cluster.gpus_per_node == 0
+
+
+def test_the_cluster_of_the_report():
+    h800 = load_cluster("h800")
+    assert (h800.gpus, h800.gpus_per_node, h800.price_per_gpu_hour) == (2048, 8, 2.0)
+    # The report: 160 GB/s of NVLink, 50 of InfiniBand, of which DeepEP attains most.
+    nvlink = h800.nvlink.gb_per_second * h800.efficiency.nvlink.value
+    network = h800.network.gb_per_second * h800.efficiency.network.value
+    assert (nvlink, network) == (pytest.approx(160, rel=0.05), pytest.approx(44, rel=0.02))
+    assert load_cluster("gb200").nvlink_domain == load_cluster("gb300").nvlink_domain == 72
+
+
+def h800() -> dict:
+    return load_cluster("h800").model_dump(mode="json", by_alias=True)
+
+
+def changed(path: str, value: object) -> dict:
+    """The H800 cluster with one key set, or removed (`...`)."""
+    data = copy.deepcopy(h800())
+    *parents, last = path.split(".")
+    inner = data
+    for key in parents:
+        inner = inner[key]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("gpuss", 8, "unknown key 'gpuss' (nearest: 'gpus')"),
+        ("efficiency.gemm_bf61", 0.5, "unknown key 'efficiency.gemm_bf61' (nearest: 'gemm_bf16')"),
+        ("memory_gb", ..., "the key 'memory_gb' is missing"),
+        ("efficiency.memory.source", ..., "the key 'efficiency.memory.source' is missing"),
+        ("efficiency.memory.source", "", "'efficiency.memory.source' is ''; it must"),
+        ("efficiency.nvlink.value", 0, "efficiency.nvlink.value: 0 is no share of a peak"),
+        ("efficiency.nvlink.value", 1e-300, "1e-300 is no share of a peak"),
+        ("efficiency.gemm_bf16.value", 80, "80 is no share of a peak, between 0.001 and 1"),
+        ("memory_gb", -80, "memory_gb: -80 is no amount between 1e-06 and 1e+09"),
+        ("memory_gb", 1e300, "memory_gb: 1e+300 is no amount"),
+        ("memory_gb", float("inf"), "'memory_gb' is inf; it must be a finite number"),
+        ("memory_gb", "80 GB", "'memory_gb' is '80 GB'; it must be a valid number"),
+        ("network.gb_per_second", 0, "network.gb_per_second: 0 is no amount"),
+        ("network.latency_us", -1, "'network.latency_us' is -1; it must be greater than or equal"),
+        ("price_per_gpu_hour", -2, "'price_per_gpu_hour' is -2; it must be greater than or equal"),
+        ("gpus", 0, "'gpus' is 0; it must be greater than 0"),
+        ("gpus", 2.5, "'gpus' is 2.5; it must be a valid integer"),
+        ("gpus", 2047, "2047 GPUs are no whole number of nodes of 8 (gpus_per_node)"),
+        ("nvlink_domain", 12, "12 GPUs is neither whole nodes of 8 nor a part of one"),
+        ("peak_tflops.fp8", 500, "500 TFLOP/s in FP8 is below that of 989.4 in BF16"),
+        ("peak_tflops.fp8", None, "come together or not at all"),
+        ("efficiency.gemm_fp8", None, "come together or not at all"),
+        ("ends.gemm", -1, "'ends.gemm' is -1; it must be greater than or equal to 0"),
+        ("nvlink", 200, "'nvlink' is 200; it must be a mapping of keys to values"),
+    ],
+)
+def test_what_no_cluster_is(path, value, sentence, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml_text.dump(changed(path, value)))
+    with pytest.raises(UserError) as error:
+        load_cluster(file)
+    assert str(error.value).startswith(f"{file}: ")
+    assert sentence in str(error.value)
+
+
+def test_a_file_of_ones_own_is_called_as_it_is(tmp_path):
+    file = tmp_path / "two words.yaml"
+    file.write_text(yaml_text.dump(changed("name", ...)))
+    mine = load_cluster(file)
+    assert mine == load_cluster("h800").model_copy(update={"name": "two words"})
+    assert Cluster.model_validate(mine.model_dump(by_alias=True)) == mine
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("h80", "'h80' is neither a file nor a shipped cluster (nearest: 'h800')."),
+        ("xyz", "(known: b200, cpu, gb200, gb300, h100, h200, h800, mi300x)."),
+        ("nowhere.yaml", "nowhere.yaml: no such cluster file."),
+        (".", "is a folder, and a cluster is asked for"),
+        ("a\0b", "is neither a file nor a shipped cluster"),
+        ("a" * 5000, "is neither a file nor a shipped cluster"),
+        ("h\n800", "is neither a file nor a shipped cluster (nearest: 'h800')."),
+    ],
+)
+def test_a_name_of_nothing(name, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        load_cluster(name)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("folder", ["clusters of ours", "h800", "größe.yaml", "a;rm -rf b"])
+def test_folders_of_odd_names(folder, tmp_path, monkeypatch):
+    """A folder is no cluster, what lies in it is one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "mine.yaml").write_text(yaml_text.dump(h800()))
+    assert load_cluster(f"{folder}/mine.yaml").gpus == 2048
+    if folder == "h800":  # a name that comes with the package is found beside a folder of that name
+        assert load_cluster(folder).name == "h800"
+        return
+    with pytest.raises(UserError, match="is a folder, and a cluster is asked for"):
+        load_cluster(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "the key 'gpu' is missing"),
+        ("gpus: [1, 2", "line 1"),
+        ("gpus: 8\ngpus: 16\n", "line 2: the key 'gpus' is given twice"),
+        ("- h800\n", "holds list, not a mapping of keys to values"),
+    ],
+)
+def test_what_is_no_mapping(text, sentence, tmp_path):
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as error:
+        load_cluster(file)
+    assert str(error.value).startswith(str(file))
+    assert sentence in str(error.value)
