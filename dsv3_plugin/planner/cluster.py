@@ -7,13 +7,14 @@ planner makes of it stands in `kernels.py`. Bandwidths are per GPU and direction
 
 import os
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import AfterValidator, Field
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.recipe.validation import validate
@@ -115,6 +116,8 @@ class Cluster(Section):
     """What it is called; by default as its file is."""
     gpu: str
     """The device, as its maker calls it."""
+    host: Literal["gpu", "cpu"] = "gpu"
+    """What a device is; cpu: a core or a socket, where nothing computes on a GPU."""
     gpus: Size
     """All devices."""
     gpus_per_node: Size
@@ -169,6 +172,12 @@ class Cluster(Section):
     @property
     def memory_bytes(self) -> int:
         return int(self.memory_gb * 1e9)
+
+    @property
+    def machine(self) -> Machine:
+        """One of its nodes: what `auto` in a recipe that is planned for it stands for."""
+        on_gpu = self.host == "gpu"
+        return Machine(gpus=self.gpus_per_node if on_gpu else 0, transformer_engine=on_gpu)
 
 
 def shipped_clusters() -> list[str]:

@@ -45,6 +45,14 @@ def test_the_cluster_of_the_report():
     assert load_cluster("gb200").nvlink_domain == load_cluster("gb300").nvlink_domain == 72
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_auto_in_a_recipe_is_what_its_nodes_have(name):
+    machine = load_cluster(name).machine
+    on_gpu = name != "cpu"
+    assert machine.gpus == (load_cluster(name).gpus_per_node if on_gpu else 0)
+    assert machine.transformer_engine == on_gpu
+
+
 def h800() -> dict:
     return load_cluster("h800").model_dump(mode="json", by_alias=True)
 
