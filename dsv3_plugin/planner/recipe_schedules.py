@@ -34,6 +34,17 @@ def schedules_of(recipe: Recipe) -> Callable[[int], Schedule]:
     return schedule
 
 
+def schedule_name(recipe: Recipe, micro_batches: int) -> str:
+    """The name of the schedule that so many micro-batches are run by."""
+    wanted, kind = recipe.pipeline, recipe.schedule_kind
+    if kind is not None:
+        exists = kind.exists(recipe.parallel.pipeline, micro_batches)
+    else:
+        assert recipe.schedule_file is not None
+        exists = recipe.schedule_file.num_micro_batches == micro_batches
+    return wanted.schedule if exists or wanted.ramp_schedule is None else wanted.ramp_schedule
+
+
 def searches(recipe: Recipe) -> bool:
     """Whether a schedule of the recipe has to be searched for."""
     names = (recipe.pipeline.schedule, recipe.pipeline.ramp_schedule)

@@ -1,0 +1,55 @@
+"""How long a schedule takes with a run's stages, and how long each rank computes in it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.costs import StageCosts
+from dsv3_plugin.schedules.simulate import simulate
+
+_LONG, _SHORTER, _SHORT = 8, 5, 4
+"""In micro-batches per rank: what is longer is followed from two shorter ones."""
+
+
+@dataclass(frozen=True)
+class PipelineTimes:
+    """A schedule in time, in seconds.
+
+    Attributes:
+        makespan: from the first forward to the last backward.
+        busy: per rank, time that it computes or sends what nothing hides.
+    """
+
+    makespan: float
+    busy: tuple[float, ...]
+
+    def ahead(self, earlier: "PipelineTimes", steps: float) -> "PipelineTimes":
+        """What follows where `steps` times the difference from `earlier` are added."""
+
+        def further(now: float, before: float) -> float:
+            return now + steps * (now - before)
+
+        busy = map(further, self.busy, earlier.busy)
+        return PipelineTimes(further(self.makespan, earlier.makespan), tuple(busy))
+
+
+def pipeline_times(schedule: Schedule, costs: StageCosts) -> PipelineTimes:
+    """The schedule simulated."""
+    timeline = simulate(schedule, costs)
+    busy = (sum(span.end - span.start for span in row) for row in timeline.spans)
+    return PipelineTimes(timeline.makespan, tuple(busy))
+
+
+def repeated_pipeline_times(
+    schedule: Callable[[int], Schedule], pp: int, micro_batches: int, costs: StageCosts
+) -> PipelineTimes:
+    """The same for a schedule that exists for any number of micro-batches.
+
+    Between its beginning and its end such a schedule repeats itself, so a long one takes what two
+    shorter ones say: the time of so many more micro-batches.
+    """
+    if micro_batches <= _LONG * pp:
+        return pipeline_times(schedule(micro_batches), costs)
+    short = pipeline_times(schedule(_SHORT * pp), costs)
+    longer = pipeline_times(schedule(_SHORTER * pp), costs)
+    return longer.ahead(short, (micro_batches - _SHORTER * pp) / (pp * (_SHORTER - _SHORT)))

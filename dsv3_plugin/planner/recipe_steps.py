@@ -1,0 +1,97 @@
+"""A recipe's steps in time: for any batch of it, how long a step takes and where its seconds go."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.planner.pipeline_times import (
+    PipelineTimes,
+    pipeline_times,
+    repeated_pipeline_times,
+)
+from dsv3_plugin.planner.recipe_schedules import schedule_name, schedules_of
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.stage_times import stage_costs
+from dsv3_plugin.planner.stages import Stage, stages_of
+from dsv3_plugin.planner.step import Step, step
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.costs import StageCosts
+from dsv3_plugin.schedules.placement import Placement
+from dsv3_plugin.schedules.registry import SCHEDULES
+
+PAIRS_UPSTREAM = "overlap-moe-expert-parallel-comm"
+"""Upstream's flag by which its own schedules run a forward beside a backward."""
+
+
+@dataclass(frozen=True)
+class RecipeSteps:
+    """The steps of a recipe whose layout is closed, on a cluster.
+
+    Attributes:
+        recipe: the run.
+        setting: what of it costs anything.
+        cluster: where.
+    """
+
+    recipe: Recipe
+    setting: Setting
+    cluster: Cluster
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """Of the model, in its order."""
+        return stages_of(self.recipe.model, self.recipe.stage_layout)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Which pipeline rank holds which stages."""
+        return self.recipe.placement(self.recipe.pipeline.schedule)
+
+    @cached_property
+    def costs(self) -> StageCosts:
+        """Seconds of the stages that a schedule names, those of a second copy included."""
+        copies = self.placement.copies
+        return stage_costs(self.setting, self.cluster, self.stages, copies=copies)
+
+    def micro_batches(self, batch: int) -> int:
+        """Of a data-parallel rank, in a step of `batch` sequences."""
+        return batch // (self.setting.micro_batch * self.setting.data)
+
+    def schedule(self, micro_batches: int) -> Schedule:
+        """The schedule of so many micro-batches, in overlapped pairs where upstream runs them."""
+        recipe = self.recipe
+        kind = recipe.schedule_kind
+        if (
+            kind is not None
+            and kind.make_overlapped is not None
+            and recipe.executor == "upstream"
+            and recipe.passed_flags.get(PAIRS_UPSTREAM) is True
+        ):
+            stages = recipe.pipeline.virtual_stages
+            return kind.schedule(recipe.parallel.pipeline, micro_batches, stages, overlap=True)
+        return self._schedules(micro_batches)
+
+    @cached_property
+    def _schedules(self):
+        return schedules_of(self.recipe)
+
+    def pipeline(self, micro_batches: int) -> PipelineTimes:
+        """Its time."""
+        kind = SCHEDULES.get(schedule_name(self.recipe, micro_batches))
+        if kind is None or kind.searched:
+            return pipeline_times(self.schedule(micro_batches), self.costs)
+        pp = self.recipe.parallel.pipeline
+        return repeated_pipeline_times(self.schedule, pp, micro_batches, self.costs)
+
+    def step(self, batch: int) -> Step:
+        """A step of `batch` sequences that neither saves nor evaluates."""
+        micro_batches = self.micro_batches(batch)
+        return step(
+            self.setting,
+            self.cluster,
+            self.stages,
+            self.placement,
+            micro_batches,
+            self.pipeline(micro_batches),
+        )
