@@ -80,6 +80,20 @@ def _checked(
     return recipe
 
 
+def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with `key.path=value` texts laid over it, held to the rules like any other.
+
+    Raises:
+        UserError: one sentence naming the recipe, the key and the way out.
+    """
+    data = recipe.model_dump(mode="json") | {"model": recipe.model.to_mapping()}
+    for text in overrides:
+        data = merge(data, parse(text).read(type(recipe)))
+    over = validate(type(recipe), data, recipe.name)
+    _check(over, None, recipe.name)
+    return over
+
+
 def _refuse_what_no_file_can_hold(data: Any, where: str, path: str = "") -> None:
     """Texts of a recipe become names of files, arguments of Megatron and files of UTF-8."""
     if isinstance(data, dict | list):

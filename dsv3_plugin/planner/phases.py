@@ -1,0 +1,70 @@
+"""The phases of a run: stretches of it in which batches grow, or stay, under one schedule."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from dsv3_plugin.numbers import tokens_text
+from dsv3_plugin.planner.recipe_schedules import schedule_name
+from dsv3_plugin.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run.
+
+    Attributes:
+        schedule: the pipeline schedule's name.
+        batches: (sequences of a step, number of such steps), in their order.
+        seq_length: tokens of a sequence.
+    """
+
+    schedule: str
+    batches: tuple[tuple[int, int], ...]
+    seq_length: int
+
+    @property
+    def name(self) -> str:
+        first, last = self.batches[0][0], self.batches[-1][0]
+        sizes = f"{last:,}" if first == last else f"{first:,} to {last:,}"
+        return f"batch {sizes}, {tokens_text(self.seq_length)} tokens"
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for _, steps in self.batches)
+
+    @property
+    def tokens(self) -> int:
+        return sum(batch * steps for batch, steps in self.batches) * self.seq_length
+
+
+def phases_of(recipe: Recipe) -> list[Phase]:
+    """The phases of a run, in their order.
+
+    A phase ends where the schedule changes (a growing batch has too few micro-batches for some),
+    and where the batch stops growing.
+    """
+    per_micro_batch = recipe.training.micro_batch_size * recipe.data_parallel
+    levels = list(_levels(recipe))
+    largest = levels[-1][0]
+
+    def alike(level: tuple[int, int]) -> tuple[str, bool]:
+        batch, _ = level
+        return schedule_name(recipe, batch // per_micro_batch), batch == largest
+
+    return [
+        Phase(schedule, tuple(batches), recipe.data.seq_length)
+        for (schedule, _), batches in groupby(levels, alike)
+    ]
+
+
+def _levels(recipe: Recipe) -> list[tuple[int, int]]:
+    """(batch, steps) of the whole run, in their order."""
+    schedule, total = recipe.batch_schedule, recipe.total_steps
+    first_steps = [min(schedule.steps_until(start), total) for start, _ in schedule.entries]
+    ends = [*first_steps[1:], total]
+    batches = [batch for _, batch in schedule.entries]
+    return [
+        (batch, end - first)
+        for batch, first, end in zip(batches, first_steps, ends, strict=True)
+        if end > first
+    ]

@@ -1,0 +1,35 @@
+"""A run in phases: none of its steps or tokens is lost, and each has one schedule."""
+
+import pytest
+
+from dsv3_plugin.planner.phases import phases_of
+from tests.planner.settings import steps_of
+
+
+@pytest.mark.parametrize("name", ["pretrain/deepseek-v3", "pretrain/tiny"])
+def test_phases_are_the_whole_run(name):
+    recipe = steps_of(name).recipe
+    phases = phases_of(recipe)
+    assert sum(phase.steps for phase in phases) == recipe.total_steps
+    assert sum(phase.tokens for phase in phases) == recipe.total_tokens
+    assert [batch for phase in phases for batch, _ in phase.batches] == [
+        batch for _, batch in recipe.batch_schedule.entries
+    ]
+
+
+def test_the_ramp_of_the_report_begins_with_another_schedule():
+    phases = phases_of(steps_of("pretrain/deepseek-v3").recipe)
+    assert [(phase.schedule, phase.batches[0][0], phase.batches[-1][0]) for phase in phases] == [
+        ("zbv", 3072, 3968),
+        ("dualpipe_v", 4096, 15232),
+        ("dualpipe_v", 15360, 15360),
+    ]
+    assert phases[0].name == "batch 3,072 to 3,968, 4.096K tokens"
+
+
+def test_a_run_of_one_batch_is_one_phase():
+    recipe = steps_of("pretrain/tiny", "curves.batch_size=8", "training.steps=7",
+                      "curves.learning_rate=1e-3", "curves.router_bias_speed=0.001",
+                      "curves.mtp_weight=0.3").recipe  # fmt: skip
+    (phase,) = phases_of(recipe)
+    assert (phase.steps, phase.batches, phase.tokens) == (7, ((8, 7),), 7 * 8 * 256)
