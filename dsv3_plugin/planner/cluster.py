@@ -64,6 +64,9 @@ class Ends(Section):
     """Elements of a matrix product's inner dimension."""
     attention: Extra
     """Tokens of a sequence."""
+    tile: Size = 128
+    """Rows and columns of a product that a multiprocessor computes at once: what is smaller takes
+    as long, and tiles come in whole waves over all multiprocessors."""
     source: Source
     """Where the numbers are from."""
 

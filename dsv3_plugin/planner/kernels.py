@@ -13,8 +13,6 @@ from dsv3_plugin.planner.cluster import Cluster, Link
 from dsv3_plugin.planner.operations import Attention, Gemm, Message, Move, Operation
 from dsv3_plugin.planner.setting import BYTES
 
-_TILE = 128
-
 
 def seconds(operation: Operation, cluster: Cluster) -> float:
     """The time of one operation on its own."""
@@ -61,7 +59,8 @@ def _gemm(gemm: Gemm, cluster: Cluster) -> float:
 
 
 def _shape_factor(gemm: Gemm, cluster: Cluster) -> float:
-    tiles = gemm.groups * ceil(gemm.rows / gemm.groups / _TILE) * ceil(gemm.columns / _TILE)
+    tile = cluster.ends.tile
+    tiles = gemm.groups * ceil(gemm.rows / gemm.groups / tile) * ceil(gemm.columns / tile)
     waves = ceil(tiles / cluster.multiprocessors) * cluster.multiprocessors
-    whole = gemm.rows * gemm.columns / (tiles * _TILE * _TILE)
+    whole = gemm.rows * gemm.columns / (tiles * tile * tile)
     return whole * tiles / waves * gemm.depth / (gemm.depth + cluster.ends.gemm)
