@@ -14,13 +14,14 @@ def assumptions(cluster: Cluster) -> Grid:
 
 
 def _rows(section: pydantic.BaseModel, path: str = "") -> Iterator[tuple[str, str, str]]:
+    source = getattr(section, "source", "")  # of all numbers beside it
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
-        description = " ".join((field.description or "").split())
+        what = " ".join((field.description or "").split())
         if isinstance(value, Sourced):
-            yield f"{path}{key}", f"{value.value:g}", f"{description} {value.source}"
+            yield f"{path}{key}", f"{value.value:g}", f"{what} {value.source}"
         elif isinstance(value, pydantic.BaseModel):
             yield from _rows(value, f"{path}{key}.")
-        elif value is not None:
+        elif value is not None and not (source and key == "source"):
             text = f"{value:g}" if isinstance(value, float) else f"{value}"
-            yield f"{path}{key}", text, description
+            yield f"{path}{key}", text, f"{what} {source}".strip()

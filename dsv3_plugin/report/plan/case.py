@@ -1,9 +1,16 @@
-"""What is shown of one recipe or model: its counts, and its plan where it has a cluster."""
+"""What is shown of one recipe or model: its counts, and its plan where it is a recipe."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
-from dsv3_plugin.planner.counts import FlopCounts, ParameterCounts
+from dsv3_plugin.planner.counts import (
+    FlopCounts,
+    ParameterCounts,
+    flops_per_token,
+    parameter_counts,
+)
 from dsv3_plugin.planner.plan import Plan
+from dsv3_plugin.recipe.model import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -12,12 +19,22 @@ class Case:
 
     Attributes:
         name: its name and its overrides, as written.
-        plan: None where no cluster is named.
+        model: what is counted.
+        seq_length: tokens of a sequence, which attention's operations depend on.
+        plan: None where only counts were asked for, or can be had.
         balanced: the plan with experts evenly loaded, where `plan` is of others.
     """
 
     name: str
-    parameters: ParameterCounts
-    flops: FlopCounts
+    model: ModelConfig
+    seq_length: int
     plan: Plan | None = None
     balanced: Plan | None = None
+
+    @cached_property
+    def parameters(self) -> ParameterCounts:
+        return parameter_counts(self.model)
+
+    @cached_property
+    def flops(self) -> FlopCounts:
+        return flops_per_token(self.model, self.seq_length)

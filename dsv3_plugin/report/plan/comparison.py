@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dsv3_plugin.errors import printable
 from dsv3_plugin.numbers import bytes_text, count_text, figure_text, money_text
 from dsv3_plugin.planner.plan import Plan
+from dsv3_plugin.report.plan import sentences
 from dsv3_plugin.report.plan.case import Case
 from dsv3_plugin.report.plan.grid import Grid
 from dsv3_plugin.report.plan.grids import DAY, gigabytes, rate
@@ -20,6 +21,15 @@ _WIDTH = 12
 def comparison(cases: Sequence[Case]) -> list[Grid]:
     """Tables with a column for each recipe; what has no cluster has its counts alone."""
     return [_grid(cases[first : first + _COLUMNS]) for first in range(0, len(cases), _COLUMNS)]
+
+
+def remarks(cases: Sequence[Case]) -> list[str]:
+    """What is to be said of each plan in words: where it runs, and its limit."""
+    return [
+        f"{case.name}, {sentences.where(case.plan)}: {sentences.limit(case.plan)}"
+        for case in cases
+        if case.plan is not None
+    ]
 
 
 def _grid(cases: Sequence[Case]) -> Grid:

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from dsv3_plugin.errors import UserError, printable
+from dsv3_plugin.errors import printable
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.report.plan import grids, sentences
@@ -47,8 +47,6 @@ def write_page(cases: Sequence[Case], path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--html writes .html files; {path} does not end so")
     text = page(cases)
     with write_errors_as(lambda reason: f"cannot write {path}: {reason}"), whole_file(path) as file:
         file.write_text(text, encoding="utf-8")

@@ -57,8 +57,10 @@ def checkpoints(plan: Plan) -> str:
 
 
 def limit(plan: Plan) -> str:
-    """The tightest limit."""
-    return f"tightest limit: {plan.limit.sentence}"
+    """The tightest limit, or what is beyond it."""
+    if plan.limit.fits:
+        return f"tightest limit: {plan.limit.sentence}"
+    return f"does not fit: {refusal(plan.limit)}"
 
 
 def refusal(found: Limit) -> str:

@@ -4,16 +4,16 @@ import io
 
 import pytest
 
-from dsv3_plugin.planner.plan import Limit
+from dsv3_plugin.planner.plan import Limit, Plan
+from dsv3_plugin.recipe.load import load_model
 from dsv3_plugin.report.plan.case import Case
 from dsv3_plugin.report.plan.comparison import comparison
 from dsv3_plugin.terminal.console import Console
 from tests.plans import GB, cluster, phase, plan
 
 
-def case(name: str, made=None, counted=None) -> Case:
-    counted = counted or plan()
-    return Case(name, counted.parameters, counted.flops, made)
+def case(name: str, made: Plan | None = None) -> Case:
+    return Case(name, load_model("deepseek-v3"), 4096, made)
 
 
 def test_every_recipe_has_a_column():
