@@ -6,7 +6,6 @@ when the link of its two ranks is free again, occupies the link, and arrives `la
 has the unit of the costs.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from dsv3_plugin.schedules.actions import (
     WEIGHT,
     Action,
     Compute,
+    Overlap,
     Schedule,
     dependencies,
     result,
@@ -77,28 +77,82 @@ class Timeline:
 
 def simulate(schedule: Schedule, costs: StageCosts) -> Timeline:
     """Run the schedule in time. Raises `UserError` where ranks wait for each other in a circle."""
-    clock = [0.0] * schedule.pp
+    program = Program(schedule)
     spans: list[list[Span]] = [[] for _ in range(schedule.pp)]
-    arrival: dict[tuple[Compute, int], float] = {}  # (result, rank) -> when it is there
-    link_free: defaultdict[tuple[int, int], float] = defaultdict(float)  # (from, to) -> time
-    for rank, slot, action in execution_order(schedule):
-        start = clock[rank]
-        for part in action.parts:
-            for need in dependencies(schedule, part):
-                start = max(start, arrival[need, rank])
-        end = clock[rank] = start + costs.duration(action)
+    for (rank, slot, action), (start, end) in zip(program.order, program.times(costs), strict=True):
         spans[rank].append(Span(slot, action, start, end))
-        for part in action.parts:
-            given = result(part)
-            if given is None:
-                continue
-            arrival[given, rank] = end
-            peer = sent_to(schedule, part)
-            if peer is not None:
-                left = max(end, link_free[rank, peer]) + costs.occupancy
-                link_free[rank, peer] = left
-                arrival[given, peer] = left + costs.latency
     return Timeline(schedule, tuple(map(tuple, spans)), peak_activations(schedule, costs))
+
+
+class Program:
+    """A schedule made ready to be timed under many costs: who waits for whom is looked up once.
+
+    Attributes:
+        order: (rank, slot, action), every action after all that it needs.
+
+    Raises:
+        UserError: ranks wait for each other in a circle.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.order = execution_order(schedule)
+        self._pp = schedule.pp
+        messages: dict[tuple[Compute, int], int] = {}  # (result, rank) -> its number
+        links: dict[tuple[int, int], int] = {}  # (from, to) -> its number
+        self._actions: dict[Action, int] = {}  # as costs tell them apart -> its number
+        self._steps: list[_Step] = []
+        for rank, _, action in self.order:
+            needs = [need for part in action.parts for need in dependencies(schedule, part)]
+            # What a rank made itself is there before whatever it does next.
+            arriving = tuple(messages[n, rank] for n in needs if (n, rank) in messages)
+            sends = []
+            for part in action.parts:
+                given, peer = result(part), sent_to(schedule, part)
+                if given is not None and peer is not None:
+                    number = messages.setdefault((given, peer), len(messages))
+                    sends.append((number, links.setdefault((rank, peer), len(links))))
+            kind = self._actions.setdefault(_of_any_micro_batch(action), len(self._actions))
+            self._steps.append((rank, kind, arriving, tuple(sends)))
+        self._messages, self._links = len(messages), len(links)
+
+    def times(self, costs: StageCosts) -> list[tuple[float, float]]:
+        """Start and end of each action, in the order of `order`."""
+        durations = [costs.duration(action) for action in self._actions]
+        occupancy, latency = costs.occupancy, costs.latency
+        clock = [0.0] * self._pp
+        arrival = [0.0] * self._messages
+        link_free = [0.0] * self._links
+        times = []
+        for rank, kind, needs, sends in self._steps:
+            start = clock[rank]
+            for need in needs:
+                if arrival[need] > start:
+                    start = arrival[need]
+            end = clock[rank] = start + durations[kind]
+            times.append((start, end))
+            for message, link in sends:
+                free = link_free[link]
+                left = (end if end > free else free) + occupancy
+                link_free[link] = left
+                arrival[message] = left + latency
+        return times
+
+    def makespan(self, costs: StageCosts) -> float:
+        """When the last action ends."""
+        return max(end for _, end in self.times(costs))
+
+
+_Step = tuple[int, int, tuple[int, ...], tuple[tuple[int, int], ...]]
+"""An action in numbers: rank, action as costs tell it apart, messages that it waits for, and what
+it sends, (message, link) each."""
+
+
+def _of_any_micro_batch(action: Action) -> Action:
+    """The action as it costs: micro-batches are alike."""
+    if isinstance(action, Overlap):
+        halves = (_of_any_micro_batch(half) for half in action.parts)
+        return Overlap(*halves)
+    return Compute(action.stage, action.kind, 0)
 
 
 def peak_activations(schedule: Schedule, costs: StageCosts) -> tuple[float, ...]:
