@@ -21,11 +21,11 @@ def args(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print upstream Megatron-LM's command line, one flag a line; what has no flag, on stderr."""
     from dsv3_plugin.machine import Machine
     from dsv3_plugin.model import SPEC
+    from dsv3_plugin.planner.resolve import load_resolved
     from dsv3_plugin.recipe.arguments import beyond_the_line, command_line
-    from dsv3_plugin.recipe.load import load_recipe
 
     machine = Machine.here()
-    loaded = load_recipe(recipe, overrides or [], machine)
+    loaded = load_resolved(recipe, overrides or [], machine)
     say_all(command_line(loaded, machine, SPEC))
     for phrase in beyond_the_line(loaded):
         note(f"dsv3: upstream has no flag for this: {phrase}")

@@ -30,7 +30,7 @@ from dsv3_plugin.launch.place import check_meeting_place, place
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.launch.watch import watching
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.console import Console
@@ -136,7 +136,7 @@ def train_as_rank(
 def _load(name: str, overrides: list[str], machine: Machine) -> Recipe:
     """The recipe; what is wrong with it, every rank finds, and rank 0 says."""
     try:
-        recipe = load_recipe(name, overrides, machine)
+        recipe = load_resolved(name, overrides, machine)
         refuse_other_world(recipe)
     except UserError as error:
         if _rank() == 0:

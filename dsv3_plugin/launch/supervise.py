@@ -22,7 +22,7 @@ from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.launch.rank import be_rank
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.terminal.lines import note
@@ -51,7 +51,7 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     if under_a_launcher(os.environ):
         return be_rank(name, overrides)
     machine = Machine.here()
-    recipe = load_recipe(name, overrides, machine)
+    recipe = load_resolved(name, overrides, machine)
     refuse_missing_gpus(recipe, machine)
     refuse_missing_kernels(recipe.dispatch.kind)
     try:

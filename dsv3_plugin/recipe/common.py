@@ -22,6 +22,7 @@ from dsv3_plugin.recipe.curve import Curve, resolve
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.recipe.sections import (
+    BALANCED,
     Checkpoint,
     Curves,
     CurveSpecs,
@@ -73,6 +74,9 @@ class Common(Section):
     """The pipeline schedule."""
     dispatch: Dispatch = Dispatch()
     """How tokens travel to their experts."""
+    cluster: str | None = None
+    """What it is planned for: a cluster's name (`h800`) or the path of its file; null: `h100`, or
+    `cpu` where nothing computes on a GPU."""
     recompute: list[Recomputed] = Field(default=[])
     """Activations computed again in the backward pass instead of kept."""
     checkpoint: Checkpoint = Checkpoint()
@@ -125,16 +129,21 @@ class Common(Section):
 
     @property
     def layout_stages(self) -> int | None:
-        """Number of stages that pipeline.layout writes out, where there is one."""
+        """Number of stages that pipeline.layout writes out, where it does."""
         written = self.pipeline.layout
-        return None if written is None else stage_count(written)
+        return None if written in (None, BALANCED) else stage_count(written)
 
     @property
     def stage_layout(self) -> str:
-        """The layers of each pipeline stage, in upstream's notation."""
-        if self.pipeline.layout is not None:
-            return self.pipeline.layout
-        model = self.model
+        """The layers of each pipeline stage, in upstream's notation.
+
+        A balanced one depends on what stages cost, which is not known here: ask a recipe that
+        `planner/resolve.py` has closed.
+        """
+        written, model = self.pipeline.layout, self.model
+        assert written != BALANCED, "the recipe's layout is open: planner.resolve closes it"
+        if written is not None:
+            return written
         return even(model.num_layers, self.pipeline_stages, model.mtp_num_layers or 0)
 
     def placement(self, schedule: str) -> Placement:
@@ -240,6 +249,12 @@ class Common(Section):
     def on_gpu(self, machine: Machine) -> bool:
         """Whether the run uses GPUs on a machine."""
         return self.host == "gpu" or (self.host == "auto" and machine.gpus > 0)
+
+    def cluster_on(self, machine: Machine) -> str:
+        """The cluster that the run is planned for, a name or a path."""
+        if self.cluster is not None:
+            return self.cluster
+        return "h100" if self.on_gpu(machine) else "cpu"
 
     def resolved_backend(self, machine: Machine) -> Backend:
         """The backend that computes on a machine."""

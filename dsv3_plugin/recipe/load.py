@@ -4,8 +4,9 @@ A recipe is found, merged, validated key by key, and then held to the rules: as 
 as it is on the machine where it will run. What is returned is what was written: `auto` stays.
 
 A recipe file may build on another (`base:`): mappings merge key by key, everything else is
-replaced. `base:`, `model:` and a schedule's CSV are looked for beside the file that names them,
-then among those shipped with the package; all other paths are relative to the working directory.
+replaced. `base:`, `model:`, `cluster:` and a schedule's CSV are looked for beside the file that
+names them, then among those shipped with the package; all other paths are relative to the working
+directory.
 """
 
 import os
@@ -240,6 +241,8 @@ def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         data["model"] = anchored(model)
     elif isinstance(model, dict) and "base" in model:
         data["model"] = model | {"base": anchored(model["base"])}
+    if "cluster" in data:
+        data["cluster"] = anchored(data["cluster"])
     if isinstance(pipeline, dict) and "schedule" in pipeline:
         data["pipeline"] = pipeline | {"schedule": anchored(pipeline["schedule"])}
     return data

@@ -36,8 +36,9 @@ parallel: {processes: 2, expert: 2}
   is replaced. `name` and `directory` are never inherited.
 - **Overrides** on the command line win over the file: `dsv3 train pretrain/tiny training.steps=50
   curves.learning_rate=1e-3`.
-- **Where names are found**: recipes, models and schedule files are looked for beside the file that
-  names them, then among the shipped ones. All other paths are relative to the working directory.
+- **Where names are found**: recipes, models, clusters and schedule files are looked for beside the
+  file that names them, then among the shipped ones. All other paths are relative to the working
+  directory.
 - **Tokens** are written in full or as `120K`, `469B`, `14.8T`. Where steps may stand too, write
   `2000 steps`: they become tokens through the batch size in force there.
 - **A curve** is a number, or a list of [pieces](#a-piece-of-a-curve) that follow one another. After

@@ -16,6 +16,9 @@ Devices = Annotated[Size, Field(le=256)]
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
+BALANCED = "balanced"
+"""In place of a layout: the one that gives ranks equal work."""
+
 
 class Fp8(Section):
     """FP8 training through Transformer Engine."""
@@ -182,8 +185,10 @@ class Pipeline(Section):
     upstream where it can."""
     virtual_stages: Annotated[Size, Field(le=64)] | None = None
     """Stages per device of the interleaved schedule."""
-    layout: str | None = None
-    """Layers per stage in upstream's notation ("Et|(tt|)*30mL"); null: as even as can be."""
+    layout: Literal["balanced"] | str | None = None
+    """Layers per stage in upstream's notation ("Et|(tt|)*30mL"); null: as many on each as can be;
+    balanced: by what layers, head and multi-token prediction cost on `cluster`, so that ranks have
+    equal work and fit into their memory."""
     ramp_schedule: Literal[*RAMPS] | None = None
     """Runs while a growing batch still gives fewer micro-batches than `schedule` needs."""
     timeout: PositiveFloat | None = None

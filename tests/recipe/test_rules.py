@@ -110,6 +110,19 @@ def test_refused_in_one_sentence(overrides, sentence):
         (["pipeline.layout=Et|ttL"], "pipeline.layout has 3 layers (t), and the model has 4"),
         (["pipeline.layout=tt|ttL"], "is not a layout"),
         (
+            ["pipeline.layout=balanced", "pipeline.devices=1"],
+            "pipeline.layout: balanced divides the layers among pipeline devices, and there is one",
+        ),
+        (
+            ["pipeline={schedule: zbv, layout: balanced, devices: 4}", "parallel.processes=8"],
+            "a layer on each of 8 stages but the first and the last, and the model has 4",
+        ),
+        (
+            ["pipeline.layout=balanced", "megatron_args={pipeline-model-parallel-layout: Et|L}"],
+            "pipeline-model-parallel-layout Et|L contradicts pipeline.layout, which is balanced",
+        ),
+        (["pipeline.layout=balance"], "pipeline.layout 'balance' is not a layout"),
+        (
             ["pipeline.schedule=zbv", "pipeline.devices=4", "parallel.processes=8"],
             "8 pipeline stages need as many layers, and the model has 4",
         ),

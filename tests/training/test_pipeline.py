@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dsv3_plugin.checkpoint.tracker import newest_complete
+from dsv3_plugin.recipe.stage_layout import expand
 from dsv3_plugin.schedules.actions import csv_text
 from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
@@ -44,7 +45,7 @@ CASES = {
         FEW,
         ["pipeline.schedule=interleaved", "pipeline.virtual_stages=2"],
     ),
-    "search": (2, FEW, ["pipeline.schedule=search"]),
+    "search, balanced": (2, FEW, ["pipeline.schedule=search", "pipeline.layout=balanced"]),
     "a V from a file, laid out unevenly": (
         2,
         FEW,
@@ -153,6 +154,12 @@ def test_every_number_is_that_of_one_process(
     assert difference(upto(case(name), few), upto(alone, few)) < 1e-5
     losses = "loss", "mtp_loss", "validation_loss"
     assert difference(case(name), upto(alone, until), *losses) < 1e-4
+
+
+def test_a_run_keeps_the_layout_that_it_runs(runs: Runs, case: Callable[[str], Numbers]) -> None:
+    case("search, balanced")
+    kept = yaml.safe_load((runs.folder / "search, balanced" / "recipe.yaml").read_text())
+    assert expand(kept["pipeline"]["layout"]).count("|") == 3
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "interleaved"])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.sections import BALANCED
 from dsv3_plugin.recipe.stage_layout import expand, stage_count
 
 
@@ -10,6 +11,9 @@ def layout(recipe: Recipe) -> Iterator[str]:
     """The layers can be laid out over the stages that the schedule has."""
     layers, devices = recipe.model.num_layers, recipe.parallel.pipeline
     written = recipe.pipeline.layout
+    if written == BALANCED:
+        yield from _can_be_balanced(recipe)
+        return
     if written is None:
         stages = recipe.pipeline_stages
         if stages > layers:
@@ -31,6 +35,24 @@ def layout(recipe: Recipe) -> Iterator[str]:
     if held != layers:
         yield f"pipeline.layout has {held} layers (t), and the model has {layers}"
     yield from _prediction_layers(recipe, expand(written).split("|"))
+
+
+def _can_be_balanced(recipe: Recipe) -> Iterator[str]:
+    """There is something to divide, and something for each stage but the first and the last."""
+    layers, devices = recipe.model.num_layers, recipe.parallel.pipeline
+    if devices == 1:
+        yield (
+            "pipeline.layout: balanced divides the layers among pipeline devices, and there is "
+            "one: leave it out, or raise pipeline.devices"
+        )
+        return
+    stages = recipe.pipeline_stages
+    if stages - 2 > layers:
+        yield (
+            f"pipeline.layout: balanced puts a layer on each of {stages} stages but the first and "
+            f"the last, and the model has {layers}: take fewer pipeline devices, or a schedule "
+            "with fewer stages"
+        )
 
 
 def _prediction_layers(recipe: Recipe, stages: list[str]) -> Iterator[str]:

@@ -1,0 +1,90 @@
+"""What a recipe leaves open is closed for whoever runs it, plans it or prints its arguments."""
+
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.resolve import load_resolved, resolve
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.stage_times import stage_times
+from dsv3_plugin.planner.stages import stages_of
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.stage_layout import expand
+from tests.recipe.piped import PIPED
+
+GPU_SERVER = Machine(gpus=8, transformer_engine=True)
+LAPTOP = Machine(gpus=0, transformer_engine=False)
+BALANCED = "pipeline.layout=balanced"
+
+
+def test_what_leaves_nothing_open_is_the_same():
+    recipe = load_recipe("pretrain/deepseek-v3", [], GPU_SERVER)
+    assert resolve(recipe, GPU_SERVER) is recipe
+
+
+def test_an_open_layout_is_not_guessed():
+    with pytest.raises(AssertionError, match="open"):
+        _ = load_recipe("pretrain/deepseek-v3", [BALANCED]).stage_layout
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["pipeline={schedule: 1f1b, ramp_schedule: null}"],
+        ["pipeline={schedule: search, ramp_schedule: null}"],
+        ["pipeline={schedule: dualpipe, ramp_schedule: null}", "curves.batch_size=15360"],
+        [
+            "pipeline={schedule: interleaved, virtual_stages: 3, ramp_schedule: null}",
+            "curves.batch_size=16384",
+        ],
+        ["parallel.pipeline=8", "model.mtp_num_layers=null"],
+    ],
+    ids=["dualpipe_v", "1f1b", "search", "dualpipe", "interleaved", "without mtp"],
+)
+def test_ranks_have_equal_work(overrides):
+    """Within 3 % of the mean, or of the most that one layer less on the slowest rank can give."""
+    open_recipe = load_recipe("pretrain/deepseek-v3", [BALANCED, *overrides], GPU_SERVER)
+    recipe = resolve(open_recipe, GPU_SERVER)
+    assert recipe == resolve(open_recipe, GPU_SERVER)
+    assert recipe.pipeline.model_copy(update={"layout": "balanced"}) == open_recipe.pipeline
+    cluster = load_cluster("h800")
+    setting = Setting.of(recipe, cluster, GPU_SERVER)
+    stages = stages_of(recipe.model, recipe.stage_layout)
+    placement = recipe.placement(recipe.pipeline.schedule)
+    total = [
+        sum(stage_times(setting, cluster, stages[placement.model_stage(s)]).total for s in held)
+        for held in placement.chunks
+    ]
+    assert len(stages) == placement.depth
+    one_layer = max(stage_times(setting, cluster, stage).total / max(1, stage.layers)
+                    for stage in stages[:-1])  # fmt: skip
+    assert max(total) < sum(total) / len(total) + one_layer
+
+
+def test_a_run_on_the_cpu_is_balanced_for_one():
+    overrides = [*PIPED, BALANCED]
+    assert load_recipe("pretrain/tiny", overrides).cluster_on(GPU_SERVER) == "cpu"
+    recipe = load_resolved("pretrain/tiny", overrides, LAPTOP)
+    assert expand(recipe.stage_layout).count("t") == recipe.model.num_layers
+    again = load_resolved("pretrain/tiny", overrides, LAPTOP)
+    assert recipe.to_yaml() == again.to_yaml()
+    assert "layout: balanced" not in recipe.to_yaml()
+
+
+def test_a_cluster_is_a_name_or_a_file_beside_the_recipe(tmp_path):
+    assert load_recipe("pretrain/deepseek-v3").cluster_on(GPU_SERVER) == "h800"
+    assert load_recipe("pretrain/deepseek-v3", ["cluster=null"]).cluster_on(LAPTOP) == "h100"
+    (tmp_path / "mine.yaml").write_text("{}\n")
+    (tmp_path / "run.yaml").write_text("base: pretrain/deepseek-v3\ncluster: mine.yaml\n")
+    assert load_recipe(tmp_path / "run.yaml").cluster == str(tmp_path / "mine.yaml")
+    with pytest.raises(UserError, match="h801"):
+        load_resolved("pretrain/deepseek-v3", [BALANCED, "cluster=h801"], GPU_SERVER)
+
+
+def test_what_becomes_of_it_is_held_to_the_rules():
+    """Of upstream's own flag, a layout is said twice."""
+    flag = "megatron_args={pipeline-model-parallel-layout: balanced}"
+    with pytest.raises(UserError, match=r"contradicts pipeline\.layout, which is E"):
+        load_resolved("pretrain/tiny", [*PIPED, BALANCED, flag], LAPTOP)
