@@ -1,0 +1,125 @@
+"""A plan from a recipe and a cluster: where all parts of the planner come together."""
+
+from collections.abc import Iterator
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.planner.counts import flops_per_token, parameter_counts
+from dsv3_plugin.planner.limits import limit_of
+from dsv3_plugin.planner.phases import Phase, phases_of
+from dsv3_plugin.planner.plan import PhasePlan, Plan, RankPlan
+from dsv3_plugin.planner.recipe_memory import rank_memories
+from dsv3_plugin.planner.recipe_steps import RecipeSteps
+from dsv3_plugin.planner.resolve import resolve
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.step import (
+    Step,
+    checkpoint_bytes,
+    evaluation_seconds,
+    saving_seconds,
+)
+from dsv3_plugin.recipe.schema import Recipe
+
+
+def make_plan(recipe: Recipe, cluster: Cluster, machine: Machine, imbalance: float = 1.0) -> Plan:
+    """What a run will take, beforehand.
+
+    Args:
+        recipe: the run; what it leaves open is closed as training would close it.
+        cluster: where it is meant to run.
+        machine: what `auto` in the recipe is resolved for.
+        imbalance: load of the busiest rank's experts over the mean.
+
+    Raises:
+        UserError: the cluster cannot run it at all (too few devices, a format they lack).
+    """
+    if sentence := next(_impossible(recipe, cluster), None):
+        raise UserError(f"{recipe.name} on {cluster.name}: {sentence}.")
+    recipe = resolve(recipe, machine, cluster)
+    setting = Setting.of(recipe, cluster, machine, imbalance)
+    steps = RecipeSteps(recipe, setting, cluster)
+    flops = flops_per_token(recipe.model, recipe.data.seq_length)
+    phases = tuple(_phase(steps, phase, flops.total) for phase in phases_of(recipe))
+    return Plan(
+        name=recipe.name,
+        cluster=cluster,
+        processes=setting.processes,
+        parameters=parameter_counts(recipe.model),
+        flops=flops,
+        phases=phases,
+        limit=limit_of(steps, phases, machine),
+        imbalance=imbalance,
+    )
+
+
+def _impossible(recipe: Recipe, cluster: Cluster) -> Iterator[str]:
+    """Why no layout of the run could help."""
+    processes = recipe.parallel.processes
+    if processes > cluster.gpus:
+        yield (
+            f"it asks for {processes:,} devices, and there are {cluster.gpus:,}: lower "
+            "parallel.processes, or name a larger cluster with --cluster"
+        )
+    if recipe.precision.fp8 is not None and cluster.peak_tflops.fp8 is None:
+        yield f"{cluster.gpu} does not compute in FP8: set precision.fp8=null"
+
+
+def _phase(steps: RecipeSteps, phase: Phase, flops_per_token: int) -> PhasePlan:
+    recipe, setting, cluster = steps.recipe, steps.setting, steps.cluster
+    first, last = phase.batches[0][0], phase.batches[-1][0]
+    at_last = steps.step(last)
+    at_first = at_last if first == last else steps.step(first)
+    parts = at_last.parts.copy()
+    parts["saving"] = saving_seconds(setting, cluster) / recipe.checkpoint.interval
+    if recipe.training.eval_interval is not None:
+        # Evaluations have the first batch, whatever the batch has grown to.
+        micro_batches = steps.micro_batches(recipe.batch_schedule.batch(0))
+        once = evaluation_seconds(setting, cluster, steps.stages, steps.placement, micro_batches)
+        evaluated = recipe.training.eval_steps * once
+        parts["evaluation"] = evaluated / recipe.training.eval_interval
+    besides = parts["saving"] + parts["evaluation"]
+    step_seconds = at_last.seconds + besides
+
+    def seconds(batch: int) -> float:
+        """Of a step: a schedule grows by the same for every micro-batch."""
+        if first == last:
+            return step_seconds
+        grown = (batch - first) / (last - first)
+        return at_first.seconds + grown * (at_last.seconds - at_first.seconds) + besides
+
+    total = sum(number * seconds(batch) for batch, number in phase.batches)
+    tokens_per_second = last * phase.seq_length / step_seconds / setting.processes
+    peak = getattr(cluster.peak_tflops, setting.matmul)
+    gpu_hours = total * setting.processes / 3600
+    return PhasePlan(
+        name=phase.name,
+        seq_length=phase.seq_length,
+        batch=last,
+        schedule=phase.schedule,
+        steps=phase.steps,
+        tokens=phase.tokens,
+        step_seconds=step_seconds,
+        seconds=total,
+        time_by_part={part: value for part, value in parts.items() if value},
+        tokens_per_second_per_gpu=tokens_per_second,
+        mfu=tokens_per_second * flops_per_token / (peak * 1e12),
+        gpu_hours=gpu_hours,
+        cost=gpu_hours * cluster.price_per_gpu_hour,
+        checkpoint_bytes=checkpoint_bytes(setting),
+        checkpoints_written=phase.steps // recipe.checkpoint.interval,
+        ranks=tuple(_ranks(steps, last, at_last)),
+    )
+
+
+def _ranks(steps: RecipeSteps, batch: int, step: Step) -> Iterator[RankPlan]:
+    mean = sum(step.work) / len(step.work)
+    for rank, memory in enumerate(rank_memories(steps, batch)):
+        yield RankPlan(
+            pipeline_rank=rank,
+            stages=memory.stages,
+            memory_bytes=memory.parts,
+            moments=memory.moments,
+            busy_seconds=step.busy[rank],
+            work=step.work[rank] / mean,
+        )
