@@ -97,3 +97,48 @@ def test_transformers_holds_as_many_values(model):
             buffer.numel() for name, buffer in mtp.layers.named_buffers() if "e_score" in name
         )
         assert counts.main + layers + model.mtp_num_layers * 2 * shared == counts.total
+
+
+_GLM_4_7_FLASH = """\
+# GLM-4.7-Flash as its config.json has it (glm4_moe_lite): a model that the package does not know.
+num_layers: 47
+hidden_size: 2048
+vocab_size: 154880
+max_position_embeddings: 202752
+ffn_hidden_size: 10240
+layernorm_epsilon: 1e-5
+num_attention_heads: 20
+q_lora_rank: 768
+kv_lora_rank: 512
+qk_head_dim: 192
+qk_pos_emb_head_dim: 64
+v_head_dim: 256
+rotary_base: 1000000.0
+moe_layer_freq: "[0]*1+[1]*46"
+num_moe_experts: 64
+moe_ffn_hidden_size: 1536
+moe_shared_expert_intermediate_size: 1536
+moe_router_topk: 4
+moe_router_topk_scaling_factor: 1.8
+moe_router_enable_expert_bias: true
+mtp_num_layers: 1
+"""
+
+
+def test_another_family_member_from_a_yaml_alone(tmp_path):
+    import torch
+    import transformers
+
+    path = tmp_path / "glm-4.7-flash.yaml"
+    path.write_text(_GLM_4_7_FLASH)
+    counts = parameter_counts(load_model(str(path)))
+    # transformers' own class, whose defaults are this model.
+    with torch.device("meta"):
+        theirs = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model("glm4_moe_lite")
+        )
+    biases = sum(b.numel() for name, b in theirs.named_buffers() if "e_score" in name)
+    assert counts.main == sum(p.numel() for p in theirs.parameters()) + biases
+    assert counts.main == 29_943_390_976 + 46 * 64
+    # "30B-A3B", the embedding's lookup aside.
+    assert counts.active == pytest.approx(3.6e9, rel=0.05)
