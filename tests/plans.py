@@ -47,7 +47,7 @@ def cluster(**changes: object) -> Cluster:
     return Cluster.model_validate(described | changes)
 
 
-def phase(name: str = "batch 15360", activations: int = 40 * GB, **changes: object) -> PhasePlan:
+def phase(name: str = "batch 15,360", activations: int = 40 * GB, **changes: object) -> PhasePlan:
     """A phase of DeepSeek-V3 on 4 pipeline ranks, 10 GB of activations more on the second."""
     model = load_model("deepseek-v3")
     stages = stages_of(model, "Et|tttttttt|(tttttttttt|)*2" + "(ttttttt|)*3" + "t" * 11 + "mL")
@@ -92,7 +92,7 @@ def plan(*phases: PhasePlan, **changes: object) -> Plan:
     """A plan of these phases; by default of a growing batch, then a full one."""
     model = load_model("deepseek-v3")
     ramp = phase(
-        "batch 3072 to 15360",
+        "batch 3,072 to 15,360",
         steps=10_000,
         tokens=469 * GB,
         schedule="zbv",
@@ -108,6 +108,6 @@ def plan(*phases: PhasePlan, **changes: object) -> Plan:
         parameters=parameter_counts(model),
         flops=flops_per_token(model, 4096),
         phases=phases or (ramp, phase()),
-        limit=Limit(fits=True, sentence="memory of pipeline rank 1: 72.0 of 80.0 GB"),
+        limit=Limit(fits=True, sentence="memory is the tightest limit: 72.0 of 80.0 GB"),
     )
     return replace(made, **changes)

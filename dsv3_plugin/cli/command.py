@@ -4,10 +4,12 @@ Every verb imports what it needs inside its body, so that `dsv3 plan` and `dsv3 
 pay for torch.
 """
 
+import difflib
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -115,9 +117,17 @@ def main() -> None:
 
 def usage_sentence(error: typer.exceptions.TyperException) -> str:
     """What is wrong with a command line, and where to read how it is written."""
+    if hasattr(error, "possibilities"):
+        error.possibilities = _near(error.option_name, error.possibilities or ())
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "dsv3"
     return f"dsv3: {error.format_message().rstrip('.')} (see {command} --help)."
+
+
+def _near(option: str, known: Iterable[str]) -> list[str]:
+    """Options that a wrong one may stand for; typer looks at dashes too, which all have."""
+    names = {name.lstrip("-"): name for name in known}
+    return [names[near] for near in difflib.get_close_matches(option.lstrip("-"), names)]
 
 
 def explain(error: Exception) -> tuple[str, int]:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from itertools import groupby
 
-from dsv3_plugin.numbers import tokens_text
 from dsv3_plugin.planner.recipe_schedules import schedule_name
 from dsv3_plugin.recipe.schema import Recipe
 
@@ -26,7 +25,7 @@ class Phase:
     def name(self) -> str:
         first, last = self.batches[0][0], self.batches[-1][0]
         sizes = f"{last:,}" if first == last else f"{first:,} to {last:,}"
-        return f"batch {sizes}, {tokens_text(self.seq_length)} tokens"
+        return f"batch {sizes}"
 
     @property
     def steps(self) -> int:

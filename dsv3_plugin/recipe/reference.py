@@ -19,7 +19,8 @@ _HEAD = """\
 
 A recipe is a YAML file that says everything about a run: the model, the data, what changes over the
 tokens, and how the work is divided. `dsv3 train RECIPE` runs it, `dsv3 args RECIPE` prints what it
-means on Megatron-LM's command line, `dsv3 plan RECIPE` counts its parameters and operations.
+means on Megatron-LM's command line, `dsv3 plan RECIPE` says what it will take in memory, time and
+money.
 
 ```yaml
 base: pretrain/tiny              # a shipped recipe, or a file beside this one

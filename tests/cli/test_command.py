@@ -44,6 +44,7 @@ def test_an_error_is_a_sentence(monkeypatch, capsys, error, code, sentence):
         (["foo"], "No such command 'foo' (see dsv3 --help)."),
         (["train"], "Missing argument 'recipe' (see dsv3 train --help)."),
         (["plan", "--nope"], "No such option: --nope (see dsv3 plan --help)."),
+        (["plan", "--compar"], "No such option: --compar (Possible options: --compare) (see"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(dsv3, words, sentence):

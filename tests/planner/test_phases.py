@@ -24,7 +24,7 @@ def test_the_ramp_of_the_report_begins_with_another_schedule():
         ("dualpipe_v", 4096, 15232),
         ("dualpipe_v", 15360, 15360),
     ]
-    assert phases[0].name == "batch 3,072 to 3,968, 4.096K tokens"
+    assert phases[0].name == "batch 3,072 to 3,968"
 
 
 def test_a_run_of_one_batch_is_one_phase():

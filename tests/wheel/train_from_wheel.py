@@ -40,6 +40,8 @@ def main() -> None:
         require(version in said, f"dsv3 --version says {said!r} and pyproject.toml {version}")
         planned = run(elsewhere, dsv3, "plan", "deepseek-v3", "--json")
         require("684489845504" in planned, f"dsv3 plan deepseek-v3 says {planned}")
+        run(elsewhere, dsv3, "plan", "pretrain/tiny", "--html", "plan.html")
+        require((elsewhere / "plan.html").is_file(), "dsv3 plan --html writes no page")
 
         run(elsewhere, dsv3, "train", "pretrain/tiny", f"training.steps={STEPS}")
         lines = (elsewhere / "runs/tiny/metrics.jsonl").read_text().splitlines()

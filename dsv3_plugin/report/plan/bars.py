@@ -3,9 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dsv3_plugin.numbers import figure_text
+from dsv3_plugin.numbers import bytes_text, figure_text
 from dsv3_plugin.planner.plan import PhasePlan, Plan, RankPlan
-from dsv3_plugin.report.plan.grids import gigabytes
 from dsv3_plugin.report.plan.words import MEMORY, TIME, stages_text
 
 
@@ -57,15 +56,15 @@ def memory_bars(plan: Plan, phase: PhasePlan) -> Bars:
     most = max(card, *(sum(rank.memory_bytes.values()) for rank in phase.ranks))
 
     def bar(rank: RankPlan) -> Bar:
-        pieces = _stacked(rank.memory_bytes, MEMORY, most, lambda n: f"{gigabytes(int(n))} GB")
+        pieces = _stacked(rank.memory_bytes, MEMORY, most, bytes_text)
         label = f"{rank.pipeline_rank}: {stages_text(rank)}"
-        return Bar(label, pieces, f"{gigabytes(rank.memory_total)} GB")
+        return Bar(label, pieces, bytes_text(rank.memory_total))
 
     return Bars(
         tuple(map(bar, phase.ranks)),
         _occurring(MEMORY, [rank.memory_bytes for rank in phase.ranks]),
         card / most,
-        f"{plan.cluster.gpu}: {gigabytes(card)} GB",
+        f"{plan.cluster.gpu}: {bytes_text(card)}",
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from dsv3_plugin.planner.calibrate import Calibration
 from dsv3_plugin.planner.counts import (
     FlopCounts,
     ParameterCounts,
@@ -23,6 +24,7 @@ class Case:
         seq_length: tokens of a sequence, which attention's operations depend on.
         plan: None where only counts were asked for, or can be had.
         balanced: the plan with experts evenly loaded, where `plan` is of others.
+        calibration: what made the plan's cluster of that in its file, if steps were measured.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Case:
     seq_length: int
     plan: Plan | None = None
     balanced: Plan | None = None
+    calibration: Calibration | None = None
 
     @cached_property
     def parameters(self) -> ParameterCounts:

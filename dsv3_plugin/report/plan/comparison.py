@@ -5,12 +5,12 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from dsv3_plugin.errors import printable
-from dsv3_plugin.numbers import bytes_text, count_text, figure_text, money_text
+from dsv3_plugin.numbers import bytes_text, count_text, figure_text, money_text, time_text
 from dsv3_plugin.planner.plan import Plan
 from dsv3_plugin.report.plan import sentences
 from dsv3_plugin.report.plan.case import Case
 from dsv3_plugin.report.plan.grid import Grid
-from dsv3_plugin.report.plan.grids import DAY, gigabytes, rate
+from dsv3_plugin.report.plan.grids import GIGABYTES, rate
 
 _COLUMNS = 5
 """Recipes of one table; more of them get a further one."""
@@ -26,7 +26,7 @@ def comparison(cases: Sequence[Case]) -> list[Grid]:
 def remarks(cases: Sequence[Case]) -> list[str]:
     """What is to be said of each plan in words: where it runs, and its limit."""
     return [
-        f"{case.name}, {sentences.where(case.plan)}: {sentences.limit(case.plan)}"
+        f"{case.name}, {sentences.where(case.plan)}: {sentences.limit(case.plan.limit)}"
         for case in cases
         if case.plan is not None
     ]
@@ -64,11 +64,11 @@ _ROWS: dict[str, Callable[[Plan], str]] = {
     "tokens/s/GPU": lambda plan: rate(plan.longest),
     "MFU": lambda plan: f"{plan.longest.mfu:.1%}",
     "tokens": lambda plan: figure_text(plan.tokens),
-    "days": lambda plan: figure_text(plan.seconds / DAY, 3),
+    "time": lambda plan: time_text(plan.seconds),
     "GPU hours": lambda plan: figure_text(plan.gpu_hours),
     "cost": lambda plan: money_text(plan.cost, plan.cluster.currency),
-    "GB, fullest rank": lambda plan: gigabytes(plan.fullest.fullest.memory_total),
-    "GB, card": lambda plan: gigabytes(plan.cluster.memory_bytes),
+    "GB, fullest rank": lambda plan: GIGABYTES.text(plan.fullest.fullest.memory_total),
+    "GB, card": lambda plan: GIGABYTES.text(plan.cluster.memory_bytes),
     "a checkpoint": lambda plan: bytes_text(plan.longest.checkpoint_bytes),
     "fits": lambda plan: "yes" if plan.limit.fits else "no",
 }

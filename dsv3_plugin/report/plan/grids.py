@@ -1,14 +1,12 @@
 """The tables of one plan: its phases, memory of its ranks, and where the time of a step goes."""
 
 import math
+from dataclasses import dataclass
 
-from dsv3_plugin.numbers import figure_text, money_text, tokens_text
+from dsv3_plugin.numbers import figure_text, money_text, time_text, tokens_text
 from dsv3_plugin.planner.plan import PhasePlan, Plan, RankPlan
 from dsv3_plugin.report.plan.grid import Grid
 from dsv3_plugin.report.plan.words import MEMORY, TIME, roles, stages_text
-
-DAY = 86400
-"""Seconds."""
 
 
 def phases(plan: Plan) -> Grid:
@@ -22,12 +20,12 @@ def phases(plan: Plan) -> Grid:
         return (
             name,
             *([tokens_text(phase.seq_length)] if lengths else []),
-            f"{phase.batch}",
+            f"{phase.batch:,}",
             tokens_text(phase.tokens),
             figure_text(phase.step_seconds),
             rate(phase),
             f"{phase.mfu:.1%}",
-            figure_text(phase.seconds / DAY, 3),
+            time_text(phase.seconds),
             figure_text(phase.gpu_hours),
             money_text(phase.cost, currency),
         )
@@ -40,7 +38,7 @@ def phases(plan: Plan) -> Grid:
         "",
         "",
         "",
-        figure_text(plan.seconds / DAY, 3),
+        time_text(plan.seconds),
         figure_text(plan.gpu_hours),
         money_text(plan.cost, currency),
     )
@@ -52,7 +50,7 @@ def phases(plan: Plan) -> Grid:
         "step\ns",
         "tokens/s\nper GPU",
         "MFU",
-        "days",
+        "time",
         "GPU\nhours",
         "cost",
     )
@@ -65,19 +63,20 @@ def memory(plan: Plan, balanced: Plan | None = None) -> Grid:
     columns = [plan] if balanced is None else [balanced, plan]
     fullest = [_fullest(column) for column in columns]
     card = plan.cluster.memory_bytes
+    unit = _unit(fullest[0].memory_total)
     rows = [
-        (label, *(gigabytes(rank.memory_bytes.get(part, 0)) for rank in fullest))
+        (label, *(unit.text(rank.memory_bytes.get(part, 0)) for rank in fullest))
         for part, label in MEMORY.items()
         if any(rank.memory_bytes.get(part) for rank in fullest)
     ]
     rows += [
-        ("in all", *(gigabytes(rank.memory_total) for rank in fullest)),
-        (f"a {plan.cluster.gpu} has", *(gigabytes(card) for _ in fullest)),
+        ("in all", *(unit.text(rank.memory_total) for rank in fullest)),
+        (plan.cluster.gpu, *(unit.text(card) for _ in fullest)),
     ]
-    total = ("headroom", *(gigabytes(card - rank.memory_total) for rank in fullest))
+    total = ("headroom", *(unit.text(card - rank.memory_total) for rank in fullest))
     if balanced is None:
-        return Grid(("GB", "fullest"), tuple(rows), total)
-    return Grid(("GB", "at balance", f"at {plan.imbalance:g} × mean"), tuple(rows), total)
+        return Grid((unit.name, "fullest"), tuple(rows), total)
+    return Grid((unit.name, "at balance", f"at {plan.imbalance:g} × mean"), tuple(rows), total)
 
 
 def ranks(plan: Plan, phase: PhasePlan, every: bool = False) -> Grid:
@@ -85,18 +84,19 @@ def ranks(plan: Plan, phase: PhasePlan, every: bool = False) -> Grid:
     named = roles(phase)
     shown = [rank for rank in phase.ranks if every or rank.pipeline_rank in named]
     card = plan.cluster.memory_bytes
+    unit = _unit(phase.fullest.memory_total)
     rows = tuple(
         (
             f"{rank.pipeline_rank} {stages_text(rank)}",
             figure_text(rank.busy_seconds),
             f"{rank.work:.3f}",
-            gigabytes(rank.memory_total),
-            gigabytes(card - rank.memory_total),
+            unit.text(rank.memory_total),
+            unit.text(card - rank.memory_total),
             named.get(rank.pipeline_rank, ""),
         )
         for rank in shown
     )
-    header = ("pipeline rank", "busy, s", "work/mean", "GB", "headroom", "")
+    header = ("pipeline rank", "busy, s", "work/mean", unit.name, "headroom", "")
     return Grid(header, rows, remark=True)
 
 
@@ -118,9 +118,24 @@ def rate(phase: PhasePlan) -> str:
     return f"{number:,.0f}" if number >= 100 else figure_text(number, 3)
 
 
-def gigabytes(number: int) -> str:
-    """Bytes in GB (10⁹): those of a rank are compared with its device's."""
-    return f"{number / 1e9:,.1f}"
+@dataclass(frozen=True)
+class Unit:
+    """A unit that bytes of one table are told in."""
+
+    name: str
+    size: float
+
+    def text(self, number: int) -> str:
+        """Bytes in it."""
+        return f"{number / self.size:,.1f}"
+
+
+GIGABYTES, MEGABYTES = Unit("GB", 1e9), Unit("MB", 1e6)
+"""Powers of 1000, as data sheets have a device's memory."""
+
+
+def _unit(largest: int) -> Unit:
+    return GIGABYTES if largest >= GIGABYTES.size else MEGABYTES
 
 
 def _fullest(plan: Plan) -> RankPlan:

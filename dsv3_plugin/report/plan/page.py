@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from dsv3_plugin.errors import printable
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
-from dsv3_plugin.report.plan import grids, sentences
+from dsv3_plugin.report.plan import calibration, grids, sentences
 from dsv3_plugin.report.plan.assumptions import assumptions
 from dsv3_plugin.report.plan.bars import memory_bars, time_bars
 from dsv3_plugin.report.plan.case import Case
@@ -33,6 +32,7 @@ def page(cases: Sequence[Case]) -> str:
         cases=cases,
         comparison=comparison(cases) if len(cases) > 1 else [],
         grids=grids,
+        calibration=calibration,
         sentences=sentences,
         begin=_begin,
         memory_bars=memory_bars,
@@ -59,4 +59,5 @@ def _begin(sentence: str) -> str:
 
 def _shown(value: Any) -> Any:
     """What stands in an expression of the template: text as people may see it, markup as it is."""
-    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
+    is_text = isinstance(value, str) and not hasattr(value, "__html__")
+    return printable(value) if is_text else value

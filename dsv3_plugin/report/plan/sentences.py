@@ -18,11 +18,11 @@ def counts(case: Case) -> str:
 def where(plan: Plan) -> str:
     """The cluster, and how much of it."""
     cluster = plan.cluster
+    devices = "GPUs" if cluster.host == "gpu" else "devices"
+    used = f"on {plan.processes:,} of the {cluster.gpus:,} {devices} of {cluster.name}"
     price = money_text(cluster.price_per_gpu_hour, cluster.currency, 3)
-    return (
-        f"on {plan.processes:,} of the {cluster.gpus:,} GPUs of {cluster.name} ({cluster.gpu}), "
-        f"{price} an hour each"
-    )
+    asked = f", {price} an hour each" if cluster.price_per_gpu_hour else ""
+    return f"{used} ({cluster.gpu}){asked}"
 
 
 def pipeline(phase: PhasePlan) -> str:
@@ -56,15 +56,6 @@ def checkpoints(plan: Plan) -> str:
     return f"{each}, written {written:,} times: {bytes_text(volume)} if all are kept"
 
 
-def limit(plan: Plan) -> str:
-    """The tightest limit, or what is beyond it."""
-    if plan.limit.fits:
-        return f"tightest limit: {plan.limit.sentence}"
-    return f"does not fit: {refusal(plan.limit)}"
-
-
-def refusal(found: Limit) -> str:
-    """Why it does not fit, and the nearest change with which it does."""
-    way_out = f": {found.way_out}" if found.way_out else ""
-    changed = f" ({' '.join(found.overrides)})" if found.overrides else ""
-    return f"{found.sentence}{way_out}{changed}"
+def limit(found: Limit) -> str:
+    """The tightest limit; of what does not fit, with the nearest change that does."""
+    return f"{found.sentence}; {found.way_out}" if found.way_out else found.sentence

@@ -27,7 +27,7 @@ def test_every_recipe_has_a_column():
     assert rows["cost"] == ["$4.665M", "$4.551M", "EUR 4.665M"]
     assert rows["GB, fullest rank"] == ["72.0", "92.0", "72.0"]
     assert rows["fits"] == ["yes", "no", "yes"]
-    assert rows["days"] == ["47.5", "46.3", "47.5"]
+    assert rows["time"] == ["47d10h", "46d07h", "47d10h"]
 
 
 def test_a_model_has_its_counts_alone():

@@ -17,7 +17,7 @@ def test_a_plan_has_the_promised_keys_and_survives_json():
     assert (told["imbalance"], told["processes"]) == (1.2, 2048)
     assert told["limit"] == {
         "fits": True,
-        "sentence": "memory of pipeline rank 1: 72.0 of 80.0 GB",
+        "sentence": "memory is the tightest limit: 72.0 of 80.0 GB",
         "overrides": [],
         "way_out": "",
     }

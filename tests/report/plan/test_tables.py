@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -36,13 +37,13 @@ def test_every_part_has_a_name_for_people(names, kind):
 def test_phases_have_their_numbers_and_the_run_its_sums():
     text = shown(plan())
     assert "on 2,048 of the 2,048 GPUs of made-up (Made-Up 80), $2.00 an hour each" in text
-    assert row(text, "batch 3072 to 15360 ")[:4] == ["15360", "469B", "20.00", "1,536"]
-    assert row(text, "batch 15360 ") == [
-        "15360", "12.58T", "20.00", "1,536", "38.9%", "46.3", "2.276M", "$4.551M",
+    assert row(text, "batch 3,072 to 15,360 ")[:4] == ["15,360", "469B", "20.00", "1,536"]
+    assert row(text, "batch 15,360 ") == [
+        "15,360", "12.58T", "20.00", "1,536", "38.9%", "46d07h", "2.276M", "$4.551M",
     ]  # fmt: skip
     assert row(text, "zbv") == row(text, "dualpipe_v") == []  # each below its phase
     assert row(text, "whole run ")[:1] == ["13.05T"]
-    assert row(text, "whole run ")[-3:] == ["47.5", "2.332M", "$4.665M"]
+    assert row(text, "whole run ")[-3:] == ["47d10h", "2.332M", "$4.665M"]
 
 
 def test_what_all_phases_have_in_common_is_said_once():
@@ -56,7 +57,7 @@ def test_what_all_phases_have_in_common_is_said_once():
 
 def test_memory_is_shown_of_the_fullest_rank_against_the_card():
     text = shown(plan())
-    assert "memory of pipeline rank 1, batch 3072 to 15360, in forward and backward" in text
+    assert "memory of pipeline rank 1, batch 3,072 to 15,360, in forward and backward" in text
     assert row(text, "activations") == ["50.0"]
     assert row(text, "headroom") == ["8.0"]
     busier = plan(phase(activations=47 * GB), imbalance=1.2)
@@ -87,7 +88,7 @@ def test_stages_of_one_kind_are_counted():
 
 def test_time_of_a_step_has_parts_with_shares():
     text = shown(plan())
-    assert "a step of batch 15360 on its slowest rank, 3" in text
+    assert "a step of batch 15,360 on its slowest rank, 3" in text
     assert row(text, "matrix products") == ["10.00", "50.0%"]
     assert row(text, "a step  ") == ["20.00", "100.0%"]
     assert "quantising" not in text  # nothing is quantised
@@ -96,7 +97,7 @@ def test_time_of_a_step_has_parts_with_shares():
 def test_checkpoints_and_the_limit_are_sentences():
     text = shown(plan())
     assert "checkpoints of 9.6 TB, written 210 times: 2.0 PB if all are kept" in text
-    assert "tightest limit: memory of pipeline rank 1: 72.0 of 80.0 GB" in text
+    assert "memory is the tightest limit: 72.0 of 80.0 GB" in text
     assert "no checkpoint is written" in shown(plan(phase(checkpoints_written=0)))
 
 
@@ -128,6 +129,20 @@ def test_small_runs_have_small_numbers():
     )
     text = shown(plan(small))
     assert row(text, "batch 16 ")[-6:] == [
-        "0.01230", "12.3", "38.9%", "0.0000347", "0.001600", "$0",
+        "0.01230", "12.3", "38.9%", "3s", "0.001600", "$0",
     ]  # fmt: skip
     assert row(text, "elementwise kernels") == ["0.00230", "18.7%"]
+
+
+def test_small_memory_is_told_in_megabytes():
+    rank = phase().ranks[0]
+    small = replace(rank, memory_bytes={"weights": 12_345_678}, moments={"step": 12_345_678})
+    text = shown(plan(phase(ranks=(small,))))
+    assert row(text, "weights") == ["12.3"]
+    assert row(text, "headroom") == ["79,987.7"]
+    assert "MB  headroom" in text
+
+
+def test_a_cluster_without_gpus_or_price_says_neither():
+    text = shown(plan(cluster=cluster(host="cpu", price_per_gpu_hour=0.0)))
+    assert "on 2,048 of the 2,048 devices of made-up (Made-Up 80)\n" in text
