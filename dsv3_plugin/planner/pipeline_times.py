@@ -7,7 +7,7 @@ from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import StageCosts
 from dsv3_plugin.schedules.simulate import simulate
 
-_LONG, _SHORTER, _SHORT = 8, 5, 4
+_LONG, _SHORTER, _SHORT = 6, 5, 4
 """In micro-batches per rank: what is longer is followed from two shorter ones."""
 
 
@@ -41,15 +41,19 @@ def pipeline_times(schedule: Schedule, costs: StageCosts) -> PipelineTimes:
 
 
 def repeated_pipeline_times(
-    schedule: Callable[[int], Schedule], pp: int, micro_batches: int, costs: StageCosts
+    timed: Callable[[int], PipelineTimes], pp: int, micro_batches: int
 ) -> PipelineTimes:
     """The same for a schedule that exists for any number of micro-batches.
 
     Between its beginning and its end such a schedule repeats itself, so a long one takes what two
     shorter ones say: the time of so many more micro-batches.
+
+    Args:
+        timed: the times of the schedule of so many micro-batches.
+        pp: ranks of the pipeline.
+        micro_batches: of the schedule that is asked for.
     """
     if micro_batches <= _LONG * pp:
-        return pipeline_times(schedule(micro_batches), costs)
-    short = pipeline_times(schedule(_SHORT * pp), costs)
-    longer = pipeline_times(schedule(_SHORTER * pp), costs)
+        return timed(micro_batches)
+    short, longer = timed(_SHORT * pp), timed(_SHORTER * pp)
     return longer.ahead(short, (micro_batches - _SHORTER * pp) / (pp * (_SHORTER - _SHORT)))

@@ -1,5 +1,7 @@
 """A recipe's steps in time: for any batch of it, how long a step takes and where its seconds go."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,16 +75,21 @@ class RecipeSteps:
         return self._schedules(micro_batches)
 
     @cached_property
-    def _schedules(self):
+    def _schedules(self) -> Callable[[int], Schedule]:
         return schedules_of(self.recipe)
 
+    @cached_property
+    def _timed(self) -> Callable[[int], PipelineTimes]:
+        """The times of so many micro-batches; the phases of a run ask for the same ones."""
+        return functools.cache(lambda number: pipeline_times(self.schedule(number), self.costs))
+
     def pipeline(self, micro_batches: int) -> PipelineTimes:
-        """Its time."""
+        """The schedule of so many micro-batches in time."""
         kind = SCHEDULES.get(schedule_name(self.recipe, micro_batches))
         if kind is None or kind.searched:
-            return pipeline_times(self.schedule(micro_batches), self.costs)
+            return self._timed(micro_batches)
         pp = self.recipe.parallel.pipeline
-        return repeated_pipeline_times(self.schedule, pp, micro_batches, self.costs)
+        return repeated_pipeline_times(self._timed, pp, micro_batches)
 
     def step(self, batch: int) -> Step:
         """A step of `batch` sequences that neither saves nor evaluates."""

@@ -35,6 +35,8 @@ def test_a_long_schedule_repeats_itself(name, pp, micro_batches, stages, overlap
         sizes = [rng.uniform(0.5, 1.5) for _ in range(schedule.num_stages // copies)]
         costs = sized_stages(Costs(latency=0.02, occupancy=0.01), sizes).repeated(copies)
         simulated = pipeline_times(schedule, costs)
-        followed = repeated_pipeline_times(make, pp, micro_batches, costs)
+        followed = repeated_pipeline_times(
+            lambda number, costs=costs: pipeline_times(make(number), costs), pp, micro_batches
+        )
         assert followed.makespan == pytest.approx(simulated.makespan, rel=tolerance)
         assert followed.busy == pytest.approx(simulated.busy, rel=tolerance)
