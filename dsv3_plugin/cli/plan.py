@@ -63,7 +63,7 @@ def plan(
     from dsv3_plugin.cli.plan_output import Output
 
     output = Output(json, html, ranks)
-    conditions = Conditions(cluster, imbalance, calibrate, seq_length)
+    conditions = Conditions(cluster, imbalance, calibrate, seq_length, drawn=html is not None)
     output.check()
     conditions.check()
     words = overrides or []

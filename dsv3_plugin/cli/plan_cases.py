@@ -5,13 +5,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.planner.calibrate import Calibration, calibrate
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.make import make_plan
-from dsv3_plugin.planner.measured import read_measurements
+from dsv3_plugin.planner.timelines import step_timeline
 from dsv3_plugin.recipe.hf_config import why_not_exported
 from dsv3_plugin.recipe.load import load_recipe_or_model
 from dsv3_plugin.recipe.model import ModelConfig
@@ -19,6 +19,9 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.report.plan.case import Case
 from dsv3_plugin.terminal.lines import note
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
+
+if TYPE_CHECKING:
+    from dsv3_plugin.planner.calibrate import Calibration
 
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=", re.ASCII)
 _LENGTH = 4096
@@ -60,12 +63,17 @@ def side_by_side(words: Sequence[str]) -> list[Asked]:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Under which recipes are planned. Each field is the option of its name; None is not given."""
+    """Under which recipes are planned.
+
+    Each field is the option of its name, and None is not given; `drawn` is whether there will be a
+    picture of a step.
+    """
 
     cluster: str | None
     imbalance: float | None
     calibrate: Path | None
     seq_length: int | None
+    drawn: bool
 
     def check(self) -> None:
         """Raise UserError for what cannot be, whatever the recipe."""
@@ -132,13 +140,19 @@ class Conditions:
         if self.calibrate is not None:
             calibration = _calibrated(self.calibrate, recipe, cluster)
             cluster = calibration.cluster
+        plan = make_plan(recipe, cluster, machine, imbalance)
+        balanced = None if imbalance == 1 else make_plan(recipe, cluster, machine)
+        timeline = None
+        if self.drawn and len(plan.longest.ranks) > 1:
+            timeline = step_timeline(recipe, cluster, machine, plan.longest.batch, imbalance)
         return Case(
             asked.name,
             recipe.model,
             recipe.data.seq_length,
-            plan=make_plan(recipe, cluster, machine, imbalance),
-            balanced=None if imbalance == 1 else make_plan(recipe, cluster, machine),
-            calibration=calibration,
+            plan,
+            balanced,
+            calibration,
+            timeline,
         )
 
 
@@ -148,8 +162,11 @@ def _enlarged(cluster: Cluster, processes: int) -> Cluster:
     return cluster.model_copy(update={"gpus": max(cluster.gpus, nodes * cluster.gpus_per_node)})
 
 
-def _calibrated(path: Path, recipe: Recipe, cluster: Cluster) -> Calibration:
+def _calibrated(path: Path, recipe: Recipe, cluster: Cluster) -> "Calibration":
     """The cluster by measured steps, with all that is to be said of them."""
+    from dsv3_plugin.planner.calibrate import calibrate
+    from dsv3_plugin.planner.measured import read_measurements
+
     measured = read_measurements(path, recipe, cluster)
     found = calibrate(cluster, measured.rows)
     return replace(found, notes=(*measured.notes, *found.notes))

@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import RenderableType
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.report.plan.calibration import calibration_mapping, calibration_tables
 from dsv3_plugin.report.plan.case import Case
 from dsv3_plugin.report.plan.comparison import comparison, remarks
 from dsv3_plugin.report.plan.counts import counts_mapping, counts_summary, counts_table
@@ -54,6 +53,8 @@ class Output:
             return [counts_table(counts)]
         shown = [counts_summary(counts), ""]
         if case.calibration is not None:
+            from dsv3_plugin.report.plan.calibration import calibration_tables
+
             shown += [calibration_tables(case.calibration), ""]
         return [*shown, plan_tables(case.plan, case.balanced, every_rank=self.ranks)]
 
@@ -90,5 +91,7 @@ def _mapping(case: Case) -> dict[str, Any]:
         return counts
     told = counts | plan_mapping(case.plan)
     if case.calibration is not None:
+        from dsv3_plugin.report.plan.calibration import calibration_mapping
+
         told["calibration"] = calibration_mapping(case.calibration)
     return told

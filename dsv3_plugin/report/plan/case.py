@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from dsv3_plugin.planner.calibrate import Calibration
 from dsv3_plugin.planner.counts import (
     FlopCounts,
     ParameterCounts,
@@ -12,6 +12,10 @@ from dsv3_plugin.planner.counts import (
 )
 from dsv3_plugin.planner.plan import Plan
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.schedules.simulate import Timeline
+
+if TYPE_CHECKING:
+    from dsv3_plugin.planner.calibrate import Calibration
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Case:
         plan: None where only counts were asked for, or can be had.
         balanced: the plan with experts evenly loaded, where `plan` is of others.
         calibration: what made the plan's cluster of that in its file, if steps were measured.
+        timeline: the pipeline of the longest phase's last step, if it is to be drawn.
     """
 
     name: str
@@ -32,7 +37,8 @@ class Case:
     seq_length: int
     plan: Plan | None = None
     balanced: Plan | None = None
-    calibration: Calibration | None = None
+    calibration: "Calibration | None" = None
+    timeline: Timeline | None = None
 
     @cached_property
     def parameters(self) -> ParameterCounts:

@@ -14,6 +14,7 @@ from dsv3_plugin.report.plan.assumptions import assumptions
 from dsv3_plugin.report.plan.bars import memory_bars, time_bars
 from dsv3_plugin.report.plan.case import Case
 from dsv3_plugin.report.plan.comparison import comparison
+from dsv3_plugin.report.plan.lanes import NAMES, lanes
 
 _TEMPLATE = "page.html.jinja"
 
@@ -37,6 +38,8 @@ def page(cases: Sequence[Case]) -> str:
         begin=_begin,
         memory_bars=memory_bars,
         time_bars=time_bars,
+        lanes=lanes,
+        lane_names=NAMES,
         assumptions=assumptions,
     )
 
