@@ -2,8 +2,8 @@
 
 What is fitted is a share of a peak that every step has in common: that of the matrix products'
 format, and beside it one of memory, NVLink or network, if the steps depend on it in another way
-than on the first. Both keep within bounds, half and double of what the cluster's file says, never
-above the peak: where a fit ends at its bound, something else is wrong.
+than on the first. Both keep within bounds, by default half and double of what the cluster's file
+says, and never above the peak: where a fit ends at its bound, something else is wrong.
 
 The misfit of a step is the logarithm of its predicted over its measured time. The sum of squares is
 made least by Gauss-Newton; in a box of two unknowns each linear problem is solved by turns, one
@@ -115,6 +115,7 @@ def calibrate(
     rows: Sequence[Measured],
     predict: Predict = predict,
     names: Sequence[str] = (),
+    most: float = 2.0,
 ) -> Calibration:
     """A cluster whose shares meet measured steps as well as two constants can.
 
@@ -124,6 +125,7 @@ def calibrate(
             multiplied by what its share of `cluster` is.
         predict: seconds of a step on a cluster.
         names: the shares to be fitted; by default those that the rows say something of.
+        most: by how much a share may be multiplied, or divided.
 
     Raises:
         UserError: a row computes in a format that its cluster does not have.
@@ -147,7 +149,8 @@ def calibrate(
     notes: list[str] = []
     if not names:
         names, notes = _identifiable(rows, misfits)
-    bounds = {name: _bounds([cluster, *(row.cluster for row in rows)], name) for name in names}
+    clusters = [cluster, *(row.cluster for row in rows)]
+    bounds = {name: _bounds(clusters, name, most) for name in names}
     fitted = _fit(misfits, bounds)
     constants = tuple(
         _constant(name, _share(cluster, name), factor, bounds[name])
@@ -281,10 +284,10 @@ def _share(cluster: Cluster, name: str) -> float | None:
     return None if sourced is None else sourced.value
 
 
-def _bounds(clusters: Sequence[Cluster], name: str) -> tuple[float, float]:
+def _bounds(clusters: Sequence[Cluster], name: str, most: float) -> tuple[float, float]:
     """Least and largest factor of a share: no share leaves the peak, or becomes nothing."""
     shares = [share for cluster in clusters if (share := _share(cluster, name)) is not None]
-    return max(0.5, LEAST_SHARE / min(shares)), min(2.0, 1.0 / max(shares))
+    return max(1 / most, LEAST_SHARE / min(shares)), min(most, 1.0 / max(shares))
 
 
 def _constant(

@@ -24,6 +24,7 @@ from dsv3_plugin.files.metrics_file import MetricsFile, Record
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RECIPE, RunFolder
 from dsv3_plugin.planner.cluster import Amount, Cluster, load_cluster
+from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
@@ -104,9 +105,9 @@ class Row(Section):
         """The step that it says."""
         cluster = calibrated if self.cluster is None else load_cluster(self.cluster)
         nearby = beside / self.recipe
-        recipe = load_recipe(
-            nearby if os.path.isfile(nearby) else self.recipe, self.overrides, cluster.machine
-        )
+        file = nearby if os.path.isfile(nearby) else self.recipe
+        loaded = load_recipe(file, self.overrides, cluster.machine)
+        recipe = resolve(loaded, cluster.machine, cluster)
         batch = self.batch or recipe.batch_schedule.entries[-1][1]
         _refuse_another_batch(recipe, batch, where)
         seconds = self.step_seconds
@@ -220,6 +221,7 @@ def _of_run(path: Path, recipe: Recipe | None, cluster: Cluster) -> Measurements
         raise UserError(
             f"{path}: no {RECIPE} lies beside it, which says what ran: name the run's recipe."
         )
+    recipe = resolve(recipe, cluster.machine, cluster)
     records, notes = _records(path)
     timed = [record for record in records if _is_timed(record)]
     if not timed:
