@@ -61,6 +61,11 @@ class RunFolder:
         return self.root / "tensorboard"
 
     @property
+    def schedules(self) -> Path:
+        """Pipeline schedules that were searched for."""
+        return self.root / "schedules"
+
+    @property
     def logs(self) -> Path:
         """What each rank printed."""
         return self.root / "logs"

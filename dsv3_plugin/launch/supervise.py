@@ -22,6 +22,7 @@ from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.launch.rank import be_rank
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.recipe_schedules import schedules_on, searches
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.console import Console
@@ -55,7 +56,7 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     refuse_missing_gpus(recipe, machine)
     refuse_missing_kernels(recipe.dispatch.kind)
     try:
-        return _locally(name, overrides, recipe, console or Console())
+        return _locally(name, overrides, recipe, machine, console or Console())
     except OSError as error:
         if full_disk.is_full(error):
             raise UserError(
@@ -74,7 +75,9 @@ def refuse_missing_gpus(recipe: Recipe, machine: Machine) -> None:
         )
 
 
-def _locally(name: str, overrides: list[str], recipe: Recipe, console: Console) -> int:
+def _locally(
+    name: str, overrides: list[str], recipe: Recipe, machine: Machine, console: Console
+) -> int:
     """Start the ranks on this machine, show their progress, and see them to their end."""
     directory = recipe.run_folder
     with directory.held():
@@ -83,7 +86,17 @@ def _locally(name: str, overrides: list[str], recipe: Recipe, console: Console) 
         if is_done(recipe):
             console.line_of(nothing_to_do(recipe))
             return 0
+        _search_first_schedule(recipe, machine)
         return _supervise(name, overrides, recipe, directory, console)
+
+
+def _search_first_schedule(recipe: Recipe, machine: Machine) -> None:
+    """Let the schedule that the run goes on with be found before its ranks wait for it."""
+    if searches(recipe):
+        batches = recipe.batch_schedule
+        batch = batches.batch(batches.tokens_after(0, recipe.run_folder.steps_saved()))
+        per_micro_batch = recipe.training.micro_batch_size * recipe.data_parallel
+        schedules_on(recipe, machine)(batch // per_micro_batch)
 
 
 def _supervise(

@@ -6,24 +6,21 @@ Every rank would find the same, but 2048 of them would each take half a minute o
 import datetime
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 from dsv3_plugin.distributed.rank_zero_first import rank_zero_first
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import Schedule, compute_only, csv_text, parse_csv
-from dsv3_plugin.schedules.csv_file import write_csv
 
 _NAME = "search"
 
 
 def searched_on_rank_zero(
-    schedules: Callable[[int], Schedule], folder: Path, timeout_minutes: float
+    schedules: Callable[[int], Schedule], timeout_minutes: float
 ) -> Callable[[int], Schedule]:
     """`schedules`, asked on rank 0 alone; the same answer on every rank of the world.
 
     Args:
         schedules: the schedule for a number of micro-batches.
-        folder: where rank 0 leaves `schedule-M.csv`, for people.
         timeout_minutes: how long the others wait.
 
     Raises:
@@ -34,9 +31,7 @@ def searched_on_rank_zero(
     @functools.cache
     def schedule(micro_batches: int) -> Schedule:
         def searched() -> str:
-            found = schedules(micro_batches)
-            write_csv(found, folder / f"schedule-{micro_batches}.csv")
-            return csv_text(found.rows)
+            return csv_text(schedules(micro_batches).rows)
 
         try:
             text = rank_zero_first(

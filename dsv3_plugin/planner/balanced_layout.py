@@ -9,10 +9,10 @@ from dsv3_plugin.planner.division import Division
 from dsv3_plugin.planner.layout import balanced
 from dsv3_plugin.planner.recipe_schedules import schedules_of
 from dsv3_plugin.planner.setting import Setting
-from dsv3_plugin.planner.stage_times import StageTimes, stage_costs, stage_times
+from dsv3_plugin.planner.stage_times import stage_costs, stage_times
 from dsv3_plugin.planner.stages import Stage, layout_of
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.schedules.actions import Overlap, Schedule
+from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs, even_stages
 from dsv3_plugin.schedules.placement import Placement
 from dsv3_plugin.schedules.registry import SCHEDULES
@@ -34,18 +34,14 @@ def balanced_layout(recipe: Recipe, machine: Machine, cluster: Cluster) -> str:
     placement = recipe.placement(recipe.pipeline.schedule)
     schedule = _schedule_of_last_batch(recipe, placement)
     program = Program(schedule)
-    paired = any(isinstance(action, Overlap) for _, _, action in program.order)
     passes = placement.depth * schedule.num_micro_batches
 
     @functools.cache
-    def times_of(stage: Stage) -> StageTimes:
-        return stage_times(setting, cluster, stage)
+    def alone(stage: Stage) -> float:
+        return stage_times(setting, cluster, stage).total
 
     def seconds(stages: Sequence[Stage]) -> float:
-        times = [times_of(stage) for stage in stages]
-        # In a pair the stage with less to hide decides.
-        hidden = len(times) * min(time.hidden for time in times) if paired else 0.0
-        return sum(time.total for time in times) - hidden
+        return sum(map(alone, stages))
 
     def step(stages: Sequence[Stage]) -> float:
         return program.makespan(stage_costs(setting, cluster, stages, copies=placement.copies))

@@ -1,37 +1,90 @@
-"""From a recipe's `pipeline` section to schedules: plans ask before a run, and then its ranks."""
+"""From a recipe's `pipeline` section to schedules: plans ask before a run, and then its ranks.
+
+A schedule that has to be searched for is, with the seconds of the recipe's own stages, and kept in
+the run's folder (`found_schedules.py`), where a plan, the launcher and the ranks find it.
+"""
 
 import functools
 from collections.abc import Callable
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.planner.stage_costs import model_stages
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.cluster import Cluster, load_cluster
+from dsv3_plugin.planner.found_schedules import Question, find_or_search
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.stage_times import stage_costs
+from dsv3_plugin.planner.stages import stages_of
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.recipe.stage_layout import expand
 from dsv3_plugin.schedules.actions import Schedule
-from dsv3_plugin.schedules.costs import Costs
+from dsv3_plugin.schedules.costs import in_units
 from dsv3_plugin.schedules.registry import SCHEDULES
-from dsv3_plugin.schedules.search.search import search
+from dsv3_plugin.terminal.lines import note
+
+Schedules = Callable[[int], Schedule]
+"""Gives the schedule of a number of micro-batches; raises UserError where there is none."""
 
 
-def schedules_of(recipe: Recipe) -> Callable[[int], Schedule]:
+def schedules_of(recipe: Recipe, searched: Schedules | None = None) -> Schedules:
     """The function that gives the recipe's schedule for a number of micro-batches.
 
     Where the micro-batches of a growing batch are too few for the recipe's schedule, its
     `ramp_schedule` answers. It is asked in many places and remembers its answers, since a search
     takes its time.
+
+    Args:
+        recipe: the run, its layout closed if a schedule of it is searched for.
+        searched: gives those that have to be searched for (`searched_schedules`), if any has.
     """
     wanted = recipe.pipeline
 
     @functools.cache
     def schedule(micro_batches: int) -> Schedule:
         try:
-            return _named(recipe, wanted.schedule, micro_batches)
+            return _named(recipe, wanted.schedule, micro_batches, searched)
         except UserError:
             if wanted.ramp_schedule is None:
                 raise
-        return _named(recipe, wanted.ramp_schedule, micro_batches)
+        return _named(recipe, wanted.ramp_schedule, micro_batches, searched)
 
     return schedule
+
+
+def schedules_on(recipe: Recipe, machine: Machine) -> Schedules:
+    """The same where the recipe runs, its layout closed."""
+    if not searches(recipe):
+        return schedules_of(recipe)
+    cluster = load_cluster(recipe.cluster_on(machine))
+    setting = Setting.of(recipe, cluster, machine)
+    return schedules_of(recipe, searched_schedules(recipe, setting, cluster))
+
+
+def searched_schedules(recipe: Recipe, setting: Setting, cluster: Cluster) -> Schedules:
+    """The function that gives the best schedules found for the recipe's stages on a cluster.
+
+    Args:
+        recipe: the run, its layout closed.
+        setting: what of it costs anything.
+        cluster: where.
+    """
+    pp = setting.pipeline
+    stages = stages_of(recipe.model, recipe.stage_layout)
+    costs = in_units(stage_costs(setting, cluster, stages), pp)
+
+    def searched(micro_batches: int) -> Schedule:
+        # A small schedule is as good after a second.
+        effort = min(1.0, pp * micro_batches / _SIZE_OF_FULL_EFFORT)
+        question = Question(pp, micro_batches, costs, effort=effort)
+        return find_or_search(question, recipe.run_folder.schedules, _tell)
+
+    return searched
+
+
+_SIZE_OF_FULL_EFFORT = 1000
+"""Ranks times micro-batches."""
+
+
+def _tell(sentence: str) -> None:
+    note(f"dsv3: {sentence}")
 
 
 def schedule_name(recipe: Recipe, micro_batches: int) -> str:
@@ -51,7 +104,7 @@ def searches(recipe: Recipe) -> bool:
     return any(name in SCHEDULES and SCHEDULES[name].searched for name in names)
 
 
-def _named(recipe: Recipe, name: str, micro_batches: int) -> Schedule:
+def _named(recipe: Recipe, name: str, micro_batches: int, searched: Schedules | None) -> Schedule:
     """A schedule by its name in a recipe.
 
     Raises:
@@ -60,7 +113,8 @@ def _named(recipe: Recipe, name: str, micro_batches: int) -> Schedule:
     pp = recipe.parallel.pipeline
     kind = SCHEDULES.get(name)
     if kind is not None and kind.searched:
-        return _searched(recipe, micro_batches)
+        assert searched is not None, "who asks for a schedule to be searched for says how"
+        return searched(micro_batches)
     if kind is not None:
         return kind.schedule(pp, micro_batches, recipe.pipeline.virtual_stages)
     schedule = recipe.schedule_file
@@ -71,18 +125,3 @@ def _named(recipe: Recipe, name: str, micro_batches: int) -> Schedule:
             f"{micro_batches}."
         )
     return schedule
-
-
-def _searched(recipe: Recipe, micro_batches: int) -> Schedule:
-    """The best schedule found for the recipe's own stages, holding what DualPipeV would hold.
-
-    The effort grows with the schedule: a small one is as good after a second.
-    """
-    pp = recipe.parallel.pipeline
-    layers = [stage.count("t") for stage in expand(recipe.stage_layout).split("|")]
-    costs = model_stages(recipe.model, layers, pp, Costs(), recipe.data.seq_length)
-    effort = min(1.0, pp * micro_batches / _SIZE_OF_FULL_EFFORT)
-    return search(pp, micro_batches, costs, effort=effort).schedule
-
-
-_SIZE_OF_FULL_EFFORT = 1000  # ranks x micro-batches

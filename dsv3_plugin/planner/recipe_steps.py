@@ -11,7 +11,12 @@ from dsv3_plugin.planner.pipeline_times import (
     pipeline_times,
     repeated_pipeline_times,
 )
-from dsv3_plugin.planner.recipe_schedules import schedule_name, schedules_of
+from dsv3_plugin.planner.recipe_schedules import (
+    schedule_name,
+    schedules_of,
+    searched_schedules,
+    searches,
+)
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stage_times import stage_costs
 from dsv3_plugin.planner.stages import Stage, stages_of
@@ -76,7 +81,10 @@ class RecipeSteps:
 
     @cached_property
     def _schedules(self) -> Callable[[int], Schedule]:
-        return schedules_of(self.recipe)
+        if not searches(self.recipe):
+            return schedules_of(self.recipe)
+        found = searched_schedules(self.recipe, self.setting, self.cluster)
+        return schedules_of(self.recipe, found)
 
     @cached_property
     def _timed(self) -> Callable[[int], PipelineTimes]:

@@ -125,6 +125,25 @@ def sized_stages(
     )
 
 
+def in_units(costs: StageCosts, pp: int) -> StageCosts:
+    """Costs in any unit, as shares of a P-th of all forwards, and of all activations."""
+    time = sum(costs.forward) / pp
+    memory = sum(costs.activation) / pp or 1.0
+
+    def shares(values: tuple[float, ...], unit: float) -> tuple[float, ...]:
+        return tuple(value / unit for value in values)
+
+    return StageCosts(
+        forward=shares(costs.forward, time),
+        input=shares(costs.input, time),
+        weight=shares(costs.weight, time),
+        hidden=shares(costs.hidden, time),
+        activation=shares(costs.activation, memory),
+        latency=costs.latency / time,
+        occupancy=costs.occupancy / time,
+    )
+
+
 def relative_stages(costs: Costs, pp: int, sizes: Sequence[float]) -> StageCosts:
     """Stages that share a model on P devices in the proportions of `sizes`."""
     total = sum(sizes)

@@ -21,7 +21,7 @@ from dsv3_plugin.model.config import adjust_config
 from dsv3_plugin.pipeline.chunks import PlacedLayout, PlacedModelConfig, place
 from dsv3_plugin.pipeline.executor import Executor
 from dsv3_plugin.pipeline.shared_schedules import searched_on_rank_zero
-from dsv3_plugin.planner.recipe_schedules import schedules_of, searches
+from dsv3_plugin.planner.recipe_schedules import schedules_on, searches
 from dsv3_plugin.recipe.arguments import megatron_arguments
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.initial_weights import draw_weights
@@ -65,7 +65,7 @@ def _train(run: Run, stage: Stage) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.in_charge())
         if layout is not None:
-            stack.enter_context(executor_of(run.recipe).in_use())
+            stack.enter_context(executor_of(run).in_use())
         upstream_pretrain(
             container,
             stage.datasets(layout.inputs if layout else stage_inputs),
@@ -82,11 +82,12 @@ def placed_layout(recipe: Recipe) -> PlacedLayout | None:
     return PlacedLayout(recipe.stage_layout, recipe.placement(recipe.pipeline.schedule))
 
 
-def executor_of(recipe: Recipe) -> Executor:
-    """What runs the recipe's schedules."""
-    schedules = schedules_of(recipe)
+def executor_of(run: Run) -> Executor:
+    """What runs the schedules of the run's recipe."""
+    recipe = run.recipe
+    schedules = schedules_on(recipe, run.machine)
     if searches(recipe):
-        schedules = searched_on_rank_zero(schedules, recipe.folder, recipe.parallel.timeout_minutes)
+        schedules = searched_on_rank_zero(schedules, recipe.parallel.timeout_minutes)
     return Executor(schedules)
 
 

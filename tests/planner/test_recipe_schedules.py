@@ -5,14 +5,17 @@ from types import SimpleNamespace
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.planner import recipe_schedules
-from dsv3_plugin.planner.recipe_schedules import schedules_of
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner import found_schedules
+from dsv3_plugin.planner.recipe_schedules import schedules_of, schedules_on
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.schedules.actions import csv_text
 from dsv3_plugin.schedules.placement import placement_of
 from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.zbv import zbv
 from tests.recipe.piped import PIPED
+
+LAPTOP = Machine(gpus=0, transformer_engine=False)
 
 
 @pytest.mark.parametrize(
@@ -41,11 +44,12 @@ def test_every_schedule_comes_back_from_its_file(name, stages, tmp_path):
         ("zb1p", "1f1b", None),
     ],
 )
-def test_a_ramp_schedule_places_stages_alike(schedule, ramp, way_out):
+def test_a_ramp_schedule_places_stages_alike(schedule, ramp, way_out, tmp_path):
     overrides = [*PIPED, f"pipeline.schedule={schedule}", f"pipeline.ramp_schedule={ramp}"]
+    overrides.append(f"directory={tmp_path}")
     if way_out is None:
         recipe = load_recipe("pretrain/tiny", overrides)
-        few = schedules_of(recipe)(1)
+        few = schedules_on(recipe, LAPTOP)(1)
         assert placement_of(few) == recipe.placement(schedule)
         return
     with pytest.raises(UserError, match="places the model's stages otherwise") as caught:
@@ -53,15 +57,23 @@ def test_a_ramp_schedule_places_stages_alike(schedule, ramp, way_out):
     assert str(caught.value).endswith(f"{way_out}.")
 
 
-def test_a_search_is_made_once(monkeypatch):
+def test_a_search_is_made_once_and_kept_with_the_run(monkeypatch, tmp_path):
     asked = []
 
-    def search_nothing(pp, micro_batches, costs, *, effort):
+    def search_nothing(pp, micro_batches, costs, limit, *, seed, effort):
         asked.append((micro_batches, effort))
+        assert sum(costs.forward) == pytest.approx(pp)
         return SimpleNamespace(schedule=zbv(pp, micro_batches))
 
-    monkeypatch.setattr(recipe_schedules, "search", search_nothing)
-    schedules = schedules_of(load_recipe("pretrain/tiny", [*PIPED, "pipeline.schedule=search"]))
+    monkeypatch.setattr(found_schedules, "search", search_nothing)
+    overrides = [*PIPED, "pipeline.schedule=search", f"directory={tmp_path / 'run'}"]
+    recipe = load_recipe("pretrain/tiny", overrides)
+    schedules = schedules_on(recipe, LAPTOP)
     assert schedules(3) is schedules(3)
     assert schedules(600) is not schedules(3)
+    assert schedules_on(recipe, LAPTOP)(3).rows == zbv(2, 3).rows
     assert asked == [(3, 6 / 1000), (600, 1.0)]
+    assert len([*recipe.run_folder.schedules.iterdir()]) == 2
+    longer = load_recipe("pretrain/tiny", [*overrides, "data.seq_length=512"])
+    schedules_on(longer, LAPTOP)(3)
+    assert asked[2:] == [(3, 6 / 1000)]

@@ -31,6 +31,9 @@ from dsv3_plugin.schedules.search.problem import EPSILON, Problem
 from dsv3_plugin.schedules.simulate import Timeline, simulate
 from dsv3_plugin.schedules.validate import validate
 
+VERSION = 1
+"""Of all that decides what a search finds; a change of it makes what was kept unfindable."""
+
 # Actions timed by a search of effort 1; half a minute of one core in round numbers.
 EFFORT = 20_000_000
 _FIRST_ROUND, _GROWTH = EFFORT // 21, 4  # 1 + 4 + 16: effort 1 is three rounds
