@@ -37,6 +37,7 @@ FEWEST = 3
 """Steps that a median is taken of."""
 _MOST_BATCHES = 8
 """Batch sizes of one run: a growing batch has hundreds, each of which is simulated."""
+_MOST_ROWS = 100
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Row(Section):
 
 
 class _Table(Section):
-    rows: list[Row] = Field(min_length=1)
+    rows: list[Row] = Field(min_length=1, max_length=_MOST_ROWS)
 
 
 def read_measurements(path: str | Path, recipe: Recipe | None, cluster: Cluster) -> Measurements:
@@ -146,18 +147,20 @@ def read_measurements(path: str | Path, recipe: Recipe | None, cluster: Cluster)
             f"{path}: no such file: calibrate from a run's metrics.jsonl, or from a table in YAML "
             "or CSV."
         )
-    if path.suffix in {".yaml", ".yml", ".csv"}:
+    if path.suffix.lower() in {".yaml", ".yml", ".csv"}:
         return _of_table(path, cluster)
     return _of_run(path, recipe, cluster)
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a table."""
-    if path.suffix != ".csv":
+    if path.suffix.lower() != ".csv":
         return validate(_Table, yaml_text.read_mapping(path), str(path)).rows
     rows = [validate(Row, _told(cells, where), where) for where, cells in _csv_rows(path)]
     if not rows:
         raise UserError(f"{path}: holds no rows.")
+    if len(rows) > _MOST_ROWS:
+        raise UserError(f"{path}: has {len(rows):,} rows, and {_MOST_ROWS} are the most.")
     return rows
 
 

@@ -182,6 +182,7 @@ def test_rows_that_are_none(row, sentence, tmp_path):
         ("t.csv", "recipe,step_seconds\npretrain/tiny,1,2\n", "row 1: has other columns"),
         ("t.csv", 'recipe,step_seconds\n"pretrain/tiny,1\n', "is not CSV"),
         ("t.csv", "recipe,seconds\npretrain/tiny,1\n", "unknown key 'seconds'"),
+        ("t.CSV", "recipe,step_seconds\n" + "pretrain/tiny,1\n" * 101, "101 rows, and 100 are"),
     ],
 )
 def test_tables_that_are_none(name, text, sentence, tmp_path):
