@@ -146,11 +146,13 @@ def _parts(operations: Iterable[Operation], cluster: Cluster) -> Parts:
 def _paired(parts: Parts, cluster: Cluster) -> float:
     """Time of a forward and a backward side by side: one computes while the other communicates.
 
-    Those multiprocessors that move tokens are missing to what computes.
+    Those multiprocessors that move tokens are missing to products and attention; kernels that only
+    move bytes have enough of the others to fill the memory's bandwidth.
     """
     exchanged = sum(parts[part] for part in DISPATCH)
     left = 1 - _COMMUNICATION_MULTIPROCESSORS / cluster.multiprocessors
-    computed = (parts.total() - exchanged) / left
+    products = parts["gemm"] + parts["attention"]
+    computed = parts.total() - exchanged - products + products / left
     if not exchanged:
         return parts.total()
     return max(computed, exchanged) + _NOT_OVERLAPPED * min(computed, exchanged)
