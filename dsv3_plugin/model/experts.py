@@ -200,7 +200,7 @@ class _Experts(torch.autograd.Function):
         grad_x = F.grouped_mm(grad_gate_up, weight1, offs=ends)
 
         products = (
-            (weight1, partial(_weight_gradients, grad_gate_up, x, ends)),
+            (weight1, partial(_weight_gradients, grad_gate_up, x.detach(), ends)),
             (weight2, partial(_weight_gradients, grad_output, hidden, ends)),
         )
         wanted = ctx.needs_input_grad[2:4]  # a frozen weight is owed nothing

@@ -133,7 +133,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_output = grad_output.reshape(-1, grad_output.shape[-1])
-        rows = x.reshape(-1, x.shape[-1])
+        # Detached: what is owed would else keep the graph it came from, down to the chunk's input.
+        rows = x.detach().reshape(-1, x.shape[-1])
 
         def product(out: Tensor | None) -> Tensor:
             if out is None:

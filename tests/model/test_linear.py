@@ -1,5 +1,7 @@
 """Postponed weight gradients, with upstream's data parallelism and without."""
 
+import weakref
+
 import pytest
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -54,6 +56,20 @@ def test_every_layer_weight_can_wait():
     ), immediate
     backward_dw(model)
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_what_is_owed_keeps_no_input_of_the_layers_alive():
+    model = built()
+    postpone_weight_gradients(model, True)
+    hidden = torch.randn(16, 2, MODEL.hidden_size, requires_grad=True)
+    for layer in model.decoder.layers:
+        layer(hidden, attention_mask=None)[0].sum().backward()
+    left = weakref.ref(hidden)
+    del hidden
+    assert left() is None
+    backward_dw(model.decoder)
+    weight = model.decoder.layers[0].mlp.linear_fc1.weight
+    assert weight.grad.abs().sum() > 0
 
 
 def test_outstanding_micro_batches_are_paid_in_order():
