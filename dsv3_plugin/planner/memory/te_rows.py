@@ -1,0 +1,180 @@
+"""What layers of Transformer Engine keep for the backward, tensor by tensor.
+
+Read off TE 2.20.2 (`save_for_backward` of pytorch/module/{linear,layernorm_linear,grouped_linear},
+attention/dot_product_attention, permutation.py) and core 0.19.2. In FP8 a linear layer keeps its
+input quantised along the columns alone, each its own copy; where upstream sets
+`save_original_input` (after the core attention, and before whatever is recomputed) it keeps the
+input itself, and that is shared with whoever made it. The tables' names are those of
+`local_rows.py`.
+"""
+
+from dsv3_plugin.planner.memory.rows import row
+from dsv3_plugin.planner.setting import Setting
+
+
+def _fp8(setting: Setting) -> bool:
+    return setting.fp8 is not None
+
+
+def _plain(setting: Setting) -> bool:
+    return setting.fp8 is None
+
+
+def _has_q_latent(setting: Setting) -> bool:
+    return setting.model.q_lora_rank is not None
+
+
+def _upstreams(setting: Setting) -> bool:
+    """Whether upstream's permutation kernels sort the tokens."""
+    return setting.dispatcher != "two_hop"
+
+
+def _two_hop(setting: Setting) -> bool:
+    return setting.dispatcher == "two_hop"
+
+
+_CORE = "core_attn"
+_UP = "mla_up_proj"
+_MOE = "moe"
+
+ATTENTION = (
+    row("input of the layer", "split", lambda z: z.h),
+    row("1 / rms of the input norm", "split", lambda z: 1, 4),
+    row("normed input", "split", lambda z: z.h, unless="norms", when=_plain),
+    row("normed input, of the KV down-projection", "split", lambda z: z.h, "q", "norms", _fp8),
+    row("normed input, of the Q down-projection", "split", lambda z: z.h, "q", "norms", _fp8),
+    row("Q latent", "split", lambda z: z.d_q),
+    row("KV latent", "split", lambda z: z.d_c),
+    row("rotary key", "split", lambda z: z.d_R, when=lambda setting: _UP in setting.recompute),
+    row("1 / rms of the latents' norms", "split", lambda z: 2, 4, _UP),
+    row("normed Q latent", "split", lambda z: z.d_q, "q", _UP),
+    row("normed KV latent", "split", lambda z: z.d_c, "q", _UP),
+    row("cos and sin", "token", lambda z: 2 * z.d_R, 4),
+    row("query", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_UP),
+    row("key", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_UP),
+    row("value", "token", lambda z: z.n * z.d_v, unless=_UP),
+    row("output of the heads", "token", lambda z: z.n * z.d_v),
+    row("log of the sum of exponentials", "token", lambda z: z.n, 4, _CORE),
+    row("after attention", "split", lambda z: z.h),
+    row("1 / rms of the norm before the block", "split", lambda z: 1, 4),
+)
+
+DENSE = (
+    row("normed input of the block", "split", lambda z: z.h, "q", "mlp"),
+    row("gate and up", "token", lambda z: 2 * z.f, unless="mlp"),
+    row("activated", "token", lambda z: z.f, "q", "mlp"),
+)
+"""The norm is fused into the first product, and is not recomputed by itself."""
+
+MOE = (
+    row("normed input of the block", "split", lambda z: z.h, unless="norms"),
+    row("scores", "split", lambda z: z.E, 4, _MOE),
+    row(
+        "scores of the balance loss", "split", lambda z: z.E + 1, 4, _MOE,
+        lambda setting: setting.model.moe_router_load_balancing_type != "none",
+    ),
+    row("chosen experts, their scores, and the sum", "split", lambda z: 3 * z.k + 1, 4, _MOE),
+    row("routing map", "split", lambda z: z.E, 1, _MOE),
+    row("probabilities of experts", "split", lambda z: z.E, 4, _MOE, _upstreams),
+    row("map of the permutation", "split", lambda z: 2 * z.E + 1, 4, _MOE, _upstreams),
+    row("map of the rows sorted by expert", "row", lambda z: 1, 4, _MOE, _upstreams),
+    row("rows to other ranks and back, and their order", "row", lambda z: 8, 8, _MOE, _two_hop),
+    row("shared experts: input", "split", lambda z: z.h, "q", "moe shared_experts norms", _fp8),
+    row("shared experts: gate and up", "token", lambda z: 2 * z.f_s, unless="moe shared_experts"),
+    row("shared experts: activated", "token", lambda z: z.f_s, "q", "moe shared_experts"),
+    row("rows of the experts", "row", lambda z: z.h, "q", _MOE),
+    row("weights of the rows", "row", lambda z: 1, 4, _MOE),
+    row("experts: gate and up", "row", lambda z: 2 * z.f_e, unless=_MOE),
+    row("experts: activated", "row", lambda z: z.f_e, "q", "moe moe_act"),
+)  # fmt: skip
+
+MTP = (
+    row("embedding", "split", lambda z: z.h),
+    row("hidden state", "split", lambda z: z.h),
+    row("1 / rms of three norms", "split", lambda z: 3, 4),
+    row("both, normed, side by side", "split", lambda z: 2 * z.h, "q"),
+    row("tokens, labels and mask, rolled", "token", lambda z: 2.5, 8),
+    row("output of the layer", "split", lambda z: z.h),
+)
+
+HEAD = (
+    row("output of the last layer", "split", lambda z: z.h),
+    row("1 / rms of the final norm", "split", lambda z: 1, 4),
+    row(
+        "normed, for the head", "split", lambda z: z.h,
+        when=lambda setting: not setting.model.mtp_num_layers,
+    ),
+)  # fmt: skip
+
+ATTENTION_OWED = (
+    row("normed input", "split", lambda z: z.h, "q"),
+    row("normed input, once more", "split", lambda z: z.h, "q", when=_fp8),
+    row("gradients of both latents and of the rotary key", "split",
+        lambda z: z.d_q + z.d_c + z.d_R, "q"),
+    row("normed latents", "split", lambda z: z.d_q + z.d_c, "q"),
+    row("gradient of queries, keys and values", "token",
+        lambda z: z.n * (2 * z.d_h + z.d_R + z.d_v), "q"),
+    row("output of the heads", "token", lambda z: z.n * z.d_v, "q"),
+    row("gradient after attention", "split", lambda z: z.h, "q"),
+)  # fmt: skip
+
+DENSE_OWED = (
+    row("normed input of the block", "split", lambda z: z.h, "q"),
+    row("gradient of gate and up", "token", lambda z: 2 * z.f, "q"),
+    row("activated", "token", lambda z: z.f, "q"),
+    row("gradient of the layer's output", "split", lambda z: z.h, "q"),
+)
+
+MOE_OWED = (
+    row("shared experts: input, and gradient of the output", "split", lambda z: 2 * z.h, "q"),
+    row("shared experts: gradient of gate and up", "token", lambda z: 2 * z.f_s, "q"),
+    row("shared experts: activated", "token", lambda z: z.f_s, "q"),
+    row("rows of the experts, and gradient of their output", "row", lambda z: 2 * z.h, "q"),
+    row("gradient of gate and up", "row", lambda z: 2 * z.f_e, "q"),
+    row("weighted, activated", "row", lambda z: z.f_e, "q"),
+)
+
+MTP_OWED = (
+    row("embedding and hidden state, normed", "split", lambda z: 2 * z.h, "q"),
+    row("gradient of the layer's input", "split", lambda z: z.h, "q"),
+)
+
+ATTENTION_FORWARD = (
+    row("queries, keys and values before they are laid out", "token",
+        lambda z: z.n * (2 * z.d_h + z.d_R + z.d_v)),
+    row("normed input", "split", lambda z: z.h),
+    row("output of the projection", "split", lambda z: z.h),
+)  # fmt: skip
+
+DENSE_FORWARD = (
+    row("activated", "token", lambda z: z.f),
+    row("output", "split", lambda z: z.h),
+)
+
+MOE_FORWARD = (
+    row("rows, before they are quantised", "row", lambda z: z.h, when=_fp8),
+    row("weighted, activated", "row", lambda z: z.f_e),
+    row("experts' outputs", "row", lambda z: z.h),
+    row("output of the shared experts", "split", lambda z: z.h),
+)
+
+ATTENTION_BACKWARD = (
+    row("gradients of the residual stream", "split", lambda z: 2 * z.h),
+    row("gradient of the heads' output", "token", lambda z: z.n * z.d_v),
+    row("gradients of queries, keys and values", "token",
+        lambda z: 2 * z.n * (2 * (z.d_h + z.d_R) + z.d_v)),
+)  # fmt: skip
+
+DENSE_BACKWARD = (
+    row("gradients of the residual stream", "split", lambda z: 2 * z.h),
+    row("gradients of activated, gate and up", "token", lambda z: 3 * z.f),
+    row("the same, quantised both ways", "token", lambda z: 4 * z.f, "q", when=_fp8),
+)
+
+MOE_BACKWARD = (
+    row("gradients of the residual stream", "split", lambda z: 2 * z.h),
+    row("gradients of the rows", "row", lambda z: 2 * z.h),
+    row("gradient of the output, quantised both ways", "row", lambda z: 2 * z.h, "q", when=_fp8),
+    row("gradients of activated, gate and up", "row", lambda z: 3 * z.f_e),
+)
+"""What a block works with beyond what is kept, at its fullest."""

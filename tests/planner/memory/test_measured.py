@@ -1,0 +1,137 @@
+"""The memory of real runs of `tiny`: states to the byte, activations within 3 %.
+
+Each run trains one step on processes of its own and is measured for all tests here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.memory.activations import stage_bytes
+from dsv3_plugin.planner.memory.peak import walk
+from dsv3_plugin.planner.memory.states import gradients, optimizer, weights
+from dsv3_plugin.planner.recipe_schedules import schedules_of
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.stages import Stage, stages_of
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.schedules.actions import Schedule
+from tests.gloo_ranks import run_ranks
+from tests.measured_memory import measured
+
+RUNS: dict[str, tuple[int, list[str]]] = {
+    "1f1b": (2, ["parallel.pipeline=2"]),
+    "zbv": (
+        2,
+        ["parallel.pipeline=2", "pipeline.schedule=zbv", "recompute=[norms, mla_up_proj]"],
+    ),
+    "dualpipe_v": (
+        4,
+        [
+            "parallel.pipeline=2",
+            "pipeline.schedule=dualpipe_v",
+            "parallel.expert=2",
+            "parallel.zero1=true",
+            "recompute=[norms, core_attn, shared_experts]",
+        ],
+    ),
+    "interleaved": (
+        2,
+        [
+            "parallel.pipeline=2",
+            "pipeline.schedule=interleaved",
+            "pipeline.virtual_stages=2",
+            "recompute=[core_attn, mlp, shared_experts]",
+        ],
+    ),
+    "dualpipe": (
+        4,
+        [
+            "parallel.pipeline=2",
+            "pipeline.schedule=dualpipe",
+            "parallel.expert=2",
+            "dispatch={kind: two_hop, ranks_per_node: 1}",
+        ],
+    ),
+    "no pipeline": (
+        2,
+        ["parallel.expert=2", "parallel.zero1=true", "recompute=[moe, mla_up_proj]"],
+    ),
+}
+"""Name → ranks, and what is said of the run beyond the small recipe's own."""
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """What was asked, and what each rank held.
+
+    Attributes:
+        schedule: of the pipeline.
+        stages: the chunks of each pipeline rank.
+        by_stage: those of the schedule.
+        ranks: by rank of the world, bytes by part.
+    """
+
+    setting: Setting
+    schedule: Schedule
+    stages: tuple[tuple[Stage, ...], ...]
+    by_stage: tuple[Stage, ...]
+    ranks: list[dict[str, int]]
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def measured_run(
+    request: pytest.FixtureRequest, recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> MeasuredRun:
+    world, overrides = RUNS[request.param]
+    folder = tmp_path_factory.mktemp("measured")
+    overrides = [
+        "model=tiny",
+        f"directory={folder}/run",
+        f"data.path={recipe.parent}/data",
+        f"parallel.processes={world}",
+        "training.micro_batch_size=1",
+        f"curves.batch_size={2 * world}",
+        "parallel.expert=1",
+        *overrides,
+    ]
+    loaded = load_recipe(recipe, overrides)
+    setting = Setting.of(loaded, load_cluster("h800"), Machine(0, False))
+    placement = loaded.placement(loaded.pipeline.schedule)
+    along_the_model = stages_of(loaded.model, loaded.stage_layout)
+    by_stage = tuple(
+        along_the_model[placement.model_stage(stage)]
+        for stage in range(placement.depth * placement.copies)
+    )
+    return MeasuredRun(
+        setting=setting,
+        schedule=schedules_of(loaded)(2 * world // setting.data),
+        stages=tuple(tuple(by_stage[stage] for stage in chunks) for chunks in placement.chunks),
+        by_stage=by_stage,
+        ranks=run_ranks(world, measured, recipe, overrides, scratch=folder),
+    )
+
+
+def test_states_are_those_of_a_run_to_the_byte(measured_run: MeasuredRun) -> None:
+    setting = measured_run.setting
+    for rank, found in enumerate(measured_run.ranks):
+        pipeline_rank, replica = divmod(rank, setting.data)
+        stages = measured_run.stages[pipeline_rank]
+        assert found["weights"] == weights(setting, stages)
+        assert found["gradients"] == gradients(setting, stages)
+        # Expert-parallel ranks lie next to each other.
+        owned = optimizer(setting, stages, replica, replica // setting.expert)
+        assert found["optimizer"] == owned
+
+
+def test_activations_are_those_of_a_run_within_three_percent(measured_run: MeasuredRun) -> None:
+    stages = [stage_bytes(measured_run.setting, stage) for stage in measured_run.by_stage]
+    for rank, found in enumerate(measured_run.ranks):
+        moments = [*walk(measured_run.schedule, rank // measured_run.setting.data, stages)]
+        kept = max(moment.after.total for moment in moments)
+        assert kept == pytest.approx(found["kept"], rel=0.03)
+        # What a layer works with for a moment is an estimate, though of the same kind.
+        most = max(moment.during.total for moment in moments)
+        assert most == pytest.approx(found["most"], rel=0.05)
