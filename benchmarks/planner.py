@@ -25,6 +25,8 @@ from dsv3_plugin.planner.measured import Measured, read_rows
 from dsv3_plugin.planner.plan import Plan
 from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.stage_times import stage_times
+from dsv3_plugin.planner.stages import Stage
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap
@@ -204,14 +206,26 @@ def show_split() -> dict[str, float]:
     formula = (16 / 2 - 1) * (pair + backward - 3 * weight)
     total = timeline.makespan + SPLIT["optimizer"]
     print("\nDeepSeek's split of a step (DualPipe, 16 ranks, 120 micro-batches)")
-    print(
-        f"  a stage's forward {forward * 1e3:.1f} ms, backward {backward * 1e3:.1f}, weights "
-        f"{weight * 1e3:.1f}, a pair {pair * 1e3:.1f} ({number['pair']:.0f} pairs a rank)"
-    )
+    h800 = load_cluster("h800")
+    recipe = load_recipe("pretrain/deepseek-v3", (), h800.machine)
+    own = stage_times(Setting.of(recipe, h800, h800.machine), h800, Stage(moe=4))
+    stages = {
+        f"split, over {number['pair']:.0f} pairs a rank": (forward, backward, weight, pair),
+        "planner, four MoE layers, as filed": (
+            own.forward,
+            own.input + own.weight,
+            own.weight,
+            own.total - own.hidden,
+        ),
+    }
+    for label, times in stages.items():
+        f, b, w, fb = (f"{1e3 * time:.0f} ms" for time in times)
+        print(f"  a stage by the {label}: forward {f}, backward {b} ({w} for weights), a pair {fb}")
+    print("  a pair of four MoE layers in DeepSeek's published trace: 129 ms")
     print(f"  bubble: published {SPLIT['bubble']:.2f} s, simulated {bubble:.2f}, "
           f"(PP/2-1)(F&B+B-3W) {formula:.2f}")  # fmt: skip
     print(f"  step: published 19.93 s, simulated {total:.2f}")
-    return {"bubble": bubble, "step": total, "pair": pair}
+    return {"bubble": bubble, "step": total, "pair": pair, "predicted_pair": own.total - own.hidden}
 
 
 EXTENSION = (
