@@ -146,11 +146,14 @@ def _parts(operations: Iterable[Operation], cluster: Cluster) -> Parts:
 def _paired(parts: Parts, cluster: Cluster) -> float:
     """Time of a forward and a backward side by side: one computes while the other communicates.
 
-    Those multiprocessors that move tokens are missing to products and attention; kernels that only
-    move bytes have enough of the others to fill the memory's bandwidth.
+    Those of a GPU's multiprocessors that move tokens are missing to products and attention; kernels
+    that only move bytes have enough of the others to fill the memory's bandwidth.
     """
     exchanged = sum(parts[part] for part in DISPATCH)
-    left = 1 - _COMMUNICATION_MULTIPROCESSORS / cluster.multiprocessors
+    all_of_them = cluster.multiprocessors
+    left = 1.0
+    if cluster.host == "gpu":
+        left = max(1, all_of_them - _COMMUNICATION_MULTIPROCESSORS) / all_of_them
     products = parts["gemm"] + parts["attention"]
     computed = parts.total() - exchanged - products + products / left
     if not exchanged:
