@@ -43,7 +43,7 @@ def phases_of(recipe: Recipe) -> list[Phase]:
     and where the batch stops growing.
     """
     per_micro_batch = recipe.training.micro_batch_size * recipe.data_parallel
-    levels = list(_levels(recipe))
+    levels = recipe.batch_schedule.levels(recipe.total_steps)
     largest = levels[-1][0]
 
     def alike(level: tuple[int, int]) -> tuple[str, bool]:
@@ -53,17 +53,4 @@ def phases_of(recipe: Recipe) -> list[Phase]:
     return [
         Phase(schedule, tuple(batches), recipe.data.seq_length)
         for (schedule, _), batches in groupby(levels, alike)
-    ]
-
-
-def _levels(recipe: Recipe) -> list[tuple[int, int]]:
-    """(batch, steps) of the whole run, in their order."""
-    schedule, total = recipe.batch_schedule, recipe.total_steps
-    first_steps = [min(schedule.steps_until(start), total) for start, _ in schedule.entries]
-    ends = [*first_steps[1:], total]
-    batches = [batch for _, batch in schedule.entries]
-    return [
-        (batch, end - first)
-        for batch, first, end in zip(batches, first_steps, ends, strict=True)
-        if end > first
     ]

@@ -44,6 +44,18 @@ class BatchSchedule:
             steps += int(taken)
         return steps
 
+    def levels(self, steps: int) -> list[tuple[int, int]]:
+        """(batch, how many steps have it) of the first `steps` steps, in their order."""
+        found = []
+        position = 0
+        while steps > 0:
+            step_tokens, taken = self._stride(position, math.inf)
+            number = int(min(taken, steps))
+            found.append((step_tokens // self.seq_length, number))
+            position += number * step_tokens
+            steps -= number
+        return found
+
     def _index(self, tokens: int) -> int:
         return bisect.bisect_right([start for start, _ in self.entries], tokens) - 1
 
