@@ -2,18 +2,24 @@
 
 import functools
 from collections.abc import Sequence
+from functools import partial
+from typing import Self
 
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.division import Division
 from dsv3_plugin.planner.layout import balanced
-from dsv3_plugin.planner.recipe_schedules import schedules_of
+from dsv3_plugin.planner.pipeline_times import (
+    PipelineTimes,
+    repeated_pipeline_times,
+    simulated,
+)
+from dsv3_plugin.planner.recipe_schedules import Schedules, schedule_name, schedules_of
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stage_times import stage_costs, stage_times
 from dsv3_plugin.planner.stages import Stage, layout_of
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.schedules.actions import Schedule
-from dsv3_plugin.schedules.costs import Costs, even_stages
+from dsv3_plugin.schedules.costs import Costs, StageCosts, sized_stages
 from dsv3_plugin.schedules.placement import Placement
 from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.simulate import Program
@@ -32,9 +38,7 @@ def balanced_layout(recipe: Recipe, machine: Machine, cluster: Cluster) -> str:
     """
     setting = Setting.of(recipe, cluster, machine)
     placement = recipe.placement(recipe.pipeline.schedule)
-    schedule = _schedule_of_last_batch(recipe, placement)
-    program = Program(schedule)
-    passes = placement.depth * schedule.num_micro_batches
+    pipeline = _Pipeline.of(recipe, placement)
 
     @functools.cache
     def alone(stage: Stage) -> float:
@@ -44,7 +48,11 @@ def balanced_layout(recipe: Recipe, machine: Machine, cluster: Cluster) -> str:
         return sum(map(alone, stages))
 
     def step(stages: Sequence[Stage]) -> float:
-        return program.makespan(stage_costs(setting, cluster, stages, copies=placement.copies))
+        if simulations <= 1:  # a schedule so long that it tells nothing but the slowest rank
+            return pipeline.micro_batches * max(
+                seconds([stages[stage] for stage in held]) for held in division.ranks
+            )
+        return pipeline.seconds(stage_costs(setting, cluster, stages, copies=placement.copies))
 
     model = recipe.model
     division = Division(
@@ -54,23 +62,57 @@ def balanced_layout(recipe: Recipe, machine: Machine, cluster: Cluster) -> str:
         seconds=seconds,
         step=step,
     )
-    found = balanced(division, min(_MOST, max(1, _PASSES // passes)))
+    simulations = min(_MOST, _PASSES // (placement.depth * sum(pipeline.numbers)))
+    found = balanced(division, max(1, simulations))
     return layout_of(found.layers, division.mtp)
 
 
-def _schedule_of_last_batch(recipe: Recipe, placement: Placement) -> Schedule:
-    """The schedule of most of the run; in place of one to be searched for, the best published."""
-    batch = recipe.batch_schedule.entries[-1][1]
-    micro_batches = batch // (recipe.training.micro_batch_size * recipe.data_parallel)
-    kind = recipe.schedule_kind
-    if kind is None or not kind.searched:
-        return schedules_of(recipe)(micro_batches)
-    pp = recipe.parallel.pipeline
-    published = [
-        other.schedule(pp, micro_batches)
-        for other in SCHEDULES.values()
-        if not other.searched
-        and other.exists(pp, micro_batches)
-        and other.placement(pp) == placement
-    ]
-    return min(published, key=lambda one: Program(one).makespan(even_stages(one, Costs())))
+class _Pipeline:
+    """The schedule of most of a run, timed for any stages.
+
+    Attributes:
+        micro_batches: of the run's largest batch.
+        numbers: of micro-batches, of the schedules that are simulated for one time.
+    """
+
+    def __init__(self, schedules: Schedules, pp: int, micro_batches: int, *, repeats: bool) -> None:
+        """A schedule.
+
+        Args:
+            schedules: it, by number of micro-batches.
+            pp: ranks of the pipeline.
+            micro_batches: of the run's largest batch.
+            repeats: whether it exists for any number, and repeats itself.
+        """
+        self.micro_batches, self._pp = micro_batches, pp
+        self.numbers = simulated(pp, micro_batches) if repeats else (micro_batches,)
+        self._program = functools.cache(lambda number: Program(schedules(number)))
+
+    @classmethod
+    def of(cls, recipe: Recipe, placement: Placement) -> Self:
+        """That of a recipe; in place of one to be searched for, the best of those published."""
+        batch = recipe.batch_schedule.entries[-1][1]
+        micro_batches = batch // (recipe.training.micro_batch_size * recipe.data_parallel)
+        pp = recipe.parallel.pipeline
+        kind = SCHEDULES.get(schedule_name(recipe, micro_batches))
+        if kind is None or not kind.searched:
+            return cls(schedules_of(recipe), pp, micro_batches, repeats=kind is not None)
+        published = [
+            cls(partial(other.schedule, pp), pp, micro_batches, repeats=True)
+            for other in SCHEDULES.values()
+            if not other.searched
+            and other.exists(pp, micro_batches)
+            and other.placement(pp) == placement
+        ]
+        even = sized_stages(Costs(), [pp / placement.depth] * placement.depth)
+        return min(published, key=lambda one: one.seconds(even))
+
+    def seconds(self, costs: StageCosts) -> float:
+        """Of a step's pipeline."""
+
+        def timed(number: int) -> PipelineTimes:
+            return PipelineTimes(self._program(number).makespan(costs), ())
+
+        if len(self.numbers) == 1:
+            return timed(*self.numbers).makespan
+        return repeated_pipeline_times(timed, self._pp, self.micro_batches).makespan

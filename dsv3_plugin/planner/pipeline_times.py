@@ -53,7 +53,15 @@ def repeated_pipeline_times(
         pp: ranks of the pipeline.
         micro_batches: of the schedule that is asked for.
     """
-    if micro_batches <= _LONG * pp:
+    numbers = simulated(pp, micro_batches)
+    if len(numbers) == 1:
         return timed(micro_batches)
-    short, longer = timed(_SHORT * pp), timed(_SHORTER * pp)
-    return longer.ahead(short, (micro_batches - _SHORTER * pp) / (pp * (_SHORTER - _SHORT)))
+    short, longer = map(timed, numbers)
+    return longer.ahead(short, (micro_batches - numbers[1]) / (numbers[1] - numbers[0]))
+
+
+def simulated(pp: int, micro_batches: int) -> tuple[int, ...]:
+    """The numbers of micro-batches that `repeated_pipeline_times` asks for."""
+    if micro_batches <= _LONG * pp:
+        return (micro_batches,)
+    return _SHORT * pp, _SHORTER * pp
