@@ -34,8 +34,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, machine: Machine, imbalance: flo
     Raises:
         UserError: the cluster cannot run it at all (too few devices, a format they lack).
     """
-    if sentence := next(_impossible(recipe, cluster), None):
-        raise UserError(f"{recipe.name} on {cluster.name}: {sentence}.")
+    refuse_impossible(recipe, cluster)
     recipe = resolve(recipe, machine, cluster)
     setting = Setting.of(recipe, cluster, machine, imbalance)
     steps = RecipeSteps(recipe, setting, cluster)
@@ -51,6 +50,12 @@ def make_plan(recipe: Recipe, cluster: Cluster, machine: Machine, imbalance: flo
         limit=limit_of(steps, phases, machine),
         imbalance=imbalance,
     )
+
+
+def refuse_impossible(recipe: Recipe, cluster: Cluster) -> None:
+    """Raise UserError where the cluster cannot run a recipe, however it is laid out."""
+    if sentence := next(_impossible(recipe, cluster), None):
+        raise UserError(f"{recipe.name} on {cluster.name}: {sentence}.")
 
 
 def _impossible(recipe: Recipe, cluster: Cluster) -> Iterator[str]:
