@@ -1,4 +1,4 @@
-"""Processes forked from one server, which has imported torch and megatron already.
+"""Processes forked from one server, which has imported torch, megatron and transformers already.
 
 multiprocessing keeps one server for a process, started by whoever needs it first, so what it
 imports beforehand is said here for all. Where such an import fails it keeps silent, and every
@@ -11,8 +11,8 @@ import sys
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
-IMPORTED = ["tests.gloo_ranks", "dsv3_plugin.checkpoint.conversion.convert"]
-"""Between them they import all that is slow, as a CPU host."""
+IMPORTED = ["tests.gloo_ranks", "tests.imported"]
+"""The second imports all that is slow; the first is what begins a rank."""
 
 
 def forked() -> ForkServerContext:

@@ -1,7 +1,7 @@
 """Runs a function on several gloo ranks, each a process that is a CPU host.
 
-The processes are forked from a server that has imported this module (`tests.forked`), so that eight
-ranks cost one import of torch and megatron.
+The processes are forked from a server (`tests.forked`), so that eight ranks cost one import of
+torch and megatron.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,6 @@ from tests.forked import forked
 from tests.ranks import run_on
 
 cpu_host.enable()
-
-import dsv3_plugin.model.build  # noqa: E402, F401  (paid for once, in the server)
 
 
 def run_ranks(

@@ -63,7 +63,7 @@ def memory(plan: Plan, balanced: Plan | None = None) -> Grid:
     columns = [plan] if balanced is None else [balanced, plan]
     fullest = [_fullest(column) for column in columns]
     card = plan.cluster.memory_bytes
-    unit = _unit(fullest[0].memory_total)
+    unit = unit_for(fullest[0].memory_total)
     rows = [
         (label, *(unit.text(rank.memory_bytes.get(part, 0)) for rank in fullest))
         for part, label in MEMORY.items()
@@ -84,7 +84,7 @@ def ranks(plan: Plan, phase: PhasePlan, every: bool = False) -> Grid:
     named = roles(phase)
     shown = [rank for rank in phase.ranks if every or rank.pipeline_rank in named]
     card = plan.cluster.memory_bytes
-    unit = _unit(phase.fullest.memory_total)
+    unit = unit_for(phase.fullest.memory_total)
     rows = tuple(
         (
             f"{rank.pipeline_rank} {stages_text(rank)}",
@@ -134,7 +134,8 @@ GIGABYTES, MEGABYTES = Unit("GB", 1e9), Unit("MB", 1e6)
 """Powers of 1000, as data sheets have a device's memory."""
 
 
-def _unit(largest: int) -> Unit:
+def unit_for(largest: int) -> Unit:
+    """What bytes of such a size are told in."""
     return GIGABYTES if largest >= GIGABYTES.size else MEGABYTES
 
 
