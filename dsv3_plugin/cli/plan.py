@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.errors import UserError
+
 
 def plan(
     what: Annotated[
@@ -36,6 +38,17 @@ def plan(
             "table of steps), and plan with those.",
         ),
     ] = None,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search",
+            help="Rank the ways of running it: division, schedule, layout, recomputation.",
+        ),
+    ] = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="search: write the best as a recipe (.yaml)."),
+    ] = None,
     ranks: Annotated[
         bool, typer.Option("--ranks", help="A row for every pipeline rank, not the telling ones.")
     ] = False,
@@ -63,12 +76,31 @@ def plan(
     from dsv3_plugin.cli.plan_output import Output
 
     output = Output(json, html, ranks)
-    conditions = Conditions(cluster, imbalance, calibrate, seq_length, drawn=html is not None)
     output.check()
+    conditions = Conditions(cluster, imbalance, calibrate, seq_length, drawn=html is not None)
     conditions.check()
     words = overrides or []
-    if compare:
+    if search:
+        from dsv3_plugin.cli.plan_search import Search
+
+        refuse_beside_search(compare=compare, html=html, ranks=ranks, seq_length=seq_length)
+        searching = Search(json, write)
+        searching.check()
+        searching.answer(Asked(what, tuple(words)), conditions)
+    elif write is not None:
+        raise UserError("--write writes what --search finds: add --search")
+    elif compare:
         asked = side_by_side([what, *words])
         output.write_comparison([conditions.case(one, alone=False) for one in asked])
     else:
         output.write(conditions.case(Asked(what, tuple(words)), alone=True))
+
+
+def refuse_beside_search(**options: object) -> None:
+    """Raise UserError for an option that shows a plan, where many are ranked."""
+    for name, value in options.items():
+        if value not in (None, False):
+            raise UserError(
+                f"--{name.replace('_', '-')} does not go with --search: write what it finds with "
+                "--write, and ask that recipe"
+            )

@@ -110,15 +110,38 @@ class Conditions:
         found = load_recipe_or_model(asked.what, asked.overrides)
         if isinstance(found, ModelConfig):
             if alone and self._planned is not None:
-                raise UserError(
-                    f"{asked.what} is a model, which says nothing of batches and ranks: "
-                    f"{self._planned} plans a recipe, such as pretrain/deepseek-v3"
-                )
+                raise UserError(_is_a_model(asked, self._planned))
             _say_if_it_cannot_be_exported(found)
             return Case(asked.name, found, self.seq_length or _LENGTH)
-        return self._of_recipe(asked, found)
+        run = self.run(asked, found)
+        recipe = run.recipe
+        if self.seq_length is not None:
+            return Case(asked.name, recipe.model, self.seq_length)
+        plan = make_plan(*run.planned, run.imbalance)
+        balanced = None if run.imbalance == 1 else make_plan(*run.planned)
+        timeline = None
+        if self.drawn and len(plan.longest.ranks) > 1:
+            timeline = step_timeline(*run.planned, plan.longest.batch, run.imbalance)
+        length = recipe.data.seq_length
+        return Case(asked.name, recipe.model, length, plan, balanced, run.calibration, timeline)
 
-    def _of_recipe(self, asked: Asked, recipe: Recipe) -> Case:
+    def searched(self, asked: Asked) -> "Run":
+        """What a search begins with.
+
+        Raises:
+            UserError: it cannot be read, or is a model.
+        """
+        found = load_recipe_or_model(asked.what, asked.overrides)
+        if isinstance(found, ModelConfig):
+            raise UserError(_is_a_model(asked, "--search"))
+        return self.run(asked, found)
+
+    def run(self, asked: Asked, recipe: Recipe) -> "Run":
+        """A recipe with where it is to run.
+
+        Raises:
+            UserError: there is no such cluster, or the recipe is not to be had there.
+        """
         here = Machine.here()
         name = self.cluster or recipe.cluster
         cluster = load_cluster(name or recipe.cluster_on(here))
@@ -128,8 +151,6 @@ class Conditions:
         load_recipe_or_model(asked.what, asked.overrides, machine)  # held to what `auto` is there
         refuse_what_does_not_go_on(recipe)
         _say_if_it_cannot_be_exported(recipe.model)
-        if self.seq_length is not None:
-            return Case(asked.name, recipe.model, self.seq_length)
         imbalance, ranks = self.imbalance or 1.0, recipe.parallel.expert
         if imbalance > ranks:
             raise UserError(
@@ -140,20 +161,38 @@ class Conditions:
         if self.calibrate is not None:
             calibration = _calibrated(self.calibrate, recipe, cluster)
             cluster = calibration.cluster
-        plan = make_plan(recipe, cluster, machine, imbalance)
-        balanced = None if imbalance == 1 else make_plan(recipe, cluster, machine)
-        timeline = None
-        if self.drawn and len(plan.longest.ranks) > 1:
-            timeline = step_timeline(recipe, cluster, machine, plan.longest.batch, imbalance)
-        return Case(
-            asked.name,
-            recipe.model,
-            recipe.data.seq_length,
-            plan,
-            balanced,
-            calibration,
-            timeline,
-        )
+        return Run(recipe, cluster, machine, imbalance, calibration)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe, and where and how it is to run.
+
+    Attributes:
+        recipe: as it was loaded.
+        cluster: calibrated, where that was asked for.
+        machine: what `auto` in the recipe is resolved for.
+        imbalance: load of the busiest rank's experts over the mean.
+        calibration: what was fitted, if it was.
+    """
+
+    recipe: Recipe
+    cluster: Cluster
+    machine: Machine
+    imbalance: float
+    calibration: "Calibration | None"
+
+    @property
+    def planned(self) -> tuple[Recipe, Cluster, Machine]:
+        """What every question to the planner begins with."""
+        return self.recipe, self.cluster, self.machine
+
+
+def _is_a_model(asked: Asked, option: str) -> str:
+    return (
+        f"{asked.what} is a model, which says nothing of batches and ranks: {option} plans a "
+        "recipe, such as pretrain/deepseek-v3"
+    )
 
 
 def _enlarged(cluster: Cluster, processes: int) -> Cluster:

@@ -35,6 +35,7 @@ def loads_nothing_of(heavy, command):
     [
         "plan deepseek-v3",
         "plan pretrain/deepseek-v3 --json",
+        "plan pretrain/tiny --search",
         "args pretrain/tiny",
         "schedule dualpipe_v --pp 16 --micro-batches 60",
         "schedule dualpipe_v --pp 8 --micro-batches 20 --json --model deepseek-v3",

@@ -1,0 +1,68 @@
+"""`dsv3 plan --search`: the ways of running a recipe, ranked, and the best one as a recipe."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3_plugin.cli.plan_cases import Asked, Conditions, Run
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.planner.search.candidate import Ranking
+from dsv3_plugin.planner.search.rank import rank
+from dsv3_plugin.planner.search.write import write_recipe
+from dsv3_plugin.report.plan.calibration import calibration_mapping, calibration_tables
+from dsv3_plugin.report.plan.counts import counts_mapping
+from dsv3_plugin.report.plan.ranking import ranking_mapping, ranking_tables
+from dsv3_plugin.terminal.console import Console
+from dsv3_plugin.terminal.lines import say
+
+
+@dataclass(frozen=True)
+class Search:
+    """Where its answer goes. Each field is the option of its name."""
+
+    json: bool
+    write: Path | None
+
+    def check(self) -> None:
+        """Raise UserError for a file that cannot become a recipe, before a minute is spent."""
+        if self.write is None:
+            return
+        if self.write.suffix not in (".yaml", ".yml"):
+            raise UserError(f"--write writes a recipe, a .yaml file; {self.write} does not end so")
+        if self.write.exists():
+            raise UserError(f"{self.write} is there already: name another file, or remove it.")
+        if not self.write.resolve().parent.is_dir():
+            raise UserError(f"cannot write {self.write}: its folder is not there: make it first.")
+
+    def answer(self, asked: Asked, conditions: Conditions) -> None:
+        """Search, write the best recipe, and say what was found.
+
+        Raises:
+            UserError: no way of running it fits, or the recipe cannot be written.
+        """
+        run = conditions.searched(asked)
+        found = rank(*run.planned, run.imbalance)
+        if self.write is not None:
+            write_recipe(found.best, self.write, asked.what, asked.overrides, conditions.cluster)
+        if self.json:
+            say(json.dumps(_mapping(run, found)))
+            return
+        console = Console()
+        if run.calibration is not None:
+            console.print(calibration_tables(run.calibration), "", sep="\n")
+        console.print(ranking_tables(found))
+        if self.write is not None:
+            console.print()
+            console.line_of(f"{self.write} is the first of them: dsv3 train {self.write}")
+
+
+def _mapping(run: Run, found: Ranking) -> dict[str, object]:
+    told = counts_mapping(run.recipe.model, run.recipe.data.seq_length) | {
+        "cluster": run.cluster.model_dump(mode="json"),
+        "imbalance": run.imbalance,
+        "processes": run.recipe.parallel.processes,
+        "search": ranking_mapping(found),
+    }
+    if run.calibration is not None:
+        told["calibration"] = calibration_mapping(run.calibration)
+    return told
