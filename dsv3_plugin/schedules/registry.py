@@ -14,6 +14,7 @@ from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from dsv3_plugin.schedules.interleaved import interleaved
 from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
+from dsv3_plugin.schedules.one_f_one_b_v import one_f_one_b_v
 from dsv3_plugin.schedules.placement import (
     Placement,
     placement_of,
@@ -164,6 +165,12 @@ _KINDS = (
         "1F1B whose weight gradients fill the idle time",
         zb1p,
         stages_per_rank=1,
+    ),
+    ScheduleKind(
+        "1f1b_v",
+        "1F1B over two chunks per rank in a V",
+        one_f_one_b_v,
+        stages_per_rank=2,
     ),
     ScheduleKind(
         "zbv",

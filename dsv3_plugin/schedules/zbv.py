@@ -12,10 +12,13 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import Compute, Schedule
 
 
-def zbv(pp: int, micro_batches: int) -> Schedule:
-    """Stages r and 2P-1-r on rank r; any number of micro-batches."""
+def zbv(pp: int, micro_batches: int, name: str = "zbv") -> Schedule:
+    """Stages r and 2P-1-r on rank r; any number of micro-batches.
+
+    name: what it is called in an error, where another schedule is made of it.
+    """
     if micro_batches < 1:
-        raise UserError("zbv needs at least one micro-batch")
+        raise UserError(f"{name} needs at least one micro-batch")
     filled = max(micro_batches, 2 * pp - 1)
     rows = []
     for rank in range(pp):

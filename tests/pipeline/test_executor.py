@@ -15,6 +15,7 @@ from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from dsv3_plugin.schedules.interleaved import interleaved
 from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
+from dsv3_plugin.schedules.one_f_one_b_v import one_f_one_b_v
 from dsv3_plugin.schedules.simulate import simulate
 from dsv3_plugin.schedules.zb1p import zb1p
 from dsv3_plugin.schedules.zbv import zbv
@@ -25,6 +26,7 @@ SCHEDULES = {
     2: [
         one_f_one_b(2, 4),
         zb1p(2, 5),
+        one_f_one_b_v(2, 4),
         interleaved(2, 4, 2),
         zbv(2, 4),
         dualpipe(2, 6),

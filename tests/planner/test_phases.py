@@ -20,7 +20,7 @@ def test_phases_are_the_whole_run(name):
 def test_the_ramp_of_the_report_begins_with_another_schedule():
     phases = phases_of(steps_of("pretrain/deepseek-v3").recipe)
     assert [(phase.schedule, phase.batches[0][0], phase.batches[-1][0]) for phase in phases] == [
-        ("zbv", 3072, 3968),
+        ("1f1b_v", 3072, 3968),
         ("dualpipe_v", 4096, 15232),
         ("dualpipe_v", 15360, 15360),
     ]

@@ -36,7 +36,7 @@ def test_every_schedule_comes_back_from_its_file(name, stages, tmp_path):
 @pytest.mark.parametrize(
     ("schedule", "ramp", "way_out"),
     [
-        ("dualpipe_v", "1f1b", "name zbv or search"),
+        ("dualpipe_v", "1f1b", "name 1f1b_v or zbv or search"),
         ("dualpipe", "zbv", "raise the smallest batch instead"),
         ("dualpipe", "1f1b", "raise the smallest batch instead"),
         ("dualpipe_v", "zbv", None),

@@ -63,5 +63,7 @@ def test_devices_and_pipeline_are_one_number():
 @pytest.mark.parametrize("schedule", sorted(SCHEDULES.keys() - {"interleaved"}))
 def test_every_schedule_has_a_recipe(schedule):
     recipe = load_recipe("pretrain/tiny", [*PIPED, f"pipeline.schedule={schedule}"])
-    assert recipe.pipeline_stages == (4 if schedule in ("zbv", "dualpipe_v", "search") else 2)
+    assert recipe.pipeline_stages == (
+        4 if schedule in ("1f1b_v", "zbv", "dualpipe_v", "search") else 2
+    )
     assert recipe.executor == ("upstream" if schedule == "1f1b" else "ours")

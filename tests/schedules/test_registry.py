@@ -66,7 +66,7 @@ def test_the_placement_has_the_stages_that_the_row_says(kind, pp):
 
 
 def test_what_is_known_of_ours():
-    assert {"1f1b", "zb1p", "zbv", "search"} <= {*RAMPS}
+    assert {"1f1b", "zb1p", "1f1b_v", "zbv", "search"} <= {*RAMPS}
     assert not {"interleaved", "dualpipe", "dualpipe_v"} & {*RAMPS}
     assert {"1f1b", "interleaved"} <= {kind.name for kind in KINDS if kind.runs_upstream}
     assert SCHEDULES["interleaved"].upstream_multiple(8) == 8

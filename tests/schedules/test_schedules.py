@@ -6,11 +6,14 @@ import pytest
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, Compute, Overlap, Schedule, csv_text
+from dsv3_plugin.schedules.costs import Costs, even_stages
 from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from dsv3_plugin.schedules.interleaved import interleaved
 from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
+from dsv3_plugin.schedules.one_f_one_b_v import one_f_one_b_v
 from dsv3_plugin.schedules.registry import SCHEDULES
+from dsv3_plugin.schedules.simulate import simulate
 from dsv3_plugin.schedules.validate import validate
 from dsv3_plugin.schedules.zb1p import zb1p
 from dsv3_plugin.schedules.zbv import zbv
@@ -42,6 +45,18 @@ def test_zbv_is_torchs_idle_cells_included(pp):
     for micro_batches in range(1, 3 * pp + 3):
         theirs = torch_schedules.build("ScheduleZBVZeroBubble", pp, 2, micro_batches)
         assert cells(zbv(pp, micro_batches)) == torch_schedules.as_text(theirs.pipeline_order)
+
+
+@pytest.mark.parametrize("pp", [2, 4, 8])
+def test_1f1b_in_a_v_holds_what_1f1b_holds_and_idles_less(pp):
+    for micro_batches in (pp, 2 * pp, 3 * pp + 1):
+        in_a_v, plain = (
+            simulate(schedule, even_stages(schedule, Costs()))
+            for schedule in (one_f_one_b_v(pp, micro_batches), one_f_one_b(pp, micro_batches))
+        )
+        assert max(in_a_v.peak_activations) <= max(plain.peak_activations)
+        assert in_a_v.makespan <= plain.makespan
+        assert {part.kind for _, _, part in in_a_v.schedule.parts()} == {"F", "B"}
 
 
 @pytest.mark.parametrize("pp", [2, 3, 4, 8])
@@ -194,6 +209,7 @@ def test_every_published_schedule_is_valid(pp, micro_batches):
         (interleaved, 8, 7, "at least as many micro-batches as ranks"),
         (one_f_one_b, 8, 0, "at least one micro-batch"),
         (zbv, 8, 0, "at least one micro-batch"),
+        (one_f_one_b_v, 8, 0, "1f1b_v needs at least one micro-batch"),
         (zb1p, 8, 0, "at least one micro-batch"),
     ],
 )
