@@ -24,10 +24,10 @@ MemoryPart = Literal[
 ]
 """weights: parameters in the training's dtype, FP32 buffers of routers included. gradients: FP32.
 optimizer: the rank's share of master weights and moments. fp8_copies: quantised weights and their
-transposes. activations: kept from forward to backward, at the schedule's fullest moment, and what
-one layer works with meanwhile. dispatch_buffers: of sends and receives. logits: the head's, and
-what its loss keeps. saving: what a checkpoint gathers. allocator: CUDA context, NCCL, workspaces,
-fragments."""
+transposes. activations: kept from forward to backward, at the schedule's fullest moment, what one
+layer works with meanwhile, and messages between stages. dispatch_buffers: of sends and receives.
+logits: the head's, and what its loss keeps. saving: what a checkpoint gathers. allocator: CUDA
+context, NCCL, workspaces."""
 
 Moment = Literal["step", "optimizer", "saving"]
 """step: forward and backward at their fullest. optimizer: its update, activations gone. saving: a

@@ -81,6 +81,11 @@ def fp8_copies(setting: Setting, stages: tuple[Stage, ...]) -> int:
     )
 
 
+def largest_bucket(setting: Setting, stages: tuple[Stage, ...]) -> int:
+    """Values of the largest bucket of gradients, padding included."""
+    return max((bucket.values for bucket in _buckets(setting, stages)), default=0)
+
+
 def _scales(recipe: str, rows: int, columns: int) -> int:
     """Bytes of the scales of a weight and of its transpose.
 

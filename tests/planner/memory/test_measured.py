@@ -11,13 +11,14 @@ import pytest
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.memory.activations import stage_bytes
-from dsv3_plugin.planner.memory.peak import walk
+from dsv3_plugin.planner.memory.peak import fullest, rank_orders
 from dsv3_plugin.planner.memory.states import gradients, optimizer, weights
 from dsv3_plugin.planner.recipe_schedules import schedules_of
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stages import Stage, stages_of
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.schedules.actions import Schedule
+from dsv3_plugin.schedules.placement import Placement
 from tests.gloo_ranks import run_ranks
 from tests.measured_memory import measured
 
@@ -68,16 +69,15 @@ class MeasuredRun:
     """What was asked, and what each rank held.
 
     Attributes:
-        schedule: of the pipeline.
+        schedule, placement: of the pipeline.
         stages: the chunks of each pipeline rank.
-        by_stage: those of the schedule.
         ranks: by rank of the world, bytes by part.
     """
 
     setting: Setting
     schedule: Schedule
+    placement: Placement
     stages: tuple[tuple[Stage, ...], ...]
-    by_stage: tuple[Stage, ...]
     ranks: list[dict[str, int]]
 
 
@@ -101,15 +101,14 @@ def measured_run(
     setting = Setting.of(loaded, load_cluster("h800"), Machine(0, False))
     placement = loaded.placement(loaded.pipeline.schedule)
     along_the_model = stages_of(loaded.model, loaded.stage_layout)
-    by_stage = tuple(
-        along_the_model[placement.model_stage(stage)]
-        for stage in range(placement.depth * placement.copies)
-    )
     return MeasuredRun(
         setting=setting,
         schedule=schedules_of(loaded)(2 * world // setting.data),
-        stages=tuple(tuple(by_stage[stage] for stage in chunks) for chunks in placement.chunks),
-        by_stage=by_stage,
+        placement=placement,
+        stages=tuple(
+            tuple(along_the_model[placement.model_stage(stage)] for stage in chunks)
+            for chunks in placement.chunks
+        ),
         ranks=run_ranks(world, measured, recipe, overrides, scratch=folder),
     )
 
@@ -127,11 +126,13 @@ def test_states_are_those_of_a_run_to_the_byte(measured_run: MeasuredRun) -> Non
 
 
 def test_activations_are_those_of_a_run_within_three_percent(measured_run: MeasuredRun) -> None:
-    stages = [stage_bytes(measured_run.setting, stage) for stage in measured_run.by_stage]
+    setting = measured_run.setting
+    orders = rank_orders(measured_run.schedule, measured_run.placement)
     for rank, found in enumerate(measured_run.ranks):
-        moments = [*walk(measured_run.schedule, rank // measured_run.setting.data, stages)]
-        kept = max(moment.after.total for moment in moments)
-        assert kept == pytest.approx(found["kept"], rel=0.03)
+        pipeline_rank = rank // setting.data
+        chunks = [stage_bytes(setting, stage) for stage in measured_run.stages[pipeline_rank]]
+        kept = fullest(orders[pipeline_rank], chunks, between=True)
+        assert kept.total == pytest.approx(found["kept"], rel=0.03)
         # What a layer works with for a moment is an estimate, though of the same kind.
-        most = max(moment.during.total for moment in moments)
-        assert most == pytest.approx(found["most"], rel=0.05)
+        most = fullest(orders[pipeline_rank], chunks)
+        assert most.total == pytest.approx(found["most"], rel=0.05)

@@ -71,3 +71,15 @@ def test_kimi_k2_needs_what_its_report_says() -> None:
     rank = (Stage(moe=4),)
     states = weights(setting, rank) + gradients(setting, rank) + optimizer(setting, rank)
     assert states == pytest.approx(30e9, rel=0.05)
+
+
+def test_a_rank_of_the_published_analysis() -> None:
+    """11.64 GiB of BF16 parameters with PP16, TP2, EP8 (arXiv 2502.07846, section 3).
+
+    It divides a little less of the attention than upstream does.
+    """
+    setting = setting_of(
+        load_model("deepseek-v3"), backend="transformer_engine", pipeline=16, tensor=2, expert=8,
+        data=32, dtype="bf16",
+    )  # fmt: skip
+    assert weights(setting, (Stage(moe=4),)) == pytest.approx(11.64 * 2**30, rel=0.02)
