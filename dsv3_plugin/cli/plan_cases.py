@@ -148,7 +148,8 @@ class Conditions:
         machine = cluster.machine
         if name is None:  # nobody said what there is, so there is enough
             machine, cluster = here, _enlarged(cluster, recipe.parallel.processes)
-        load_recipe_or_model(asked.what, asked.overrides, machine)  # held to what `auto` is there
+        if recipe.backend == "auto":  # held to the rules as it is on that machine, too
+            load_recipe_or_model(asked.what, asked.overrides, machine)
         refuse_what_does_not_go_on(recipe)
         _say_if_it_cannot_be_exported(recipe.model)
         imbalance, ranks = self.imbalance or 1.0, recipe.parallel.expert

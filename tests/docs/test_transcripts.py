@@ -18,7 +18,7 @@ def test_a_transcript_is_what_the_command_prints(page, command, text):
 
 
 def test_there_are_some():
-    assert SHOWN
+    assert len(SHOWN) >= 2
 
 
 def test_what_is_left_out_is_what_the_dots_stand_for():
