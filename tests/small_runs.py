@@ -23,6 +23,7 @@ import yaml
 
 from dsv3_plugin.files.metrics_file import MetricsFile
 from dsv3_plugin.files.run_folder import RunFolder
+from tests.forked_programs import ForkedProcess
 
 STEPS = 12
 
@@ -135,6 +136,16 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+    @classmethod
+    def forked(cls, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> "Command":
+        """The same, forked from where all is imported (`tests.forked_programs`): the command and
+        its ranks do what they would, and cost a third."""
+        command = cls.__new__(cls)
+        command._process = ForkedProcess(
+            [*map(str, arguments)], {**_environment(), **variables}, cwd
+        )
+        return command
 
     @property
     def pid(self) -> int:

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_run_goes_on_and_ends_where_version_0_1_ended_it(folder):
-    ended = Command("train", "recipe.yaml", cwd=folder).end()
+    ended = Command.forked("train", "recipe.yaml", cwd=folder).end()
     assert ended.code == 0, ended.output
     assert "Going on from step 6 of 12." in ended.output
     ours, theirs = (
@@ -54,7 +54,7 @@ def test_its_checkpoint_is_inspected_exported_and_verified(folder, tmp_path):
 
 
 def test_its_checkpoint_goes_on_with_a_text(folder):
-    ended = Command(
+    ended = Command.forked(
         "generate", "--checkpoint", "runs/old/checkpoints", "--prompt", "The loss",
         "--max-new-tokens", "24", cwd=folder,
     ).end()  # fmt: skip

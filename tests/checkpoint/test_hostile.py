@@ -113,7 +113,7 @@ def test_a_run_does_not_go_on_from_an_older_one_in_silence(hostile, place):
 def test_a_run_that_goes_on_from_it_is_refused(hostile, trained, place, tmp_path):
     """`tensor` is met by the ranks alone, when upstream loads it."""
     folder = shutil.copytree(hostile(place), tmp_path / "run" / "checkpoints")
-    ended = Command(
+    ended = Command.forked(
         "train", trained.recipe, f"directory={tmp_path}/run", f"data.path={trained.data}",
         "training.steps=14",
     ).end()  # fmt: skip

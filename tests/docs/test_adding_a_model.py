@@ -51,7 +51,7 @@ def test_it_trains_and_computes_and_transformers_computes_the_same(folder):
     tokens = np.random.default_rng(0).integers(0, 512, (2, 40))
     np.save(folder / "tokens.npy", tokens)
     for command in ([*train, *less], logits, export):
-        ended = Command(*command, cwd=folder).end()
+        ended = Command.forked(*command, cwd=folder).end()
         assert ended.code == 0, ended.output
     ours = torch.from_numpy(np.load(folder / "logits.npy"))
     loaded = transformers.AutoModelForCausalLM.from_pretrained(folder / "my-model-hf").float()

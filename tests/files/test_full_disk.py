@@ -37,7 +37,7 @@ def test_a_checkpoint_that_does_not_fit_costs_only_the_steps_since_the_last(trai
     place = tmp_path / "disk"
     arguments = ("train", trained.recipe, f"directory={place}/run", f"data.path={trained.data}")
     with small_disk(place, 6):
-        ended = Command(*arguments).end()
+        ended = Command.forked(*arguments).end()
         assert ended.code == 2, ended.output
         assert ended.output.splitlines()[-1] == (
             f"dsv3: no space left for the checkpoint of step 8 in {place}/run/checkpoints: make "
@@ -47,7 +47,7 @@ def test_a_checkpoint_that_does_not_fit_costs_only_the_steps_since_the_last(trai
         assert RunFolder(place / "run").steps_saved() == 4
 
         subprocess.run(["mount", "-o", "remount,size=50m", place], check=True)
-        ended = Command(*arguments).end()
+        ended = Command.forked(*arguments).end()
         assert ended.code == 0, ended.output
         assert "Going on from step 4 of 12." in ended.output
         assert numbers(place / "run") == numbers(trained.folder)

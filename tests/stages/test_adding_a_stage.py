@@ -60,7 +60,7 @@ def test_the_stage_of_the_page_trains(with_the_stage: Path, recipe: Path, tmp_pa
         losses[prompt] = [line["loss"] for line in records(folder) if "loss" in line]
     # The same stage without a prompt is pretraining.
     plain = tmp_path / "plain"
-    ended = Command(
+    ended = Command.forked(
         "train", recipe, f"directory={plain}", f"data.path={tmp_path}/data", "training.steps=3",
         "parallel.processes=1", "parallel.expert=1",
     ).end()  # fmt: skip

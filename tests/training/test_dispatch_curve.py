@@ -17,7 +17,9 @@ def test_twenty_steps_of_tiny_give_the_same_curve_by_either_dispatcher(recipe, t
     for kind in ("alltoall", "two_hop"):
         folder = tmp_path / kind
         dispatch = f"dispatch={{kind: {kind}, ranks_per_node: 1}}"
-        ended = Command("train", "pretrain/tiny", *overrides, f"directory={folder}", dispatch).end()
+        ended = Command.forked(
+            "train", "pretrain/tiny", *overrides, f"directory={folder}", dispatch
+        ).end()
         assert ended.code == 0, ended.output
         curves[kind] = [(line["loss"], line["mtp_loss"]) for line in records(folder)]
     assert len(curves["alltoall"]) == 20
@@ -28,7 +30,7 @@ def test_twenty_steps_of_tiny_give_the_same_curve_by_either_dispatcher(recipe, t
 
 def test_a_rank_killed_in_a_two_hop_run_is_named_and_ends_it(recipe, tmp_path):
     folder = tmp_path / "run"
-    run = Command(
+    run = Command.forked(
         "train", recipe, f"directory={folder}", "training.log_interval=1", "training.steps=1000",
         "dispatch={kind: two_hop, ranks_per_node: 1}",
     )  # fmt: skip

@@ -11,7 +11,7 @@ from tests.small_runs import STEPS, Command, records
 def test_imported_weights_are_where_a_new_run_begins(trained, tmp_path):
     export_hf(trained.checkpoints, tmp_path / "hf")
     import_hf(tmp_path / "hf", tmp_path / "run" / "checkpoints")
-    ended = Command(
+    ended = Command.forked(
         "train", trained.recipe, f"directory={tmp_path}/run", f"data.path={trained.data}",
         "training.steps=1", "training.eval_interval=1",
     ).end()  # fmt: skip

@@ -193,7 +193,7 @@ def test_after_the_loss_of_a_rank_the_run_goes_on_from_a_whole_checkpoint(runs: 
         "checkpoint.interval=4",
     ]  # fmt: skip
 
-    stopped = Command(*arguments).when(lambda: steps_taken(folder) >= 5)
+    stopped = Command.forked(*arguments).when(lambda: steps_taken(folder) >= 5)
     ended = stopped.send(signal.SIGSTOP, to=stopped.ranks[1]).end()
     assert ended.code == 2, ended.output
     sentence = ended.output.splitlines()[-1]
@@ -205,7 +205,7 @@ def test_after_the_loss_of_a_rank_the_run_goes_on_from_a_whole_checkpoint(runs: 
     assert f"; the checkpoint of step {saved.iteration:,} is whole" in sentence
 
     before = steps_taken(folder)
-    killed = Command(*arguments).when(lambda: steps_taken(folder) > before)
+    killed = Command.forked(*arguments).when(lambda: steps_taken(folder) > before)
     ended = killed.send(signal.SIGKILL, to=killed.ranks[1]).end()
     assert ended.code == 1
     assert "rank 1 was killed by signal 9 (SIGKILL)" in ended.output

@@ -47,7 +47,7 @@ def test_a_sentence_from_a_rank_reaches_the_user_and_nothing_is_left(
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "nothing.txt").write_text("")
     place = f"directory={tmp_path}/runs/run"
-    ended = Command("train", recipe, place, override.format(tmp_path)).end()
+    ended = Command.forked("train", recipe, place, override.format(tmp_path)).end()
     assert ended.code == 2
     assert ended.output.splitlines()[-1].startswith(f"dsv3: {sentence.format(tmp_path)}")
     assert "Traceback" not in ended.output
@@ -96,7 +96,7 @@ def test_what_auto_finds_on_the_machine_is_held_to_the_rules(recipe, tmp_path, m
 
 
 def test_tensor_parallel_ranks_train(trained, tmp_path):
-    ended = Command(
+    ended = Command.forked(
         "train", trained.recipe, f"directory={tmp_path}/run", f"data.path={trained.data}",
         "parallel.tensor=2", "training.steps=1", "training.eval_interval=null",
     ).end()  # fmt: skip
@@ -107,7 +107,7 @@ def test_a_run_that_megatron_refuses_keeps_its_recipes(trained, tmp_path):
     copied = shutil.copytree(trained.folder, tmp_path / "run")
     before = {path: path.read_bytes() for path in copied.rglob("*.*") if path.is_file()}
     more = ["training.steps=20", "megatron_args.no-such-flag=1"]
-    ended = Command("train", trained.recipe, f"directory={copied}", *more).end()
+    ended = Command.forked("train", trained.recipe, f"directory={copied}", *more).end()
     assert ended.code == 2
     assert "unrecognized arguments: --no-such-flag" in ended.output
     after = {path: path.read_bytes() for path in before if path.suffix != ".log"}

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,10 @@ class Run:
     undisturbed: Trained
     folder: Path
 
-    def start(self, **options: Any) -> Command:
+    def start(self, make: Callable[..., Command] = Command.forked, **options: Any) -> Command:
         recipe, data = self.undisturbed.recipe, self.undisturbed.data
         overrides = (f"directory={self.folder}", f"data.path={data}")
-        return Command("train", recipe, *overrides, **options)
+        return make("train", recipe, *overrides, **options)
 
     @property
     def saved(self) -> int:
@@ -94,11 +95,12 @@ def test_after_ctrl_c_it_goes_on_under_torchrun(run):
     ended = started.send(signal.SIGINT).end()
     assert ended.code == 0, ended.output
     assert "Stopped" in ended.output or "Done" in ended.output
-    run.must_end_as_undisturbed(prefix=("torch.distributed.run", "--nproc-per-node=2", "-m"))
+    torchrun = ("torch.distributed.run", "--nproc-per-node=2", "-m")
+    run.must_end_as_undisturbed(make=Command, prefix=torchrun)
 
 
 def test_a_second_ctrl_c_ends_it_at_once(run):
-    started = run.start()
+    started = run.start(Command)
     started.when(lambda: len(started.ranks) == 2)
     # Not SIGINT twice: two of one kind merge into one where the machine is too busy between them.
     ended = started.send(signal.SIGINT).send(signal.SIGTERM).end()
