@@ -7,6 +7,8 @@ from dsv3_plugin.numbers import bytes_text, figure_text
 from dsv3_plugin.planner.plan import PhasePlan, Plan, RankPlan
 from dsv3_plugin.report.plan.words import MEMORY, TIME, stages_text
 
+_MANY_TIMES = 10
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -51,9 +53,14 @@ class Bars:
 
 
 def memory_bars(plan: Plan, phase: PhasePlan) -> Bars:
-    """Memory of each pipeline rank at its fullest, against the device's."""
+    """Memory of each pipeline rank at its fullest, against the device's.
+
+    A device that has many times as much is left out: beside it nothing could be told apart.
+    """
     card = plan.cluster.memory_bytes
-    most = max(card, *(sum(rank.memory_bytes.values()) for rank in phase.ranks))
+    fullest = max(sum(rank.memory_bytes.values()) for rank in phase.ranks)
+    is_drawn = card < _MANY_TIMES * fullest
+    most = max(card, fullest) if is_drawn else fullest
 
     def bar(rank: RankPlan) -> Bar:
         pieces = _stacked(rank.memory_bytes, MEMORY, most, bytes_text)
@@ -63,7 +70,7 @@ def memory_bars(plan: Plan, phase: PhasePlan) -> Bars:
     return Bars(
         tuple(map(bar, phase.ranks)),
         _occurring(MEMORY, [rank.memory_bytes for rank in phase.ranks]),
-        card / most,
+        card / most if is_drawn else None,
         f"{plan.cluster.gpu}: {bytes_text(card)}",
     )
 

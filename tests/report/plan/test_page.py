@@ -124,6 +124,9 @@ def test_bars_are_shares_of_one_scale():
     over = memory_bars(plan(), phase(activations=78 * GB))
     assert over.line == pytest.approx(80 / 110)
     assert max(sum(piece.width for piece in bar.pieces) for bar in over.bars) == pytest.approx(1)
+    small = memory_bars(plan(cluster=cluster(memory_gb=800)), phase())
+    assert small.line is None  # the device has too many times as much
+    assert max(sum(piece.width for piece in bar.pieces) for bar in small.bars) == pytest.approx(1)
     half = replace(phase(), time_by_part={"gemm": 10.0}, step_seconds=10.0)
     whole, shorter = time_bars([phase(), half]).bars
     assert sum(piece.width for piece in whole.pieces) == pytest.approx(1)
