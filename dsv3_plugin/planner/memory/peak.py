@@ -6,6 +6,7 @@ hold most; `fullest` then answers for any costs of its stages, as a search asks 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import ge
 from typing import NamedTuple
 
 from dsv3_plugin.planner.memory.activations import StageBytes
@@ -157,19 +158,21 @@ def _give_back(
         idle[chunk] = int(given[chunk] == part.micro_batch)
 
 
-def _largest(moments: set[Moment]) -> Iterator[Moment]:
+def _largest(moments: set[Moment]) -> list[Moment]:
     """Those that no other one exceeds in everything."""
 
     def counts(moment: Moment) -> tuple[int, ...]:
-        return (*moment.kept, *moment.owed, *moment.idle)
+        return moment.kept + moment.owed + moment.idle
 
-    for moment in moments:
+    found: list[Moment] = []
+    highest: list[tuple[int, ...]] = []
+    # Whatever exceeds a moment has the larger sum, and comes before it.
+    for moment in sorted(moments, key=lambda moment: sum(counts(moment)), reverse=True):
         mine = counts(moment)
-        if not any(
-            other is not moment and all(a >= b for a, b in zip(counts(other), mine, strict=True))
-            for other in moments
-        ):
-            yield moment
+        if not any(all(map(ge, other, mine)) for other in highest):
+            found.append(moment)
+            highest.append(mine)
+    return found
 
 
 def _held(moment: Moment, chunks: Sequence[StageBytes]) -> Held:

@@ -20,10 +20,6 @@ def _plain(setting: Setting) -> bool:
     return setting.fp8 is None
 
 
-def _has_q_latent(setting: Setting) -> bool:
-    return setting.model.q_lora_rank is not None
-
-
 def _upstreams(setting: Setting) -> bool:
     """Whether upstream's permutation kernels sort the tokens."""
     return setting.dispatcher != "two_hop"
