@@ -71,6 +71,10 @@ Width = Literal["x", "q"] | int
 scales; or a number."""
 
 
+def _always(setting: Setting) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Row:
     """One tensor that a layer keeps of a micro-batch.
@@ -87,9 +91,9 @@ class Row:
     name: str
     of: Of
     elements: Callable[[Symbols], float]
-    width: Width = "x"
-    unless: frozenset[str] = frozenset()
-    when: Callable[[Setting], bool] = lambda setting: True
+    width: Width
+    unless: frozenset[str]
+    when: Callable[[Setting], bool]
 
 
 def row(
@@ -98,11 +102,10 @@ def row(
     elements: Callable[[Symbols], float],
     width: Width = "x",
     unless: str = "",
-    when: Callable[[Setting], bool] | None = None,
+    when: Callable[[Setting], bool] = _always,
 ) -> Row:
     """A row, its recomputed parts in one text."""
-    always: Callable[[Setting], bool] = lambda setting: True  # noqa: E731
-    return Row(name, of, elements, width, frozenset(unless.split()), when or always)
+    return Row(name, of, elements, width, frozenset(unless.split()), when)
 
 
 def bytes_of(setting: Setting, rows: Iterable[Row], dropped: bool = False) -> float:
