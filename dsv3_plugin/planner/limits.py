@@ -1,8 +1,9 @@
 """The tightest limit of a run, and where it does not fit the nearest change with which it does."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import get_args
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
@@ -15,10 +16,8 @@ from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.recipe.load import changed
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.recipe.sections import BALANCED
-
-_CHEAPEST_FIRST = ("moe_act", "norms", "mla_up_proj", "shared_experts", "mlp", "core_attn", "moe")
-"""What can be computed again, by how much time it takes for the bytes it gives back."""
+from dsv3_plugin.recipe.sections import BALANCED, Recomputed
+from dsv3_plugin.schedules.registry import RAMPS, SCHEDULES
 
 
 def limit_of(steps: RecipeSteps, phases: Sequence[PhasePlan], machine: Machine) -> Limit:
@@ -46,61 +45,94 @@ def limit_of(steps: RecipeSteps, phases: Sequence[PhasePlan], machine: Machine) 
 
 @dataclass(frozen=True)
 class _Change:
-    """Overrides, and what the fullest rank then needs."""
+    """Overrides, what the fullest rank then needs, and how long the last batch's step takes."""
 
     overrides: tuple[str, ...]
     total: int
+    seconds: float
 
 
 def _nearest(steps: RecipeSteps, machine: Machine) -> _Change | None:
-    """The first change that fits: one at a time, then several, then a finer division."""
-    for overrides in _changes(steps.recipe):
-        try:
-            recipe = resolve(changed(steps.recipe, overrides), machine, steps.cluster)
-            total = _fullest(steps, recipe, machine)
-        except UserError:
-            continue  # a rule forbids it
-        if total <= steps.cluster.memory_bytes:
-            return _Change(overrides, total)
+    """The fastest of the smallest changes that fit: one, two, all together, a finer division."""
+    for alike in _changes(steps.recipe):
+        fitting = [
+            change
+            for overrides in alike
+            if (change := _tried(steps, overrides, machine)) is not None
+            and change.total <= steps.cluster.memory_bytes
+        ]
+        if fitting:
+            return min(fitting, key=lambda change: change.seconds)
     return None
 
 
-def _fullest(steps: RecipeSteps, recipe: Recipe, machine: Machine) -> int:
-    setting = Setting.of(recipe, steps.cluster, machine, steps.setting.imbalance)
-    others = replace(steps, recipe=recipe, setting=setting)
-    batches = {phase.schedule: phase.batches[-1][0] for phase in phases_of(recipe)}
-    return max(
-        memory.total for batch in batches.values() for memory in rank_memories(others, batch)
-    )
+def _tried(steps: RecipeSteps, overrides: tuple[str, ...], machine: Machine) -> _Change | None:
+    """A change; None where a rule forbids it."""
+    try:
+        recipe = resolve(changed(steps.recipe, overrides), machine, steps.cluster)
+        setting = Setting.of(recipe, steps.cluster, machine, steps.setting.imbalance)
+        others = RecipeSteps(recipe, setting, steps.cluster)
+        batches = {phase.schedule: phase.batches[-1][0] for phase in phases_of(recipe)}
+        total = max(
+            memory.total for batch in batches.values() for memory in rank_memories(others, batch)
+        )
+        return _Change(overrides, total, others.step([*batches.values()][-1]).seconds)
+    except UserError:
+        return None
 
 
-def _changes(recipe: Recipe) -> Iterator[tuple[str, ...]]:
-    single = [*_small_changes(recipe)]
-    yield from ((change,) for change in single)
-    # One after the other; of one key the last counts, which has all the others of it.
-    for together in accumulate((change,) for change in single):
-        yield tuple({change.partition("=")[0]: change for change in together}.values())
-    largest = {change.partition("=")[0]: change for change in single}
+def _changes(recipe: Recipe) -> Iterator[list[tuple[str, ...]]]:
+    """Overrides, those that change as much together."""
+    single = list(_small_changes(recipe))
+    yield [overrides for overrides, _ in single]
+    yield [_together(recipe, (one, other)) for one, other in combinations(single, 2)]
+    everything = _together(recipe, single)
+    yield [everything]
     parallel = recipe.parallel
-    for key, size in (("expert", parallel.expert), ("pipeline", parallel.pipeline)):
-        for factor in (2, 4, 8):
-            more = (f"parallel.{key}={size * factor}",)
-            if key == "pipeline":
-                more += (f"pipeline.devices={size * factor}", f"pipeline.layout={BALANCED}")
-            yield more
-            yield (*largest.values(), *more)
+    for factor in (2, 4, 8):
+        finer = (
+            (f"parallel.expert={parallel.expert * factor}",),
+            (
+                f"parallel.pipeline={parallel.pipeline * factor}",
+                f"pipeline.devices={parallel.pipeline * factor}",
+                f"pipeline.layout={BALANCED}",
+            ),
+        )
+        yield list(finer)
+        yield [(*everything, *more) for more in finer]
 
 
-def _small_changes(recipe: Recipe) -> Iterator[str]:
-    """Changes that leave the division among devices as it is, the least first."""
-    again = list(recipe.recompute)
-    for name in _CHEAPEST_FIRST:
-        if name not in again:
-            again.append(name)
-            yield f"recompute=[{','.join(again)}]"
+_Small = tuple[tuple[str, ...], tuple[str, ...]]
+"""Overrides, and what of the layers is computed again with them, beyond what is already."""
+
+
+def _small_changes(recipe: Recipe) -> Iterator[_Small]:
+    """Changes that leave the division among devices as it is."""
+    for name in get_args(Recomputed):
+        if name not in recipe.recompute:
+            yield (_recompute(recipe, (name,)),), (name,)
     if recipe.training.micro_batch_size > 1:
-        yield "training.micro_batch_size=1"
+        yield ("training.micro_batch_size=1",), ()
     if not recipe.parallel.zero1 and recipe.data_parallel > 1:
-        yield "parallel.zero1=true"
+        yield ("parallel.zero1=true",), ()
+    ramp = recipe.pipeline.ramp_schedule
+    for other in RAMPS if ramp is not None else ():
+        if other != ramp and not SCHEDULES[other].searched:
+            yield (f"pipeline.ramp_schedule={other}",), ()
     if recipe.precision.moments == "fp32" and recipe.precision.dtype == "bf16":
-        yield "precision.moments=bf16"
+        yield ("precision.moments=bf16",), ()
+
+
+def _together(recipe: Recipe, small: Iterable[_Small]) -> tuple[str, ...]:
+    """Several small changes at once; what they compute again is one key."""
+    names: list[str] = []
+    overrides: list[str] = []
+    for texts, again in small:
+        names += again
+        if not again:
+            overrides += texts
+    return (*([_recompute(recipe, names)] if names else []), *overrides)
+
+
+def _recompute(recipe: Recipe, more: Sequence[str]) -> str:
+    return f"recompute=[{','.join([*recipe.recompute, *more])}]"

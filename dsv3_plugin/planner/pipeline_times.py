@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import StageCosts
-from dsv3_plugin.schedules.simulate import simulate
+from dsv3_plugin.schedules.simulate import Program
 
 _LONG, _SHORTER, _SHORT = 6, 5, 4
 """In micro-batches per rank: what is longer is followed from two shorter ones."""
@@ -33,11 +32,13 @@ class PipelineTimes:
         return PipelineTimes(further(self.makespan, earlier.makespan), tuple(busy))
 
 
-def pipeline_times(schedule: Schedule, costs: StageCosts) -> PipelineTimes:
-    """The schedule simulated."""
-    timeline = simulate(schedule, costs)
-    busy = (sum(span.end - span.start for span in row) for row in timeline.spans)
-    return PipelineTimes(timeline.makespan, tuple(busy))
+def pipeline_times(program: Program, costs: StageCosts) -> PipelineTimes:
+    """A schedule simulated."""
+    times = program.times(costs)
+    busy = [0.0] * program.pp
+    for (rank, _, _), (start, end) in zip(program.order, times, strict=True):
+        busy[rank] += end - start
+    return PipelineTimes(max(end for _, end in times), tuple(busy))
 
 
 def repeated_pipeline_times(

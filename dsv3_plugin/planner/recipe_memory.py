@@ -1,6 +1,5 @@
 """The memory of each pipeline rank of a recipe, at its fullest."""
 
-from dsv3_plugin.planner.memory.peak import rank_orders
 from dsv3_plugin.planner.memory.ranks import RankMemory, rank_memory
 from dsv3_plugin.planner.recipe_steps import RecipeSteps
 
@@ -8,7 +7,7 @@ from dsv3_plugin.planner.recipe_steps import RecipeSteps
 def rank_memories(steps: RecipeSteps, batch: int) -> list[RankMemory]:
     """Of all pipeline ranks, in a step of `batch` sequences."""
     placement = steps.placement
-    orders = rank_orders(steps.schedule(steps.micro_batches(batch)), placement)
+    orders = steps.orders(steps.micro_batches(batch))
     on_gpu = steps.cluster.host == "gpu"
     return [
         rank_memory(

@@ -1,11 +1,11 @@
 """A recipe's steps in time: for any batch of it, how long a step takes and where its seconds go."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.planner.memory.peak import RankOrder, rank_orders
 from dsv3_plugin.planner.pipeline_times import (
     PipelineTimes,
     pipeline_times,
@@ -17,6 +17,7 @@ from dsv3_plugin.planner.recipe_schedules import (
     searched_schedules,
     searches,
 )
+from dsv3_plugin.planner.registered import Registered
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stage_times import stage_costs
 from dsv3_plugin.planner.stages import Stage, stages_of
@@ -26,6 +27,7 @@ from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import StageCosts
 from dsv3_plugin.schedules.placement import Placement
 from dsv3_plugin.schedules.registry import SCHEDULES
+from dsv3_plugin.schedules.simulate import Program
 
 PAIRS_UPSTREAM = "overlap-moe-expert-parallel-comm"
 """Upstream's flag by which its own schedules run a forward beside a backward."""
@@ -65,18 +67,26 @@ class RecipeSteps:
         """Of a data-parallel rank, in a step of `batch` sequences."""
         return batch // (self.setting.micro_batch * self.setting.data)
 
+    def registered(self, micro_batches: int) -> Registered | None:
+        """The registry's schedule of so many micro-batches; None: it is in a file, or found."""
+        recipe = self.recipe
+        name = schedule_name(recipe, micro_batches)
+        kind = SCHEDULES.get(name)
+        if kind is None or kind.searched:
+            return None
+        pairs = recipe.executor == "upstream" and recipe.passed_flags.get(PAIRS_UPSTREAM) is True
+        return Registered(
+            name,
+            recipe.parallel.pipeline,
+            recipe.pipeline.virtual_stages,
+            overlap=pairs and kind.make_overlapped is not None,
+        )
+
     def schedule(self, micro_batches: int) -> Schedule:
         """The schedule of so many micro-batches, in overlapped pairs where upstream runs them."""
-        recipe = self.recipe
-        kind = recipe.schedule_kind
-        if (
-            kind is not None
-            and kind.make_overlapped is not None
-            and recipe.executor == "upstream"
-            and recipe.passed_flags.get(PAIRS_UPSTREAM) is True
-        ):
-            stages = recipe.pipeline.virtual_stages
-            return kind.schedule(recipe.parallel.pipeline, micro_batches, stages, overlap=True)
+        registered = self.registered(micro_batches)
+        if registered is not None:
+            return registered.schedule(micro_batches)
         return self._schedules(micro_batches)
 
     @cached_property
@@ -86,18 +96,23 @@ class RecipeSteps:
         found = searched_schedules(self.recipe, self.setting, self.cluster)
         return schedules_of(self.recipe, found)
 
-    @cached_property
-    def _timed(self) -> Callable[[int], PipelineTimes]:
-        """The times of so many micro-batches; the phases of a run ask for the same ones."""
-        return functools.cache(lambda number: pipeline_times(self.schedule(number), self.costs))
-
     def pipeline(self, micro_batches: int) -> PipelineTimes:
         """The schedule of so many micro-batches in time."""
-        kind = SCHEDULES.get(schedule_name(self.recipe, micro_batches))
-        if kind is None or kind.searched:
-            return self._timed(micro_batches)
-        pp = self.recipe.parallel.pipeline
-        return repeated_pipeline_times(self._timed, pp, micro_batches)
+        registered = self.registered(micro_batches)
+        if registered is None:
+            return pipeline_times(Program(self.schedule(micro_batches)), self.costs)
+
+        def timed(number: int) -> PipelineTimes:
+            return pipeline_times(registered.program(number), self.costs)
+
+        return repeated_pipeline_times(timed, registered.pp, micro_batches)
+
+    def orders(self, micro_batches: int) -> tuple[RankOrder, ...]:
+        """What the order of each rank's actions says of its memory."""
+        registered = self.registered(micro_batches)
+        if registered is None:
+            return rank_orders(self.schedule(micro_batches), self.placement)
+        return registered.orders(micro_batches)
 
     def step(self, batch: int) -> Step:
         """A step of `batch` sequences that neither saves nor evaluates."""

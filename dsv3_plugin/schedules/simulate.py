@@ -89,6 +89,7 @@ class Program:
 
     Attributes:
         order: (rank, slot, action), every action after all that it needs.
+        pp: its ranks.
 
     Raises:
         UserError: ranks wait for each other in a circle.
@@ -96,7 +97,7 @@ class Program:
 
     def __init__(self, schedule: Schedule) -> None:
         self.order = execution_order(schedule)
-        self._pp = schedule.pp
+        self.pp = schedule.pp
         messages: dict[tuple[Compute, int], int] = {}  # (result, rank) -> its number
         links: dict[tuple[int, int], int] = {}  # (from, to) -> its number
         self._actions: dict[Action, int] = {}  # as costs tell them apart -> its number
@@ -119,7 +120,7 @@ class Program:
         """Start and end of each action, in the order of `order`."""
         durations = [costs.duration(action) for action in self._actions]
         occupancy, latency = costs.occupancy, costs.latency
-        clock = [0.0] * self._pp
+        clock = [0.0] * self.pp
         arrival = [0.0] * self._messages
         link_free = [0.0] * self._links
         times = []
