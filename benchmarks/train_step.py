@@ -1,9 +1,9 @@
 """One full training step of the same model, side by side: this project, upstream, transformers.
 
-    python benchmarks/train_step.py [--repeats 7] [--threads 2] [--width 1 4]
+    python benchmarks/train_step.py [--repeats 7] [--threads 2] [--width 1 4] [--length 256]
 
-A step is forward, backward, gradient clipping and AdamW on one batch of 8 × 256 tokens, FP32, on
-the CPU. The contenders:
+A step is forward, backward, gradient clipping and AdamW on one batch of 8 sequences of that length,
+FP32, on the CPU. The contenders:
 
 * `dsv3_plugin`: our specs under upstream's DistributedDataParallel and optimizer, as `dsv3 train`;
 * `upstream local`: megatron-core's own local spec (a loop over experts) under the same, with our
@@ -56,7 +56,7 @@ from dsv3_plugin.planner.counts import parameter_counts  # noqa: E402
 from dsv3_plugin.recipe.hf_config import hf_config  # noqa: E402
 from dsv3_plugin.recipe.model import ModelConfig  # noqa: E402
 
-BATCH, LENGTH = 8, 256
+BATCH = 8
 
 Step = Callable[[], torch.Tensor]
 
@@ -91,23 +91,23 @@ def model_config(width: int) -> ModelConfig:
     )
 
 
-def batch(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(vocab_size: int, length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """tokens, labels and positions, `[b, s]`."""
     drawn = torch.randint(
-        vocab_size, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(0)
+        vocab_size, (BATCH, length + 1), generator=torch.Generator().manual_seed(0)
     )
-    positions = torch.arange(LENGTH).expand(BATCH, LENGTH)
+    positions = torch.arange(length).expand(BATCH, length)
     return drawn[:, :-1].contiguous(), drawn[:, 1:].contiguous(), positions
 
 
-def megatron_step(model: torch.nn.Module) -> Step:
+def megatron_step(model: torch.nn.Module, length: int) -> Step:
     """A step as upstream's trainer takes it: DDP's gradient buffers and Megatron's optimizer."""
     model.train()
     wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
     optimizer = get_megatron_optimizer(
         OptimizerConfig(optimizer="adam", lr=1e-4, weight_decay=0.1, clip_grad=1.0), [wrapped]
     )
-    tokens, labels, positions = batch(model.vocab_size)
+    tokens, labels, positions = batch(model.vocab_size, length)
 
     def step() -> torch.Tensor:
         wrapped.zero_grad_buffer()
@@ -128,7 +128,7 @@ def write_hf(built: torch.nn.Module, model: ModelConfig, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(hf_config(model)))
 
 
-def upstream_local(model: ModelConfig) -> Step:
+def upstream_local(model: ModelConfig, length: int) -> Step:
     """megatron-core's local spec as it comes, but for the core attention."""
     config = transformer_config(model)
     spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
@@ -141,15 +141,15 @@ def upstream_local(model: ModelConfig) -> Step:
         model.max_position_embeddings,
         position_embedding_type="rope",
     )
-    return megatron_step(built)
+    return megatron_step(built, length)
 
 
-def transformers_step(model: ModelConfig, folder: Path, experts: str) -> Step:
+def transformers_step(model: ModelConfig, folder: Path, experts: str, length: int) -> Step:
     """transformers' model with one of its expert implementations, and torch's fused AdamW."""
     built = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     built.set_experts_implementation(experts)
     optimizer = torch.optim.AdamW(built.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
-    tokens, labels, _ = batch(model.vocab_size)
+    tokens, labels, _ = batch(model.vocab_size, length)
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
@@ -185,18 +185,18 @@ def measure(
     return seconds, losses
 
 
-def compare(width: int, repeats: int) -> None:
+def compare(width: int, repeats: int, length: int) -> None:
     """Measure one model, print the table and a JSON line."""
     model = model_config(width)
     dsv3_plugin.register()
     built = build_model(model)
-    contenders = {"dsv3_plugin": (megatron_step(built), True)}
+    contenders = {"dsv3_plugin": (megatron_step(built, length), True)}
     with tempfile.TemporaryDirectory() as name:
         write_hf(built, model, Path(name))
         dsv3_plugin.unregister()
-        contenders["upstream local"] = (upstream_local(model), False)
+        contenders["upstream local"] = (upstream_local(model, length), False)
         for experts in ("grouped_mm", "eager"):
-            step = transformers_step(model, Path(name), experts)
+            step = transformers_step(model, Path(name), experts, length)
             contenders[f"transformers {experts}"] = (step, False)
     seconds, losses = measure(contenders, repeats)
     theirs = [name for name in contenders if name.startswith("transformers")]
@@ -206,7 +206,7 @@ def compare(width: int, repeats: int) -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = min(theirs, key=medians.__getitem__)
     parameters = parameter_counts(model).main
-    table = Table(title=f"{parameters / 1e6:.1f}M parameters, {BATCH} × {LENGTH} tokens")
+    table = Table(title=f"{parameters / 1e6:.1f}M parameters, {BATCH} × {length} tokens")
     for heading in ("", "ms per step", "tokens/s", "× transformers' best", "in a round"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, values in seconds.items():
@@ -214,7 +214,7 @@ def compare(width: int, repeats: int) -> None:
         table.add_row(
             name,
             f"{medians[name] * 1e3:.0f}",
-            f"{BATCH * LENGTH / medians[name]:,.0f}",
+            f"{BATCH * length / medians[name]:,.0f}",
             f"{medians[best] / medians[name]:.2f}",
             f"{min(ratios):.2f} to {max(ratios):.2f}",
         )
@@ -228,12 +228,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--width", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--length", type=int, default=256)
     wanted = parser.parse_args()
     torch.set_num_threads(wanted.threads)
     logging.disable(logging.WARNING)  # upstream says every parameter's name
     with single_process():
         for width in wanted.width:
-            compare(width, wanted.repeats)
+            compare(width, wanted.repeats, wanted.length)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "train_step.py"
 
 
 def test_every_contender_takes_a_step():
-    size = ["--repeats", "1", "--width", "1"]
+    size = ["--repeats", "1", "--width", "1", "--threads", "1", "--length", "8"]
     printed = subprocess.run(
         [sys.executable, str(SCRIPT), *size], capture_output=True, text=True, check=True
     ).stdout
