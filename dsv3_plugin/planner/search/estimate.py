@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.planner.memory.activations import stage_bytes
 from dsv3_plugin.planner.memory.states import fp8_copies, gradients, optimizer, weights
 from dsv3_plugin.planner.search.candidate import Choice
 from dsv3_plugin.planner.setting import Setting
@@ -51,6 +52,16 @@ _BUBBLES: dict[str, Bubble] = {
         (p / 2 - 1) * max(0.0, s.pair + s.input - 2 * s.weight) + (p + 1) * s.hidden + s.forward / 2
     ),
 }
+
+_IN_FLIGHT: dict[str, Callable[[int, int], float]] = {
+    "1f1b": lambda p, v: p,
+    "interleaved": lambda p, v: (2 * (p - 1) + (v - 1) * p + 3) / v,
+    "zb1p": lambda p, v: p,
+    "zbv": lambda p, v: p,
+    "dualpipe": lambda p, v: p + 1,
+    "dualpipe_v": lambda p, v: p + 0.5,
+}
+"""Micro-batches that a rank keeps the activations of at once, all its stages together."""
 
 PAIRED = ("dualpipe", "dualpipe_v")
 """Schedules whose forwards and backwards run in pairs."""
@@ -110,12 +121,12 @@ class Estimates:
             dense = model.moe_layer_freq.count(0)
             stage = Stage(True, dense, share - dense, model.mtp_num_layers or 0, head=True)
         held = (stage,) * (2 if choice.schedule == "dualpipe" else 1)
-        return float(
-            weights(setting, held)
-            + gradients(setting, held)
-            + optimizer(setting, held)
-            + fp8_copies(setting, held)
-        )
+        states = weights, gradients, optimizer, fp8_copies
+        at_once = _IN_FLIGHT.get(choice.schedule, _IN_FLIGHT["1f1b"])(p, choice.virtual_stages or 1)
+        micro_batches = self.batch // (choice.micro_batch * setting.data)
+        each = stage_bytes(setting, stage)
+        kept = min(at_once, micro_batches) * (each.layers + each.logits)
+        return sum(part(setting, held) for part in states) + kept + max(each.forward, each.backward)
 
     def _layers_of(self, choice: Choice) -> "_Layers":
         """What layers take; it does not matter how many ranks hold others, or other sequences."""
