@@ -1,14 +1,21 @@
 """The balanced layout of a recipe: by its stages' seconds on a cluster, under its schedule."""
 
 import functools
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Self
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.division import Division
+from dsv3_plugin.planner.filling import DoesNotFit
 from dsv3_plugin.planner.layout import balanced
+from dsv3_plugin.planner.memory.peak import rank_orders
+from dsv3_plugin.planner.memory.ranks import rank_memory
 from dsv3_plugin.planner.pipeline_times import (
     PipelineTimes,
     repeated_pipeline_times,
@@ -19,6 +26,7 @@ from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stage_times import stage_costs, stage_times
 from dsv3_plugin.planner.stages import Stage, layout_of
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs, StageCosts, sized_stages
 from dsv3_plugin.schedules.placement import Placement
 from dsv3_plugin.schedules.registry import SCHEDULES
@@ -30,11 +38,19 @@ _MOST = 50
 """Layouts that may be simulated; more hardly find a shorter step."""
 
 
-def balanced_layout(recipe: Recipe, machine: Machine, cluster: Cluster) -> str:
+def balanced_layout(
+    recipe: Recipe, machine: Machine, cluster: Cluster, *, must_fit: bool = True
+) -> str:
     """The layout string that gives the recipe's ranks equal work on a cluster.
 
+    Args:
+        recipe: the run.
+        machine: where it will run.
+        cluster: what it is planned for.
+        must_fit: refuse where no layout fits into memory, instead of looking at time alone.
+
     Raises:
-        UserError: no layout fits into the memory of its devices.
+        UserError: no layout fits into the memory of the cluster's devices.
     """
     setting = Setting.of(recipe, cluster, machine)
     placement = recipe.placement(recipe.pipeline.schedule)
@@ -54,6 +70,12 @@ def balanced_layout(recipe: Recipe, machine: Machine, cluster: Cluster) -> str:
             )
         return pipeline.seconds(stage_costs(setting, cluster, stages, copies=placement.copies))
 
+    orders = rank_orders(pipeline.schedule, placement)
+
+    @functools.cache
+    def held(rank: int, stages: tuple[Stage, ...]) -> int:
+        return rank_memory(setting, stages, orders[rank], cluster.host == "gpu").total
+
     model = recipe.model
     division = Division(
         kinds=tuple(model.moe_layer_freq),
@@ -61,10 +83,26 @@ def balanced_layout(recipe: Recipe, machine: Machine, cluster: Cluster) -> str:
         ranks=tuple(tuple(map(placement.model_stage, held)) for held in placement.chunks),
         seconds=seconds,
         step=step,
+        memory=lambda rank, stages: held(rank, tuple(stages)),
+        limit=cluster.memory_bytes,
     )
     simulations = min(_MOST, _PASSES // (placement.depth * sum(pipeline.numbers)))
-    found = balanced(division, max(1, simulations))
+    try:
+        found = balanced(division, max(1, simulations))
+    except DoesNotFit as refusal:
+        if must_fit:
+            raise UserError(_too_small(recipe, cluster, refusal)) from refusal
+        found = balanced(replace(division, limit=math.inf), max(1, simulations))
     return layout_of(found.layers, division.mtp)
+
+
+def _too_small(recipe: Recipe, cluster: Cluster, refusal: DoesNotFit) -> str:
+    return (
+        f"{recipe.name}: pipeline.layout: balanced finds none that fits into the "
+        f"{bytes_text(cluster.memory_bytes)} of {cluster.gpu} ({cluster.name}): pipeline rank "
+        f"{refusal.rank} would need {bytes_text(refusal.needed)}; dsv3 plan names the nearest "
+        "change with which it fits."
+    )
 
 
 class _Pipeline:
@@ -85,8 +123,14 @@ class _Pipeline:
             repeats: whether it exists for any number, and repeats itself.
         """
         self.micro_batches, self._pp = micro_batches, pp
+        self._schedules = schedules
         self.numbers = simulated(pp, micro_batches) if repeats else (micro_batches,)
         self._program = functools.cache(lambda number: Program(schedules(number)))
+
+    @property
+    def schedule(self) -> Schedule:
+        """The longest that is simulated; as much is held at once in any longer one."""
+        return self._schedules(self.numbers[-1])
 
     @classmethod
     def of(cls, recipe: Recipe, placement: Placement) -> Self:

@@ -35,7 +35,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, machine: Machine, imbalance: flo
         UserError: the cluster cannot run it at all (too few devices, a format they lack).
     """
     refuse_impossible(recipe, cluster)
-    recipe = resolve(recipe, machine, cluster)
+    recipe = resolve(recipe, machine, cluster, must_fit=False)
     setting = Setting.of(recipe, cluster, machine, imbalance)
     steps = RecipeSteps(recipe, setting, cluster)
     flops = flops_per_token(recipe.model, recipe.data.seq_length)

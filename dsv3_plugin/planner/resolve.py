@@ -26,13 +26,20 @@ def load_resolved(name_or_path: str | Path, overrides: Sequence[str], machine: M
     return resolve(load_recipe(name_or_path, overrides, machine), machine)
 
 
-def resolve(recipe: Recipe, machine: Machine, cluster: Cluster | None = None) -> Recipe:
+def resolve(
+    recipe: Recipe,
+    machine: Machine,
+    cluster: Cluster | None = None,
+    *,
+    must_fit: bool = True,
+) -> Recipe:
     """The recipe with what it leaves open to the planner decided; itself where that is nothing.
 
     Args:
         recipe: as it was loaded.
         machine: where it will run.
         cluster: what it is planned for; None: what the recipe names.
+        must_fit: refuse what fits into its memory in no layout; a plan says itself what is missing.
 
     Raises:
         UserError: there is no such cluster, or the model does not fit into its memory.
@@ -41,7 +48,7 @@ def resolve(recipe: Recipe, machine: Machine, cluster: Cluster | None = None) ->
         return recipe
     if cluster is None:
         cluster = load_cluster(recipe.cluster_on(machine))
-    layout = balanced_layout(recipe, machine, cluster)
+    layout = balanced_layout(recipe, machine, cluster, must_fit=must_fit)
     pipeline = recipe.pipeline.model_copy(update={"layout": layout})
     closed = recipe.model_copy(update={"pipeline": pipeline})
     if sentence := first_broken(closed):

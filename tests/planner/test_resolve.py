@@ -5,6 +5,8 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.recipe_memory import rank_memories
+from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.resolve import load_resolved, resolve
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stage_times import stage_times
@@ -44,12 +46,12 @@ def test_an_open_layout_is_not_guessed():
     ids=["dualpipe_v", "1f1b", "search", "dualpipe", "interleaved", "without mtp"],
 )
 def test_ranks_have_equal_work(overrides):
-    """Within 3 % of the mean, or of the most that one layer less on the slowest rank can give."""
+    """Where memory is no matter: none has a layer more than the mean has."""
     open_recipe = load_recipe("pretrain/deepseek-v3", [BALANCED, *overrides], GPU_SERVER)
-    recipe = resolve(open_recipe, GPU_SERVER)
-    assert recipe == resolve(open_recipe, GPU_SERVER)
+    cluster = load_cluster("h800").model_copy(update={"memory_gb": 1000.0})
+    recipe = resolve(open_recipe, GPU_SERVER, cluster)
+    assert recipe == resolve(open_recipe, GPU_SERVER, cluster)
     assert recipe.pipeline.model_copy(update={"layout": "balanced"}) == open_recipe.pipeline
-    cluster = load_cluster("h800")
     setting = Setting.of(recipe, cluster, GPU_SERVER)
     stages = stages_of(recipe.model, recipe.stage_layout)
     placement = recipe.placement(recipe.pipeline.schedule)
@@ -61,6 +63,29 @@ def test_ranks_have_equal_work(overrides):
     one_layer = max(stage_times(setting, cluster, stage).total / max(1, stage.layers)
                     for stage in stages[:-1])  # fmt: skip
     assert max(total) < sum(total) / len(total) + one_layer
+
+
+def test_what_is_balanced_is_in_memory():
+    """The recipe of the report leaves little room on its devices."""
+    cluster = load_cluster("h800")
+    recipe = resolve(
+        load_recipe("pretrain/deepseek-v3", [BALANCED], GPU_SERVER), GPU_SERVER, cluster
+    )
+    steps = RecipeSteps(recipe, Setting.of(recipe, cluster, GPU_SERVER), cluster)
+    held = [memory.total for memory in rank_memories(steps, 15360)]
+    assert 0.6 * cluster.memory_bytes < max(held) <= cluster.memory_bytes
+
+
+def test_what_fits_in_no_layout_is_a_sentence():
+    cluster = load_cluster("h800").model_copy(update={"memory_gb": 30.0})
+    recipe = load_recipe("pretrain/deepseek-v3", [BALANCED], GPU_SERVER)
+    with pytest.raises(UserError) as caught:
+        resolve(recipe, GPU_SERVER, cluster)
+    sentence = str(caught.value)
+    assert "pipeline.layout: balanced finds none that fits into the 30.0 GB of" in sentence
+    assert "dsv3 plan names the nearest change" in sentence
+    # A plan shows what is missing where.
+    assert resolve(recipe, GPU_SERVER, cluster, must_fit=False).pipeline.layout != "balanced"
 
 
 def test_a_run_on_the_cpu_is_balanced_for_one():

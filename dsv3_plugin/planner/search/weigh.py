@@ -56,7 +56,7 @@ class Scales:
         Raises:
             UserError: no layout of it fits into memory.
         """
-        recipe = resolve(recipe, self.machine, self.cluster)
+        recipe = resolve(recipe, self.machine, self.cluster, must_fit=False)
         setting = Setting.of(recipe, self.cluster, self.machine, self.imbalance)
         steps = RecipeSteps(recipe, setting, self.cluster)
         phases = phases_of(recipe)
