@@ -7,10 +7,11 @@ ZB1P, 2405.15362 for ZB-V, 2412.19437 for DualPipe; DualPipeV folds that).
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 
 from dsv3_plugin.planner.cluster import Cluster
-from dsv3_plugin.planner.memory.activations import stage_bytes
-from dsv3_plugin.planner.memory.states import fp8_copies, gradients, optimizer, weights
+from dsv3_plugin.planner.memory.peak import Moment, RankOrder
+from dsv3_plugin.planner.memory.ranks import rank_memory
 from dsv3_plugin.planner.search.candidate import Choice
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stage_times import StageTimes, stage_times
@@ -121,12 +122,18 @@ class Estimates:
             dense = model.moe_layer_freq.count(0)
             stage = Stage(True, dense, share - dense, model.mtp_num_layers or 0, head=True)
         held = (stage,) * (2 if choice.schedule == "dualpipe" else 1)
-        states = weights, gradients, optimizer, fp8_copies
         at_once = _IN_FLIGHT.get(choice.schedule, _IN_FLIGHT["1f1b"])(p, choice.virtual_stages or 1)
         micro_batches = self.batch // (choice.micro_batch * setting.data)
-        each = stage_bytes(setting, stage)
-        kept = min(at_once, micro_batches) * (each.layers + each.logits)
-        return sum(part(setting, held) for part in states) + kept + max(each.forward, each.backward)
+        kept = ceil(min(at_once, micro_batches))
+        # Either copy of the model keeps its part of them.
+        each = [kept // len(held) + (index < kept % len(held)) for index in range(len(held))]
+        nothing = (0,) * len(held)
+        order = RankOrder(
+            moments=(Moment(tuple(each), nothing, nothing, backward=0, whole=True),),
+            micro_batches=(micro_batches // len(held),) * len(held),
+            pairs=choice.schedule in PAIRED,
+        )
+        return rank_memory(setting, held, order, self.cluster.host == "gpu").total
 
     def _layers_of(self, choice: Choice) -> "_Layers":
         """What layers take; it does not matter how many ranks hold others, or other sequences."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from dsv3_plugin.planner.search.candidate import Choice
 from dsv3_plugin.planner.search.estimate import Estimates
-from dsv3_plugin.planner.search.space import choices
+from dsv3_plugin.planner.search.space import with_other_schedules
 from dsv3_plugin.planner.search.weigh import Scales
 
 SAME = 0.001
@@ -75,12 +75,10 @@ def _other_schedules(
     choice: Choice, scales: Scales, estimates: Estimates
 ) -> tuple[tuple[str, Choice], ...]:
     """The two next best schedules of the same division."""
-    plain = replace(choice, schedule="", ramp_schedule=None, virtual_stages=None, recompute=())
     alike = [
-        replace(other, recompute=choice.recompute)
-        for other in choices(scales.given, scales.cluster, scales.machine)
-        if replace(other, schedule="", ramp_schedule=None, virtual_stages=None) == plain
-        and other.schedule != choice.schedule
+        other
+        for other in with_other_schedules(scales.given, choice)
+        if other.schedule != choice.schedule
     ]
     by_name: dict[str, Choice] = {}
     for other in sorted(alike, key=estimates.seconds):

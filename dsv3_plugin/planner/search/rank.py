@@ -23,8 +23,6 @@ _ALIKE = 3
 """Of them, ways of one division of the ranks; estimates of ways so alike err alike."""
 _SHOWN = 6
 """Runners-up that are told."""
-_ROUNDS = 4
-"""Of looking beside the best."""
 _ROUGHLY = 1.05
 """What an estimate of a rank's bytes may be over what there is: whether it fits is weighed."""
 
@@ -78,7 +76,7 @@ def _improved(
     best: Candidate, scales: Scales, estimates: Estimates, levels: list[tuple[str, ...]]
 ) -> tuple[Candidate, list[Neighbours]]:
     """The best way and what stands beside it, after a neighbour took its place while one could."""
-    for _ in range(_ROUNDS):
+    while True:
         beside = list(neighbours(best.choice, scales, estimates, levels))
         fitting = (_fitting(scales, choice) for one in beside for _, choice in one.others)
         shorter = [
@@ -87,9 +85,8 @@ def _improved(
             if candidate is not None and candidate.step_seconds < best.step_seconds * (1 - SAME)
         ]
         if not shorter:
-            break
+            return best, beside
         best = min(shorter, key=lambda candidate: candidate.step_seconds)
-    return best, beside
 
 
 def _fitting(scales: Scales, choice: Choice) -> Candidate | None:

@@ -7,6 +7,7 @@ numbers of a run beyond the order of its sums: formats, batch, curves.
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
@@ -60,6 +61,17 @@ def choices(recipe: Recipe, cluster: Cluster, machine: Machine) -> Iterator[Choi
                         dispatcher=dispatcher,
                         wire=wire,
                     )
+
+
+def with_other_schedules(recipe: Recipe, choice: Choice) -> Iterator[Choice]:
+    """A way with each schedule that its division allows."""
+    divided = choice.tensor * choice.pipeline * choice.context
+    counts = _micro_batches(recipe, choice.micro_batch * (recipe.parallel.processes // divided))
+    if counts is None:
+        return
+    whole = choice.tensor == 1 and choice.context == 1
+    for schedule, ramp, chunks in _schedules(recipe, choice.pipeline, counts, whole):
+        yield replace(choice, schedule=schedule, ramp_schedule=ramp, virtual_stages=chunks)
 
 
 def recomputed(recipe: Recipe, machine: Machine) -> list[tuple[str, ...]]:
