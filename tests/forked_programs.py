@@ -31,14 +31,21 @@ class ForkedProcess:
         arguments: of `dsv3`.
         environment: all of it.
         folder: where the command works; None: where the server does.
+        apart: whether what it prints on standard error is kept apart.
     """
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], folder: Path | None
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path | None = None,
+        apart: bool = False,
     ) -> None:
         self._printed = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self._complained = tempfile.NamedTemporaryFile() if apart else None  # noqa: SIM115
+        files = (self._printed.name, (self._complained or self._printed).name)
         self._process = forked().Process(
-            target=_be_command, args=(arguments, environment, folder, self._printed.name)
+            target=_be_command, args=(arguments, environment, folder, files)
         )
         self._process.start()
         atexit.register(self.kill)  # where a test has failed: multiprocessing waits for it
@@ -60,11 +67,11 @@ class ForkedProcess:
 
     @property
     def stdout(self) -> TextIO:
-        """What it has printed by now, on either stream."""
+        """What it has printed by now, on either stream if they are not kept apart."""
         return open(self._printed.name, encoding="utf-8")
 
-    def communicate(self, timeout: float) -> tuple[str, None]:
-        """Wait for its end; what it has printed.
+    def communicate(self, timeout: float) -> tuple[str, str | None]:
+        """Wait for its end; what it has printed, and on standard error if that is kept apart.
 
         Raises:
             subprocess.TimeoutExpired: it has not ended within so many seconds.
@@ -72,12 +79,15 @@ class ForkedProcess:
         self._process.join(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired("dsv3", timeout)
-        with self.stdout as printed:
-            return printed.read(), None
+        printed, complained = self._printed.read(), self._complained and self._complained.read()
+        return printed.decode(), None if complained is None else complained.decode()
 
 
 def _be_command(
-    arguments: Sequence[str], environment: Mapping[str, str], folder: Path | None, printed: str
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path | None,
+    printed: tuple[str, str],
 ) -> NoReturn:
     from dsv3_plugin.launch import local
 
@@ -85,8 +95,8 @@ def _be_command(
     local.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _ForkedRank})
     if folder is not None:
         os.chdir(folder)
-    with open(printed, "ab") as file:
-        for descriptor in (1, 2):
+    for descriptor, path in zip((1, 2), printed, strict=True):
+        with open(path, "ab") as file:
             os.dup2(file.fileno(), descriptor)
     _be_program("dsv3_plugin.cli", arguments, environment)
 

@@ -22,6 +22,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.from_checkpoint import write_logits
 from dsv3_plugin.recipe.hf_config import hf_config
 from tests import oracles
+from tests.forked_programs import ForkedProcess
 
 MODEL = oracles.model_config(vocab_size=SMALLEST_VOCABULARY + 8, mtp_num_layers=1)
 
@@ -75,14 +76,20 @@ def mtp_layers(hf: Path, main: PreTrainedModel) -> MtpModel:
     return layers
 
 
-def dsv3(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "dsv3_plugin.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def executed(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`dsv3` as a user calls it: for each verb once."""
+    command = [sys.executable, "-m", "dsv3_plugin.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+
+
+def dsv3(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same, forked from where all is imported."""
+    command = ForkedProcess([*map(str, arguments)], ENVIRONMENT, apart=True)
+    out, err = command.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, command.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +106,8 @@ def test_logits_equal_transformers(folders, tmp_path, mtp):
     hf, checkpoint = folders
     tokens = np.random.default_rng(0).integers(MODEL.vocab_size, size=(2, 30))
     np.save(tmp_path / "tokens.npy", tokens)
-    done = dsv3("logits", "--checkpoint", checkpoint, "--tokens", tmp_path / "tokens.npy",
+    verb = dsv3 if mtp else executed
+    done = verb("logits", "--checkpoint", checkpoint, "--tokens", tmp_path / "tokens.npy",
                 "--out", tmp_path / "out.npy", *(["--mtp"] if mtp else []))  # fmt: skip
     assert done.returncode == 0, done.stderr
     ours = np.load(tmp_path / "out.npy")
@@ -119,8 +127,8 @@ def test_logits_equal_transformers(folders, tmp_path, mtp):
 
 def test_generate_continues_the_prompt(folders):
     _, checkpoint = folders
-    done = dsv3("generate", "--checkpoint", checkpoint, "--prompt", "def f(x",
-                "--max-new-tokens", 5)  # fmt: skip
+    done = executed("generate", "--checkpoint", checkpoint, "--prompt", "def f(x",
+                    "--max-new-tokens", 5)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("def f(x")
     assert len(done.stdout.rstrip("\n")) > len("def f(x")
@@ -155,8 +163,8 @@ def test_an_export_without_a_tokenizer_says_so(folders, tmp_path):
     _, checkpoint = folders
     bare = shutil.copytree(checkpoint, tmp_path / "bare")
     shutil.rmtree(bare / "tokenizer")
-    for source, notes in ((checkpoint, 0), (bare, 1)):
-        done = dsv3("export", source, tmp_path / f"hf{notes}")
+    for verb, source, notes in ((executed, checkpoint, 0), (dsv3, bare, 1)):
+        done = verb("export", source, tmp_path / f"hf{notes}")
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("has no tokenizer") == notes
 
