@@ -6,11 +6,13 @@ the run's folder (`found_schedules.py`), where a plan, the launcher and the rank
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.found_schedules import Question, find_or_search
+from dsv3_plugin.planner.memory.room import shares_of_room
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stage_times import stage_costs
 from dsv3_plugin.planner.stages import stages_of
@@ -68,12 +70,16 @@ def searched_schedules(recipe: Recipe, setting: Setting, cluster: Cluster) -> Sc
     """
     pp = setting.pipeline
     stages = stages_of(recipe.model, recipe.stage_layout)
-    costs = in_units(stage_costs(setting, cluster, stages), pp)
+    costs, limit = in_units(stage_costs(setting, cluster, stages), pp), None
+    placement = recipe.placement(recipe.pipeline.schedule)
+    shares = shares_of_room(setting, cluster, stages, placement)
+    if shares is not None:
+        costs, limit = replace(costs, activation=shares), 1.0
 
     def searched(micro_batches: int) -> Schedule:
         # A small schedule is as good after a second.
         effort = min(1.0, pp * micro_batches / _SIZE_OF_FULL_EFFORT)
-        question = Question(pp, micro_batches, costs, effort=effort)
+        question = Question(pp, micro_batches, costs, limit, effort=effort)
         return find_or_search(question, recipe.run_folder.schedules, _tell)
 
     return searched

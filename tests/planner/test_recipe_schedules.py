@@ -63,6 +63,9 @@ def test_a_search_is_made_once_and_kept_with_the_run(monkeypatch, tmp_path):
     def search_nothing(pp, micro_batches, costs, limit, *, seed, effort):
         asked.append((micro_batches, effort))
         assert sum(costs.forward) == pytest.approx(pp)
+        # Of the laptop's memory these activations are next to nothing.
+        assert limit == 1.0
+        assert 0 < sum(costs.activation) < 0.05
         return SimpleNamespace(schedule=zbv(pp, micro_batches))
 
     monkeypatch.setattr(found_schedules, "search", search_nothing)
