@@ -90,8 +90,9 @@ def balanced(division: Division, simulations: int = 60) -> Balanced:
         return division.step(division.stages(layers)), max(division.bytes(layers))
 
     sample = {even}
-    for ceiling in (bound * (1 + _EPSILON), max(OF_BOUND * bound, OF_MEAN * mean)):
-        sample |= set(_within(division, ceiling))
+    if simulations > 1:  # else nothing is there to choose by
+        for ceiling in (bound * (1 + _EPSILON), max(OF_BOUND * bound, OF_MEAN * mean)):
+            sample |= set(_within(division, ceiling))
     ordered = sorted(filter(tolerable, sample), key=lambda layers: (_unevenness(layers), layers))
     looked_at = ordered[: max(1, simulations // 2)]
     best = min(looked_at, key=cost)
