@@ -24,12 +24,15 @@ class Step:
     Attributes:
         seconds: of a step that neither saves nor evaluates.
         parts: those seconds by part, of the rank that computes longest.
+        mean_parts: the same as a mean of all ranks, by which to compare two ways of running: the
+            longest may be another rank in each.
         busy: per pipeline rank, seconds that it computes or sends what nothing hides.
         work: per pipeline rank, seconds of its passes run alone.
     """
 
     seconds: float
     parts: Parts
+    mean_parts: Parts
     busy: tuple[float, ...]
     work: tuple[float, ...]
 
@@ -57,24 +60,32 @@ def step(
     ]
     each = micro_batches / placement.copies
     times = [[stage_times(setting, cluster, stage) for stage in chunks] for chunks in held]
-    slowest = max(range(len(held)), key=lambda rank: pipeline.busy[rank])
-    parts = _compute_parts(times[slowest], each, pipeline.busy[slowest])
-    parts["pipeline"] = pipeline.makespan - pipeline.busy[slowest]
     after = [
-        _after_pipeline(setting, cluster, held[r], times[r], placement) for r in range(len(held))
+        _after_pipeline(setting, cluster, *both, placement)
+        for both in zip(held, times, strict=True)
     ]
     longest = max(after, key=lambda part: part.total())
-    parts += longest
+    by_rank = [
+        _pipeline_parts(times[rank], each, busy, pipeline.makespan) + longest
+        for rank, busy in enumerate(pipeline.busy)
+    ]
+    mean: Parts = Counter()
+    for parts in by_rank:
+        for part, value in parts.items():
+            mean[part] += value / len(by_rank)
     return Step(
         seconds=pipeline.makespan + longest.total(),
-        parts=parts,
+        parts=max(zip(pipeline.busy, by_rank, strict=True), key=lambda rank: rank[0])[1],
+        mean_parts=mean,
         busy=pipeline.busy,
         work=tuple(each * sum(stage.total for stage in chunks) for chunks in times),
     )
 
 
-def _compute_parts(times: Sequence[StageTimes], micro_batches: float, busy: float) -> Parts:
-    """A rank's busy time by part; messages have what is left of it after all else."""
+def _pipeline_parts(
+    times: Sequence[StageTimes], micro_batches: float, busy: float, makespan: float
+) -> Parts:
+    """A rank's time in the pipeline by part; messages have what is left of it after all else."""
     parts: Parts = Counter()
     for stage in times:
         for part, value in stage.parts.items():
@@ -84,6 +95,7 @@ def _compute_parts(times: Sequence[StageTimes], micro_batches: float, busy: floa
     for part in DISPATCH:
         if exchanged:
             parts[part] *= max(0.0, exposed) / exchanged
+    parts["pipeline"] = makespan - busy
     return parts
 
 

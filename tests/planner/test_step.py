@@ -22,6 +22,7 @@ from tests.planner.settings import setting_of, steps_of
 def test_the_parts_of_a_step_are_all_of_it(overrides):
     step = steps_of("pretrain/deepseek-v3", *overrides).step(15360)
     assert sum(step.parts.values()) == pytest.approx(step.seconds)
+    assert sum(step.mean_parts.values()) == pytest.approx(step.seconds)
     assert min(step.parts.values()) >= 0
     assert len(step.busy) == 16
     assert max(step.busy) < step.seconds

@@ -81,7 +81,7 @@ class Candidate:
         choice: what it chooses.
         recipe: the recipe so, complete, its layout written out.
         step_seconds: of a step of the run's largest batch, without saving and evaluation.
-        time_by_part: those seconds by part, on the rank that computes longest.
+        time_by_part: those seconds by part, as a mean of all ranks.
         tokens_per_second_per_gpu: in that step.
         memory_bytes: of the fullest rank. memory_rank: which pipeline rank that is.
         fits: whether that is no more than a device has.

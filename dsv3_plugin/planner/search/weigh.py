@@ -73,7 +73,7 @@ class Scales:
             choice=choice,
             recipe=recipe,
             step_seconds=step.seconds,
-            time_by_part={part: value for part, value in step.parts.items() if value},
+            time_by_part={part: value for part, value in step.mean_parts.items() if value},
             tokens_per_second_per_gpu=batch
             * recipe.data.seq_length
             / step.seconds
