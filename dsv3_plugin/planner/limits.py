@@ -8,7 +8,7 @@ from typing import get_args
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import bytes_text
-from dsv3_plugin.planner.phases import phases_of
+from dsv3_plugin.planner.phases import largest_batches, phases_of
 from dsv3_plugin.planner.plan import Limit, PhasePlan
 from dsv3_plugin.planner.recipe_memory import rank_memories
 from dsv3_plugin.planner.recipe_steps import RecipeSteps
@@ -72,11 +72,14 @@ def _tried(steps: RecipeSteps, overrides: tuple[str, ...], machine: Machine) -> 
         recipe = resolve(changed(steps.recipe, overrides), machine, steps.cluster)
         setting = Setting.of(recipe, steps.cluster, machine, steps.setting.imbalance)
         others = RecipeSteps(recipe, setting, steps.cluster)
-        batches = {phase.schedule: phase.batches[-1][0] for phase in phases_of(recipe)}
+        phases = phases_of(recipe)
         total = max(
-            memory.total for batch in batches.values() for memory in rank_memories(others, batch)
+            memory.total
+            for batch in largest_batches(phases).values()
+            for memory in rank_memories(others, batch)
         )
-        return _Change(overrides, total, others.step([*batches.values()][-1]).seconds)
+        last, _ = phases[-1].batches[-1]
+        return _Change(overrides, total, others.step(last).seconds)
     except UserError:
         return None
 

@@ -39,14 +39,17 @@ def make_plan(recipe: Recipe, cluster: Cluster, machine: Machine, imbalance: flo
     setting = Setting.of(recipe, cluster, machine, imbalance)
     steps = RecipeSteps(recipe, setting, cluster)
     flops = flops_per_token(recipe.model, recipe.data.seq_length)
-    phases = tuple(_phase(steps, phase, flops.total) for phase in phases_of(recipe))
+    phases: list[PhasePlan] = []
+    for phase in phases_of(recipe):
+        before = sum(earlier.steps for earlier in phases)
+        phases.append(_phase(steps, phase, before, flops.total))
     return Plan(
         name=recipe.name,
         cluster=cluster,
         processes=setting.processes,
         parameters=parameter_counts(recipe.model),
         flops=flops,
-        phases=phases,
+        phases=tuple(phases),
         limit=limit_of(steps, phases, machine),
         imbalance=imbalance,
     )
@@ -70,12 +73,12 @@ def _impossible(recipe: Recipe, cluster: Cluster) -> Iterator[str]:
         yield f"{cluster.gpu} does not compute in FP8: set precision.fp8=null"
 
 
-def _phase(steps: RecipeSteps, phase: Phase, flops_per_token: int) -> PhasePlan:
+def _phase(steps: RecipeSteps, phase: Phase, before: int, flops_per_token: int) -> PhasePlan:
+    """A phase that begins after `before` steps of the run."""
     recipe, setting, cluster = steps.recipe, steps.setting, steps.cluster
-    first, last = phase.batches[0][0], phase.batches[-1][0]
-    at_last = steps.step(last)
-    at_first = at_last if first == last else steps.step(first)
-    parts = at_last.parts.copy()
+    last, smallest, largest = phase.batches[-1][0], phase.smallest, phase.largest
+    at = {batch: steps.step(batch) for batch in {last, smallest, largest}}
+    parts = at[last].parts.copy()
     parts["saving"] = saving_seconds(setting, cluster) / recipe.checkpoint.interval
     if recipe.training.eval_interval is not None:
         # Evaluations have the first batch, whatever the batch has grown to.
@@ -84,14 +87,14 @@ def _phase(steps: RecipeSteps, phase: Phase, flops_per_token: int) -> PhasePlan:
         evaluated = recipe.training.eval_steps * once
         parts["evaluation"] = evaluated / recipe.training.eval_interval
     besides = parts["saving"] + parts["evaluation"]
-    step_seconds = at_last.seconds + besides
+    step_seconds = at[last].seconds + besides
 
     def seconds(batch: int) -> float:
         """Of a step: a schedule grows by the same for every micro-batch."""
-        if first == last:
+        if batch == last:
             return step_seconds
-        grown = (batch - first) / (last - first)
-        return at_first.seconds + grown * (at_last.seconds - at_first.seconds) + besides
+        grown = (batch - smallest) / (largest - smallest)
+        return (1 - grown) * at[smallest].seconds + grown * at[largest].seconds + besides
 
     total = sum(number * seconds(batch) for batch, number in phase.batches)
     tokens_per_second = last * phase.seq_length / step_seconds / setting.processes
@@ -112,12 +115,20 @@ def _phase(steps: RecipeSteps, phase: Phase, flops_per_token: int) -> PhasePlan:
         gpu_hours=gpu_hours,
         cost=gpu_hours * cluster.price_per_gpu_hour,
         checkpoint_bytes=checkpoint_bytes(setting),
-        checkpoints_written=phase.steps // recipe.checkpoint.interval,
-        ranks=tuple(_ranks(steps, last, at_last)),
+        checkpoints_written=_checkpoints(recipe, before, before + phase.steps),
+        ranks=tuple(_ranks(steps, largest, at[last])),
     )
 
 
+def _checkpoints(recipe: Recipe, begin: int, end: int) -> int:
+    """How many are written in the steps of a run from one to another; its last step saves, too."""
+    interval = recipe.checkpoint.interval
+    beside = end == recipe.total_steps and end % interval > 0
+    return end // interval - begin // interval + beside
+
+
 def _ranks(steps: RecipeSteps, batch: int, step: Step) -> Iterator[RankPlan]:
+    """Each rank, its memory in a step of `batch` sequences."""
     mean = sum(step.work) / len(step.work)
     for rank, memory in enumerate(rank_memories(steps, batch)):
         yield RankPlan(

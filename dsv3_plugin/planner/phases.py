@@ -1,5 +1,6 @@
 """The phases of a run: stretches of it in which batches grow, or stay, under one schedule."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -23,9 +24,19 @@ class Phase:
 
     @property
     def name(self) -> str:
-        first, last = self.batches[0][0], self.batches[-1][0]
-        sizes = f"{last:,}" if first == last else f"{first:,} to {last:,}"
+        smallest, largest = self.smallest, self.largest
+        sizes = f"{largest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
         return f"batch {sizes}"
+
+    @property
+    def smallest(self) -> int:
+        """Sequences of its smallest step."""
+        return min(batch for batch, _ in self.batches)
+
+    @property
+    def largest(self) -> int:
+        """Sequences of its largest step, which holds most micro-batches at once."""
+        return max(batch for batch, _ in self.batches)
 
     @property
     def steps(self) -> int:
@@ -40,17 +51,25 @@ def phases_of(recipe: Recipe) -> list[Phase]:
     """The phases of a run, in their order.
 
     A phase ends where the schedule changes (a growing batch has too few micro-batches for some),
-    and where the batch stops growing.
+    and where the batch becomes what it stays.
     """
     per_micro_batch = recipe.training.micro_batch_size * recipe.data_parallel
     levels = recipe.batch_schedule.levels(recipe.total_steps)
-    largest = levels[-1][0]
+    final = levels[-1][0]
 
     def alike(level: tuple[int, int]) -> tuple[str, bool]:
         batch, _ = level
-        return schedule_name(recipe, batch // per_micro_batch), batch == largest
+        return schedule_name(recipe, batch // per_micro_batch), batch == final
 
     return [
         Phase(schedule, tuple(batches), recipe.data.seq_length)
         for (schedule, _), batches in groupby(levels, alike)
     ]
+
+
+def largest_batches(phases: Iterable[Phase]) -> dict[str, int]:
+    """Of each schedule its largest batch: whatever fits then fits always."""
+    largest: dict[str, int] = {}
+    for phase in phases:
+        largest[phase.schedule] = max(phase.largest, largest.get(phase.schedule, 0))
+    return largest

@@ -81,6 +81,27 @@ def test_what_no_layout_could_help_is_refused():
         make_plan(V3, no_fp8, GPUS)
 
 
+def test_a_batch_that_comes_and_goes_counts_in_time_and_memory():
+    def planned(curve):
+        tiny = load_recipe("pretrain/tiny", [f"curves.batch_size={curve}"], LAPTOP)
+        return make_plan(tiny, load_cluster("cpu"), LAPTOP)
+
+    pieces = (f"{{constant: {b}, until: {t}}}" for b, t in ((8, 2048), (64, 34816), (8, 36864)))
+    to_and_fro = f"[{', '.join(pieces)}, {{constant: 16}}]"
+    plan, even = planned(to_and_fro), planned(64)
+    phase, there = plan.phases[0], even.phases[0]
+    assert (phase.steps, phase.batch) == (4, 8)
+    assert phase.fullest.memory_total == there.fullest.memory_total
+    besides = sum(p.time_by_part[part] for p in (phase, there) for part in ("saving", "evaluation"))
+    twice_each = 2 * (phase.step_seconds + there.step_seconds)
+    assert phase.seconds == pytest.approx(twice_each, abs=2 * besides)
+
+
+def test_checkpoints_are_counted_along_the_run(full):
+    """Of 242,940 steps every thousandth saves, and the last."""
+    assert [phase.checkpoints_written for phase in full.phases] == [2, 13, 228]
+
+
 def test_what_does_not_fit_fits_with_the_change_that_is_named(full):
     card = max(phase.fullest.memory_total for phase in full.phases) / 1e9
     tight = H800.model_copy(update={"memory_gb": 0.97 * card})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv3_plugin.planner.phases import phases_of
+from dsv3_plugin.planner.phases import largest_batches, phases_of
 from tests.planner.settings import steps_of
 
 
@@ -33,3 +33,12 @@ def test_a_run_of_one_batch_is_one_phase():
                       "curves.mtp_weight=0.3").recipe  # fmt: skip
     (phase,) = phases_of(recipe)
     assert (phase.steps, phase.batches, phase.tokens) == (7, ((8, 7),), 7 * 8 * 256)
+
+
+def test_a_batch_that_grows_and_shrinks_has_a_largest():
+    pieces = (f"{{constant: {b}, until: {t}}}" for b, t in ((8, 2048), (64, 34816), (8, 36864)))
+    curve = f"[{', '.join(pieces)}, {{constant: 16}}]"
+    phases = phases_of(steps_of("pretrain/tiny", f"curves.batch_size={curve}").recipe)
+    assert [phase.name for phase in phases] == ["batch 8 to 64", "batch 16"]
+    assert phases[0].batches == ((8, 1), (64, 2), (8, 1))
+    assert largest_batches(phases) == {"1f1b": 64}

@@ -3,7 +3,7 @@
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
-from dsv3_plugin.planner.phases import phases_of
+from dsv3_plugin.planner.phases import largest_batches, phases_of
 from dsv3_plugin.planner.recipe_memory import rank_memories
 from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.resolve import resolve
@@ -62,11 +62,9 @@ class Scales:
         phases = phases_of(recipe)
         batch = phases[-1].batches[-1][0]
         step = steps.step(batch)
-        # Of each schedule its largest batch, which holds most micro-batches at once.
-        batches = {phase.schedule: phase.batches[-1][0] for phase in phases}
         memory = max(
             (memory.total, -rank)
-            for largest in batches.values()
+            for largest in largest_batches(phases).values()
             for rank, memory in enumerate(rank_memories(steps, largest))
         )
         return Candidate(
