@@ -59,6 +59,8 @@ def _wanted(problem: Any) -> str:
     if problem["type"] in ("too_short", "too_long"):
         limits = problem["ctx"]
         return f"have {limits.get('min_length', limits.get('max_length'))} items"
+    if problem["type"] == "string_too_short":
+        return "not be empty"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return message.removeprefix("input should ")
 

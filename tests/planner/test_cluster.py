@@ -78,7 +78,7 @@ def changed(path: str, value: object) -> dict:
         ("efficiency.gemm_bf61", 0.5, "unknown key 'efficiency.gemm_bf61' (nearest: 'gemm_bf16')"),
         ("memory_gb", ..., "the key 'memory_gb' is missing"),
         ("efficiency.memory.source", ..., "the key 'efficiency.memory.source' is missing"),
-        ("efficiency.memory.source", "", "'efficiency.memory.source' is ''; it must"),
+        ("efficiency.memory.source", "", "'efficiency.memory.source' is ''; it must not be empty"),
         ("efficiency.nvlink.value", 0, "efficiency.nvlink.value: 0 is no share of a peak"),
         ("efficiency.nvlink.value", 1e-300, "1e-300 is no share of a peak"),
         ("efficiency.gemm_bf16.value", 80, "80 is no share of a peak, between 0.001 and 1"),
