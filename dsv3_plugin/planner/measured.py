@@ -108,7 +108,7 @@ class Row(Section):
         nearby = beside / self.recipe
         file = nearby if os.path.isfile(nearby) else self.recipe
         loaded = load_recipe(file, self.overrides, cluster.machine)
-        recipe = resolve(loaded, cluster.machine, cluster)
+        recipe = resolve(loaded, cluster.machine, cluster, must_fit=False)
         batch = self.batch or recipe.batch_schedule.entries[-1][1]
         _refuse_another_batch(recipe, batch, where)
         seconds = self.step_seconds
@@ -224,7 +224,7 @@ def _of_run(path: Path, recipe: Recipe | None, cluster: Cluster) -> Measurements
         raise UserError(
             f"{path}: no {RECIPE} lies beside it, which says what ran: name the run's recipe."
         )
-    recipe = resolve(recipe, cluster.machine, cluster)
+    recipe = resolve(recipe, cluster.machine, cluster, must_fit=False)
     records, notes = _records(path)
     timed = [record for record in records if _is_timed(record)]
     if not timed:

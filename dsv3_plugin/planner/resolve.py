@@ -39,7 +39,8 @@ def resolve(
         recipe: as it was loaded.
         machine: where it will run.
         cluster: what it is planned for; None: what the recipe names.
-        must_fit: refuse what fits into its memory in no layout; a plan says itself what is missing.
+        must_fit: refuse what fits into its memory in no layout; a plan says itself what is missing,
+            and what was measured did fit.
 
     Raises:
         UserError: there is no such cluster, or the model does not fit into its memory.

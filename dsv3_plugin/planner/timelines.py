@@ -13,6 +13,6 @@ def step_timeline(
     recipe: Recipe, cluster: Cluster, machine: Machine, batch: int, imbalance: float = 1.0
 ) -> Timeline:
     """A step of `batch` sequences, in seconds, under the assumptions of `make_plan`."""
-    closed = resolve(recipe, machine, cluster)
+    closed = resolve(recipe, machine, cluster, must_fit=False)
     steps = RecipeSteps(closed, Setting.of(closed, cluster, machine, imbalance), cluster)
     return simulate(steps.schedule(steps.micro_batches(batch)), steps.costs)

@@ -193,3 +193,13 @@ def test_tables_that_are_none(name, text, sentence, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     assert "no such file: calibrate from a run's metrics.jsonl" in refusal(tmp_path / "m.jsonl")
     assert "no such file" in refusal(tmp_path / "metrics.jsonl")
+
+
+def test_what_was_measured_did_fit_whatever_the_planner_counts(tmp_path):
+    (tmp_path / "t.yaml").write_text(
+        "rows: [{recipe: pretrain/deepseek-v3, step_seconds: 20,\n"
+        "        overrides: [pipeline.layout=balanced, 'recompute=[]']}]\n"
+    )
+    small = load_cluster("h800").model_copy(update={"memory_gb": 1.0})
+    (row,) = read_measurements(tmp_path / "t.yaml", None, small).rows
+    assert row.recipe.stage_layout

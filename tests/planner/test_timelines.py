@@ -21,3 +21,13 @@ def test_the_timeline_is_that_of_the_plans_step(imbalance):
     slowest = planned.slowest.pipeline_rank
     waits = timeline.idle_per_rank[slowest]
     assert waits == pytest.approx(planned.time_by_part["pipeline"], abs=1e-9)
+
+
+def test_what_fits_in_no_layout_is_drawn_all_the_same():
+    overrides = ["training.tokens=100M", "pipeline.layout=balanced"]
+    recipe = load_recipe("pretrain/deepseek-v3", overrides)
+    tight = CLUSTER.model_copy(update={"memory_gb": 1.0})
+    plan = make_plan(recipe, tight, tight.machine)
+    assert not plan.limit.fits
+    timeline = step_timeline(recipe, tight, tight.machine, plan.longest.batch)
+    assert timeline.makespan > 0
