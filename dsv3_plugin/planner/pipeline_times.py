@@ -23,13 +23,15 @@ class PipelineTimes:
     busy: tuple[float, ...]
 
     def ahead(self, earlier: "PipelineTimes", steps: float) -> "PipelineTimes":
-        """What follows where `steps` times the difference from `earlier` are added."""
+        """What follows where `steps` times the difference from `earlier` are added.
 
-        def further(now: float, before: float) -> float:
-            return now + steps * (now - before)
-
-        busy = map(further, self.busy, earlier.busy)
-        return PipelineTimes(further(self.makespan, earlier.makespan), tuple(busy))
+        While a schedule of uneven stages comes to its rhythm its slowest rank waits less and less:
+        then the difference is less than that rank computes in it, which no long schedule keeps up.
+        """
+        computed = [now - before for now, before in zip(self.busy, earlier.busy, strict=True)]
+        longer = max(self.makespan - earlier.makespan, *computed, 0.0)
+        busy = tuple(now + steps * more for now, more in zip(self.busy, computed, strict=True))
+        return PipelineTimes(self.makespan + steps * longer, busy)
 
 
 def pipeline_times(program: Program, costs: StageCosts) -> PipelineTimes:

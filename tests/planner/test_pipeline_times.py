@@ -44,6 +44,18 @@ def test_a_long_schedule_repeats_itself(name, pp, micro_batches, stages, overlap
         assert followed.busy == pytest.approx(simulated.busy, rel=tolerance)
 
 
+def test_no_long_schedule_is_over_before_its_slowest_rank():
+    """Stages that fill memory and not time: four micro-batches per rank are not yet a rhythm."""
+    registered = Registered("zbv", 2)
+    costs = sized_stages(Costs(latency=1e-4, occupancy=1e-3), [0.001, 0.23, 0.92, 1.13])
+    simulated = pipeline_times(registered.program(400), costs)
+    followed = repeated_pipeline_times(
+        lambda number: pipeline_times(registered.program(number), costs), 2, 400
+    )
+    assert followed.makespan > max(followed.busy)
+    assert followed.makespan == pytest.approx(simulated.makespan, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "kind", [k for k in SCHEDULES.values() if not k.searched], ids=lambda kind: kind.name
 )
