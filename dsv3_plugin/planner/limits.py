@@ -34,13 +34,19 @@ def limit_of(steps: RecipeSteps, phases: Sequence[PhasePlan], machine: Machine) 
     sentence = f"it does not fit: {sentence}"
     nearest = _nearest(steps, machine)
     if nearest is None:
-        return Limit(False, sentence)
+        return Limit(False, f"{sentence}; {_NOTHING_NEAR}")
     return Limit(
         False,
         sentence,
         nearest.overrides,
         f"it fits with {' '.join(nearest.overrides)} ({bytes_text(nearest.total)})",
     )
+
+
+_NOTHING_NEAR = (
+    "neither computing more again nor smaller micro-batches nor a finer division make it fit: take "
+    "more devices (parallel.processes) or larger ones (--cluster), or let --search look further"
+)
 
 
 @dataclass(frozen=True)

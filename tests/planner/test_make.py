@@ -118,6 +118,7 @@ def test_what_fits_nowhere_has_no_way_out():
     limit = make_plan(V3, toy, GPUS).limit
     assert not limit.fits
     assert (limit.overrides, limit.way_out) == ((), "")
+    assert limit.sentence.endswith("or let --search look further")
 
 
 def test_a_laptops_recipe_on_a_laptop():
