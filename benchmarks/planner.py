@@ -23,6 +23,7 @@ from dsv3_plugin.planner.counts import flops_per_token
 from dsv3_plugin.planner.make import make_plan
 from dsv3_plugin.planner.measured import Measured, read_rows
 from dsv3_plugin.planner.plan import Plan
+from dsv3_plugin.planner.recipe_memory import rank_memories
 from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stage_times import stage_times
@@ -304,6 +305,14 @@ def show_memory() -> dict[str, float]:
     mean, most = sum(states) / len(states), max(states)
     print("\nmemory published: Kimi-K2 on H800, all states about 30 GB a GPU")
     print(f"  predicted at 2048 GPUs: {bytes_text(mean)} on average, {bytes_text(most)} at most")
+    print("\nmemory of the fullest rank of the steps above, all of which ran: GB, of the device's")
+    for step, _ in published():
+        fullest = max(
+            rank_memories(steps_of(step.recipe, step.cluster), step.batch),
+            key=lambda rank: rank.total,
+        )
+        over = "" if fullest.total <= step.cluster.memory_bytes else "  over"
+        print(f"  {step.name:46}{fullest.total / 1e9:7.1f}{step.cluster.memory_gb:7.1f}{over}")
     return {"kimi_states_mean": mean, "kimi_states_most": most}
 
 

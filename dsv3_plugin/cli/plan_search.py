@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dsv3_plugin.cli.plan_cases import Asked, Conditions, Run
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.planner.search.begin import sizes_that_divide
 from dsv3_plugin.planner.search.candidate import Ranking
 from dsv3_plugin.planner.search.rank import rank
 from dsv3_plugin.planner.search.write import write_recipe
@@ -13,7 +14,7 @@ from dsv3_plugin.report.plan.calibration import calibration_mapping, calibration
 from dsv3_plugin.report.plan.counts import counts_mapping
 from dsv3_plugin.report.plan.ranking import ranking_mapping, ranking_tables
 from dsv3_plugin.terminal.console import Console
-from dsv3_plugin.terminal.lines import say
+from dsv3_plugin.terminal.lines import note, say
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Search:
         Raises:
             UserError: no way of running it fits, or the recipe cannot be written.
         """
+        more = sizes_that_divide(asked.what, asked.overrides)
+        if more:
+            note(f"dsv3: its sizes do not divide, so the search begins with {' '.join(more)}")
+            asked = Asked(asked.what, (*asked.overrides, *more))
         run = conditions.searched(asked)
         found = rank(*run.planned, run.imbalance)
         if self.write is not None:

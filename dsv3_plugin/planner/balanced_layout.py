@@ -135,7 +135,7 @@ class _Pipeline:
     @classmethod
     def of(cls, recipe: Recipe, placement: Placement) -> Self:
         """That of a recipe; in place of one to be searched for, the best of those published."""
-        batch = recipe.batch_schedule.entries[-1][1]
+        batch = recipe.batch_schedule.last
         micro_batches = batch // (recipe.training.micro_batch_size * recipe.data_parallel)
         pp = recipe.parallel.pipeline
         kind = SCHEDULES.get(schedule_name(recipe, micro_batches))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.numbers import figure_text
 from dsv3_plugin.planner.cluster import LEAST_SHARE, Cluster
 from dsv3_plugin.planner.measured import Measured
 from dsv3_plugin.planner.recipe_steps import RecipeSteps
@@ -43,6 +44,8 @@ _DIFFERENCE = 0.01
 _CONVERGED = 1e-4
 """Of a share's logarithm."""
 _MOST_ITERATIONS, _TURNS = 20, 200
+_FAR_OFF = 10.0
+"""Times the prediction, or less than it by as much: a step that is not what its row says."""
 _INDEPENDENT = 0.02
 """Change of a step's time, per unit of a share's logarithm, that the first share could not imitate.
 Below it a fit follows the noise of the steps: measured ones scatter by a few per cent."""
@@ -128,7 +131,8 @@ def calibrate(
         most: by how much a share may be multiplied, or divided.
 
     Raises:
-        UserError: a row computes in a format that its cluster does not have.
+        UserError: a row computes in a format that its cluster does not have, or takes another time
+            than any efficiency could explain.
     """
     for row in rows:
         if _share(row.cluster, _products(row)) is None:
@@ -146,6 +150,13 @@ def calibrate(
             for seconds, row in zip(predicted(factors), rows, strict=True)
         ]
 
+    for row, seconds in zip(rows, predicted({}), strict=True):
+        if not 1 / _FAR_OFF < seconds / row.seconds < _FAR_OFF:
+            raise UserError(
+                f"'{row.name}' takes {figure_text(row.seconds)} s where "
+                f"{figure_text(seconds)} s are predicted: no efficiency explains that; look "
+                "whether recipe, cluster and unit are those of what was measured."
+            )
     notes: list[str] = []
     if not names:
         names, notes = _identifiable(rows, misfits)

@@ -109,7 +109,7 @@ class Row(Section):
         file = nearby if os.path.isfile(nearby) else self.recipe
         loaded = load_recipe(file, self.overrides, cluster.machine)
         recipe = resolve(loaded, cluster.machine, cluster, must_fit=False)
-        batch = self.batch or recipe.batch_schedule.entries[-1][1]
+        batch = self.batch or recipe.batch_schedule.last
         _refuse_another_batch(recipe, batch, where)
         seconds = self.step_seconds
         if seconds is None:

@@ -21,6 +21,11 @@ class BatchSchedule:
     entries: tuple[tuple[int, int], ...]
     seq_length: int
 
+    @property
+    def last(self) -> int:
+        """The batch that the schedule ends with."""
+        return self.entries[-1][1]
+
     def batch(self, tokens: int) -> int:
         """The batch size of the step that begins after `tokens` consumed tokens."""
         return self.entries[self._index(tokens)][1]

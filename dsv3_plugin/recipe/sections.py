@@ -112,6 +112,8 @@ class Training(Section):
                 f"give either tokens or steps: there are steps {self.steps:,} and tokens "
                 f"{self.tokens:,}; set training.steps=null or training.tokens=null"
             )
+        if self.tokens == 0:
+            raise ValueError("tokens must be more than 0")
         return self
 
 

@@ -81,9 +81,9 @@ def test_few_steps_say_little(number):
 
 
 def test_no_share_leaves_its_bounds():
-    """Steps a hundred times too long, and too short: the shares end at their bounds, and say so."""
+    """Steps five times too long, and too short: the shares end at their bounds, and say so."""
     seconds = parts([4, 1, 2, 8], [1, 2, 1, 1])
-    for factor, gemm, memory in ((100.0, 0.4, 0.445), (0.01, 1.0, 1.0)):
+    for factor, gemm, memory in ((5.0, 0.4, 0.445), (0.2, 1.0, 1.0)):
         long = [replace(row, seconds=row.seconds * factor) for row in measured_at({}, seconds)]
         found = calibrate(H100, long, seconds)
         efficiency = found.cluster.efficiency
@@ -159,3 +159,15 @@ def test_a_fit_is_never_worse_than_the_file(by):
     assert after <= misfit([residual.before for residual in found.residuals]) + 1e-9
     assert all(constant.low <= constant.value * 1.000001 for constant in found.constants)
     assert all(constant.value <= constant.high * 1.000001 for constant in found.constants)
+
+
+def test_steps_that_no_efficiency_explains():
+    """A run of a laptop is none of a cluster, and milliseconds are no seconds."""
+    (right,) = measured_at({}, parts([4, 1, 2, 8], [1, 2, 1, 1]))[:1]
+    for wrong in (0.001, 1000.0):
+        with pytest.raises(UserError, match=r"'step 0' takes .* no efficiency explains that"):
+            calibrate(
+                H100,
+                [replace(right, seconds=wrong * right.seconds)],
+                parts([4, 1, 2, 8], [1, 2, 1, 1]),
+            )

@@ -10,7 +10,7 @@ from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.resolve import load_resolved, resolve
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stage_times import stage_times
-from dsv3_plugin.planner.stages import stages_of
+from dsv3_plugin.planner.stages import Stage, stages_of
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.stage_layout import expand
 from tests.recipe.piped import PIPED
@@ -46,7 +46,7 @@ def test_an_open_layout_is_not_guessed():
     ids=["dualpipe_v", "1f1b", "search", "dualpipe", "interleaved", "without mtp"],
 )
 def test_ranks_have_equal_work(overrides):
-    """Where memory is no matter: none has a layer more than the mean has."""
+    """Where memory is no matter: within 3 % of the mean, or 1 % of what whole layers allow."""
     open_recipe = load_recipe("pretrain/deepseek-v3", [BALANCED, *overrides], GPU_SERVER)
     cluster = load_cluster("h800").model_copy(update={"memory_gb": 1000.0})
     recipe = resolve(open_recipe, GPU_SERVER, cluster)
@@ -60,9 +60,29 @@ def test_ranks_have_equal_work(overrides):
         for held in placement.chunks
     ]
     assert len(stages) == placement.depth
-    one_layer = max(stage_times(setting, cluster, stage).total / max(1, stage.layers)
-                    for stage in stages[:-1])  # fmt: skip
-    assert max(total) < sum(total) / len(total) + one_layer
+    within_the_mean = max(total) <= 1.03 * sum(total) / len(total)
+    assert within_the_mean or max(total) <= 1.01 * _bound(setting, cluster, placement)
+
+
+def _bound(setting, cluster, placement):
+    """What the slowest rank has at least: layers with experts are whole, the others left out.
+
+    Ranks that face each other in DualPipe hold the same stages, and count once. A stage between the
+    first and the last holds one layer at least, so the rank of the last may hold some.
+    """
+    held = {frozenset(map(placement.model_stage, chunks)) for chunks in placement.chunks}
+    layer = stage_times(setting, cluster, Stage(moe=1)).total
+    mtp = setting.model.mtp_num_layers or 0
+    last = stage_times(setting, cluster, Stage(mtp=mtp, head=True)).total
+    (beside,) = (stages for stages in held if placement.depth - 1 in stages)
+    least = last + layer * sum(0 < stage < placement.depth - 1 for stage in beside)
+    candidates = [n * layer for n in range(1, 59)] + [last + n * layer for n in range(59)]
+    return min(
+        most
+        for most in candidates
+        if most >= least * (1 - 1e-9)
+        and (len(held) - 1) * int(most / layer + 1e-9) + int((most - last) / layer + 1e-9) >= 58
+    )
 
 
 def test_what_is_balanced_is_in_memory():

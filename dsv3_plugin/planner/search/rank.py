@@ -41,7 +41,7 @@ def rank(recipe: Recipe, cluster: Cluster, machine: Machine, imbalance: float = 
     """
     refuse_impossible(recipe, cluster)
     scales = Scales(recipe, cluster, machine, imbalance)
-    batch = recipe.batch_schedule.entries[-1][1]
+    batch = recipe.batch_schedule.last
     setting = Setting.of(recipe, cluster, machine, imbalance)
     estimates = Estimates(setting, cluster, batch)
     levels = recomputed(recipe, machine)

@@ -59,3 +59,26 @@ def checkpoints(plan: Plan) -> str:
 def limit(found: Limit) -> str:
     """The tightest limit; of what does not fit, with the nearest change that does."""
     return f"{found.sentence}; {found.way_out}" if found.way_out else found.sentence
+
+
+def in_the_end(plan: Plan) -> list[str]:
+    """What a person has to know before all else: the limit, and what uneven ranks cost."""
+    uneven = unevenness(plan)
+    return [limit(plan.limit), *([uneven] if uneven is not None else [])]
+
+
+def unevenness(plan: Plan) -> str | None:
+    """What is lost to ranks with much more work than others; None where it is little."""
+    ranks = plan.longest.ranks
+    slowest = max(ranks, key=lambda rank: rank.work)
+    if slowest.work < _UNEVEN:
+        return None
+    return (
+        f"pipeline rank {slowest.pipeline_rank} has {slowest.work:.2f} times the mean's work, and "
+        "the others wait: try pipeline.layout=balanced, or where memory forces that, more to "
+        "recompute or another schedule (--search)"
+    )
+
+
+_UNEVEN = 1.15
+"""Times the mean: more than whole layers need to make of it on most pipelines."""

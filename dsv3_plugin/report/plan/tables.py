@@ -28,5 +28,5 @@ def plan_tables(plan: Plan, balanced: Plan | None = None, *, every_rank: bool = 
         ),
         *(styled(sentences.step(longest)), grids.time(longest).table(), Text()),
         Text(printable(sentences.checkpoints(plan))),
-        Text(printable(sentences.limit(plan.limit))),
+        *(Text(printable(line)) for line in sentences.in_the_end(plan)),
     )

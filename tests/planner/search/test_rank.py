@@ -8,6 +8,7 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.planner.search.begin import sizes_that_divide
 from dsv3_plugin.planner.search.candidate import Choice
 from dsv3_plugin.planner.search.estimate import Estimates
 from dsv3_plugin.planner.search.neighbours import neighbours
@@ -158,3 +159,15 @@ def test_what_fits_in_no_way_is_a_sentence():
     assert sentence.startswith("deepseek-v3 fits in no way on 2 devices of 85.0 GB")
     assert " GB are missing on pipeline rank " in sentence
     assert sentence.endswith("or a cluster whose devices hold more (--cluster).")
+
+
+def test_other_processes_than_a_recipe_was_written_for():
+    assert sizes_that_divide("pretrain/deepseek-v3", ()) == ()
+    fewer = ("parallel.processes=256",)
+    assert sizes_that_divide("pretrain/deepseek-v3", fewer) == ("parallel.expert=16",)
+    one = ("parallel.processes=1",)
+    assert sizes_that_divide("pretrain/tiny", one) == ("parallel.expert=1",)
+    four = ("parallel.processes=4",)
+    assert sizes_that_divide("pretrain/tiny", four)[-1] == "training.micro_batch_size=1"
+    with pytest.raises(UserError, match=r"unknown key 'parallel\.procesess'"):
+        sizes_that_divide("pretrain/tiny", ("parallel.procesess=4",))
