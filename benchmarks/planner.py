@@ -17,17 +17,17 @@ from pathlib import Path
 from statistics import median
 
 from dsv3_plugin.numbers import bytes_text
-from dsv3_plugin.planner.calibrate import calibrate, predict, scaled
+from dsv3_plugin.planner.calibration.fit import calibrate, predict, scaled
+from dsv3_plugin.planner.calibration.measured import Measured, read_rows
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.counts import flops_per_token
 from dsv3_plugin.planner.make import make_plan
-from dsv3_plugin.planner.measured import Measured, read_rows
+from dsv3_plugin.planner.memory.of_recipe import rank_memories
 from dsv3_plugin.planner.plan import Plan
-from dsv3_plugin.planner.recipe_memory import rank_memories
-from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.setting import Setting
-from dsv3_plugin.planner.stage_times import stage_times
 from dsv3_plugin.planner.stages import Stage
+from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
+from dsv3_plugin.planner.time.stage_times import stage_times
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap

@@ -11,7 +11,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.make import make_plan
-from dsv3_plugin.planner.timelines import step_timeline
+from dsv3_plugin.planner.time.timelines import step_timeline
 from dsv3_plugin.recipe.hf_config import why_not_exported
 from dsv3_plugin.recipe.load import load_recipe_or_model
 from dsv3_plugin.recipe.model import ModelConfig
@@ -21,7 +21,7 @@ from dsv3_plugin.terminal.lines import note
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 
 if TYPE_CHECKING:
-    from dsv3_plugin.planner.calibrate import Calibration
+    from dsv3_plugin.planner.calibration.fit import Calibration
 
 _OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=", re.ASCII)
 _LENGTH = 4096
@@ -204,8 +204,8 @@ def _enlarged(cluster: Cluster, processes: int) -> Cluster:
 
 def _calibrated(path: Path, recipe: Recipe, cluster: Cluster) -> "Calibration":
     """The cluster by measured steps, with all that is to be said of them."""
-    from dsv3_plugin.planner.calibrate import calibrate
-    from dsv3_plugin.planner.measured import read_measurements
+    from dsv3_plugin.planner.calibration.fit import calibrate
+    from dsv3_plugin.planner.calibration.measured import read_measurements
 
     measured = read_measurements(path, recipe, cluster)
     found = calibrate(cluster, measured.rows)

@@ -1,7 +1,7 @@
 """A cluster as its file describes it: GPUs, links, efficiencies with their sources, price.
 
 What is written is what the maker or a measurement says, each efficiency with its source; what the
-planner makes of it stands in `kernels.py`. Bandwidths are per GPU and direction, in GB/s
+planner makes of it stands in `time/kernels.py`. Bandwidths are per GPU and direction, in GB/s
 (10⁹ bytes).
 """
 

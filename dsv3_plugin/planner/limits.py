@@ -8,12 +8,12 @@ from typing import get_args
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.planner.memory.of_recipe import rank_memories
 from dsv3_plugin.planner.phases import largest_batches, phases_of
 from dsv3_plugin.planner.plan import Limit, PhasePlan
-from dsv3_plugin.planner.recipe_memory import rank_memories
-from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
 from dsv3_plugin.recipe.load import changed
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import BALANCED, Recomputed

@@ -7,13 +7,13 @@ from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.counts import flops_per_token, parameter_counts
 from dsv3_plugin.planner.limits import limit_of
+from dsv3_plugin.planner.memory.of_recipe import rank_memories
 from dsv3_plugin.planner.phases import Phase, phases_of
 from dsv3_plugin.planner.plan import PhasePlan, Plan, RankPlan
-from dsv3_plugin.planner.recipe_memory import rank_memories
-from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.planner.setting import Setting
-from dsv3_plugin.planner.step import (
+from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
+from dsv3_plugin.planner.time.step import (
     Step,
     checkpoint_bytes,
     evaluation_seconds,

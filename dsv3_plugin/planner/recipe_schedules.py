@@ -14,8 +14,8 @@ from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.found_schedules import Question, find_or_search
 from dsv3_plugin.planner.memory.room import shares_of_room
 from dsv3_plugin.planner.setting import Setting
-from dsv3_plugin.planner.stage_times import stage_costs
 from dsv3_plugin.planner.stages import stages_of
+from dsv3_plugin.planner.time.stage_times import stage_costs
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import in_units

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.planner.balanced_layout import balanced_layout
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
+from dsv3_plugin.planner.layout.of_recipe import balanced_layout
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import Recipe

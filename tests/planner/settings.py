@@ -2,8 +2,8 @@
 
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import load_cluster
-from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
 from dsv3_plugin.recipe.load import load_recipe
 
 GPUS = Machine(gpus=8, transformer_engine=True)

@@ -6,10 +6,10 @@ from statistics import median
 
 import pytest
 
-from dsv3_plugin.planner.calibrate import predict
+from dsv3_plugin.planner.calibration.fit import predict
+from dsv3_plugin.planner.calibration.measured import Measured, read_rows
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.counts import flops_per_token
-from dsv3_plugin.planner.measured import Measured, read_rows
 
 PUBLISHED = Path(__file__).parents[2] / "benchmarks" / "published_steps.yaml"
 

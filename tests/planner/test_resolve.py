@@ -5,12 +5,12 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import load_cluster
-from dsv3_plugin.planner.recipe_memory import rank_memories
-from dsv3_plugin.planner.recipe_steps import RecipeSteps
+from dsv3_plugin.planner.memory.of_recipe import rank_memories
 from dsv3_plugin.planner.resolve import load_resolved, resolve
 from dsv3_plugin.planner.setting import Setting
-from dsv3_plugin.planner.stage_times import stage_times
 from dsv3_plugin.planner.stages import Stage, stages_of
+from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
+from dsv3_plugin.planner.time.stage_times import stage_times
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.stage_layout import expand
 from tests.recipe.piped import PIPED

@@ -5,9 +5,9 @@ fragments is not among them: nobody publishes it, and it depends on its settings
 """
 
 from dsv3_plugin.planner.memory.states import largest_bucket
-from dsv3_plugin.planner.routing import bins_hit
 from dsv3_plugin.planner.setting import BYTES, Setting
 from dsv3_plugin.planner.stages import Stage
+from dsv3_plugin.planner.time.routing import bins_hit
 
 _NVLINK_PEERS = 8
 """DeepEP's nodes: so many ranks reach each other over NVLink."""

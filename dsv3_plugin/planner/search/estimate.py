@@ -14,8 +14,8 @@ from dsv3_plugin.planner.memory.peak import Moment, RankOrder
 from dsv3_plugin.planner.memory.ranks import rank_memory
 from dsv3_plugin.planner.search.candidate import Choice
 from dsv3_plugin.planner.setting import Setting
-from dsv3_plugin.planner.stage_times import StageTimes, stage_times
 from dsv3_plugin.planner.stages import Stage
+from dsv3_plugin.planner.time.stage_times import StageTimes, stage_times
 
 
 @dataclass(frozen=True)

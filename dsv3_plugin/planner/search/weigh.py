@@ -3,12 +3,12 @@
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.planner.memory.of_recipe import rank_memories
 from dsv3_plugin.planner.phases import largest_batches, phases_of
-from dsv3_plugin.planner.recipe_memory import rank_memories
-from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.planner.search.candidate import Candidate, Choice
 from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
 from dsv3_plugin.recipe.load import changed
 from dsv3_plugin.recipe.schema import Recipe
 

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from dsv3_plugin.errors import printable
 from dsv3_plugin.numbers import figure_text
-from dsv3_plugin.planner.calibrate import Calibration
+from dsv3_plugin.planner.calibration.fit import Calibration
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.report.plan.grid import Grid
 from dsv3_plugin.terminal.console import styled

@@ -15,7 +15,7 @@ from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.schedules.simulate import Timeline
 
 if TYPE_CHECKING:
-    from dsv3_plugin.planner.calibrate import Calibration
+    from dsv3_plugin.planner.calibration.fit import Calibration
 
 
 @dataclass(frozen=True)

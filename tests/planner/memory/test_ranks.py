@@ -6,8 +6,8 @@ import pytest
 
 from dsv3_plugin.planner.memory.activations import stage_bytes
 from dsv3_plugin.planner.memory.buffers import allocator, dispatch_buffers, saving
+from dsv3_plugin.planner.memory.of_recipe import rank_memories
 from dsv3_plugin.planner.memory.ranks import RankMemory
-from dsv3_plugin.planner.recipe_memory import rank_memories
 from dsv3_plugin.planner.stages import Stage
 from tests.planner.settings import setting_of, steps_of
 

@@ -4,9 +4,9 @@ import io
 import json
 from dataclasses import replace
 
-from dsv3_plugin.planner.calibrate import Calibration, Constant, Residual
+from dsv3_plugin.planner.calibration.fit import Calibration, Constant, Residual
+from dsv3_plugin.planner.calibration.measured import Measured
 from dsv3_plugin.planner.cluster import Cluster
-from dsv3_plugin.planner.measured import Measured
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.report.plan.calibration import (

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.planner.calibration.measured import read_measurements
 from dsv3_plugin.planner.cluster import load_cluster
-from dsv3_plugin.planner.measured import read_measurements
 from dsv3_plugin.recipe.load import load_recipe
 
 CPU = load_cluster("cpu")

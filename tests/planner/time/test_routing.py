@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3_plugin.planner.routing import bins_hit, tokens_sent
+from dsv3_plugin.planner.time.routing import bins_hit, tokens_sent
 from tests.planner.settings import setting_of
 
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3_plugin.planner.stage_times import layer_times, stage_costs, stage_times
 from dsv3_plugin.planner.stages import Stage
+from dsv3_plugin.planner.time.stage_times import layer_times, stage_costs, stage_times
 from tests.planner.settings import setting_of, steps_of
 
 TINY = ("parallel.processes=4", "parallel.pipeline=2", "pipeline.schedule=dualpipe_v",

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.counts import parameter_counts
-from dsv3_plugin.planner.kernels import memory_rate, transfer
 from dsv3_plugin.planner.memory.tensors import rank_chunks
-from dsv3_plugin.planner.pipeline_times import PipelineTimes
 from dsv3_plugin.planner.setting import BYTES, Setting
-from dsv3_plugin.planner.stage_times import DISPATCH, Parts, StageTimes, stage_times
 from dsv3_plugin.planner.stages import Stage
+from dsv3_plugin.planner.time.kernels import memory_rate, transfer
+from dsv3_plugin.planner.time.pipeline_times import PipelineTimes
+from dsv3_plugin.planner.time.stage_times import DISPATCH, Parts, StageTimes, stage_times
 from dsv3_plugin.schedules.placement import Placement
 
 _FP32 = BYTES["fp32"]

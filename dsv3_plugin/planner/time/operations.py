@@ -17,8 +17,8 @@ from typing import Literal
 
 from dsv3_plugin.planner.counts import Kind
 from dsv3_plugin.planner.plan import TimePart
-from dsv3_plugin.planner.routing import tokens_sent
 from dsv3_plugin.planner.setting import Format, Setting
+from dsv3_plugin.planner.time.routing import tokens_sent
 
 LinkName = Literal["nvlink", "network"]
 

@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dsv3_plugin.planner.division import Division
-from dsv3_plugin.planner.filling import (
+from dsv3_plugin.planner.layout.division import Division
+from dsv3_plugin.planner.layout.filling import (
     MOST_LEADING,
     DoesNotFit,
     Filling,

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Iterator, Sequence
 
-from dsv3_plugin.planner.division import Division
+from dsv3_plugin.planner.layout.division import Division
 from dsv3_plugin.planner.stages import Stage
 
 MOST_LEADING = 8

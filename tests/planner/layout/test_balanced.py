@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3_plugin.planner.division import Division
-from dsv3_plugin.planner.filling import DoesNotFit, leading_layers
-from dsv3_plugin.planner.layout import OF_BOUND, OF_MEAN, balanced
+from dsv3_plugin.planner.layout.balanced import OF_BOUND, OF_MEAN, balanced
+from dsv3_plugin.planner.layout.division import Division
+from dsv3_plugin.planner.layout.filling import DoesNotFit, leading_layers
 
 LINE = ((0,), (1,), (2,))
 A_V = ((0, 3), (1, 2))

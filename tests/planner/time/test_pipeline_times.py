@@ -5,8 +5,8 @@ import random
 import pytest
 
 from dsv3_plugin.planner.memory.peak import rank_orders
-from dsv3_plugin.planner.pipeline_times import pipeline_times, repeated_pipeline_times
-from dsv3_plugin.planner.registered import Registered
+from dsv3_plugin.planner.time.pipeline_times import pipeline_times, repeated_pipeline_times
+from dsv3_plugin.planner.time.registered import Registered
 from dsv3_plugin.schedules.costs import Costs, sized_stages
 from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.simulate import Program, simulate

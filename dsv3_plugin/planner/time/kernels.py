@@ -10,8 +10,8 @@ bytes through the memory.
 from math import ceil
 
 from dsv3_plugin.planner.cluster import Cluster, Link
-from dsv3_plugin.planner.operations import Attention, Gemm, Message, Move, Operation
 from dsv3_plugin.planner.setting import BYTES
+from dsv3_plugin.planner.time.operations import Attention, Gemm, Message, Move, Operation
 
 
 def seconds(operation: Operation, cluster: Cluster) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from dsv3_plugin.planner.memory.peak import RankOrder, rank_orders
-from dsv3_plugin.planner.pipeline_times import simulated
+from dsv3_plugin.planner.time.pipeline_times import simulated
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.simulate import Program

@@ -7,11 +7,11 @@ from functools import lru_cache
 
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.counts import Kind
-from dsv3_plugin.planner.kernels import seconds, transfer
-from dsv3_plugin.planner.operations import LinkName, Operation, passes, shared_expert
 from dsv3_plugin.planner.plan import TimePart
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stages import Stage
+from dsv3_plugin.planner.time.kernels import seconds, transfer
+from dsv3_plugin.planner.time.operations import LinkName, Operation, passes, shared_expert
 from dsv3_plugin.schedules.costs import StageCosts
 
 Parts = Counter[TimePart]

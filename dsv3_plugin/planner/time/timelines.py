@@ -2,9 +2,9 @@
 
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
-from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.schedules.simulate import Timeline, simulate
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import figure_text
+from dsv3_plugin.planner.calibration.measured import Measured
 from dsv3_plugin.planner.cluster import LEAST_SHARE, Cluster
-from dsv3_plugin.planner.measured import Measured
-from dsv3_plugin.planner.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
 
 Factors = dict[str, float]
 """By what shares are multiplied; those that are not named stay."""

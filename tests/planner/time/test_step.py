@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dsv3_plugin.planner.step import checkpoint_bytes, evaluation_seconds, saving_seconds
+from dsv3_plugin.planner.time.step import checkpoint_bytes, evaluation_seconds, saving_seconds
 from tests.planner.settings import setting_of, steps_of
 
 

@@ -11,20 +11,20 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.planner.cluster import Cluster
-from dsv3_plugin.planner.division import Division
-from dsv3_plugin.planner.filling import DoesNotFit
-from dsv3_plugin.planner.layout import balanced
+from dsv3_plugin.planner.layout.balanced import balanced
+from dsv3_plugin.planner.layout.division import Division
+from dsv3_plugin.planner.layout.filling import DoesNotFit
 from dsv3_plugin.planner.memory.peak import rank_orders
 from dsv3_plugin.planner.memory.ranks import rank_memory
-from dsv3_plugin.planner.pipeline_times import (
+from dsv3_plugin.planner.recipe_schedules import Schedules, schedule_name, schedules_of
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.stages import Stage, layout_of
+from dsv3_plugin.planner.time.pipeline_times import (
     PipelineTimes,
     repeated_pipeline_times,
     simulated,
 )
-from dsv3_plugin.planner.recipe_schedules import Schedules, schedule_name, schedules_of
-from dsv3_plugin.planner.setting import Setting
-from dsv3_plugin.planner.stage_times import stage_costs, stage_times
-from dsv3_plugin.planner.stages import Stage, layout_of
+from dsv3_plugin.planner.time.stage_times import stage_costs, stage_times
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs, StageCosts, sized_stages

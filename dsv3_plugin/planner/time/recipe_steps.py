@@ -6,22 +6,22 @@ from functools import cached_property
 
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.memory.peak import RankOrder, rank_orders
-from dsv3_plugin.planner.pipeline_times import (
-    PipelineTimes,
-    pipeline_times,
-    repeated_pipeline_times,
-)
 from dsv3_plugin.planner.recipe_schedules import (
     schedule_name,
     schedules_of,
     searched_schedules,
     searches,
 )
-from dsv3_plugin.planner.registered import Registered
 from dsv3_plugin.planner.setting import Setting
-from dsv3_plugin.planner.stage_times import stage_costs
 from dsv3_plugin.planner.stages import Stage, stages_of
-from dsv3_plugin.planner.step import Step, step
+from dsv3_plugin.planner.time.pipeline_times import (
+    PipelineTimes,
+    pipeline_times,
+    repeated_pipeline_times,
+)
+from dsv3_plugin.planner.time.registered import Registered
+from dsv3_plugin.planner.time.stage_times import stage_costs
+from dsv3_plugin.planner.time.step import Step, step
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import StageCosts

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.planner.calibrate import calibrate, predict, scaled
+from dsv3_plugin.planner.calibration.fit import calibrate, predict, scaled
+from dsv3_plugin.planner.calibration.measured import Measured
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
-from dsv3_plugin.planner.measured import Measured
 from dsv3_plugin.recipe.load import load_recipe
 
 H100, H800, CPU = (load_cluster(name) for name in ("h100", "h800", "cpu"))

@@ -1,7 +1,7 @@
 """The memory of each pipeline rank of a recipe, at its fullest."""
 
 from dsv3_plugin.planner.memory.ranks import RankMemory, rank_memory
-from dsv3_plugin.planner.recipe_steps import RecipeSteps
+from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
 
 
 def rank_memories(steps: RecipeSteps, batch: int) -> list[RankMemory]:

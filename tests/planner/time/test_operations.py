@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dsv3_plugin.planner.counts import flops_per_token
-from dsv3_plugin.planner.operations import Attention, Gemm, Message, passes, total_flops
+from dsv3_plugin.planner.time.operations import Attention, Gemm, Message, passes, total_flops
 from dsv3_plugin.recipe.load import load_model
 from tests.planner.settings import setting_of
 

@@ -4,7 +4,7 @@ import pytest
 
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.make import make_plan
-from dsv3_plugin.planner.timelines import step_timeline
+from dsv3_plugin.planner.time.timelines import step_timeline
 from dsv3_plugin.recipe.load import load_recipe
 
 CLUSTER = load_cluster("h800")

@@ -1,0 +1,1 @@
+"""Efficiencies of a cluster from measured steps."""
