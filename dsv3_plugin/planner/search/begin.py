@@ -7,20 +7,22 @@ what a search chooses, so it must not be stopped by them.
 from collections.abc import Iterator, Sequence
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.load import load_recipe, load_recipe_or_model
 
 _SIZES = (64, 32, 16, 8, 4, 2, 1)
 
 
 def sizes_that_divide(name_or_path: str, overrides: Sequence[str]) -> tuple[str, ...]:
-    """Overrides with which a recipe can be read, the first of ever larger changes; none if it can.
+    """Overrides with which a recipe can be read, the first of ever larger changes.
+
+    None where it can be read as it is; nor for a model, which has no such sizes.
 
     Raises:
         UserError: it cannot be read with other parallel sizes either; the sentence is that of the
             recipe as it was given.
     """
     try:
-        load_recipe(name_or_path, overrides)
+        load_recipe_or_model(name_or_path, overrides)
         return ()
     except UserError as refusal:
         for more in _changes():
