@@ -10,7 +10,7 @@ Symbols as in the report (arXiv 2412.19437, section 2.1): h hidden size, T token
 on a rank, k experts of a token. Sizes are after tensor, context and expert parallelism.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
@@ -352,8 +352,3 @@ def _tensor_parallel(setting: Setting, name: str) -> Passes:
 def _link(setting: Setting, ranks: int) -> LinkName:
     """What connects so many neighbouring ranks."""
     return "nvlink" if ranks <= setting.nvlink_domain else "network"
-
-
-def total_flops(operations: Iterable[Operation]) -> float:
-    """Operations of matrix products and attention, those recomputed included."""
-    return sum(op.flops for op in operations if isinstance(op, Gemm | Attention))
