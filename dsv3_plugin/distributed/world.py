@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch.distributed import distributed_c10d
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.upstream import cpu_host
@@ -52,7 +53,7 @@ def join(
         UserError: there is no GPU for this rank, or the ranks did not meet.
     """
     if backend == "nccl":
-        _take_gpu(local_rank)
+        torch.cuda.set_device(gpu_for(local_rank))
     else:
         cpu_host.enable()
         _share_processors()
@@ -64,6 +65,8 @@ def join(
             world_size=int(os.environ["WORLD_SIZE"]),
             timeout=timeout,
         )
+    if backend == "nccl":
+        claim_gpu(distributed_c10d._get_default_store())
 
 
 @contextmanager
@@ -137,14 +140,40 @@ def single_process(seed: int = 0) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def _take_gpu(local_rank: int) -> None:
-    if local_rank >= torch.cuda.device_count():
-        raise UserError(
-            f"rank {os.environ['RANK']} has no GPU: torch sees {torch.cuda.device_count()} on this "
-            f"machine. Start as many ranks on it as it has GPUs; what runs without a GPU is small, "
-            f"such as the recipe pretrain/tiny."
-        )
-    torch.cuda.set_device(local_rank)
+def gpu_for(local_rank: int) -> int:
+    """The number, among those this process sees, of the GPU that is a rank's own.
+
+    A launcher may show each process all GPUs of the machine, or its own alone, as `srun
+    --gpus-per-task=1` does: that one is number 0 to every rank.
+
+    Raises:
+        UserError: there is none.
+    """
+    visible = torch.cuda.device_count()
+    if visible == 1:
+        return 0  # whether another rank has the same one, `claim_gpu` finds out
+    if local_rank >= visible:
+        raise _no_gpu()
+    return local_rank
+
+
+def claim_gpu(store: torch.distributed.Store) -> None:
+    """Make sure that no other rank of the world computes on this process's GPU.
+
+    Raises:
+        UserError: one does: there are more ranks on the machine than GPUs.
+    """
+    gpu = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+    if store.add(f"dsv3_plugin/gpu/{gpu}", 1) > 1:
+        raise _no_gpu()
+
+
+def _no_gpu() -> UserError:
+    return UserError(
+        f"rank {os.environ['RANK']} has no GPU: torch sees {torch.cuda.device_count()} on this "
+        f"machine. Start as many ranks on it as it has GPUs; what runs without a GPU is small, "
+        f"such as the recipe pretrain/tiny."
+    )
 
 
 def _share_processors() -> None:
