@@ -75,6 +75,18 @@ def _evaluate_before_the_first(given: dict[str, Any]) -> None:
 
 
 @_during_a_run
+def update_num_microbatches(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `update_num_microbatches`, which `train` calls twice before a step.
+
+    First to look whether the batch grows, and if it does, `train` saves, which nobody has asked
+    for; then, with a check, to go on with the batch.
+    """
+    answer = proceed()
+    run.batch_may_grow = not given["consistency_check"]
+    return answer
+
+
+@_during_a_run
 def train_step(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
     """Around `train_step`: hooks before and after it."""
     settings = get_args()
@@ -137,11 +149,14 @@ def evaluate_and_print_results(run: Run, given: dict[str, Any], proceed: Callabl
 def save_checkpoint(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
     """Around `save_checkpoint`: hooks say whether, and hear when it is whole.
 
+    Upstream also saves each time the batch has grown, a hundred times in DeepSeek-V3's ramp: that
+    is left out. Whatever asks for a save (interval, signal, end) does so at another moment.
+
     Raises:
         UserError: the disk is full.
     """
     iteration = given["iteration"]
-    if not all(hook.wants_save(iteration) for hook in run.hooks):
+    if run.batch_may_grow or not all(hook.wants_save(iteration) for hook in run.hooks):
         return None
     run.saving_here = not get_args().async_save
     try:

@@ -27,6 +27,16 @@ PATCHES: tuple[Patch, ...] = (
         wraps=True,
     ),
     Patch(
+        targets=(
+            "megatron.training.training:update_num_microbatches",
+            "megatron.training.checkpointing:update_num_microbatches",
+        ),
+        replacement=around_upstream.update_num_microbatches,
+        reason="upstream saves at each growth of the batch, and does not say that it is why",
+        test="tests/training/test_saving.py",
+        wraps=True,
+    ),
+    Patch(
         targets=("megatron.training.training:train_step",),
         replacement=around_upstream.train_step,
         reason="γ and λ are constants upstream; here what a step computes with is set before it",
@@ -57,7 +67,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         targets=("megatron.training.training:save_checkpoint",),
         replacement=around_upstream.save_checkpoint,
-        reason="upstream saves at each growth of the batch, and keeps every checkpoint",
+        reason="nobody is asked whether a checkpoint is wanted, nor told when it is whole",
         test="tests/training/test_resume.py",
         wraps=True,
     ),

@@ -25,6 +25,7 @@ class Run:
         step: the one that is under way, or was last.
         place: what to call the moment it is at: "step 12", "the evaluation after step 12".
         evaluated: after how many steps the weights were evaluated last.
+        batch_may_grow: whether upstream looks between two steps whether the batch does.
         saving_here: whether a checkpoint of the run is being written, by threads of this process.
         loaded: what hooks kept in the checkpoint that the run goes on from, by their names.
     """
@@ -36,6 +37,7 @@ class Run:
     step: Step | None = None
     place: str = "the start"
     evaluated: int | None = None
+    batch_may_grow: bool = False
     saving_here: bool = False
     loaded: dict[str, Any] = field(default_factory=dict)
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.training.checkpointing import get_loaded_iteration
 
 from dsv3_plugin.training.checkpoint_folder import retire
-from dsv3_plugin.training.hooks import Hook, Step
+from dsv3_plugin.training.hooks import Hook
 from dsv3_plugin.training.run import current_run
 
 
@@ -27,21 +26,13 @@ class Saving(Hook):
         self._folder = folder
         self._keep = keep
         self._saved: int | None = None
-        self._micro_batches: int | None = None
-
-    def before_step(self, step: Step) -> None:
-        self._micro_batches = step.micro_batches
 
     def wants_save(self, iteration: int) -> bool:
-        """Whether a checkpoint of this iteration is not there yet, and was asked for.
+        """Whether a checkpoint of this iteration is not there yet.
 
-        Writing one again, in place, would put at risk what is safe. And upstream saves each time
-        the batch has grown, a hundred times in DeepSeek-V3's ramp: its number of micro-batches is
-        already the next step's then.
+        Writing one again, in place, would put at risk what is safe.
         """
-        if iteration in (self._saved, get_loaded_iteration()):
-            return False
-        return self._micro_batches in (None, get_num_microbatches())
+        return iteration not in (self._saved, get_loaded_iteration())
 
     def on_save(self, iteration: int) -> None:
         self._saved = iteration

@@ -1,6 +1,7 @@
-"""Whose queue the writers of a checkpoint answer by."""
+"""Which checkpoints are written, and whose queue their writers answer by."""
 
 import queue
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,34 @@ import pytest
 from dsv3_plugin.training import around_upstream
 from dsv3_plugin.training.run import Run
 from dsv3_plugin.training.saving import get_write_results_queue
+from tests.gloo_ranks import run_ranks
+from tests.training import trainer_ranks
+
+# Three steps of 8 sequences of 64 tokens, then 16.
+GROWING = "curves.batch_size=[{constant: 8, until: 1536}, {constant: 16}]"
+
+
+def saved(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("iter_*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "written"),
+    [
+        # The batch grows after step 3, and nobody asks for a checkpoint then.
+        (["training.steps=4"], ["iter_0000004"]),
+        # It has grown by the end of the run, without a step that would have taken note of it.
+        (["training.steps=4", "megatron_args.iterations-to-skip=[4]"], ["iter_0000004"]),
+    ],
+    ids=["unasked", "the end"],
+)
+def test_what_is_asked_for_is_saved_however_the_batch_grows(recipe, tmp_path, more, written):
+    overrides = [
+        f"directory={tmp_path}/run", "parallel.processes=1", "parallel.expert=1", GROWING,
+        "checkpoint.interval=100", *more,
+    ]  # fmt: skip
+    run_ranks(1, trainer_ranks.train, recipe, overrides, scratch=tmp_path)
+    assert saved(tmp_path / "run") == written
 
 
 def queue_now() -> Any:
