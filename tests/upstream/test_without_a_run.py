@@ -106,6 +106,7 @@ def test_a_replacement_can_be_called_as_the_original(patch: Patch):
 
 @of(
     "megatron.training.training:train",
+    "megatron.training.training:update_num_microbatches",
     "megatron.training.training:finalize_model_grads",
     "megatron.training.training:training_log",
     "megatron.training.training:evaluate_and_print_results",
