@@ -70,6 +70,9 @@ def mend_config(config: MLATransformerConfig) -> None:
 
     * With plain RoPE, upstream still multiplies the softmax scale by YaRN's mscale² unless the
       scaling factor is 1; neither DeepSeek's code nor transformers does.
+    * Upstream's fused rotation (`apply_rope_fusion`) knows YaRN alone, and refuses plain RoPE.
+      YaRN by factor 1 is plain RoPE: each frequency is a mean of itself and itself / 1, so angles
+      differ by FP32's rounding, and both scales are 1.
     * All weights are drawn with one standard deviation (arXiv 2412.19437, section 4.2); upstream
       shrinks those of output projections by sqrt(2 · layers).
     * Routing is computed in FP32.
@@ -77,6 +80,8 @@ def mend_config(config: MLATransformerConfig) -> None:
     if config.rope_type == "rope":
         config.rotary_scaling_factor = 1.0
         config.mscale = config.mscale_all_dim = 1.0
+        if config.apply_rope_fusion:
+            config.rope_type = "yarn"
     config.init_method = init_method_normal(config.init_method_std)
     config.output_layer_init_method = init_method_normal(config.init_method_std)
     config.embedding_init_method = init_method_normal(config.init_method_std)

@@ -1,6 +1,6 @@
 """What model/ replaces of upstream, and why: its rows of the table of patches."""
 
-from dsv3_plugin.model import layers, loss
+from dsv3_plugin.model import head, layers, loss
 from dsv3_plugin.upstream.patching import Patch
 
 PATCHES: tuple[Patch, ...] = (
@@ -17,5 +17,19 @@ PATCHES: tuple[Patch, ...] = (
         reason="on a CPU the vocabulary-parallel form costs several passes that one rank can spare",
         test="tests/model/test_small_layers.py",
         wraps=True,
+    ),
+    Patch(
+        targets=("megatron.core.tensor_parallel.layers:ColumnParallelLinear.__init__",),
+        replacement=head.build_without_apex,
+        reason="with Transformer Engine and without Apex, ranks with the output head do not start",
+        test="tests/model/test_head.py",
+        wraps=True,
+    ),
+    Patch(
+        targets=("megatron.core.tensor_parallel.layers:fused_weight_gradient_mlp_cuda",),
+        replacement=head.WeightGradientKernels,
+        reason="the head's weight gradient is added to its sum by a kernel of Apex alone",
+        test="tests/model/test_head.py",
+        fills_in=True,
     ),
 )

@@ -73,7 +73,7 @@ def beyond_the_line(recipe: Recipe) -> list[str]:
 def _flags(recipe: Recipe, machine: Machine, spec: Spec) -> Iterator[tuple[str, ...]]:
     """Each flag with its values, as text."""
     groups = (
-        _model(recipe.model),
+        _model(recipe.model, fused=recipe.resolved_backend(machine) == "transformer_engine"),
         _backend(recipe, machine, spec),
         _precision(recipe),
         _parallelism(recipe),
@@ -92,9 +92,13 @@ def _text(value: object) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _model(model: ModelConfig) -> Iterator[Flag]:
+def _model(model: ModelConfig, *, fused: bool) -> Iterator[Flag]:
+    """The model's flags; `fused`: the kernels are Transformer Engine's."""
     try:
-        yield from fields.flags(model)
+        for name, *values in fields.flags(model):
+            # Upstream's fused rotation of MLA knows YaRN alone; by factor 1, which the flags of
+            # plain RoPE say beside the type, it is plain RoPE (see model/config.py).
+            yield (name, "yarn") if fused and name == "rope-type" else (name, *values)
     except ValueError as error:
         raise UserError(f"{error}.") from error
     # What all of the family share.

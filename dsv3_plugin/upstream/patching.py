@@ -29,6 +29,7 @@ class Patch:
         test: the test that fails without it.
         wraps: the replacement is called with the original and returns what takes its place.
         cpu_only: needed on the CPU host alone.
+        fills_in: the symbol comes with a library that may be absent; where it is there, it stays.
     """
 
     targets: tuple[str, ...]
@@ -37,6 +38,7 @@ class Patch:
     test: str
     wraps: bool = False
     cpu_only: bool = False
+    fills_in: bool = False
 
     @property
     def name(self) -> str:
@@ -61,6 +63,8 @@ def apply(patches: Sequence[Patch]) -> None:
         for target in patch.targets:
             if patch.wraps:
                 _replacer.wrap(target, patch.replacement)
+            elif patch.fills_in:
+                _replacer.fill_in(target, patch.replacement)
             else:
                 _replacer.set(target, patch.replacement)
 

@@ -53,6 +53,12 @@ class Replacer:
         if target not in self._originals:
             self.set(target, wrapper(lookup(target)))
 
+    def fill_in(self, target: str, value: Any) -> None:
+        """Put `value` at `target` where nothing stands there."""
+        owner, attribute = resolve(target)
+        if not hasattr(owner, attribute):
+            self.set(target, value)
+
     def restore(self) -> None:
         """Put every original back."""
         for owner, attribute, original in reversed(self._originals.values()):

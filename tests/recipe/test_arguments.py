@@ -4,6 +4,7 @@ import shlex
 
 import pytest
 
+from dsv3_plugin.checkpoint.formats.model_file import model_from_arguments
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.model import SPEC
 from dsv3_plugin.recipe import stage_layout
@@ -45,6 +46,23 @@ def test_deepseek_v3_on_upstreams_words(upstream):
     assert args.pipeline_model_parallel_size == 16
     assert args.virtual_pipeline_model_parallel_size == 2
     assert args.distributed_backend == "nccl"
+
+
+def test_plain_rope_reaches_upstreams_fused_kernel(upstream):
+    # The kernel knows YaRN alone. By factor 1 that is plain RoPE, and so it is read back.
+    recipe = load_recipe("pretrain/deepseek-v3")
+    fused = upstream(recipe, Machine(gpus=8, transformer_engine=True))
+    assert (fused.apply_rope_fusion, fused.rope_type) == (True, "yarn")
+    assert fused.rotary_scaling_factor == fused.mscale == fused.mscale_all_dim == 1.0
+    assert model_from_arguments(vars(fused), recipe.model.name) == recipe.model
+    plain = upstream(load_recipe("pretrain/tiny"))
+    assert (plain.apply_rope_fusion, plain.rope_type) == (False, "rope")
+
+
+def test_a_model_of_long_positions_keeps_its_yarn(upstream):
+    recipe = load_recipe("pretrain/deepseek-v3", ["model={base: deepseek-v3, rope_type: yarn}"])
+    args = upstream(recipe, Machine(gpus=8, transformer_engine=True))
+    assert (args.rope_type, args.rotary_scaling_factor) == ("yarn", 40.0)
 
 
 @pytest.mark.parametrize(

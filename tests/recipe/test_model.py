@@ -80,6 +80,14 @@ def test_plain_rope_sets_the_yarn_fields_neutral():
     assert model.original_max_position_embeddings == model.max_position_embeddings
 
 
+def test_yarn_by_factor_1_is_plain_rope():
+    # As upstream's fused kernel is asked for it: what a checkpoint's arguments then say.
+    v3 = load_model("deepseek-v3").to_mapping()
+    stretched_by_one = {"rope_type": "yarn", "rotary_scaling_factor": 1.0}
+    assert ModelConfig(**v3 | stretched_by_one) == ModelConfig(**v3 | {"rope_type": "rope"})
+    assert ModelConfig(**v3 | {"rotary_scaling_factor": 1.001}).rope_type == "yarn"
+
+
 def test_dense_model_needs_no_expert_fields():
     model = ModelConfig(
         name="dense", num_layers=2, hidden_size=32, vocab_size=64, max_position_embeddings=64,

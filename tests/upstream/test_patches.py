@@ -11,7 +11,7 @@ import dsv3_plugin
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.upstream import cpu_host, patching
 from dsv3_plugin.upstream.patching import Patch
-from dsv3_plugin.upstream.replace import lookup
+from dsv3_plugin.upstream.replace import lookup, resolve
 
 REPOSITORY = Path(__file__).parents[2]
 cpu_host.enable()
@@ -19,6 +19,8 @@ cpu_host.enable()
 from dsv3_plugin.training.patches import TABLE  # noqa: E402
 
 TARGETS = [target for patch in TABLE for target in patch.targets]
+REPLACED = [patch for patch in TABLE if not patch.fills_in]
+FILLED_IN = [patch for patch in TABLE if patch.fills_in]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,7 +42,7 @@ def test_no_target_stands_twice_in_the_table():
 @pytest.mark.parametrize("patch", TABLE, ids=lambda patch: patch.name)
 def test_target_replacement_and_test_exist(patch: Patch):
     for target in patch.targets:
-        assert callable(lookup(target)), target
+        assert patch.fills_in or callable(lookup(target)), target
     assert callable(patch.replacement)
     assert (REPOSITORY / patch.test).is_file(), patch.test
     assert patch.reason
@@ -53,7 +55,7 @@ def test_every_copy_of_a_symbol_is_replaced():
         for name, module in list(sys.modules.items())
         if name.startswith("megatron.") and module is not None and not hasattr(module, "__path__")
     }
-    for patch in TABLE:
+    for patch in REPLACED:
         original = lookup(patch.targets[0])
         assert all(lookup(target) is original for target in patch.targets)
         copies = {
@@ -66,15 +68,34 @@ def test_every_copy_of_a_symbol_is_replaced():
 
 
 def test_register_replaces_every_target_and_unregister_restores_each():
-    before = {target: lookup(target) for target in TARGETS}
+    targets = [target for patch in REPLACED for target in patch.targets]
+    before = {target: lookup(target) for target in targets}
     dsv3_plugin.register()
-    during = {target: lookup(target) for target in TARGETS}
-    assert all(during[target] is not before[target] for target in TARGETS)
+    during = {target: lookup(target) for target in targets}
+    assert all(during[target] is not before[target] for target in targets)
     dsv3_plugin.register()
-    assert all(lookup(target) is during[target] for target in TARGETS)
+    assert all(lookup(target) is during[target] for target in targets)
     dsv3_plugin.unregister()
-    assert all(lookup(target) is before[target] for target in TARGETS)
+    assert all(lookup(target) is before[target] for target in targets)
     assert not patching.is_registered()
+
+
+@pytest.mark.parametrize("patch", FILLED_IN, ids=lambda patch: patch.name)
+def test_what_a_missing_library_leaves_open_is_filled_in_and_nothing_else(patch, monkeypatch):
+    for target in patch.targets:
+        owner, attribute = resolve(target)
+        monkeypatch.delattr(owner, attribute, raising=False)
+        for _ in range(2):
+            dsv3_plugin.register()
+            assert lookup(target) is patch.replacement
+        dsv3_plugin.unregister()
+        assert not hasattr(owner, attribute)
+        its_own = object()
+        monkeypatch.setattr(owner, attribute, its_own, raising=False)
+        dsv3_plugin.register()
+        assert lookup(target) is its_own
+        dsv3_plugin.unregister()
+        assert lookup(target) is its_own
 
 
 def test_another_megatron_is_refused_with_what_to_check(monkeypatch):
