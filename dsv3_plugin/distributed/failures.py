@@ -98,4 +98,6 @@ def set_timeout(seconds: float) -> None:
 def timeout_of(group: dist.ProcessGroup) -> datetime.timedelta:
     """How long the collectives of `group` wait for a peer."""
     device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
-    return group._get_backend(device).options._timeout
+    options = group._get_backend(device).options
+    # A group that only pretends has none.
+    return dist.default_pg_timeout if options is None else options._timeout

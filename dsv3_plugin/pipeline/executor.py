@@ -20,6 +20,7 @@ from dsv3_plugin.distributed.failures import naming_lost
 from dsv3_plugin.distributed.missing_ranks import answer_searches
 from dsv3_plugin.pipeline.chunk_plan import PlannedComputation, plan_serves
 from dsv3_plugin.pipeline.micro_batches import MicroBatches, reads_batches
+from dsv3_plugin.pipeline.neighbours import Neighbours
 from dsv3_plugin.pipeline.p2p import StageMessages
 from dsv3_plugin.pipeline.rank_step import RankStep
 from dsv3_plugin.pipeline.replicas import Replicas
@@ -47,7 +48,7 @@ class Executor:
 
     def __init__(self, schedule_for: Callable[[int], Schedule]) -> None:
         self._schedule_for = schedule_for
-        self._began = False
+        self._neighbours: Neighbours | None = None
         self._plain = PlainComputation()
         self._training: Computation = self._plain
         self._forms: dict[bool, Form] = {}
@@ -104,8 +105,8 @@ class Executor:
         config = get_model_config(chunks[0])
         placement, steps = self.plan(num_microbatches, forward_only)
         group = parallel_state.get_pipeline_model_parallel_group()
-        if not self._began:
-            self._begin(chunks, config)
+        if self._neighbours is None:
+            self._neighbours = self._begin(chunks, config, placement)
         batches = [MicroBatches(iterator, num_microbatches) for iterator in iterators]
         rank_step = RankStep(
             placement=placement,
@@ -116,7 +117,7 @@ class Executor:
             forward_step_func=forward_step_func,
             micro_batches=num_microbatches,
             messages=StageMessages(
-                group, (seq_length, micro_batch_size, config.hidden_size), config
+                self._neighbours, (seq_length, micro_batch_size, config.hidden_size), config
             ),
             collect_non_loss_data=collect_non_loss_data,
             only_forward=forward_only,
@@ -147,12 +148,14 @@ class Executor:
             _finish_gradients(config, chunks, tokens, force_all_reduce)
         return losses
 
-    def _begin(self, chunks: list[torch.nn.Module], config: Any) -> None:
-        """Once, before the first step."""
+    def _begin(
+        self, chunks: list[torch.nn.Module], config: Any, placement: Placement
+    ) -> Neighbours:
+        """Once, before the first step: all that a step needs besides its own."""
         if plan_serves(config, next(chunks[0].parameters()).device):
             self._training = PlannedComputation(config)
         answer_searches()
-        self._began = True
+        return Neighbours(placement, parallel_state.get_pipeline_model_parallel_group())
 
 
 _in_use: ContextVar[Executor | None] = ContextVar("executor", default=None)

@@ -1,6 +1,7 @@
 """Messages between stages: to other ranks in ordered batches, or to a chunk on the same rank.
 
-Shapes are known beforehand, so nothing but the tensors travels.
+Shapes are known beforehand, so nothing but the tensors travels. What a rank posts at once goes out
+in one batch for each peer, on the group that the two share.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import torch
 from torch.distributed import P2POp, batch_isend_irecv, irecv, isend
 
 from dsv3_plugin.distributed.failures import naming_lost, timeout_of
+from dsv3_plugin.pipeline.neighbours import Neighbours
 from dsv3_plugin.schedules.actions import FORWARD, Compute, Transfer
 from dsv3_plugin.schedules.messages import Message
 
@@ -19,19 +21,19 @@ class StageMessages:
     """The messages of one rank in one step.
 
     Args:
-        group: the ranks of the pipeline, with their timeout.
+        neighbours: the groups of this rank and each of its peers, with their timeout.
         shape: of every message, `[s, b, h]`.
         config: upstream's configuration, for the type.
     """
 
-    def __init__(self, group: Any, shape: tuple[int, int, int], config: Any) -> None:
-        self._group = group
+    def __init__(self, neighbours: Neighbours, shape: tuple[int, int, int], config: Any) -> None:
+        self._neighbours = neighbours
         self._shape = shape
         self._dtype = config.pipeline_dtype
         # gloo's messages know nothing of the group's timeout; NCCL's are watched from outside, and
         # would hold up the host if they were waited for in this way.
-        on_gloo = torch.distributed.get_backend(group) == "gloo"
-        self._timeout = (timeout_of(group),) if on_gloo else ()
+        on_gloo = torch.distributed.get_backend(neighbours.pipeline) == "gloo"
+        self._timeout = (timeout_of(neighbours.pipeline),) if on_gloo else ()
         self._outgoing: dict[tuple[str, int, int], torch.Tensor] = {}
         self._expected: dict[tuple[str, int, int], tuple[Any, torch.Tensor]] = {}
         self._sending: list[tuple[Any, torch.Tensor, Transfer]] = []
@@ -54,9 +56,15 @@ class StageMessages:
         return tensor
 
     def post(self, messages: Sequence[Message]) -> None:
-        """Start one batch: sends of what there is to send, receives of what will be needed."""
-        if not messages:
-            return
+        """Start sends of what there is to send, receives of what will be needed."""
+        peers = dict.fromkeys(message.peer for message in messages)
+        for peer in peers:
+            self._post([message for message in messages if message.peer == peer], peer)
+        self._sending = [entry for entry in self._sending if not entry[0].is_completed()]
+
+    def _post(self, messages: Sequence[Message], peer: int) -> None:
+        """Start one batch: all messages with one peer."""
+        group, global_peer = self._neighbours.group(peer), self._neighbours.ranks[peer]
         operations, notes = [], []
         for message in messages:
             transfer = message.transfer
@@ -71,7 +79,7 @@ class StageMessages:
                     self._shape, dtype=self._dtype, device=torch.cuda.current_device()
                 )
                 operation = irecv
-            operations.append(P2POp(operation, tensor, group=self._group, group_peer=message.peer))
+            operations.append(P2POp(operation, tensor, global_peer, group))
             notes.append((transfer, key, tensor))
         with self._naming_lost(notes[0][0]):
             works = batch_isend_irecv(operations)
@@ -82,7 +90,6 @@ class StageMessages:
                 self._sending.append((work, tensor, transfer))
             else:
                 self._expected[key] = (work, tensor)
-        self._sending = [entry for entry in self._sending if not entry[0].is_completed()]
 
     def wait_for_sends(self) -> None:
         """Wait until everything sent has left."""
@@ -95,4 +102,4 @@ class StageMessages:
             work.wait(*self._timeout)
 
     def _naming_lost(self, what: Compute | Transfer) -> AbstractContextManager[None]:
-        return naming_lost(str(what), torch.distributed.get_process_group_ranks(self._group))
+        return naming_lost(str(what), self._neighbours.ranks)

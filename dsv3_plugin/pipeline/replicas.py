@@ -12,15 +12,15 @@ from collections.abc import Iterator
 import torch
 from megatron.core import parallel_state
 
-from dsv3_plugin.distributed.failures import naming_lost
+from dsv3_plugin.distributed.failures import naming_lost, timeout_of
 from dsv3_plugin.schedules.placement import Placement
 
 
 class Replicas:
     """This rank's two chunks and the rank that holds the other replica of both.
 
-    Making it is collective: every rank of the world takes part. It belongs to the chunks
-    (`chunks.join_chunks` makes it), and goes with them.
+    Making it takes the two, and every rank of the world has to make its own. It belongs to the
+    chunks (`chunks.join_chunks` makes it), and goes with them.
 
     Attributes:
         group: the two ranks.
@@ -28,18 +28,16 @@ class Replicas:
 
     def __init__(self, placement: Placement) -> None:
         self._placement = placement
-        mine = torch.distributed.get_process_group_ranks(
-            parallel_state.get_pipeline_model_parallel_group()
+        pipeline = parallel_state.get_pipeline_model_parallel_group()
+        self._ranks = mine = torch.distributed.get_process_group_ranks(pipeline)
+        rank = parallel_state.get_pipeline_model_parallel_rank()
+        # Every rank makes one group, so all go on with as many made.
+        self.group = torch.distributed.new_group(
+            [mine[rank], mine[-1 - rank]],
+            timeout=timeout_of(pipeline),
+            use_local_synchronization=True,
+            group_desc="REPLICAS",
         )
-        self._ranks = mine
-        everyone: list[list[int]] = [[] for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather_object(everyone, mine, weights_only=True)
-        for pipeline in sorted({tuple(ranks) for ranks in everyone}):
-            for rank in range(len(pipeline) // 2):
-                pair = [pipeline[rank], pipeline[-1 - rank]]
-                group = torch.distributed.new_group(pair)
-                if torch.distributed.get_rank() in pair:
-                    self.group = group
 
     def _by_model_stage[C](self, chunks: list[C]) -> Iterator[tuple[int, C]]:
         """(global rank of the first replica, chunk), in an order that both ranks share."""

@@ -44,6 +44,17 @@ class Placement:
         return next(rank for rank, chunks in enumerate(self.chunks) if stage in chunks)
 
     @property
+    def neighbours(self) -> frozenset[tuple[int, int]]:
+        """Pairs of ranks, the lower first, that messages go between."""
+        rank_of = {stage: rank for rank, chunks in enumerate(self.chunks) for stage in chunks}
+        handed_on = (
+            (rank_of[stage], rank_of[stage + 1])
+            for stage in rank_of
+            if self.model_stage(stage) < self.depth - 1
+        )
+        return frozenset((min(pair), max(pair)) for pair in handed_on if pair[0] != pair[1])
+
+    @property
     def ends_meet(self) -> bool:
         """Whether the first and the last stage of the model share a rank.
 
