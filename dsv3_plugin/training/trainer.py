@@ -5,12 +5,14 @@ stage, and whatever runs beside a step is a hook.
 """
 
 import contextlib
+from dataclasses import dataclass
 from functools import partial
 
 from megatron.core.enums import ModelType
 from megatron.training import get_args
 from megatron.training import pretrain as upstream_pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+from megatron.training.config import PretrainConfigContainer
 from megatron.training.models.gpt import GPTModelConfig
 
 from dsv3_plugin.checkpoint.restricted import restricted_reading
@@ -33,6 +35,21 @@ from dsv3_plugin.training.upstream_arguments import parse
 from dsv3_plugin.upstream import patching
 
 
+@dataclass(frozen=True)
+class Configured:
+    """All of upstream's settings for a run, finished.
+
+    Attributes:
+        model: of the chunks, and how they are built.
+        container: of everything else.
+        layout: where stages lie; None where upstream runs a schedule of its own.
+    """
+
+    model: GPTModelConfig
+    container: PretrainConfigContainer
+    layout: PlacedLayout | None
+
+
 def train(run: Run, stage: Stage) -> None:
     """Train the run's recipe from its newest checkpoint, or from the beginning, to its end.
 
@@ -41,10 +58,15 @@ def train(run: Run, stage: Stage) -> None:
     """
     patching.apply(TABLE)
     with restricted_reading():  # the arguments' own checkpoint too, which parsing may open
-        _train(run, stage)
+        train_configured(run, stage, configured(run))
 
 
-def _train(run: Run, stage: Stage) -> None:
+def configured(run: Run) -> Configured:
+    """Give upstream the run's arguments, and finish the configuration that it makes of them.
+
+    Raises:
+        UserError: upstream refuses them.
+    """
     parse(megatron_arguments(run.recipe, run.machine, SPEC))
     args = get_args()
     layout = placed_layout(run.recipe)
@@ -60,6 +82,12 @@ def _train(run: Run, stage: Stage) -> None:
     container = pretrain_cfg_container_from_args(args, model)
     # The hook that takes a weight gradient in must run when it is there.
     container.ddp.delay_wgrad_compute = model.transformer.delay_wgrad_compute
+    return Configured(model, container, layout)
+
+
+def train_configured(run: Run, stage: Stage, settings: Configured) -> None:
+    """Train with settings that are finished."""
+    layout = settings.layout
     observe_tensorboard(run.folder.steps_saved())
     run.hooks = stage.hooks
     with contextlib.ExitStack() as stack:
@@ -67,7 +95,7 @@ def _train(run: Run, stage: Stage) -> None:
         if layout is not None:
             stack.enter_context(executor_of(run).in_use())
         upstream_pretrain(
-            container,
+            settings.container,
             stage.datasets(layout.inputs if layout else stage_inputs),
             ModelType.encoder_or_decoder,
             stage.forward_step,

@@ -1,0 +1,71 @@
+"""A child of `dsv3 rehearse`: pretends to be one rank, and prints what it found.
+
+python -m dsv3_plugin.rehearsal.child < request.json
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.rehearsal.report import Finding, RankReport, Request
+
+
+def main() -> None:
+    """Read a request, write a report."""
+    given = json.load(sys.stdin)
+    request = Request(**given | {"overrides": tuple(given["overrides"])})
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever upstream prints is not the report
+    with tempfile.TemporaryDirectory() as scratch:
+        report = answered(request, Path(scratch))
+    json.dump(asdict(report), answer)
+    answer.flush()
+    os._exit(0)  # threads of upstream's may be waiting for ranks that are not there
+
+
+def answered(request: Request, scratch: Path) -> RankReport:
+    """The report on a request; a refusal is a finding of it."""
+    cluster = load_cluster(request.cluster)
+    machine = cluster.machine
+    try:
+        recipe = for_one_step(load_resolved(request.recipe, request.overrides, machine), scratch)
+        with contextlib.ExitStack() as stack:
+            if not recipe.on_gpu(machine):
+                from dsv3_plugin.upstream import cpu_host
+
+                cpu_host.enable()
+            from dsv3_plugin.rehearsal.world import fake_world
+
+            world = stack.enter_context(
+                fake_world(request.rank, recipe.parallel.processes, cluster.gpus_per_node)
+            )
+            from dsv3_plugin.rehearsal.one_rank import rehearse
+
+            return rehearse(request, recipe, machine, world)
+    except UserError as error:
+        return RankReport(request.rank, 0, (Finding(str(error)),))
+
+
+def for_one_step(recipe: Recipe, scratch: Path) -> Recipe:
+    """The recipe without what needs more than one step: data, evaluation, a folder of its own."""
+    training = recipe.training.model_copy(update={"eval_interval": None})
+    tokenizer = {"tokenizer-type": "NullTokenizer", "vocab-size": recipe.model.vocab_size - 1}
+    return recipe.model_copy(
+        update={
+            "directory": scratch / "run",
+            "training": training,
+            "megatron_args": recipe.megatron_args | tokenizer | {"num-workers": 0},
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Upstream's own checks, once more, when everything of ours is set.
+
+Upstream checks a configuration when it is made of the command line. What the plugin sets after that
+(places of chunks, owed weight gradients, dispatch) it has not seen. So it looks again here; the few
+of its checks that do not hold for us stand in `LIFTED`, each with the reason, and with the values
+under which upstream looks at everything else.
+"""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from dsv3_plugin.rehearsal.report import Finding
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """A check of upstream's that a configuration of ours need not pass.
+
+    Attributes:
+        says: a pattern that its message matches.
+        instead: the fields that upstream sees in place of ours, so that it goes on to its other
+            checks.
+        reason: why what it fears does not happen here.
+        test: which test shows that.
+    """
+
+    says: str
+    instead: Mapping[str, Any]
+    reason: str
+    test: str
+
+
+LIFTED: tuple[Lifted, ...] = (
+    Lifted(
+        says="overlap_moe_expert_parallel_comm must be enabled when enabling delay_wgrad_compute",
+        instead={"overlap_moe_expert_parallel_comm": True},
+        reason="upstream pays owed weight gradients inside its overlapped schedule alone; our "
+        "executor pays them where a schedule says. As in upstream's, forward and backward overlap, "
+        "so its conditions for that have to hold.",
+        test="tests/pipeline/test_executor.py",
+    ),
+)
+
+
+def refusals(config: TransformerConfig) -> list[Finding]:
+    """What upstream has against a finished configuration."""
+    instead: dict[str, Any] = {}
+    while True:
+        message = _refusal(config, instead)
+        if message is None:
+            return []
+        lifted = next((row for row in LIFTED if re.search(row.says, message)), None)
+        if lifted is None or lifted.instead.items() <= instead.items():
+            return [Finding(f"Megatron refuses the finished configuration: {message}")]
+        instead |= lifted.instead
+
+
+def _refusal(config: TransformerConfig, instead: Mapping[str, Any]) -> str | None:
+    """The message of upstream's first refusal."""
+    looked_at = copy.copy(config)
+    for name in [field.name for field in dataclasses.fields(config)]:
+        value = getattr(config, name)
+        if isinstance(value, list | dict | set):
+            setattr(looked_at, name, copy.copy(value))
+    for name, value in instead.items():
+        setattr(looked_at, name, value)
+    try:
+        looked_at.__post_init__()
+    except (AssertionError, ValueError, NotImplementedError) as error:
+        return str(error)
+    return None

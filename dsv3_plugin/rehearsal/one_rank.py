@@ -1,0 +1,227 @@
+"""The rehearsal of one rank: the product's own training, for one step, over answers.
+
+Recipe, arguments, configuration, groups, chunks, gradient buffers, optimizer, schedule, dispatch
+and recomputation are those of the run. What is not there is given: other ranks, data, routing,
+values.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from megatron.core.rerun_state_machine import RerunDataIterator
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+from dsv3_plugin.checkpoint.restricted import restricted_reading
+from dsv3_plugin.data.batch import Sample
+from dsv3_plugin.dispatch.moe_layer import MoELayer
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.rehearsal.configuration import refusals
+from dsv3_plugin.rehearsal.known import KnownValues
+from dsv3_plugin.rehearsal.observe import Observer
+from dsv3_plugin.rehearsal.parts import claim_states, tell_makers_apart
+from dsv3_plugin.rehearsal.report import RankReport, Request
+from dsv3_plugin.rehearsal.routing import even_routing, skewed_routing
+from dsv3_plugin.rehearsal.storages import Storages
+from dsv3_plugin.rehearsal.world import World
+from dsv3_plugin.stages import stage_named
+from dsv3_plugin.training import trainer
+from dsv3_plugin.training.hooks import Hook, Step
+from dsv3_plugin.training.patches import TABLE
+from dsv3_plugin.training.run import Run
+from dsv3_plugin.upstream import patching
+from dsv3_plugin.upstream.replace import Replacer
+
+
+class _Enough(BaseException):
+    """Ends the training whose step has been seen."""
+
+
+def rehearse(request: Request, recipe: Recipe, machine: Machine, world: World) -> RankReport:
+    """Be the rank of the request, in a world that is joined already.
+
+    Args:
+        request: how far to go, and with what.
+        recipe: closed, and without what needs more than a step (`for_one_step`).
+        machine: what the rank runs on.
+        world: the fake one.
+    """
+    patching.apply(TABLE)
+    run = Run(recipe, recipe.run_folder, machine)
+    with restricted_reading():
+        settings = trainer.configured(run)
+    findings = refusals(settings.model.transformer)
+    report = RankReport(request.rank, 0, tuple(findings))
+    if request.depth == "configuration" or any(finding.stops for finding in findings):
+        return report
+    return _built_and_stepped(request, run, settings, report, world)
+
+
+def _built_and_stepped(
+    request: Request, run: Run, settings: trainer.Configured, report: RankReport, world: World
+) -> RankReport:
+    known = KnownValues()
+    storages = Storages("cuda" if run.recipe.on_gpu(run.machine) else "cpu")
+    observer = Observer(known, [storages])
+    replacer = Replacer()
+    tell_makers_apart(storages, replacer)
+    _follow_resizing(storages, replacer)
+    _follow_pairs(observer, replacer)
+    _answer_reading(observer, replacer)
+    _give_samples(run.recipe, replacer)
+    _give_routing(run.recipe, known, request, replacer)
+    watch = _Watch(storages, request)
+    stage = dataclasses.replace(stage_named(run.recipe.stage)(run), hooks=[watch])
+    with contextlib.suppress(_Enough), FakeTensorMode(allow_non_fake_inputs=True), observer:
+        trainer.train_configured(run, stage, settings)
+    return dataclasses.replace(
+        report,
+        groups=world.groups,
+        states=watch.states,
+        memory=watch.memory,
+        moments=watch.moments,
+        synchronisations=dict(observer.asked),
+    )
+
+
+class _Watch(Hook):
+    """Looks at the rank before, in and after its step."""
+
+    def __init__(self, storages: Storages, request: Request) -> None:
+        self._storages = storages
+        self._request = request
+        self.states: dict[str, int] = {}
+        self.memory: dict[str, int] = {}
+        self.moments: dict[str, int] = {}
+
+    def before_step(self, step: Step) -> None:
+        # As after the first step, or a resume: an optimizer makes its moments when it first moves.
+        step.optimizer.step()
+        claim_states(self._storages, list(step.model), step.optimizer)
+        self.states = dict(self._storages.now)
+        if self._request.depth == "build":
+            raise _Enough
+        self._storages.begin_moment()
+
+    def after_backward(self, step: Step) -> None:
+        self.memory = self._storages.fullest
+        self.moments["step"] = self._storages.most
+        self._storages.begin_moment()
+
+    def after_step(self, step: Step) -> None:
+        self.moments["optimizer"] = self._storages.most
+        raise _Enough
+
+
+def _follow_resizing(storages: Storages, replacer: Replacer) -> None:
+    """Recomputation empties and fills storages past every operation."""
+
+    def resize(original: Any) -> Any:
+        def resized(self: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            result = original(self, size)
+            storages.resized(self)
+            return result
+
+        return resized
+
+    replacer.wrap("torch:UntypedStorage.resize_", resize)
+
+
+def _follow_pairs(observer: Observer, replacer: Replacer) -> None:
+    """The backward of an overlapped pair runs on a thread of its own."""
+
+    def settings(original: Any) -> Any:
+        def with_modes() -> list[Any]:
+            modes = torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+            return [*original(), *modes]
+
+        return with_modes
+
+    replacer.wrap("dsv3_plugin.distributed.overlap:_thread_settings", settings)
+
+
+def _answer_reading(observer: Observer, replacer: Replacer) -> None:
+    """Where values are read past every operation: of what is in a list, or as numpy's."""
+
+    def tensor(original: Any) -> Any:
+        def of(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            def value(leaf: Any) -> Any:
+                return observer.answer(leaf) if isinstance(leaf, FakeTensor) else leaf
+
+            return original(pytree.tree_map(value, data), *args, **kwargs)
+
+        return of
+
+    def tolist(self: FakeTensor) -> Any:
+        with _disable_current_modes():
+            return observer.values(self).tolist()
+
+    def numpy(original: Any) -> Any:
+        def of(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(self, FakeTensor):
+                with _disable_current_modes():
+                    return original(observer.values(self))
+            return original(self, *args, **kwargs)
+
+        return of
+
+    replacer.wrap("torch:tensor", tensor)
+    replacer.set("torch._subclasses.fake_tensor:FakeTensor.tolist", tolist)
+    replacer.wrap("torch:Tensor.numpy", numpy)
+
+
+def _give_samples(recipe: Recipe, replacer: Replacer) -> None:
+    """Batches of the right shape, in place of a dataset's."""
+    shape = (recipe.training.micro_batch_size, recipe.data.seq_length)
+
+    def samples() -> Iterator[Sample]:
+        while True:
+            numbers = torch.zeros(shape, dtype=torch.int64)
+            yield {
+                "tokens": numbers,
+                "labels": numbers,
+                "position_ids": numbers,
+                "loss_mask": torch.ones(shape),
+                "attention_mask": None,
+            }
+
+    def iterators(*args: Any, **kwargs: Any) -> tuple[Any, None, None]:
+        from megatron.training import get_args
+
+        settings = get_args()
+        settings.do_train, settings.do_valid, settings.do_test = True, False, False
+        return RerunDataIterator(samples()), None, None
+
+    replacer.set("megatron.training.training:build_train_valid_test_data_iterators", iterators)
+
+
+def _give_routing(recipe: Recipe, known: KnownValues, request: Request, replacer: Replacer) -> None:
+    """The same map for every layer and micro-batch, known where a dispatcher asks for counts."""
+    model, parallel = recipe.model, recipe.parallel
+    if not model.moe_layers:
+        return
+    tokens = recipe.training.micro_batch_size * recipe.data.seq_length // parallel.context
+    even = even_routing(
+        tokens // (parallel.tensor),
+        model.num_moe_experts,
+        model.moe_router_topk,
+        model.moe_router_num_groups or 1,
+        model.moe_router_group_topk or 1,
+    )
+    per_rank = model.num_moe_experts // parallel.expert
+    first = request.rank % parallel.expert * per_rank
+    given = skewed_routing(even, slice(first, first + per_rank), request.imbalance)
+
+    def preprocess(original: Any) -> Any:
+        def with_routing(self: Any, hidden: Any, probs: Any, routing_map: torch.Tensor) -> Any:
+            known.give(routing_map, given)
+            return original(self, hidden, probs, routing_map)
+
+        return with_routing
+
+    replacer.wrap(f"{MoELayer.__module__}:{MoELayer.__qualname__}.preprocess", preprocess)

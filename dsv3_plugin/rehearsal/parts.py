@@ -1,0 +1,77 @@
+"""Which part of a rank's memory a tensor is of: states by their place, the rest by their maker."""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
+from megatron.core.utils import unwrap_model
+
+from dsv3_plugin.planner.plan import MemoryPart
+from dsv3_plugin.rehearsal.storages import Storages
+from dsv3_plugin.upstream.replace import Replacer
+
+
+def claim_states(storages: Storages, chunks: list[torch.nn.Module], optimizer: Any) -> None:
+    """Say of weights, gradients and optimizer states what they are; all are there by now."""
+    storages.claim("optimizer", _optimizer_states(optimizer))
+    storages.claim("gradients", _gradients(chunks))
+    storages.claim("weights", _weights(chunks))
+
+
+def _weights(chunks: list[torch.nn.Module]) -> Iterator[torch.Tensor]:
+    for chunk in unwrap_model(chunks):
+        yield from chunk.parameters()
+        yield from chunk.buffers()
+
+
+def _gradients(chunks: list[torch.nn.Module]) -> Iterator[torch.Tensor]:
+    for chunk in chunks:
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
+            yield buffer.grad_data
+
+
+def _optimizer_states(optimizer: Any) -> Iterator[torch.Tensor]:
+    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for state in one.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+        for group in one.optimizer.param_groups:
+            yield from group["params"]
+
+
+def tell_makers_apart(storages: Storages, replacer: Replacer) -> None:
+    """Let what dispatchers and the head make count as their parts."""
+    for dispatcher in _subclasses(MoETokenDispatcher):
+        for name in (
+            "dispatch_preprocess",
+            "token_dispatch",
+            "dispatch_postprocess",
+            "combine_preprocess",
+            "token_combine",
+            "combine_postprocess",
+        ):
+            if name in vars(dispatcher):
+                _make_part(storages, replacer, dispatcher, name, "dispatch_buffers")
+    _make_part(storages, replacer, GPTModel, "_postprocess", "logits")
+
+
+def _subclasses(cls: type) -> Iterable[type]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _make_part(
+    storages: Storages, replacer: Replacer, owner: type, name: str, part: MemoryPart
+) -> None:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with storages.as_part(part):
+                return original(*args, **kwargs)
+
+        return wrapped
+
+    replacer.wrap(f"{owner.__module__}:{owner.__qualname__}.{name}", wrap)

@@ -1,0 +1,108 @@
+"""What is asked of a rehearsal and what it says: parent and child share it as JSON. No torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dsv3_plugin.planner.plan import MemoryPart, Moment
+
+Depth = Literal["configuration", "build", "step"]
+"""configuration: recipe → upstream's finished configuration, checked. build: the rank's groups,
+chunks, gradient buffers and optimizer as well. step: a training step as well."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a rehearsal noticed.
+
+    Attributes:
+        sentence: what it is.
+        way_out: the key that changes it, or what to do; empty where nothing is to be done.
+        stops: whether the run would not run.
+    """
+
+    sentence: str
+    way_out: str = ""
+    stops: bool = True
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one child is to rehearse.
+
+    Attributes:
+        recipe, overrides: what `dsv3 rehearse` was given.
+        cluster: the name or file of the cluster.
+        rank: which rank of the world to be.
+        micro_batches: of the step.
+        depth: how far to go.
+        imbalance: load of this rank's experts over the mean.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    cluster: str
+    rank: int
+    micro_batches: int
+    depth: Depth = "step"
+    imbalance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Issued:
+    """One collective as a rank issued it.
+
+    Attributes:
+        group: global ranks of its members.
+        operation: what torch.distributed calls it.
+        bytes: what it was given.
+    """
+
+    group: tuple[int, ...]
+    operation: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What a step launched.
+
+    Attributes:
+        kernels: how many operations compute or move anything.
+        bytes: read and written by them.
+        by_name: name → (how many, bytes).
+    """
+
+    kernels: int
+    bytes: int
+    by_name: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """What the rehearsal of one rank found.
+
+    Attributes:
+        rank: in the world.
+        pipeline_rank: in its pipeline.
+        findings: what is to be said of it.
+        groups: process groups that were made.
+        states: part → bytes after the rank was built (weights, gradients, optimizer, fp8_copies).
+        memory: part → bytes at the fullest moment of the step, those included.
+        moments: moment → bytes at its fullest.
+        operations: of the step.
+        synchronisations: where the host waited for the device → how often, in the step.
+        collectives: of the step, in order.
+        device: what stood for the GPU ("cuda with a shim", "cpu").
+    """
+
+    rank: int
+    pipeline_rank: int
+    findings: tuple[Finding, ...] = ()
+    groups: int = 0
+    states: dict[MemoryPart, int] = field(default_factory=dict)
+    memory: dict[MemoryPart, int] = field(default_factory=dict)
+    moments: dict[Moment, int] = field(default_factory=dict)
+    operations: Operations | None = None
+    synchronisations: dict[str, int] = field(default_factory=dict)
+    collectives: tuple[Issued, ...] = ()
+    device: str = ""

@@ -1,0 +1,96 @@
+"""Memory by part, at every moment: each storage as long as anything holds it.
+
+torch's own tracker refuses modules that are called twice before their backward, so it cannot follow
+the micro-batches of a pipeline.
+"""
+
+import contextlib
+import threading
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+ACTIVATIONS = "activations"
+
+
+class Storages:
+    """Follows what operations make, on one device (a `Watcher`).
+
+    Attributes:
+        now: part → bytes that are alive.
+        fullest: the same at the moment when there were most.
+    """
+
+    def __init__(self, device_type: str) -> None:
+        self._device_type = device_type
+        self._alive: dict[int, tuple[Any, str, int]] = {}
+        self._here = threading.local()  # the two sides of a pair are in the middle of their own
+        self.now: dict[str, int] = defaultdict(int)
+        self.total = 0
+        self.most = 0
+        self.fullest: dict[str, int] = {}
+
+    def issued(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.take(leaf)
+
+    def take(self, tensor: torch.Tensor, part: str | None = None) -> None:
+        """Count the storage of a tensor, if it is not counted yet; or as another part."""
+        if tensor.device.type != self._device_type:
+            return
+        storage = tensor.untyped_storage()
+        key = id(storage)  # torch gives a storage one Python object for as long as it lives
+        known = self._alive.get(key)
+        if known is not None:
+            if part is not None and known[1] != part:
+                self._add(known[1], -known[2])
+                self._alive[key] = (known[0], part, known[2])
+                self._add(part, known[2])
+            return
+        part = part or getattr(self._here, "part", ACTIVATIONS)
+        size = storage.nbytes()
+        reference = weakref.ref(storage, lambda _: self._gone(key))
+        self._alive[key] = (reference, part, size)
+        self._add(part, size)
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage was emptied, or filled again."""
+        key = id(storage)
+        if key in self._alive:
+            reference, part, size = self._alive[key]
+            self._alive[key] = (reference, part, storage.nbytes())
+            self._add(part, storage.nbytes() - size)
+
+    def begin_moment(self) -> None:
+        """Look for the fullest moment from here on."""
+        self.most, self.fullest = self.total, dict(self.now)
+
+    @contextlib.contextmanager
+    def as_part(self, part: str) -> Iterator[None]:
+        """What is made inside belongs to a part."""
+        before = getattr(self._here, "part", ACTIVATIONS)
+        self._here.part = part
+        try:
+            yield
+        finally:
+            self._here.part = before
+
+    def claim(self, part: str, tensors: Iterable[torch.Tensor]) -> None:
+        """Say of what part tensors that are there already are."""
+        for tensor in tensors:
+            self.take(tensor, part)
+
+    def _gone(self, key: int) -> None:
+        _, part, size = self._alive.pop(key)
+        self._add(part, -size)
+
+    def _add(self, part: str, size: int) -> None:
+        self.now[part] += size
+        self.total += size
+        if self.total > self.most:
+            self.most, self.fullest = self.total, dict(self.now)
