@@ -12,19 +12,22 @@ PYTHON := $(shell for p in python3.12 python3.13 python3 \
 
 PY := .venv/bin/python
 PIP := -m pip --disable-pip-version-check
+# Transformer Engine's Python without its libraries, where a rehearsal looks for it.
+SET_ASIDE = .venv/share/dsv3_plugin/transformer_engine
 SITE = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 .PHONY: setup demo test lint test-wheel test-te test-gpu clean
 
 setup: .venv/.installed
 
-# Made once, and again when the lock changes.
-.venv/.installed: requirements.lock pyproject.toml
+# Made once, and again when a lock changes.
+.venv/.installed: requirements.lock requirements-rehearsal.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "dsv3_plugin needs Python 3.12 or newer: install one (for example 'pyenv install 3.12', or your system's python3.12 package) and run make again." >&2; exit 2; }
 	@echo "Setting up .venv with $(PYTHON) (about 5 GB, a few minutes; once)"
 	@$(PYTHON) -m venv .venv
 	@$(PY) $(PIP) install -qq -r requirements.lock
 	@$(PY) $(PIP) install -qq --no-deps --editable .
+	@$(PY) $(PIP) install -qq --no-deps --upgrade --target $(SET_ASIDE) -r requirements-rehearsal.lock
 	@touch $@
 
 demo: setup
