@@ -36,11 +36,22 @@ Kind = Literal["alltoall", "two_hop", "deepep", "hybridep"]
 
 @dataclass(frozen=True)
 class Dispatch:
-    """The recipe's `dispatch:` section, as it hangs on upstream's configuration."""
+    """The recipe's `dispatch:` section, as it hangs on upstream's configuration.
+
+    Attributes:
+        hide_shared_expert: it computes between the halves of a hop of `two_hop`. Upstream's own
+            option, `moe_shared_expert_overlap`, is off then (see `shared_expert`).
+    """
 
     kind: Kind = "alltoall"
     ranks_per_node: RanksPerNode = "auto"
     precision: Precision = "bf16"
+    hide_shared_expert: bool = False
+
+
+def dispatch_of(config: TransformerConfig) -> Dispatch:
+    """What `configure_dispatch` said; upstream's all-to-all where nobody did."""
+    return getattr(config, "dispatch", Dispatch())
 
 
 def configure_dispatch(
@@ -48,14 +59,14 @@ def configure_dispatch(
     kind: Kind = "alltoall",
     ranks_per_node: RanksPerNode = "auto",
     precision: Precision = "bf16",
-    hide_shared_expert: bool | None = None,
+    hide_shared_expert: bool = False,
 ) -> None:
     """Makes the MoE layers built from `config` use this dispatcher, in place.
 
     Args:
         config, kind, ranks_per_node, precision: as in the recipe's `dispatch:` section.
-        hide_shared_expert: the shared expert computes while the hops between nodes are under way;
-            None: where `two_hop` can and it is not recomputed.
+        hide_shared_expert: the shared expert computes while tokens travel: with `two_hop` on the
+            stream of its caller, with upstream's dispatchers by upstream's option on a second one.
 
     Raises:
         UserError: the kernels of `deepep` or `hybridep` are not installed, or FP8 is asked of a
@@ -71,13 +82,17 @@ def configure_dispatch(
         config.moe_flex_dispatcher_backend = kind
     else:
         config.moe_token_dispatcher_type = "alltoall"
-    config.dispatch = Dispatch(kind, ranks_per_node, precision)
-    if hide_shared_expert is None:
-        # Recomputation takes the shared expert as a whole, and hiding takes it apart.
-        recomputed = config.recompute_modules if config.recompute_granularity else ()
-        hide_shared_expert = kind == "two_hop" and "shared_experts" not in recomputed
-    if config.moe_shared_expert_intermediate_size is not None:
-        config.moe_shared_expert_overlap |= hide_shared_expert
+    hides = config.moe_shared_expert_intermediate_size is not None and (
+        hide_shared_expert or config.moe_shared_expert_overlap
+    )
+    in_two_hop = kind == "two_hop"
+    if in_two_hop and hides and config.use_grouped_gemm_for_shared_expert:
+        raise UserError(
+            "dispatch.hide_shared_expert computes the shared expert in parts, and "
+            "use_grouped_gemm_for_shared_expert in one kernel: leave out one of them"
+        )
+    config.dispatch = Dispatch(kind, ranks_per_node, precision, hides and in_two_hop)
+    config.moe_shared_expert_overlap = hides and not in_two_hop
 
 
 class MoELayer(upstream.MoELayer):
@@ -99,7 +114,7 @@ class MoELayer(upstream.MoELayer):
     ) -> None:
         pg_collection = pg_collection or get_default_pg_collection()
         super().__init__(config, submodules, layer_number, pg_collection, is_mtp_layer, name)
-        wanted: Dispatch = getattr(config, "dispatch", Dispatch())
+        wanted = dispatch_of(config)
         if wanted.kind == "two_hop":
             self.token_dispatcher = TwoHopTokenDispatcher(
                 self.num_local_experts,
@@ -109,8 +124,9 @@ class MoELayer(upstream.MoELayer):
                 processes_per_node=wanted.ranks_per_node,
                 precision=wanted.precision,
             )
-            if self.shared_expert_overlap:
-                self.token_dispatcher.set_shared_experts(self.shared_experts)
+            if wanted.hide_shared_expert:
+                self.shared_expert_overlap = True  # upstream's layer leaves it to the dispatcher
+                self.token_dispatcher.shared_experts = self.shared_experts
         self._node_of = nodes_of_group(self.ep_group, wanted.ranks_per_node)
         self._load: torch.Tensor | int = 0
         self.traffic: Traffic = getattr(self.token_dispatcher, "traffic", Traffic())

@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_model_config
 
 from dsv3_plugin.dispatch.balance import load_of_nodes, load_of_ranks, max_violation
-from dsv3_plugin.dispatch.moe_layer import Dispatch, MoELayer, nodes_of_group
+from dsv3_plugin.dispatch.moe_layer import MoELayer, dispatch_of, nodes_of_group
 from dsv3_plugin.dispatch.traffic import LINK_CLASSES, Traffic
 
 
@@ -37,7 +37,7 @@ def collect_step_metrics(model_chunks: Sequence[torch.nn.Module]) -> dict[str, A
         return {}
     load, traffic = _sum_over_world(config, _moe_layers(model_chunks))
     group = parallel_state.get_expert_model_parallel_group()
-    nodes = nodes_of_group(group, getattr(config, "dispatch", Dispatch()).ranks_per_node)
+    nodes = nodes_of_group(group, dispatch_of(config).ranks_per_node)
     per_layer = {str(index): row for index, row in enumerate(load.tolist()) if any(row)}
     per_rank = {layer: load_of_ranks(row, len(nodes)) for layer, row in per_layer.items()}
     metrics = {

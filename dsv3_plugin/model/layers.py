@@ -38,6 +38,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from dsv3_plugin.dispatch.moe_layer import MoELayer
+from dsv3_plugin.dispatch.shared_expert import SharedExpertInSteps
 from dsv3_plugin.model.attention import CausalAttention, LatentAttention
 from dsv3_plugin.model.experts import GroupedExperts
 from dsv3_plugin.model.linear import ColumnLinear, RowLinear
@@ -182,7 +183,11 @@ def _te_layer(config: MLATransformerConfig, *, is_moe: bool) -> ModuleSpec:
     spec.submodules.self_attention.module = LatentAttention
     if is_moe:
         moe = spec.submodules.mlp
-        submodules = dataclasses.replace(moe.keywords["submodules"], router=DeepSeekRouter)
+        submodules = moe.keywords["submodules"]
+        submodules = dataclasses.replace(submodules, router=DeepSeekRouter)
+        if not config.use_grouped_gemm_for_shared_expert:  # whose one kernel has no steps
+            in_steps = partial(SharedExpertInSteps, **submodules.shared_experts.keywords)
+            submodules = dataclasses.replace(submodules, shared_experts=in_steps)
         spec.submodules.mlp = partial(MoELayer, submodules=submodules)
     return spec
 

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.mlp import MLP
-from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from torch import Tensor
+
+from dsv3_plugin.dispatch.shared_expert import SharedExpertInSteps
 
 
 class _SwiGLUForward:
@@ -22,7 +23,7 @@ class DenseMLP(_SwiGLUForward, MLP):
     """The feed-forward block of a dense layer; upstream's parameters and checkpoint keys."""
 
 
-class SharedExpert(SharedExpertMLP):
+class SharedExpert(SharedExpertInSteps):
     """The shared experts of a MoE layer; upstream's parameters and checkpoint keys."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:

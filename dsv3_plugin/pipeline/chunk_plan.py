@@ -22,7 +22,7 @@ from megatron.core.pipeline_parallel.utils import set_streams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_attr_wrapped_model
 
-from dsv3_plugin.dispatch.moe_layer import Dispatch
+from dsv3_plugin.dispatch.moe_layer import dispatch_of
 from dsv3_plugin.pipeline.tasks import BackwardTask, ForwardResult, ForwardTask, run_forward
 
 
@@ -56,7 +56,7 @@ def plan_serves(config: TransformerConfig, device: torch.device) -> bool:
 
 
 def _dispatcher_can_be_cut(config: TransformerConfig) -> bool:
-    if getattr(config, "dispatch", Dispatch()).kind == "two_hop":
+    if dispatch_of(config).kind == "two_hop":
         return False
     if config.moe_token_dispatcher_type == "flex":
         return config.moe_flex_dispatcher_backend in ("deepep", "hybridep")

@@ -12,6 +12,7 @@ from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.sections import hides_shared_expert
 
 Format = Literal["fp32", "bf16", "fp8"]
 """What the operands of a matrix product are."""
@@ -39,7 +40,7 @@ class Setting:
         wire: what is sent between nodes.
         ranks_per_node: GPUs of a node, as the dispatcher sees them.
         nvlink_domain: GPUs that reach each other without the network.
-        hide_shared_expert: the shared expert computes while tokens travel.
+        hide_shared_expert: as the recipe says; see `hides_shared_expert`.
         executor: who runs the pipeline schedule.
         overlapped_reduction: gradients are reduced, and parameters gathered, while others are
             computed (upstream's `--overlap-grad-reduce`).
@@ -65,7 +66,7 @@ class Setting:
     wire: Literal["bf16", "fp8"]
     ranks_per_node: int
     nvlink_domain: int
-    hide_shared_expert: bool
+    hide_shared_expert: bool | None
     executor: Literal["upstream", "ours"]
     overlapped_reduction: bool = False
     fused_loss: bool = False
@@ -82,9 +83,7 @@ class Setting:
             imbalance: load of the busiest rank's experts over the mean.
         """
         parallel, precision, dispatch = recipe.parallel, recipe.precision, recipe.dispatch
-        per_node, hides = dispatch.ranks_per_node, dispatch.hide_shared_expert
-        if hides is None:
-            hides = dispatch.kind == "two_hop" and "shared_experts" not in recipe.recompute
+        per_node = dispatch.ranks_per_node
         return cls(
             model=recipe.model,
             seq_length=recipe.data.seq_length,
@@ -104,12 +103,17 @@ class Setting:
             wire=dispatch.precision,
             ranks_per_node=cluster.gpus_per_node if per_node == "auto" else per_node,
             nvlink_domain=cluster.nvlink_domain,
-            hide_shared_expert=hides,
+            hide_shared_expert=dispatch.hide_shared_expert,
             executor=recipe.executor,
             overlapped_reduction=recipe.passed_flags.get("overlap-grad-reduce") is True,
             fused_loss=recipe.passed_flags.get("cross-entropy-loss-fusion") is True,
             imbalance=imbalance,
         )
+
+    @property
+    def hides_shared_expert(self) -> bool:
+        """Whether the shared expert computes while tokens travel."""
+        return hides_shared_expert(self.hide_shared_expert, self.dispatcher, self.recompute)
 
     @property
     def processes(self) -> int:

@@ -34,6 +34,7 @@ from dsv3_plugin.recipe.sections import (
     Precision,
     Recomputed,
     Training,
+    hides_shared_expert,
 )
 from dsv3_plugin.recipe.stage_layout import even, stage_count
 from dsv3_plugin.schedules.actions import Schedule
@@ -108,6 +109,12 @@ class Common(Section):
         """Ranks that see different sequences."""
         parallel = self.parallel
         return parallel.processes // (parallel.tensor * parallel.pipeline * parallel.context)
+
+    @property
+    def hides_shared_expert(self) -> bool:
+        """Whether the shared expert computes while tokens travel."""
+        dispatch = self.dispatch
+        return hides_shared_expert(dispatch.hide_shared_expert, dispatch.kind, self.recompute)
 
     @property
     def executor(self) -> Literal["upstream", "ours"]:

@@ -1,5 +1,6 @@
 """The sections of a recipe: every key below the top, its type, its default and its meaning."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -210,6 +211,17 @@ class Dispatch(Section):
     """What two_hop sends between nodes; bf16 means: the activations as they are."""
     hide_shared_expert: bool | None = None
     """The shared expert computes while tokens travel; null: with two_hop, unless recomputed."""
+
+
+def hides_shared_expert(asked: bool | None, kind: str, recompute: Collection[str]) -> bool:
+    """Whether the shared expert computes while tokens travel.
+
+    Args:
+        asked: `dispatch.hide_shared_expert`.
+        kind: `dispatch.kind`.
+        recompute: which takes the shared expert as a whole, where hiding takes it apart.
+    """
+    return kind == "two_hop" and "shared_experts" not in recompute if asked is None else asked
 
 
 class Checkpoint(Section):

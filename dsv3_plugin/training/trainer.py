@@ -74,7 +74,14 @@ def configured(run: Run) -> Configured:
     model = gpt_config_from_args(args, model_config_cls=config_class)
     adjust_config(model.transformer, run.recipe.model)
     model.pre_wrap_hooks.append(partial(draw_weights, seed=run.recipe.training.seed))
-    configure_dispatch(model.transformer, **run.recipe.dispatch.model_dump())
+    dispatch = run.recipe.dispatch
+    configure_dispatch(
+        model.transformer,
+        dispatch.kind,
+        dispatch.ranks_per_node,
+        dispatch.precision,
+        run.recipe.hides_shared_expert,
+    )
     if layout is not None:
         place(model, layout)
         chunks = model.transformer.virtual_pipeline_model_parallel_size

@@ -32,7 +32,7 @@ SCHEDULES = {
     "dualpipe": dualpipe(2, 4),
     "dualpipe_v": dualpipe_v(2, 4),
 }
-TWO_HOP = {"kind": "two_hop", "ranks_per_node": 1}
+TWO_HOP = {"kind": "two_hop", "ranks_per_node": 1, "hide_shared_expert": True}
 FP8 = TWO_HOP | {"precision": "fp8"}
 Step = tuple[list[float], dict[str, torch.Tensor]]
 

@@ -359,7 +359,8 @@ def test_which_way_the_shipped_recipes_take(
     settings = upstream(loaded, Machine(gpus=8, transformer_engine=True))
     # What upstream makes of its command line, as far as the question goes; then as the trainer.
     config = SimpleNamespace(**vars(settings), num_moe_experts=settings.num_experts)
-    moe_layer.configure_dispatch(config, **loaded.dispatch.model_dump())
+    asked = loaded.dispatch.model_dump() | {"hide_shared_expert": loaded.hides_shared_expert}
+    moe_layer.configure_dispatch(config, **asked)
     assert plan_serves(config, torch.device("cuda")) == by_plan
     assert not plan_serves(config, torch.device("cpu"))
 

@@ -61,6 +61,10 @@ from tests.recipe.piped import PIPED
             "recompute: [shared_experts] as a whole: leave out one of them",
         ),
         (
+            [*PIPED, "pipeline.schedule=zb1p", "dispatch.hide_shared_expert=true"],
+            "on a CUDA stream of its own, which does not go together with weight gradients",
+        ),
+        (
             ["dispatch={kind: two_hop, ranks_per_node: 3}"],
             "dispatch.ranks_per_node 3 does not divide expert 2: set it to 1 or 2, or to a "
             "multiple of 2",

@@ -83,7 +83,6 @@ class Estimates:
 
     def setting(self, choice: Choice) -> Setting:
         """The recipe's setting with another choice."""
-        hides = choice.dispatcher == "two_hop" and "shared_experts" not in choice.recompute
         divided = choice.tensor * choice.pipeline * choice.context
         return replace(
             self.given,
@@ -96,7 +95,6 @@ class Estimates:
             recompute=frozenset(choice.recompute),
             dispatcher=choice.dispatcher,
             wire=choice.wire,
-            hide_shared_expert=hides,
         )
 
     def seconds(self, choice: Choice) -> float:

@@ -66,7 +66,7 @@ def layer_times(setting: Setting, cluster: Cluster, kind: Kind) -> LayerTimes:
     layer = passes(setting, kind)
     shared = 0.0
     is_moe = kind == "moe" or (kind == "mtp" and setting.model.mtp_is_moe)
-    if is_moe and setting.hide_shared_expert:
+    if is_moe and setting.hides_shared_expert:
         shared = _parts(shared_expert(setting).forward, cluster).total()
     return LayerTimes(
         _parts(layer.forward, cluster),

@@ -17,6 +17,12 @@ def dispatch(recipe: Recipe) -> Iterator[str]:
             "dispatch.hide_shared_expert computes the shared expert in parts, and recompute: "
             "[shared_experts] as a whole: leave out one of them"
         )
+    if wanted.hide_shared_expert and wanted.kind != "two_hop" and _owes_weight_gradients(recipe):
+        yield (
+            f"dispatch.hide_shared_expert with dispatch.kind: {wanted.kind} computes the shared "
+            f"expert on a CUDA stream of its own, which does not go together with weight gradients "
+            f"that are left owed: leave it out, or use dispatch.kind: two_hop"
+        )
     if wanted.kind in ("deepep", "hybridep") and recipe.host == "cpu":
         yield f"dispatch.kind: {wanted.kind} needs a GPU; on the CPU use alltoall or two_hop"
     per_node = wanted.ranks_per_node
@@ -27,3 +33,8 @@ def dispatch(recipe: Recipe) -> Iterator[str]:
             f"dispatch.ranks_per_node {per_node} does not divide expert {expert}: set it to "
             f"{divisors} or {expert}, or to a multiple of {expert}"
         )
+
+
+def _owes_weight_gradients(recipe: Recipe) -> bool:
+    """Whether layers are built to leave their weight gradients owed, as our executor has them."""
+    return recipe.parallel.pipeline > 1 and recipe.executor == "ours"

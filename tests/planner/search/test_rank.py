@@ -17,7 +17,7 @@ from dsv3_plugin.planner.search.space import choices, recomputed
 from dsv3_plugin.planner.search.weigh import Scales
 from dsv3_plugin.planner.search.write import write_recipe
 from dsv3_plugin.planner.setting import Setting
-from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.load import changed, load_recipe
 from tests.planner.settings import GPUS, LAPTOP
 
 LITE = [
@@ -67,13 +67,13 @@ def test_what_is_weighed_is_what_a_plan_says(ranking):
 def test_nothing_beside_the_best_is_shorter(ranking, lite):
     scales = Scales(lite, H100, GPUS, 1.0)
     best = ranking.best
-    for changed in (
+    for difference in (
         {"micro_batch": best.choice.micro_batch * 2},
         {"pipeline": best.choice.pipeline * 2},
         {"recompute": recomputed(lite, GPUS)[1]},
     ):
         try:
-            other = scales.weigh(replace(best.choice, **changed))
+            other = scales.weigh(replace(best.choice, **difference))
         except UserError:
             continue
         assert not other.fits or other.step_seconds > best.step_seconds * 0.999
@@ -125,6 +125,14 @@ def test_estimates_are_near_what_is_weighed(lite):
         off.append(abs(estimates.seconds(choice) / (step.step_seconds - after) - 1))
     assert len(off) > 10
     assert sorted(off)[len(off) // 2] < 0.05
+
+
+def test_what_the_recipe_says_of_the_shared_expert_holds_for_every_way(lite):
+    for asked, hides in (("null", True), ("false", False)):
+        recipe = changed(lite, [f"dispatch.hide_shared_expert={asked}"])
+        estimates = Estimates(Setting.of(recipe, H100, GPUS), H100, 1024)
+        two_hop = replace(Choice.of(recipe), dispatcher="two_hop")
+        assert estimates.setting(two_hop).hides_shared_expert is hides
 
 
 def test_what_stands_beside_a_way_is_one_choice_away(ranking, lite):
