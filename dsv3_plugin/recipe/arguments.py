@@ -80,7 +80,7 @@ def _flags(recipe: Recipe, machine: Machine, spec: Spec) -> Iterator[tuple[str, 
         _dispatch(recipe),
         _training(recipe),
         _data(recipe),
-        _checkpoints(recipe),
+        _checkpoints(recipe, machine),
         _passed_through(recipe),
     )
     for group in groups:
@@ -226,11 +226,15 @@ def _data(recipe: Recipe) -> Iterator[Flag]:
     yield ("no-create-attention-mask-in-dataloader",)
 
 
-def _checkpoints(recipe: Recipe) -> Iterator[Flag]:
+def _checkpoints(recipe: Recipe, machine: Machine) -> Iterator[Flag]:
     yield "save", recipe.checkpoint_folder
     yield "load", recipe.checkpoint_folder
     yield "save-interval", recipe.checkpoint.interval
     yield "ckpt-format", "torch_dist"
+    if recipe.saves_meanwhile(machine):
+        yield ("async-save",)
+        yield ("use-persistent-ckpt-worker",)  # upstream's condition; dsv3 train has threads
+        yield "async-strategy", "mcore"
     # The recipe decides, not what the checkpoint remembers of an older one.
     yield ("override-opt-param-scheduler",)
 

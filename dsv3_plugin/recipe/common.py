@@ -257,6 +257,11 @@ class Common(Section):
         """Whether the run uses GPUs on a machine."""
         return self.host == "gpu" or (self.host == "auto" and machine.gpus > 0)
 
+    def saves_meanwhile(self, machine: Machine) -> bool:
+        """Whether training goes on while a checkpoint is written."""
+        wanted = self.checkpoint.async_save
+        return self.on_gpu(machine) if wanted is None else wanted
+
     def cluster_on(self, machine: Machine) -> str:
         """The cluster that the run is planned for, a name or a path."""
         if self.cluster is not None:

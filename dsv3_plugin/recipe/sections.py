@@ -231,6 +231,9 @@ class Checkpoint(Section):
     """Steps between checkpoints."""
     keep: Size | None = None
     """Only the newest so many are kept; null: all."""
+    async_save: bool | None = None
+    """Training goes on while a checkpoint is written, from a copy in host memory; older ones stay
+    until it is whole. null: on GPUs; on a CPU, who writes takes the cores that would compute."""
     directory: str | None = None
     """Their folder; null: `checkpoints` in the run's folder."""
 

@@ -4,13 +4,15 @@ Each wrapper takes its arguments as upstream does and, where no run of ours trai
 is upstream's function and nothing else.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.training import get_args, training
+from megatron.training.async_utils import is_empty_async_queue
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk
@@ -156,12 +158,52 @@ def save_checkpoint(run: Run, given: dict[str, Any], proceed: Callable[[], Any])
         UserError: the disk is full.
     """
     iteration = given["iteration"]
-    if run.batch_may_grow or not all(hook.wants_save(iteration) for hook in run.hooks):
+    if run.batch_may_grow or iteration == run.unfinished:
         return None
-    run.saving_here = not get_args().async_save
+    if not all(hook.wants_save(iteration) for hook in run.hooks):
+        return None
+    # One at a time, which bounds the host memory that copies take.
+    training.maybe_finalize_async_save(blocking=True)
+    run.saving_here = True
     try:
-        with run.at(f"the checkpoint of step {iteration:,}"):
+        with run.at(f"the checkpoint of step {iteration:,}"), _writing(run, iteration):
             answer = proceed()
+    finally:
+        run.saving_here = False
+    if get_args().async_save:
+        run.unfinished = iteration
+    else:
+        _tell_whole(run, iteration)
+    return answer
+
+
+@_during_a_run
+def maybe_finalize_async_save(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
+    """Around `maybe_finalize_async_save`, which upstream calls before each step and at the end.
+
+    The tensors of a checkpoint may have been written since, on all ranks; here it becomes whole.
+
+    Raises:
+        UserError: the disk was full.
+    """
+    iteration = run.unfinished
+    if iteration is None:
+        return proceed()
+    waits = given["blocking"]
+    place = run.at(f"the checkpoint of step {iteration:,}") if waits else contextlib.nullcontext()
+    with place, _writing(run, iteration):
+        answer = proceed()
+    if is_empty_async_queue():
+        run.unfinished = None
+        _tell_whole(run, iteration)
+    return answer
+
+
+@contextlib.contextmanager
+def _writing(run: Run, iteration: int) -> Iterator[None]:
+    """A full disk in the block becomes a sentence."""
+    try:
+        yield
     except (SystemExit, KeyboardInterrupt):
         raise
     except BaseException as error:  # torch's CheckpointException is no Exception
@@ -172,11 +214,11 @@ def save_checkpoint(run: Run, given: dict[str, Any], proceed: Callable[[], Any])
                 f"from the checkpoint before."
             ) from error
         raise
-    finally:
-        run.saving_here = False
+
+
+def _tell_whole(run: Run, iteration: int) -> None:
     for hook in run.hooks:
         hook.on_save(iteration)
-    return answer
 
 
 @_during_a_run

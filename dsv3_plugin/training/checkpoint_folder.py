@@ -55,8 +55,18 @@ def write_description(recipe: Recipe, data: RunData, *, has_weights: bool) -> No
         )
 
 
-def retire(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` iterations."""
-    iterations = sorted(folder.glob("iter_*"), key=lambda path: int(path.name[5:]))
-    for old in iterations[:-keep]:
-        shutil.rmtree(old)
+def retire(folder: Path, keep: int, newest: int) -> None:
+    """Remove all iterations but the newest `keep` that are whole.
+
+    Args:
+        folder: where they lie.
+        keep: how many stay.
+        newest: the newest that is whole; what is newer still is being written.
+    """
+    numbered = {int(path.name[5:]): path for path in folder.glob("iter_*")}
+    settled = sorted((n for n in numbered if n <= newest), reverse=True)
+    # Upstream writes metadata.json last: what lacks it is what a killed save left behind.
+    whole = [n for n in settled if (numbered[n] / "metadata.json").exists()]
+    for iteration in settled:
+        if iteration not in whole[:keep]:
+            shutil.rmtree(numbered[iteration])

@@ -70,7 +70,7 @@ class Hook:
         return True
 
     def on_save(self, iteration: int) -> None:
-        """The checkpoint of `iteration` is whole."""
+        """The checkpoint of `iteration` is whole, which may be some steps after it was begun."""
 
     def on_load(self, iteration: int) -> None:
         """The run goes on from the checkpoint of `iteration`; `load_state_dict` came before."""

@@ -8,7 +8,7 @@ from dsv3_plugin.data import patches as of_data
 from dsv3_plugin.dispatch import patches as of_dispatch
 from dsv3_plugin.model import patches as of_model
 from dsv3_plugin.pipeline import patches as of_pipeline
-from dsv3_plugin.training import around_upstream, curves, saving
+from dsv3_plugin.training import around_upstream, background_writer, curves
 from dsv3_plugin.upstream import patches as of_upstream
 from dsv3_plugin.upstream.patching import Patch
 
@@ -94,11 +94,41 @@ PATCHES: tuple[Patch, ...] = (
     ),
     Patch(
         targets=(
+            "megatron.training.training:maybe_finalize_async_save",
+            "megatron.training.async_utils:maybe_finalize_async_save",
+        ),
+        replacement=around_upstream.maybe_finalize_async_save,
+        reason="nobody is told when a checkpoint written meanwhile is whole, or why it is not",
+        test="tests/training/test_saving.py",
+        wraps=True,
+    ),
+    Patch(
+        targets=(
             "megatron.core.dist_checkpointing.strategies.filesystem_async:get_write_results_queue",
         ),
-        replacement=saving.get_write_results_queue,
+        replacement=background_writer.get_write_results_queue,
         reason="a helper process for every save, which a SIGTERM to the job kills before the save",
         test="tests/training/test_resume.py",
+        wraps=True,
+    ),
+    Patch(
+        targets=(
+            "megatron.core.dist_checkpointing.strategies.async_utils:"
+            "AsyncCallsQueue._get_async_caller",
+        ),
+        replacement=background_writer.get_async_caller,
+        reason="upstream writes in a process, which needs CUDA IPC and ends with a SIGTERM to all",
+        test="tests/training/test_saving.py",
+        wraps=True,
+    ),
+    Patch(
+        targets=(
+            "megatron.training.initialize:init_persistent_async_worker",
+            "megatron.training.async_utils:init_persistent_async_worker",
+        ),
+        replacement=background_writer.init_persistent_async_worker,
+        reason="with --async-save every rank begins by starting a process that writes",
+        test="tests/training/test_saving.py",
         wraps=True,
     ),
 )

@@ -26,7 +26,8 @@ class Run:
         place: what to call the moment it is at: "step 12", "the evaluation after step 12".
         evaluated: after how many steps the weights were evaluated last.
         batch_may_grow: whether upstream looks between two steps whether the batch does.
-        saving_here: whether a checkpoint of the run is being written, by threads of this process.
+        saving_here: whether a checkpoint of the run is being made, whose writers are threads.
+        unfinished: the iteration of a checkpoint that is being written while training goes on.
         loaded: what hooks kept in the checkpoint that the run goes on from, by their names.
     """
 
@@ -39,6 +40,7 @@ class Run:
     evaluated: int | None = None
     batch_may_grow: bool = False
     saving_here: bool = False
+    unfinished: int | None = None
     loaded: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager

@@ -33,9 +33,15 @@ def small_disk(folder: Path, megabytes: float) -> Iterator[None]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
-def test_a_checkpoint_that_does_not_fit_costs_only_the_steps_since_the_last(trained, tmp_path):
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_checkpoint_that_does_not_fit_costs_only_the_steps_since_the_last(
+    trained, tmp_path, meanwhile
+):
     place = tmp_path / "disk"
-    arguments = ("train", trained.recipe, f"directory={place}/run", f"data.path={trained.data}")
+    arguments = (
+        "train", trained.recipe, f"directory={place}/run", f"data.path={trained.data}",
+        f"checkpoint.async_save={str(meanwhile).lower()}", "checkpoint.keep=1",
+    )  # fmt: skip
     with small_disk(place, 6):
         ended = Command.forked(*arguments).end()
         assert ended.code == 2, ended.output

@@ -85,11 +85,21 @@ def test_when_every_checkpoint_is_damaged_nothing_begins_anew_over_them(checkpoi
         whole_checkpoint(checkpoints, said.append)
 
 
-def test_the_newest_are_kept_by_number(tmp_path):
-    for iteration in (999_9999, 1000_0000, 8):
+def test_the_newest_whole_ones_are_kept_by_number(tmp_path):
+    for iteration, whole in {
+        8: True,
+        999_9999: True,
+        1000_0000: False,  # a killed save
+        1000_0001: True,
+        1000_0002: False,  # being written
+    }.items():
         (tmp_path / f"iter_{iteration:07d}").mkdir()
-    retire(tmp_path, keep=2)
-    assert {path.name for path in tmp_path.iterdir()} == {"iter_9999999", "iter_10000000"}
+        if whole:
+            (tmp_path / f"iter_{iteration:07d}" / "metadata.json").touch()
+    retire(tmp_path, keep=2, newest=1000_0001)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "iter_9999999", "iter_10000001", "iter_10000002",
+    }  # fmt: skip
 
 
 @pytest.fixture

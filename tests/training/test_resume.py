@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dsv3_plugin.checkpoint.tracker import is_complete
 from dsv3_plugin.files.run_folder import RunFolder
 from tests.small_runs import Command, Trained, numbers, records, steps_taken
 
@@ -35,9 +36,11 @@ class Run:
     undisturbed: Trained
     folder: Path
 
-    def start(self, make: Callable[..., Command] = Command.forked, **options: Any) -> Command:
+    def start(
+        self, make: Callable[..., Command] = Command.forked, *more: str, **options: Any
+    ) -> Command:
         recipe, data = self.undisturbed.recipe, self.undisturbed.data
-        overrides = (f"directory={self.folder}", f"data.path={data}")
+        overrides = (f"directory={self.folder}", f"data.path={data}", *more)
         return make("train", recipe, *overrides, **options)
 
     @property
@@ -67,6 +70,16 @@ def test_sigterm_to_all_of_it_saves_and_stops(run):
     assert saved >= 2
     assert f"Stopped: the same command goes on from step {saved}." in ended.output
     assert f"Going on from step {saved} of 12." in run.must_end_as_undisturbed()
+
+
+def test_sigterm_to_all_of_it_waits_for_a_checkpoint_that_is_written_meanwhile(run):
+    started = run.start(Command.forked, "checkpoint.async_save=true", "checkpoint.keep=1")
+    ended = started.when(lambda: steps_taken(run.folder) >= 2).send_everyone(signal.SIGTERM).end()
+    assert ended.code == 0, ended.output
+    assert f"Stopped: the same command goes on from step {run.saved}." in ended.output
+    [kept] = (run.folder / "checkpoints").glob("iter_*")
+    assert kept.name == f"iter_{run.saved:07d}"
+    assert is_complete(kept)
 
 
 def test_a_killed_rank_is_named_with_its_log(run):

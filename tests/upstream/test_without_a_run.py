@@ -23,7 +23,10 @@ from dsv3_plugin.upstream.replace import lookup
 cpu_host.enable()
 
 from megatron.core import dist_checkpointing, tensor_parallel  # noqa: E402
-from megatron.core.dist_checkpointing.strategies import filesystem_async  # noqa: E402
+from megatron.core.dist_checkpointing.strategies import (  # noqa: E402
+    async_utils,
+    filesystem_async,
+)
 from megatron.core.distributed import (  # noqa: E402
     DistributedDataParallel,
     DistributedDataParallelConfig,
@@ -36,6 +39,9 @@ from megatron.training import training  # noqa: E402
 from megatron.training.models import gpt  # noqa: E402
 
 from dsv3_plugin.distributed.world import single_process  # noqa: E402
+from dsv3_plugin.training.background_writer import (  # noqa: E402
+    init_persistent_async_worker,
+)
 from dsv3_plugin.training.patches import TABLE  # noqa: E402
 from tests.upstream.stock_gpt import TOKENS, stock_gpt  # noqa: E402
 
@@ -111,6 +117,7 @@ def test_a_replacement_can_be_called_as_the_original(patch: Patch):
     "megatron.training.training:training_log",
     "megatron.training.training:evaluate_and_print_results",
     "megatron.training.training:save_checkpoint",
+    "megatron.training.training:maybe_finalize_async_save",
     "megatron.training.checkpointing:generate_state_dict",
     "megatron.training.checkpointing:_load_base_checkpoint",
     "megatron.training.training:load_checkpoint",
@@ -411,6 +418,22 @@ def test_the_data_helper_is_there_when_upstream_is_asked_to_compile_it():
 
     dsv3_plugin.register()
     assert utils.compile_helpers() is None
+
+
+@of(
+    "megatron.core.dist_checkpointing.strategies.async_utils:AsyncCallsQueue._get_async_caller",
+    "megatron.training.initialize:init_persistent_async_worker",
+)
+def test_who_saves_without_a_run_has_upstreams_writer():
+    def callers() -> list[type]:
+        queues = [async_utils.AsyncCallsQueue(persistent) for persistent in (False, True)]
+        return [type(calls._get_async_caller()) for calls in queues]
+
+    before, after = both(callers)
+    assert before == after
+    worker = mock.Mock(return_value="a process")
+    assert init_persistent_async_worker(worker)(0, mp_mode="forkserver") == "a process"
+    worker.assert_called_once_with(0, mp_mode="forkserver")
 
 
 @of("megatron.core.dist_checkpointing.strategies.filesystem_async:get_write_results_queue")

@@ -29,6 +29,7 @@ _KEYS = {
     "host": "distributed-backend",
     "checkpoint.directory": "save load",
     "checkpoint.interval": "save-interval",
+    "checkpoint.async_save": "async-save async-strategy use-persistent-ckpt-worker",
     "directory": "tensorboard-dir",
 }
 _OWNED = {flag: key for key, flags in _KEYS.items() for flag in flags.split()} | {
