@@ -14,6 +14,7 @@ from pathlib import Path
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.recipe.load import changed
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.report import Finding, RankReport, Request
 
@@ -36,12 +37,12 @@ def answered(request: Request, scratch: Path) -> RankReport:
     cluster = load_cluster(request.cluster)
     machine = cluster.machine
     try:
-        recipe = for_one_step(load_resolved(request.recipe, request.overrides, machine), scratch)
+        recipe = load_resolved(request.recipe, request.overrides, machine)
+        recipe = for_one_step(recipe, request.micro_batches, scratch)
         with contextlib.ExitStack() as stack:
-            if not recipe.on_gpu(machine):
-                from dsv3_plugin.upstream import cpu_host
+            from dsv3_plugin.rehearsal.device import become
 
-                cpu_host.enable()
+            launches = become(recipe, machine, cluster)
             from dsv3_plugin.rehearsal.world import fake_world
 
             world = stack.enter_context(
@@ -49,22 +50,24 @@ def answered(request: Request, scratch: Path) -> RankReport:
             )
             from dsv3_plugin.rehearsal.one_rank import rehearse
 
-            return rehearse(request, recipe, machine, world)
+            return rehearse(request, recipe, machine, world, launches)
     except UserError as error:
         return RankReport(request.rank, 0, (Finding(str(error)),))
 
 
-def for_one_step(recipe: Recipe, scratch: Path) -> Recipe:
-    """The recipe without what needs more than one step: data, evaluation, a folder of its own."""
-    training = recipe.training.model_copy(update={"eval_interval": None})
+def for_one_step(recipe: Recipe, micro_batches: int, scratch: Path) -> Recipe:
+    """The recipe with one batch, and without what needs data, or a folder of the run's.
+
+    Args:
+        recipe: the run's.
+        micro_batches: of a step, on each data-parallel rank.
+        scratch: an empty folder.
+    """
+    batch = micro_batches * recipe.training.micro_batch_size * recipe.data_parallel
+    one = changed(recipe, [f"curves.batch_size={batch}", "training.eval_interval=null"])
     tokenizer = {"tokenizer-type": "NullTokenizer", "vocab-size": recipe.model.vocab_size - 1}
-    return recipe.model_copy(
-        update={
-            "directory": scratch / "run",
-            "training": training,
-            "megatron_args": recipe.megatron_args | tokenizer | {"num-workers": 0},
-        }
-    )
+    flags = one.megatron_args | tokenizer | {"num-workers": 0}
+    return one.model_copy(update={"directory": scratch / "run", "megatron_args": flags})
 
 
 if __name__ == "__main__":

@@ -6,14 +6,18 @@ or a nought, and that it asked is counted, since on a GPU it would have waited.
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from dsv3_plugin.rehearsal.known import KnownValues
 
+_SELECTS = torch.ops.aten.masked_select.default
+_COUNTED = {_SELECTS, torch.ops.aten.nonzero.default}
+"""Operations whose result has a size that depends on values."""
 _ASKS = torch.ops.aten._local_scalar_dense.default
 
 
@@ -29,15 +33,27 @@ def _grouped_product(
     return a.new_empty(*a.shape[:-1], b.shape[-1])
 
 
-def _reduced_together(tensors: list[torch.Tensor], *rest: Any) -> Any:
-    """Several tensors reduced in one collective: in place, so that only its handle is new."""
-    with _disable_current_modes():
-        return torch.ops.c10d.allreduce_coalesced_([torch.empty(0)], *rest)
+def _coalesced(function: Any) -> Callable[..., Any]:
+    """Several collectives in one, of which torch knows no fake form: they return a handle alone."""
+
+    def handle(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            bare = pytree.tree_map_only(torch.Tensor, lambda _: torch.empty(0), (args, kwargs))
+            return function(*bare[0], **bare[1])
+
+    return handle
 
 
 _SHAPES = {
     torch.ops.aten._grouped_mm.default: _grouped_product,
-    torch.ops.c10d.allreduce_coalesced_.default: _reduced_together,
+    **{
+        function: _coalesced(function)
+        for function in (
+            torch.ops.c10d.allreduce_coalesced_.default,
+            torch.ops.c10d.allgather_into_tensor_coalesced_.default,
+            torch.ops.c10d.reduce_scatter_tensor_coalesced_.default,
+        )
+    },
 }
 """Operation → what knows the shape of its result where torch does not."""
 
@@ -62,17 +78,33 @@ class Observer(TorchDispatchMode):
         self._watchers = watchers
         self.asked: Counter[str] = Counter()
 
+    def restart(self) -> None:
+        """Count what the host asks for from here on."""
+        self.asked.clear()
+
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         if function is _ASKS:
             return self.answer(args[0])
-        result = _SHAPES.get(function, function)(*args, **kwargs)
+        if function in _COUNTED:
+            result = self._counted(function, *args)
+        else:
+            result = _SHAPES.get(function, function)(*args, **kwargs)
         self.known.follow(function, args, kwargs, result)
         for watcher in self._watchers:
             watcher.issued(function, args, kwargs, result)
         return result
+
+    def _counted(self, function: Any, values: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        """What is as long as there is something in a mask."""
+        mask = rest[0] if rest else values
+        with _disable_current_modes():
+            count = int(self.values(mask).count_nonzero())
+        if function is _SELECTS:
+            return values.new_empty(count)
+        return values.new_empty(count, values.dim(), dtype=torch.int64)
 
     def answer(self, tensor: torch.Tensor) -> Any:
         """A scalar's value: the known one, or nought."""

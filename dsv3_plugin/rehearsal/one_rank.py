@@ -7,7 +7,7 @@ values.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ from dsv3_plugin.dispatch.moe_layer import MoELayer
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.configuration import refusals
+from dsv3_plugin.rehearsal.device import Launches
 from dsv3_plugin.rehearsal.known import KnownValues
+from dsv3_plugin.rehearsal.launched import Collectives, Kernels
 from dsv3_plugin.rehearsal.observe import Observer
 from dsv3_plugin.rehearsal.parts import claim_states, tell_makers_apart
 from dsv3_plugin.rehearsal.report import RankReport, Request
@@ -42,7 +44,9 @@ class _Enough(BaseException):
     """Ends the training whose step has been seen."""
 
 
-def rehearse(request: Request, recipe: Recipe, machine: Machine, world: World) -> RankReport:
+def rehearse(
+    request: Request, recipe: Recipe, machine: Machine, world: World, launches: Launches
+) -> RankReport:
     """Be the rank of the request, in a world that is joined already.
 
     Args:
@@ -50,24 +54,33 @@ def rehearse(request: Request, recipe: Recipe, machine: Machine, world: World) -
         recipe: closed, and without what needs more than a step (`for_one_step`).
         machine: what the rank runs on.
         world: the fake one.
+        launches: where kernels of Transformer Engine are told.
     """
     patching.apply(TABLE)
     run = Run(recipe, recipe.run_folder, machine)
     with restricted_reading():
         settings = trainer.configured(run)
     findings = refusals(settings.model.transformer)
-    report = RankReport(request.rank, 0, tuple(findings))
+    pipeline_rank = request.rank // (recipe.parallel.processes // recipe.parallel.pipeline)
+    report = RankReport(request.rank, pipeline_rank, tuple(findings))
     if request.depth == "configuration" or any(finding.stops for finding in findings):
         return report
-    return _built_and_stepped(request, run, settings, report, world)
+    return _built_and_stepped(request, run, settings, report, world, launches)
 
 
 def _built_and_stepped(
-    request: Request, run: Run, settings: trainer.Configured, report: RankReport, world: World
+    request: Request,
+    run: Run,
+    settings: trainer.Configured,
+    report: RankReport,
+    world: World,
+    launches: Launches,
 ) -> RankReport:
     known = KnownValues()
-    storages = Storages("cuda" if run.recipe.on_gpu(run.machine) else "cpu")
-    observer = Observer(known, [storages])
+    device = "cuda" if run.recipe.on_gpu(run.machine) else "cpu"
+    storages, kernels, collectives = Storages(device), Kernels(device), Collectives()
+    launches.told = kernels.launched
+    observer = Observer(known, [storages, kernels, collectives])
     replacer = Replacer()
     tell_makers_apart(storages, replacer)
     _follow_resizing(storages, replacer)
@@ -75,7 +88,7 @@ def _built_and_stepped(
     _answer_reading(observer, replacer)
     _give_samples(run.recipe, replacer)
     _give_routing(run.recipe, known, request, replacer)
-    watch = _Watch(storages, request)
+    watch = _Watch(storages, [kernels, collectives, observer], request)
     stage = dataclasses.replace(stage_named(run.recipe.stage)(run), hooks=[watch])
     with contextlib.suppress(_Enough), FakeTensorMode(allow_non_fake_inputs=True), observer:
         trainer.train_configured(run, stage, settings)
@@ -85,15 +98,19 @@ def _built_and_stepped(
         states=watch.states,
         memory=watch.memory,
         moments=watch.moments,
+        operations=kernels.counted(),
         synchronisations=dict(observer.asked),
+        collectives=tuple(collectives.issued_so_far),
+        device=device,
     )
 
 
 class _Watch(Hook):
     """Looks at the rank before, in and after its step."""
 
-    def __init__(self, storages: Storages, request: Request) -> None:
+    def __init__(self, storages: Storages, counters: Sequence[Any], request: Request) -> None:
         self._storages = storages
+        self._counters = counters
         self._request = request
         self.states: dict[str, int] = {}
         self.memory: dict[str, int] = {}
@@ -107,6 +124,8 @@ class _Watch(Hook):
         if self._request.depth == "build":
             raise _Enough
         self._storages.begin_moment()
+        for counter in self._counters:
+            counter.restart()
 
     def after_backward(self, step: Step) -> None:
         self.memory = self._storages.fullest
@@ -149,11 +168,16 @@ def _answer_reading(observer: Observer, replacer: Replacer) -> None:
     """Where values are read past every operation: of what is in a list, or as numpy's."""
 
     def tensor(original: Any) -> Any:
-        def of(data: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def of(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
             def value(leaf: Any) -> Any:
                 return observer.answer(leaf) if isinstance(leaf, FakeTensor) else leaf
 
-            return original(pytree.tree_map(value, data), *args, **kwargs)
+            # Its values are on the host first, be it for a device.
+            made = original(pytree.tree_map(value, data), *args, **kwargs)
+            if device is None:
+                return made
+            values, made.constant = made.constant, None  # torch would move them in earnest
+            return observer.known.give(made.to(device), values)
 
         return of
 
@@ -170,6 +194,13 @@ def _answer_reading(observer: Observer, replacer: Replacer) -> None:
 
         return of
 
+    def swap(one: FakeTensor, other: FakeTensor) -> None:
+        # A module's weights are moved or cast; torch would exchange the insides of two tensors,
+        # and cannot where something refers to them weakly.
+        one.data = other.data
+        one.fake_device = other.fake_device
+
+    replacer.set("torch.utils:swap_tensors", swap)
     replacer.wrap("torch:tensor", tensor)
     replacer.set("torch._subclasses.fake_tensor:FakeTensor.tolist", tolist)
     replacer.wrap("torch:Tensor.numpy", numpy)
