@@ -10,12 +10,18 @@ import importlib.machinery
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import Distribution, DistributionFinder, MetadataPathFinder
 from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dsv3_plugin.rehearsal.te import library
 from dsv3_plugin.rehearsal.te.installed import TEPython
 from dsv3_plugin.rehearsal.te.kernels import OnKernel
+from dsv3_plugin.rehearsal.te.triton_launches import leave_out_launches
 
 _PACKAGE = "transformer_engine"
 _LIBRARY = "transformer_engine_torch"
@@ -38,6 +44,7 @@ def import_from(python: TEPython, on_kernel: OnKernel = lambda kernel: None) -> 
     os.environ["NVTE_PROJECT_BUILDING"] = "1"
     os.environ.pop("NVTE_RELEASE_BUILD", None)
     sys.meta_path.insert(0, _Finder(python, on_kernel))
+    leave_out_launches(on_kernel)
 
 
 class _Finder(DistributionFinder):
@@ -135,7 +142,21 @@ def _around_inference(module: ModuleType) -> Iterator[None]:
         del sys.modules["einops"]
 
 
+def _around_attention(module: ModuleType) -> Iterator[None]:
+    """cuDNN is offered tensors of torch's own class, and a fake one is of a subclass."""
+    yield
+    choose = module.get_attention_backend
+
+    def choose_for_plain(attention_params: Any) -> Any:
+        if issubclass(attention_params.qkv_type, FakeTensor):
+            attention_params = replace(attention_params, qkv_type=Tensor)
+        return choose(attention_params)
+
+    module.get_attention_backend = choose_for_plain
+
+
 _AROUND: dict[str, Callable[[ModuleType], Iterator[None]]] = {
     "transformer_engine.common": _around_common,
     "transformer_engine.pytorch.attention.inference": _around_inference,
+    "transformer_engine.pytorch.attention.dot_product_attention.utils": _around_attention,
 }

@@ -7,12 +7,16 @@ kernels read and write. What is not here says so when it is called.
 """
 
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
 from dsv3_plugin.rehearsal.te import enums
+from dsv3_plugin.rehearsal.te.attention import Attention
+from dsv3_plugin.rehearsal.te.experts import Experts
 from dsv3_plugin.rehearsal.te.kernels import OnKernel, Subject
 from dsv3_plugin.rehearsal.te.norms import Norms
+from dsv3_plugin.rehearsal.te.optimizer import Optimizer
 from dsv3_plugin.rehearsal.te.products import Products
 from dsv3_plugin.rehearsal.te.quantized import Quantization
 
@@ -21,10 +25,10 @@ class Facts(Subject):
     """What TE asks about the machine's libraries."""
 
     def get_cublasLt_version(self) -> int:
-        return 130000  # CUDA 13.0, as torch's
+        return _release("nvidia-cublas", otherwise="13.1.1")
 
     def get_cudnn_version(self) -> int:
-        return 91400
+        return _release("nvidia-cudnn-cu13", otherwise="9.24.0")
 
     def get_num_cublas_streams(self) -> int:
         return 4  # nvte_get_num_compute_streams: NVTE_COMPUTE_STREAMS' default
@@ -39,7 +43,17 @@ class Facts(Subject):
         return False
 
 
-SUBJECTS = (Facts, Quantization, Products, Norms)
+def _release(package: str, *, otherwise: str) -> int:
+    """As the library itself numbers its releases: 9.24.0 is 92400."""
+    try:
+        text = version(package)
+    except PackageNotFoundError:  # a CPU's torch brings none: what the pinned one brings
+        text = otherwise
+    major, minor, patch = map(int, text.split(".")[:3])
+    return 10000 * major + 100 * minor + patch
+
+
+SUBJECTS = (Facts, Quantization, Products, Norms, Attention, Experts, Optimizer)
 _NO_FUNCTIONS = ("launch", "cast", "on_kernel")
 
 

@@ -154,8 +154,10 @@ def test_nothing_that_torch_calls_is_left_to_the_real_runtime():
 
 
 PROGRAM = """
-import json, os, torch
+import json, torch
+from dsv3_plugin.rehearsal.shim.devices import keep_off_the_device
 from torch._subclasses.fake_tensor import FakeTensorMode
+keep_off_the_device()
 properties = torch.cuda.get_device_properties(0)
 said = {
     "available": torch.cuda.is_available(),
@@ -172,6 +174,7 @@ with FakeTensorMode():
         loss = (x @ x).sum()
         event.record(stream)
     torch.cuda.current_stream().wait_event(event)
+    x.register_hook(lambda gradient: gradient * torch.tensor(2.0, device="cuda"))
     loss.backward()
     torch.cuda.synchronize()
     said["gradient"] = str(x.grad.device)
@@ -180,8 +183,7 @@ try:
     torch.empty(4, device="cuda")
 except RuntimeError as error:
     said["escaped"] = str(error).splitlines()[0]
-print(json.dumps(said), flush=True)
-os._exit(0)
+print(json.dumps(said))
 """
 
 
