@@ -231,6 +231,8 @@ def _checkpoints(recipe: Recipe, machine: Machine) -> Iterator[Flag]:
     yield "load", recipe.checkpoint_folder
     yield "save-interval", recipe.checkpoint.interval
     yield "ckpt-format", "torch_dist"
+    if recipe.checkpoint.parallel_load and recipe.parallel.context * recipe.data_parallel > 1:
+        yield ("ckpt-fully-parallel-load",)
     if recipe.saves_meanwhile(machine):
         yield ("async-save",)
         yield ("use-persistent-ckpt-worker",)  # upstream's condition; dsv3 train has threads

@@ -234,6 +234,9 @@ class Checkpoint(Section):
     async_save: bool | None = None
     """Training goes on while a checkpoint is written, from a copy in host memory; older ones stay
     until it is whole. null: on GPUs; on a CPU, who writes takes the cores that would compute."""
+    parallel_load: bool = True
+    """Data-parallel ranks read a part each of what they all need, and exchange it; false: each
+    reads all of it."""
     directory: str | None = None
     """Their folder; null: `checkpoints` in the run's folder."""
 

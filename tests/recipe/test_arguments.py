@@ -153,6 +153,23 @@ def test_passed_through_flags_come_last_and_win(upstream):
     assert "--log-throughput" not in megatron_arguments(recipe, LAPTOP, SPEC)
 
 
+@pytest.mark.parametrize(
+    ("gpus", "more", "meanwhile", "parallel"),
+    [
+        (8, ["host=auto"], True, True),
+        (0, [], False, True),
+        (0, ["checkpoint.async_save=true", "checkpoint.parallel_load=false"], True, False),
+        (0, ["parallel={processes: 1, expert: 1}"], False, False),  # nobody to read for
+    ],
+    ids=["GPUs", "a CPU", "as the recipe says", "one rank"],
+)
+def test_how_checkpoints_are_written_and_read(upstream, gpus, more, meanwhile, parallel):
+    args = upstream(load_recipe("pretrain/tiny", more), Machine(gpus, transformer_engine=False))
+    assert args.async_save == meanwhile  # upstream takes it back where a condition is missing
+    assert args.async_strategy == "mcore"
+    assert args.ckpt_fully_parallel_load == parallel
+
+
 def test_a_constant_batch_is_a_plain_flag(upstream):
     recipe = load_recipe("pretrain/tiny", ["curves.batch_size=24", "training.steps=7"])
     args = upstream(recipe)

@@ -30,6 +30,7 @@ _KEYS = {
     "checkpoint.directory": "save load",
     "checkpoint.interval": "save-interval",
     "checkpoint.async_save": "async-save async-strategy use-persistent-ckpt-worker",
+    "checkpoint.parallel_load": "ckpt-fully-parallel-load",
     "directory": "tensorboard-dir",
 }
 _OWNED = {flag: key for key, flags in _KEYS.items() for flag in flags.split()} | {
