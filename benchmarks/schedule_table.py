@@ -22,7 +22,8 @@ from dsv3_plugin.schedules.costs import Costs, StageCosts, relative_stages
 from dsv3_plugin.schedules.placement import pipeline_ranks, stage_placement
 from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.search.search import search
-from dsv3_plugin.schedules.simulate import Timeline, simulate
+from dsv3_plugin.schedules.simulate import simulate
+from dsv3_plugin.schedules.timeline import Timeline
 
 COSTS = Costs()
 

@@ -1,6 +1,6 @@
 """`dsv3 schedule`: show, time, prove, draw or search for a pipeline schedule."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,11 +8,12 @@ import typer
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.registry import SCHEDULES
+from dsv3_plugin.schedules.simulate import Links, simulate
 from dsv3_plugin.terminal.lines import say_all
 
 if TYPE_CHECKING:
     from dsv3_plugin.schedules.search.search import Found
-    from dsv3_plugin.schedules.simulate import Timeline
+    from dsv3_plugin.schedules.timeline import Timeline
 
 _CHUNKED = " and ".join(kind.name for kind in SCHEDULES.values() if kind.stages_per_rank is None)
 _OVERLAPPED = " and ".join(kind.name for kind in SCHEDULES.values() if kind.make_overlapped)
@@ -63,6 +64,13 @@ def schedule(
     seq_length: Annotated[
         int | None, typer.Option(help="Tokens per sequence, for --model; 4096 by default.", min=1)
     ] = None,
+    links: Annotated[
+        Links,
+        typer.Option(
+            help="How messages travel: ideal, each for itself; nccl, queued as NCCL does, on a "
+            "communicator for every two ranks as the executor has it; nccl-one, on a single one."
+        ),
+    ] = "ideal",
     activations: Annotated[
         float | None,
         typer.Option(
@@ -78,7 +86,6 @@ def schedule(
 ) -> None:
     """Show, time, prove, draw or search for a pipeline schedule."""
     from dsv3_plugin.cli.schedule_options import Choice, SearchOptions, StageOptions
-    from dsv3_plugin.schedules.simulate import simulate
 
     output = Output(json, csv, png, svg)
     output.check()
@@ -87,12 +94,24 @@ def schedule(
     options = SearchOptions(activations, seed, effort)
     if choice.searched:
         found = options.search(choice, stages)
-        output.write(found.timeline, found.summary(), found_lines(found))
+        chosen, ideal = found.schedule, found.timeline
     else:
         options.refuse()
+        found = None
         chosen = choice.schedule()
-        timeline = simulate(chosen, stages.of_schedule(chosen))
-        output.write(timeline, timeline.summary(), lines_of(timeline))
+        ideal = simulate(chosen, stages.of_schedule(chosen))
+    timeline = ideal
+    if links != "ideal":
+        timeline = simulate(chosen, stages.of_schedule(chosen), links)
+    if found is None:
+        summary, lines = timeline.summary(), lines_of(timeline)
+    else:
+        found = replace(found, timeline=timeline)
+        summary, lines = found.summary(), found_lines(found)
+    if links != "ideal":
+        summary |= {"links": links, "ideal_makespan": ideal.makespan}
+        lines += ["", links_line(links, timeline.makespan, ideal.makespan)]
+    output.write(timeline, summary, lines)
 
 
 @dataclass(frozen=True)
@@ -145,6 +164,12 @@ def lines_of(timeline: "Timeline") -> list[str]:
         stages = ", ".join(str(s) for s, holder in schedule.stage_ranks.items() if holder == rank)
         lines.append(f"{rank:4} {idle:10.4g} {peak:6.4g}  {stages}")
     return lines
+
+
+def links_line(links: Links, makespan: float, ideal: float) -> str:
+    """What it costs that messages queue."""
+    longer = 100 * (makespan / ideal - 1)
+    return f"links {links}: {longer:.2f} % longer than the {ideal:g} of ideal links"
 
 
 def found_lines(found: "Found") -> list[str]:

@@ -1,7 +1,6 @@
 """Messages between stages: to other ranks in ordered batches, or to a chunk on the same rank.
 
-Shapes are known beforehand, so nothing but the tensors travels. What a rank posts at once goes out
-in one batch for each peer, on the group that the two share.
+Shapes are known beforehand, so nothing but the tensors travels.
 """
 
 from collections.abc import Sequence
@@ -55,18 +54,12 @@ class StageMessages:
         self._wait(work, part)
         return tensor
 
-    def post(self, messages: Sequence[Message]) -> None:
-        """Start sends of what there is to send, receives of what will be needed."""
-        peers = dict.fromkeys(message.peer for message in messages)
-        for peer in peers:
-            self._post([message for message in messages if message.peer == peer], peer)
-        self._sending = [entry for entry in self._sending if not entry[0].is_completed()]
-
-    def _post(self, messages: Sequence[Message], peer: int) -> None:
-        """Start one batch: all messages with one peer."""
+    def post(self, batch: Sequence[Message]) -> None:
+        """Start a batch with one peer: sends of what there is, receives of what will be needed."""
+        peer = batch[0].peer
         group, global_peer = self._neighbours.group(peer), self._neighbours.ranks[peer]
         operations, notes = [], []
-        for message in messages:
+        for message in batch:
             transfer = message.transfer
             direction = transfer.kind[-1]
             if transfer.sends:
@@ -90,6 +83,7 @@ class StageMessages:
                 self._sending.append((work, tensor, transfer))
             else:
                 self._expected[key] = (work, tensor)
+        self._sending = [entry for entry in self._sending if not entry[0].is_completed()]
 
     def wait_for_sends(self) -> None:
         """Wait until everything sent has left."""

@@ -86,7 +86,8 @@ class RankStep:
         for step in steps:
             if step.action is not None:
                 self._compute(step.action)
-            self._messages.post(step.messages)
+            for batch in step.batches:
+                self._messages.post(batch)
         self._messages.wait_for_sends()
 
     def _compute(self, action: Action) -> None:

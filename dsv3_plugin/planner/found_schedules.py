@@ -22,7 +22,7 @@ from dsv3_plugin.schedules.csv_file import read_csv, write_csv
 from dsv3_plugin.schedules.placement import placement_of, placement_on, stage_placement
 from dsv3_plugin.schedules.search.problem import EPSILON
 from dsv3_plugin.schedules.search.search import VERSION, search
-from dsv3_plugin.schedules.simulate import peak_activations
+from dsv3_plugin.schedules.timeline import peak_activations
 
 _NAME = "search"
 _DIGITS = 16

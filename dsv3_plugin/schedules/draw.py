@@ -14,7 +14,7 @@ from dsv3_plugin.errors import UserError, printable
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap, Schedule
-from dsv3_plugin.schedules.simulate import Timeline
+from dsv3_plugin.schedules.timeline import Timeline
 
 _PAIR = "pair"
 # kind: (name, lightest, deepest)

@@ -1,4 +1,4 @@
-"""From what ranks compute to what they send: one ordered batch of messages after every step.
+"""From what ranks compute to what they send: ordered batches of messages after every step.
 
 A message between two ranks carries no tag; the order on the pair decides what it is. And where
 nothing is buffered, as in NCCL's grouped calls, a batch ends only when every partner has posted its
@@ -6,6 +6,9 @@ side, so batches can block each other. Both are settled by a common clock: an ac
 more than that of everything it waits for, a message has the tick of the action that makes it, and
 every rank posts its messages, sent or received, in the order of their ticks. A receive is thus
 posted about when its message is sent, often long before it is needed.
+
+A batch holds the messages of one tick between two ranks. More would make a message wait for one
+that is made later, although only the first is needed.
 
 `validate` proves for a given schedule that no batch waits for itself.
 """
@@ -35,15 +38,20 @@ class Message:
 
 @dataclass(frozen=True)
 class Step:
-    """What a rank does at once: compute an action, then post a batch of messages.
+    """What a rank does at once: compute an action, then post batches of messages.
 
     Attributes:
         action: None for a first step that only posts.
-        messages: in the order in which both ends post them.
+        batches: in the order in which both ends post them, each with one peer.
     """
 
     action: Action | None
-    messages: tuple[Message, ...]
+    batches: tuple[tuple[Message, ...], ...]
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """Of all batches."""
+        return tuple(message for batch in self.batches for message in batch)
 
 
 def message_steps(schedule: Schedule) -> list[list[Step]]:
@@ -88,11 +96,13 @@ def _interleave(
     bounds: list[tuple[float, Action | None]] = [(-1, None), *actions]
     for index, (_, action) in enumerate(bounds):
         until = bounds[index + 1][0] if index + 1 < len(bounds) else float("inf")
-        begin = position
+        together: dict[tuple[int, int], list[Message]] = {}
         while position < len(ordered) and ordered[position][0] < until:
+            tick, message = ordered[position]
+            together.setdefault((tick, message.peer), []).append(message)
             position += 1
-        steps.append(Step(action, tuple(message for _, message in ordered[begin:position])))
-    return steps if steps[0].messages else steps[1:]
+        steps.append(Step(action, tuple(map(tuple, together.values()))))
+    return steps if steps[0].batches else steps[1:]
 
 
 def _sent_as(transfer: Transfer) -> Transfer:

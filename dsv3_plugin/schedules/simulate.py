@@ -1,18 +1,13 @@
 """When everything happens: exact event simulation of a schedule.
 
 Each rank runs its actions in order; an action starts when its rank is free and everything it needs
-has arrived. A result leaves when its action ends (an overlapped pair delivers both at its end), or
-when the link of its two ranks is free again, occupies the link, and arrives `latency` later. Time
-has the unit of the costs.
+has arrived. A result leaves when its action ends (an overlapped pair delivers both at its end). How
+long it is under way, its links say. Time has the unit of the costs.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal
 
 from dsv3_plugin.schedules.actions import (
-    BACKWARD,
-    FORWARD,
-    WEIGHT,
     Action,
     Compute,
     Overlap,
@@ -22,66 +17,40 @@ from dsv3_plugin.schedules.actions import (
     sent_to,
 )
 from dsv3_plugin.schedules.costs import StageCosts
+from dsv3_plugin.schedules.nccl import nccl_spans, on_one, on_pairs
 from dsv3_plugin.schedules.order import execution_order
+from dsv3_plugin.schedules.timeline import Span, Timeline, peak_activations
+
+Links = Literal["ideal", "nccl", "nccl-one"]
+"""How messages travel between ranks.
+
+ideal: a message leaves when the link of its two ranks is free again, occupies it, and arrives
+    `latency` later; the other way has a link of its own.
+nccl: in batches that queue on a communicator for every two ranks, and end when both have posted
+    theirs (`schedules.nccl`): what the executor does.
+nccl-one: the same on one communicator for the pipeline, all messages of a step in one batch.
+"""
 
 
-class Span(NamedTuple):
-    """One action in time."""
+def simulate(schedule: Schedule, costs: StageCosts, links: Links = "ideal") -> Timeline:
+    """Run the schedule in time.
 
-    slot: int
-    action: Action
-    start: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """A schedule in time.
-
-    spans: per rank, in order.
-    peak_activations: per rank, in units of one P-th of the model on one micro-batch.
+    Raises:
+        UserError: ranks wait for each other in a circle.
     """
-
-    schedule: Schedule
-    spans: tuple[tuple[Span, ...], ...]
-    peak_activations: tuple[float, ...]
-
-    @property
-    def makespan(self) -> float:
-        return max(span.end for row in self.spans for span in row)
-
-    @property
-    def idle_per_rank(self) -> tuple[float, ...]:
-        """Time that each rank does not compute between 0 and the makespan."""
-        makespan = self.makespan
-        return tuple(makespan - sum(span.end - span.start for span in row) for row in self.spans)
-
-    @property
-    def idle_fraction(self) -> float:
-        """Idle time of all ranks / (ranks x makespan)."""
-        return sum(self.idle_per_rank) / (len(self.spans) * self.makespan)
-
-    def summary(self) -> dict[str, object]:
-        """What `dsv3 schedule --json` prints."""
-        return {
-            "schedule": self.schedule.name,
-            "pp": self.schedule.pp,
-            "micro_batches": self.schedule.num_micro_batches,
-            "makespan": self.makespan,
-            "idle_fraction": self.idle_fraction,
-            "idle_per_rank": list(self.idle_per_rank),
-            "peak_activations": list(self.peak_activations),
-            "stages": self.schedule.num_stages,
-        }
+    if links == "ideal":
+        spans = _ideal_spans(schedule, costs)
+    else:
+        spans = nccl_spans(schedule, costs, on_one if links == "nccl-one" else on_pairs)
+    return Timeline(schedule, tuple(map(tuple, spans)), peak_activations(schedule, costs))
 
 
-def simulate(schedule: Schedule, costs: StageCosts) -> Timeline:
-    """Run the schedule in time. Raises `UserError` where ranks wait for each other in a circle."""
+def _ideal_spans(schedule: Schedule, costs: StageCosts) -> list[list[Span]]:
     program = Program(schedule)
     spans: list[list[Span]] = [[] for _ in range(schedule.pp)]
     for (rank, slot, action), (start, end) in zip(program.order, program.times(costs), strict=True):
         spans[rank].append(Span(slot, action, start, end))
-    return Timeline(schedule, tuple(map(tuple, spans)), peak_activations(schedule, costs))
+    return spans
 
 
 class Program:
@@ -154,24 +123,3 @@ def _of_any_micro_batch(action: Action) -> Action:
         halves = (_of_any_micro_batch(half) for half in action.parts)
         return Overlap(*halves)
     return Compute(action.stage, action.kind, 0)
-
-
-def peak_activations(schedule: Schedule, costs: StageCosts) -> tuple[float, ...]:
-    """The most that each rank holds at once; it depends on the order alone.
-
-    A forward takes its stage's activations from its start; the end of the full backward, or of the
-    weight gradient, gives them back.
-    """
-    peaks = []
-    for rank in range(schedule.pp):
-        live = peak = 0.0
-        for _, action in schedule.actions(rank):
-            for part in action.parts:
-                if part.kind == FORWARD:
-                    live += costs.activation[part.stage]
-            peak = max(peak, live)
-            for part in action.parts:
-                if part.kind in (BACKWARD, WEIGHT):
-                    live -= costs.activation[part.stage]
-        peaks.append(peak)
-    return tuple(peaks)

@@ -67,6 +67,28 @@ def test_costs_change_times():
     )
 
 
+SIXTEEN = ("--pp", "16", "--micro-batches", "60")
+
+
+@pytest.mark.parametrize(("links", "makespan"), [("nccl", 169.5), ("nccl-one", 187.0)])
+def test_messages_may_queue(links, makespan):
+    answer = json.loads(run("dualpipe_v", *SIXTEEN, "--links", links, "--json"))
+    assert (answer["makespan"], answer["ideal_makespan"]) == (makespan, 169.5)
+    assert answer["links"] == links
+
+
+def test_what_queueing_costs_is_told_and_drawn(tmp_path):
+    picture = tmp_path / "queued.svg"
+    out = run("dualpipe_v", *SIXTEEN, "--links", "nccl-one", "--svg", str(picture))
+    assert "makespan 187" in out
+    assert out.endswith("links nccl-one: 10.32 % longer than the 169.5 of ideal links\n")
+    assert "187" in picture.read_text()
+    assert "links" not in run("dualpipe_v", *EIGHT)
+    effort = ("--pp", "4", "--micro-batches", "5", "--effort", "0.01")
+    found = json.loads(run("search", *effort, "--links", "nccl", "--json"))
+    assert found["makespan"] == pytest.approx(found["ideal_makespan"])
+
+
 def test_a_file_travels_both_ways(tmp_path):
     path = tmp_path / "mine.csv"
     run("dualpipe_v", *EIGHT, "--csv", str(path))

@@ -13,7 +13,8 @@ from dsv3_plugin.schedules.draw import draw
 from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from dsv3_plugin.schedules.interleaved import interleaved
-from dsv3_plugin.schedules.simulate import Timeline, simulate
+from dsv3_plugin.schedules.simulate import simulate
+from dsv3_plugin.schedules.timeline import Timeline
 from dsv3_plugin.schedules.zbv import zbv
 
 

@@ -9,7 +9,8 @@ from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from dsv3_plugin.schedules.interleaved import interleaved
 from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
-from dsv3_plugin.schedules.simulate import Timeline, simulate
+from dsv3_plugin.schedules.simulate import simulate
+from dsv3_plugin.schedules.timeline import Timeline
 from dsv3_plugin.schedules.zb1p import zb1p
 from dsv3_plugin.schedules.zbv import zbv
 

@@ -23,6 +23,11 @@ place: 4.34 GB after the first exchange with seven peers)."""
 _COMMUNICATOR = 544_000_000
 """Bytes of a further communicator, the smallest (NVIDIA/nccl#964: two A100)."""
 
+_NEIGHBOUR = 2 * 32 * 16 * (128 << 10)
+"""Bytes of a communicator of two ranks on two nodes that send each other messages: a pool for each
+direction, of 16 steps of 128 KiB for each channel (NCCL's src/transport/net.cc and src/init.cc;
+NVIDIA/nccl#2363 works out one), of which H100s have 32 as above."""
+
 _CUBLAS = 32 << 20
 """cuBLAS's workspace on Hopper (its reference, cublasSetWorkspace); TE has one for each of four
 streams of grouped products and one for all others."""
@@ -81,7 +86,15 @@ def allocator(setting: Setting, on_gpu: bool) -> int:
         setting.context > 1,
         setting.expert > 1 and setting.expert_replicas > 1,
     )
-    return total + sum(further) * _COMMUNICATOR
+    return total + sum(further) * _COMMUNICATOR + _neighbours(setting)
+
+
+def _neighbours(setting: Setting) -> int:
+    """Bytes of the communicators with the ranks before and after in the pipeline."""
+    if setting.executor == "upstream":  # whose messages go over the pipeline's own
+        return 0
+    nearby = setting.stage_ranks < setting.ranks_per_node
+    return min(2, setting.pipeline - 1) * (_PAIR if nearby else _NEIGHBOUR)
 
 
 def messages(setting: Setting) -> int:

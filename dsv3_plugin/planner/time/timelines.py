@@ -6,7 +6,8 @@ from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.schedules.simulate import Timeline, simulate
+from dsv3_plugin.schedules.simulate import simulate
+from dsv3_plugin.schedules.timeline import Timeline
 
 
 def step_timeline(

@@ -12,7 +12,7 @@ from dsv3_plugin.planner.counts import (
 )
 from dsv3_plugin.planner.plan import Plan
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.schedules.simulate import Timeline
+from dsv3_plugin.schedules.timeline import Timeline
 
 if TYPE_CHECKING:
     from dsv3_plugin.planner.calibration.fit import Calibration

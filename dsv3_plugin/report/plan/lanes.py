@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap
-from dsv3_plugin.schedules.simulate import Span, Timeline
+from dsv3_plugin.schedules.timeline import Span, Timeline
 
 _PAIR = "pair"
 _CLASS = {

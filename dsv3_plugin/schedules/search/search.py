@@ -28,7 +28,8 @@ from dsv3_plugin.schedules.search.local_search import fuse_backwards, improve
 from dsv3_plugin.schedules.search.lower_bound import lower_bound
 from dsv3_plugin.schedules.search.policy import Policy, mutated, random_policy
 from dsv3_plugin.schedules.search.problem import EPSILON, Problem
-from dsv3_plugin.schedules.simulate import Timeline, simulate
+from dsv3_plugin.schedules.simulate import simulate
+from dsv3_plugin.schedules.timeline import Timeline
 from dsv3_plugin.schedules.validate import validate
 
 VERSION = 1

@@ -100,3 +100,16 @@ def test_a_cpu_has_neither_context_nor_communicators() -> None:
     assert allocator(setting, on_gpu=False) == 0
     assert saving(setting, (Stage(moe=1),)) == 0  # no ZeRO-1, nothing is gathered
     assert 3e9 < allocator(V3.setting, on_gpu=True) < 6e9
+
+
+def test_each_neighbour_in_the_pipeline_has_a_communicator() -> None:
+    def further(**changes: object) -> int:
+        ours, upstreams = (
+            allocator(replace(V3.setting, executor=executor, **changes), on_gpu=True)
+            for executor in ("ours", "upstream")
+        )
+        return ours - upstreams
+
+    one = 2 * 32 * 16 * 128 * 1024
+    assert (further(), further(pipeline=2), further(pipeline=1)) == (2 * one, one, 0)
+    assert further(pipeline=2, data=2, expert=1) > one  # over NVLink there are more channels

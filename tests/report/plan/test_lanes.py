@@ -10,7 +10,8 @@ from dsv3_plugin.report.plan.lanes import NAMES, lanes
 from dsv3_plugin.report.plan.page import page
 from dsv3_plugin.schedules.costs import Costs, relative_stages
 from dsv3_plugin.schedules.registry import SCHEDULES
-from dsv3_plugin.schedules.simulate import Timeline, simulate
+from dsv3_plugin.schedules.simulate import simulate
+from dsv3_plugin.schedules.timeline import Timeline
 from tests.plans import plan
 
 BOX = re.compile(r"M(?P<x>[\d.]+) (?P<y>[\d.]+)h(?P<w>[\d.]+)v14h-[\d.]+z")
