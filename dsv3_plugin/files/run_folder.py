@@ -70,6 +70,11 @@ class RunFolder:
         """What each rank printed."""
         return self.root / "logs"
 
+    @property
+    def flight_recorder(self) -> Path:
+        """What NCCL did last on each rank, when one of them waited too long."""
+        return self.root / "flight_recorder"
+
     def write_recipe(self, yaml: str) -> None:
         """Keep the resolved recipe."""
         replace_file(self.recipe, yaml.encode())

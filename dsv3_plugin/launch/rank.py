@@ -19,6 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from dsv3_plugin.distributed.device_environment import device_environment
 from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.errors import UserError, user_error_in
 from dsv3_plugin.files import full_disk
@@ -161,10 +162,14 @@ def join_world(recipe: Recipe, machine: Machine, outbox: Outbox) -> None:
     Raises:
         UserError: the recipe wants a GPU and there is none for this rank; the ranks do not meet.
     """
+    on_gpu = recipe.on_gpu(machine)
+    if on_gpu:
+        dumps = recipe.run_folder.flight_recorder
+        os.environ.update(device_environment(os.environ, dumps))
     from dsv3_plugin.distributed import world
 
     world.order_kernels(recipe.parallel.tensor, recipe.parallel.context)  # before CUDA starts
-    backend = "nccl" if recipe.on_gpu(machine) else "gloo"
+    backend = "nccl" if on_gpu else "gloo"
     timeout = datetime.timedelta(minutes=recipe.parallel.timeout_minutes)
     store = None
     if outbox.has_parent:

@@ -25,6 +25,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.options import routes_as
 
 
 class DeepSeekRouter(TopKRouter):
@@ -70,7 +71,7 @@ class DeepSeekRouter(TopKRouter):
             probs: [s · b, experts], each token's weights of its experts, 0 elsewhere.
             routing_map: [s · b, experts], True where a token goes to an expert.
         """
-        if self.config.moe_router_fusion and self._upstream_agrees():
+        if self.config.moe_router_fusion and routes_as(self.config):
             return super().routing(logits, padding_mask=padding_mask)
         seq_length, batch_size = logits.shape[:2]
         logits = logits.view(-1, self.num_experts)
@@ -141,13 +142,6 @@ class DeepSeekRouter(TopKRouter):
         if self.config.moe_router_topk_scaling_factor:
             weights = weights * self.config.moe_router_topk_scaling_factor
         return weights
-
-    def _upstream_agrees(self) -> bool:
-        """Whether upstream's fused kernel scores groups, and counts for the loss, as we do."""
-        if self.config.moe_router_num_groups is None:
-            return True
-        best = self.topk // self.config.moe_router_group_topk
-        return self.score_function == "sigmoid" and best == 2
 
 
 def _without_padding(routing_map: Tensor, padding_mask: Tensor | None) -> Tensor:

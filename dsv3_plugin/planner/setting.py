@@ -11,6 +11,7 @@ from typing import Literal, Self
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.options import chosen
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import hides_shared_expert
 
@@ -44,7 +45,9 @@ class Setting:
         executor: who runs the pipeline schedule.
         overlapped_reduction: gradients are reduced, and parameters gathered, while others are
             computed (upstream's `--overlap-grad-reduce`).
-        fused_loss: the cross-entropy is one kernel (`--cross-entropy-loss-fusion`).
+        fused_router: the choice of experts is one kernel (`--moe-router-fusion`).
+        fused_loss: the cross-entropy's steps are compiled (`--cross-entropy-loss-fusion`).
+        gathers_on_hosts: saving gathers states over gloo, in the hosts' memory.
         imbalance: load of the busiest rank's experts over the mean; 1 is balance.
     """
 
@@ -69,7 +72,9 @@ class Setting:
     hide_shared_expert: bool | None
     executor: Literal["upstream", "ours"]
     overlapped_reduction: bool = False
+    fused_router: bool = False
     fused_loss: bool = False
+    gathers_on_hosts: bool = False
     imbalance: float = 1.0
 
     @classmethod
@@ -106,7 +111,11 @@ class Setting:
             hide_shared_expert=dispatch.hide_shared_expert,
             executor=recipe.executor,
             overlapped_reduction=recipe.passed_flags.get("overlap-grad-reduce") is True,
-            fused_loss=recipe.passed_flags.get("cross-entropy-loss-fusion") is True,
+            fused_router=chosen("moe-router-fusion", recipe, machine),
+            fused_loss=chosen("cross-entropy-loss-fusion", recipe, machine),
+            gathers_on_hosts=chosen(
+                "distrib-optim-fully-reshardable-mem-efficient", recipe, machine
+            ),
             imbalance=imbalance,
         )
 

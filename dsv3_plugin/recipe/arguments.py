@@ -14,10 +14,14 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import fields
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.options import OPTIONS, chosen
 from dsv3_plugin.recipe.schema import Recipe
 
 _RECOMPUTE = {"norms": "layernorm"}
 """Our names of recomputed activations that upstream calls otherwise."""
+
+_GARBAGE_INTERVAL = 100
+"""Steps between collections. A step leaves no cycles that hold a tensor, so they can wait."""
 
 Flag = tuple[str, *tuple[object, ...]]
 """A flag with its values; none makes it a bare flag."""
@@ -75,6 +79,7 @@ def _flags(recipe: Recipe, machine: Machine, spec: Spec) -> Iterator[tuple[str, 
     groups = (
         _model(recipe.model, fused=recipe.resolved_backend(machine) == "transformer_engine"),
         _backend(recipe, machine, spec),
+        _options(recipe, machine),
         _precision(recipe),
         _parallelism(recipe),
         _dispatch(recipe),
@@ -130,6 +135,14 @@ def _backend(recipe: Recipe, machine: Machine, spec: Spec) -> Iterator[Flag]:
         yield ("no-persist-layer-norm",)
         yield ("no-rope-fusion",)
     yield "distributed-backend", "nccl" if recipe.on_gpu(machine) else "gloo"
+
+
+def _options(recipe: Recipe, machine: Machine) -> Iterator[Flag]:
+    for flag in OPTIONS:
+        if chosen(flag, recipe, machine):
+            yield (flag,)
+            if flag == "manual-gc":
+                yield "manual-gc-interval", _GARBAGE_INTERVAL
 
 
 def _precision(recipe: Recipe) -> Iterator[Flag]:

@@ -85,8 +85,8 @@ class Common(Section):
     directory: str
     """The run's folder; by default `runs/` and the name."""
     megatron_args: dict[str, bool | int | float | str | list[int | float | str]] = Field(default={})
-    """Any flag of upstream's that no key stands for, as `flag-name: value` (true: the bare flag).
-    They come last and win."""
+    """Any flag of upstream's that no key stands for, as `flag-name: value` (true: the bare flag;
+    false: without it, where a run has it by itself). They come last and win."""
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -47,6 +47,8 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
     write_description(recipe, data, has_weights=saved is not None)
     run.folder.metrics.keep_until(saved.iteration if resumed else -1)
     run.folder.write_recipe(recipe.to_yaml())
+    if recipe.on_gpu(run.machine):  # NCCL makes no folders
+        run.folder.flight_recorder.mkdir(exist_ok=True)
     if resumed:
         tell(f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
     if changed:

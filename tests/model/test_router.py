@@ -4,6 +4,7 @@ import pytest
 import torch
 from megatron.core.distributed.finalize_model_grads import _update_router_expert_bias
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from megatron.core.transformer.moe.router import TopKRouter
 
@@ -57,6 +58,50 @@ def test_equals_upstream_where_upstream_is_right():
     upstream.load_state_dict(made.state_dict())
     for ours, theirs in zip(route(made)[1:], route(upstream)[1:], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Upstream's own routing in the place of Transformer Engine's kernel; what was asked of it."""
+    asked = []
+
+    def fused_topk_with_score_function(**settings):
+        asked.append(settings)
+        return topk_routing(**settings)
+
+    topk_routing = moe_utils.topk_routing_with_score_function
+    monkeypatch.setattr(moe_utils, "HAVE_TE", True)
+    monkeypatch.setattr(
+        moe_utils, "fused_topk_with_score_function", fused_topk_with_score_function, raising=False
+    )
+    return asked
+
+
+def test_the_fused_kernel_routes_a_v3_to_the_same_end(kernel):
+    shape = {"num_moe_experts": 32, "moe_router_num_groups": 8, "moe_router_group_topk": 4,
+             "moe_router_topk": 8}  # fmt: skip
+    plain, fused = router(**shape), router(overrides={"moe_router_fusion": True}, **shape)
+    fused.load_state_dict(plain.state_dict())
+    bias = torch.randn(32, generator=torch.Generator().manual_seed(3)) / 8
+    results = []
+    for made in (plain, fused):
+        made.expert_bias.copy_(bias)
+        logits, probs, routing_map = route(made)
+        (probs * torch.arange(32.0) / 32).sum().backward()
+        results.append((probs, routing_map, logits.grad, made.local_tokens_per_expert))
+    assert len(kernel) == 1
+    assert kernel[0]["expert_bias"].dtype == torch.float32
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert results[1][3].dtype == torch.int64
+
+
+def test_the_fused_kernel_is_not_asked_where_it_would_choose_otherwise(kernel):
+    shape = {"moe_router_topk": 6, "moe_router_num_groups": 4, "moe_router_group_topk": 2}
+    plain, fused = router(**shape), router(overrides={"moe_router_fusion": True}, **shape)
+    fused.load_state_dict(plain.state_dict())
+    assert torch.equal(route(plain)[2], route(fused)[2])
+    assert not kernel
 
 
 def balance_loss(logits, chosen, topk):

@@ -158,19 +158,18 @@ def _logits_worked_with(setting: Setting, stage: Stage) -> tuple[float, float]:
     if not stage.head:
         return 0.0, 0.0
     logits = setting.model.vocab_size // setting.tensor * setting.tokens * setting.width
-    if setting.fused_loss:  # in the place of the logits
-        logits = 0
     cast = logits if setting.dtype != "fp32" else 0  # the gradient is made in FP32
-    first = cast + _table(setting)
+    # Compiled, the gradient is made in a copy of the softmax: the label's place is written into it.
+    copy = _softmax(setting) if setting.fused_loss else 0
+    first = cast + max(copy, _table(setting))
     predictions = 1 + stage.mtp
     last = _summed(predictions) * _table(setting) - predictions * _softmax(setting)
     return logits, max(first, last)
 
 
 def _softmax(setting: Setting) -> int:
-    """Bytes of one prediction's: FP32, or the gradient of the logits in TE's fused loss."""
-    width = setting.width if setting.fused_loss else BYTES["fp32"]
-    return setting.model.vocab_size // setting.tensor * setting.tokens * width
+    """Bytes of one prediction's, in FP32."""
+    return setting.model.vocab_size // setting.tensor * setting.tokens * BYTES["fp32"]
 
 
 def _table(setting: Setting) -> int:

@@ -67,9 +67,12 @@ def saving(setting: Setting, stages: tuple[Stage, ...]) -> int:
 
     A fully reshardable checkpoint has whole buckets of master weights and of each moment gathered,
     one after the other, in FP32 (`DistributedOptimizer.get_parameter_state_dp_zero`): a tensor for
-    each rank, and the one they arrive in, which torch's all_gather into a list makes.
+    each rank, and the one they arrive in, which torch's all_gather into a list makes. None of it is
+    on the device where the states are gathered over gloo.
     """
-    return 2 * BYTES["fp32"] * largest_bucket(setting, stages) if setting.zero1 else 0
+    if not setting.zero1 or setting.gathers_on_hosts:
+        return 0
+    return 2 * BYTES["fp32"] * largest_bucket(setting, stages)
 
 
 def allocator(setting: Setting, on_gpu: bool) -> int:

@@ -198,8 +198,7 @@ def _moe(setting: Setting) -> Passes:
     # TE multiplies in the training's dtype and gives FP32 scores; torch multiplies in FP32.
     format = "fp32" if setting.backend == "local" else setting.dtype
     gate = _linear(setting, "router", tokens, h, experts, format)
-    # Scores, biased scores, groups, the choice and the gates of a token, each a kernel or two.
-    scores = Move("routing", 20.0 * 4 * tokens * experts)
+    scores = Move("routing", _routing_bytes(setting) * tokens * experts)
     part = Passes([*gate.forward, scores], [scores, *gate.input], gate.weight)
 
     leaves = Move("permute", (tokens + 2 * rows) * h * width)
@@ -214,6 +213,17 @@ def _moe(setting: Setting) -> Passes:
         part.add(_tensor_parallel(setting, "shared"))
         part.add(_residual(setting))
     return part
+
+
+def _routing_bytes(setting: Setting) -> float:
+    """Read and written of a token and expert from logits to weights, and as much back."""
+    if not setting.fused_router:
+        # Scores, biased scores, groups, the choice and the gates, each a kernel or two.
+        return 20.0 * 4
+    # Scores in, weights and scores out in FP32, and the map (TE, pytorch/router.py); the scores of
+    # the balance loss are another such kernel.
+    kernel = 4 + 4 + 4 + 1
+    return kernel * (2 if setting.model.moe_router_load_balancing_type != "none" else 1)
 
 
 def _dispatch(setting: Setting) -> tuple[list[Operation], list[Operation]]:
@@ -314,9 +324,11 @@ def _head(setting: Setting) -> Passes:
     model = setting.model
     columns = model.vocab_size // setting.tensor
     logits = setting.tokens * columns
-    # In one kernel: read, and the gradient written over it. In steps, FP32: cast, maximum,
-    # subtraction, exponential, sum and division; then the gradient from the softmax kept.
-    forward, backward = (4, 2) if setting.fused_loss else (38, 22)
+    # In steps, FP32: cast, maximum, subtraction, exponential, sum and division; then the gradient
+    # from the softmax kept. Compiled (fused_cross_entropy.py): cast and maximum are one pass,
+    # subtraction, exponential and sum another, division a third; for the gradient the softmax is
+    # copied, and then multiplied and cast in one pass.
+    forward, backward = (2 + 4 + 8 + 8, 8 + 10) if setting.fused_loss else (38, 22)
     one = _norm(setting, "final_norm")
     one.add(_linear(setting, "head", setting.tokens, model.hidden_size, columns, setting.dtype))
     one.add(Passes([Move("loss", forward * logits)], [Move("loss", backward * logits)]))
