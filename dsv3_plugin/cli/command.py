@@ -23,6 +23,7 @@ from dsv3_plugin.cli.doctor import doctor
 from dsv3_plugin.cli.infer import generate, logits
 from dsv3_plugin.cli.model import model
 from dsv3_plugin.cli.plan import plan
+from dsv3_plugin.cli.rehearse import rehearse
 from dsv3_plugin.cli.schedule import schedule
 from dsv3_plugin.cli.train import args, train
 from dsv3_plugin.cli.version import print_versions
@@ -67,6 +68,7 @@ def dsv3(
 app.command()(train)
 app.command()(args)
 app.command()(plan)
+app.command()(rehearse)
 app.command()(schedule)
 app.command()(logits)
 app.command()(generate)

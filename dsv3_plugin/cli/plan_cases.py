@@ -11,6 +11,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.planner.time.timelines import step_timeline
 from dsv3_plugin.recipe.hf_config import why_not_exported
 from dsv3_plugin.recipe.load import load_recipe_or_model
@@ -182,6 +183,14 @@ class Run:
     machine: Machine
     imbalance: float
     calibration: "Calibration | None"
+
+    def closed(self) -> Recipe:
+        """The recipe as it would be trained there, with nothing left open.
+
+        Raises:
+            UserError: it fits in no layout.
+        """
+        return resolve(self.recipe, self.machine, self.cluster)
 
     @property
     def planned(self) -> tuple[Recipe, Cluster, Machine]:

@@ -95,3 +95,21 @@ def phases() -> Iterator[Callable[[str, int, int | None], None] | None]:
             bar.update(task, completed=done)
 
         yield show
+
+
+@contextlib.contextmanager
+def children_done(total: int) -> Iterator[Callable[[], None]]:
+    """Shows how many of some processes have ended, on a terminal alone; yields what one calls."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        *(TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("rehearsing", total=total)
+        yield lambda: bar.advance(task)

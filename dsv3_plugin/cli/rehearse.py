@@ -1,0 +1,81 @@
+"""`dsv3 rehearse`: what a cluster would say of a recipe in its first minutes, without one."""
+
+import json as json_format
+from typing import Annotated
+
+import typer
+
+from dsv3_plugin.errors import UserError
+
+
+def rehearse(
+    recipe: Annotated[
+        str, typer.Argument(help="Shipped name (pretrain/deepseek-v3) or path of a recipe.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
+    ranks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|R,R,…",
+            help="Ranks to rehearse: one at every place of the pipeline, or these; by default at "
+            "its first, a middle and its last place.",
+        ),
+    ] = None,
+    configuration: Annotated[
+        bool, typer.Option("--configuration", help="Check the configuration alone (seconds).")
+    ] = False,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME_OR_FILE",
+            help="Where it is to run (h800, or a YAML file); by default the recipe's `cluster`.",
+        ),
+    ] = None,
+    imbalance: Annotated[
+        float | None,
+        typer.Option(help="Load of each rehearsed rank's experts over the mean; 1 by default."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Rehearse a run: its configuration, its ranks and a step of each, without its GPUs.
+
+    Exit code 1 where it would not run.
+    """
+    from dsv3_plugin.cli.plan_cases import Asked, Conditions
+    from dsv3_plugin.cli.progress import children_done
+    from dsv3_plugin.recipe.load import load_recipe
+    from dsv3_plugin.rehearsal.cases import chosen_ranks
+    from dsv3_plugin.rehearsal.children import devices
+    from dsv3_plugin.rehearsal.rehearsal import Wanted
+    from dsv3_plugin.rehearsal.rehearsal import rehearse as rehearsed
+
+    if configuration and ranks is not None:
+        raise UserError("--configuration rehearses no rank: leave out --ranks")
+    conditions = Conditions(cluster, imbalance, None, None, drawn=False)
+    conditions.check()
+    words = tuple(overrides or ())
+    run = conditions.run(Asked(recipe, words), load_recipe(recipe, words))
+    wanted = Wanted(
+        name=recipe,
+        overrides=words,
+        cluster_name=cluster or run.recipe.cluster_on(run.machine),
+        cluster=run.cluster,
+        machine=run.machine,
+        recipe=run.closed(),
+        ranks=() if configuration else tuple(chosen_ranks(run.recipe, ranks)),
+        imbalance=run.imbalance,
+    )
+    with children_done(wanted.children) as done:
+        found = rehearsed(wanted, devices(run.cluster, run.recipe.on_gpu(run.machine)), done)
+    if json:
+        from dsv3_plugin.report.rehearsal.mapping import mapping
+        from dsv3_plugin.terminal.lines import say
+
+        say(json_format.dumps(mapping(found), indent=2, ensure_ascii=False))
+    else:
+        from dsv3_plugin.report.rehearsal.verdict import verdict
+        from dsv3_plugin.terminal.console import Console
+
+        Console().print(verdict(found))
+    if not found.would_run:
+        raise typer.Exit(1)

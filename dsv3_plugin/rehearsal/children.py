@@ -1,0 +1,116 @@
+"""Starting a child for every rank and step to rehearse, as many at once as there are cores."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.rehearsal.gpu import gpu_of
+from dsv3_plugin.rehearsal.report import Finding, Issued, Operations, RankReport, Request
+from dsv3_plugin.rehearsal.shim.build import built_shim
+
+_CHILD = "dsv3_plugin.rehearsal.child"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What stands for the ranks' devices.
+
+    Attributes:
+        environment: of a child.
+        kind: what it is, for people.
+    """
+
+    environment: dict[str, str]
+    kind: str
+
+
+def devices(cluster: Cluster, on_gpu: bool) -> Devices:
+    """What can stand for the devices of a cluster on this machine."""
+    inherited = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    if not on_gpu:
+        return Devices(inherited, "the CPU host")
+    try:
+        shim = built_shim()
+    except UserError as error:
+        return Devices(inherited, f"tensors on the CPU, without streams ({error})")
+    environment = shim.environment(gpu_of(cluster), inherited)
+    return Devices(inherited | environment, f"{cluster.gpu}, with a CUDA runtime that only answers")
+
+
+def rehearsed(
+    requests: Sequence[Request], devices: Devices, done: Callable[[], None] = lambda: None
+) -> list[RankReport]:
+    """The reports on requests, in their order.
+
+    Args:
+        requests: each gets a process of its own.
+        devices: what the processes run on.
+        done: called after each.
+    """
+
+    def one(request: Request) -> RankReport:
+        report = _asked(request, devices)
+        done()
+        return report
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(one, requests))
+
+
+def _asked(request: Request, devices: Devices) -> RankReport:
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", _CHILD],
+        input=json.dumps(asdict(request)),
+        env=devices.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode == 0:
+        return _report(json.loads(ended.stdout))
+    if os.environ.get("DSV3_DEBUG") == "1":
+        sys.stderr.write(ended.stderr)
+    return RankReport(
+        request.rank,
+        0,
+        (
+            Finding(
+                f"rank {request.rank} ends with {_last_words(ended.stderr.splitlines())}",
+                "DSV3_DEBUG=1 shows where",
+            ),
+        ),
+    )
+
+
+def _last_words(lines: Iterable[str]) -> str:
+    """What Python said last: the error, not what torch says of it afterwards."""
+    errors = [line for line in lines if _names_an_error(line)]
+    return errors[-1].partition("]: ")[2] or errors[-1] if errors else "no word of why"
+
+
+def _names_an_error(line: str) -> bool:
+    name = line.rpartition("]: ")[2].partition(":")[0]
+    return name.endswith(("Error", "Exception")) and " " not in name
+
+
+def _report(said: dict) -> RankReport:
+    operations = said["operations"]
+    return RankReport(
+        **said
+        | {
+            "findings": tuple(Finding(**finding) for finding in said["findings"]),
+            "collectives": tuple(_issued(said["collectives"])),
+            "operations": None if operations is None else Operations(**operations),
+        }
+    )
+
+
+def _issued(said: list[dict]) -> Iterator[Issued]:
+    for collective in said:
+        yield Issued(**collective | {"group": tuple(collective["group"])})

@@ -1,0 +1,172 @@
+"""A rehearsal: the ranks that were stepped, what the plan says of them, and what is to be said."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.planner.plan import MemoryPart, Plan, RankPlan
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.rehearsal.cases import StepCase, step_cases
+from dsv3_plugin.rehearsal.children import Devices, rehearsed
+from dsv3_plugin.rehearsal.report import Depth, Finding, RankReport, Request
+
+MOST_GROUPS = 256
+"""Process groups that a rank may make: NCCL gives each buffers and threads of its own."""
+_NOT_REHEARSED: tuple[MemoryPart, ...] = ("allocator", "saving")
+"""Parts of a rank's memory that no operation of a step makes: the plan's are taken."""
+
+
+@dataclass(frozen=True)
+class SteppedRank:
+    """A rank in one of the steps.
+
+    Attributes:
+        case: the step.
+        report: what the child found.
+        planned: what the planner says of its place in the pipeline.
+        card: bytes of its device.
+    """
+
+    case: StepCase
+    report: RankReport
+    planned: RankPlan
+    card: int
+
+    @property
+    def memory(self) -> dict[MemoryPart, int]:
+        """Part → bytes at the fullest moment, with the plan's for what is not rehearsed."""
+        beside = {part: self.planned.memory_bytes.get(part, 0) for part in _NOT_REHEARSED}
+        return dict(self.report.memory) | {k: v for k, v in beside.items() if k == "allocator"}
+
+    @property
+    def total(self) -> int:
+        """Bytes at the fullest moment."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What came of it.
+
+    Attributes:
+        name: the recipe's.
+        processes: ranks of its run.
+        cluster: where it would run.
+        device: what stood for a GPU.
+        plan: the planner's, with the same imbalance.
+        configuration: of rank 0, checked alone.
+        ranks: those that were stepped.
+        findings: all of them, those that stop first.
+    """
+
+    name: str
+    processes: int
+    cluster: Cluster
+    device: str
+    plan: Plan | None
+    configuration: RankReport
+    ranks: tuple[SteppedRank, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def would_run(self) -> bool:
+        return not any(finding.stops for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to rehearse.
+
+    Attributes:
+        name, overrides: as `dsv3 rehearse` got them.
+        cluster_name: as `load_cluster` takes it.
+        recipe: closed for the cluster.
+        ranks: of the world; none: the configuration alone.
+        imbalance: load of each of these ranks' experts over the mean.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    cluster_name: str
+    cluster: Cluster
+    machine: Machine
+    recipe: Recipe
+    ranks: tuple[int, ...]
+    imbalance: float
+
+    @property
+    def children(self) -> int:
+        """Processes that it takes."""
+        return 1 + len(self.ranks) * len(step_cases(self.recipe))
+
+    def request(self, rank: int, case: StepCase, depth: Depth) -> Request:
+        """What a child is told."""
+        return Request(
+            self.name,
+            self.overrides,
+            self.cluster_name,
+            rank,
+            case.folded,
+            depth,
+            self.imbalance,
+        )
+
+
+def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehearsal:
+    """Rehearse a recipe: its configuration, and then the steps of its ranks.
+
+    Args:
+        wanted: what.
+        devices: what stands for a device.
+        done: called after each child.
+    """
+    cases = step_cases(wanted.recipe)
+    (configuration,) = rehearsed([wanted.request(0, cases[-1], "configuration")], devices, done)
+    plan = make_plan(wanted.recipe, wanted.cluster, wanted.machine, wanted.imbalance)
+    stepped: list[SteppedRank] = []
+    if not any(finding.stops for finding in configuration.findings):
+        pairs = [(rank, case) for case in cases for rank in wanted.ranks]
+        reports = rehearsed([wanted.request(*pair, "step") for pair in pairs], devices, done)
+        stepped = [
+            SteppedRank(
+                case, report, _planned(plan, case, rank, wanted), wanted.cluster.memory_bytes
+            )
+            for (rank, case), report in zip(pairs, reports, strict=True)
+        ]
+    findings = [*configuration.findings, *_of_ranks(stepped)]
+    return Rehearsal(
+        name=wanted.recipe.name,
+        processes=wanted.recipe.parallel.processes,
+        cluster=wanted.cluster,
+        device=devices.kind,
+        plan=plan,
+        configuration=configuration,
+        ranks=tuple(stepped),
+        findings=tuple(sorted(dict.fromkeys(findings), key=lambda finding: not finding.stops)),
+    )
+
+
+def _planned(plan: Plan, case: StepCase, rank: int, wanted: Wanted) -> RankPlan:
+    phase = next(phase for phase in plan.phases if phase.name == case.phase)
+    parallel = wanted.recipe.parallel
+    return phase.ranks[rank // (parallel.processes // parallel.pipeline)]
+
+
+def _of_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
+    for rank in stepped:
+        yield from rank.report.findings
+        number = rank.report.rank
+        if rank.report.groups > MOST_GROUPS:
+            yield Finding(
+                f"rank {number} makes {rank.report.groups:,} process groups, and NCCL keeps "
+                f"buffers for each: {MOST_GROUPS} are bearable"
+            )
+        if rank.report.memory and rank.total > rank.card:
+            yield Finding(
+                f"rank {number} needs {bytes_text(rank.total)} in {rank.case.schedule}, and its "
+                f"device has {bytes_text(rank.card)}",
+                "recompute more, or divide otherwise: `dsv3 plan --search` finds how",
+            )

@@ -1,0 +1,76 @@
+"""The tables of a rehearsal: what ranks hold against their card and the plan, and what they do."""
+
+from collections.abc import Iterable, Sequence
+
+from dsv3_plugin.planner.plan import MemoryPart
+from dsv3_plugin.rehearsal.rehearsal import Rehearsal, SteppedRank
+from dsv3_plugin.report.plan.grid import Grid
+from dsv3_plugin.report.plan.grids import unit_for
+from dsv3_plugin.report.plan.words import MEMORY, stages_text
+
+
+def stages(rehearsal: Rehearsal) -> Grid:
+    """A row for each rank and step: memory against the card and the plan, work against the mean."""
+    stepped = [rank for rank in rehearsal.ranks if rank.report.memory]
+    unit = unit_for(max((rank.total for rank in stepped), default=0))
+    several = len({rank.case.schedule for rank in stepped}) > 1
+    rows = tuple(
+        (
+            _name(rank, several),
+            unit.text(rank.total),
+            unit.text(rank.planned.memory_total),
+            unit.text(rank.card - rank.total),
+            f"{rank.planned.work:.3f}",
+        )
+        for rank in stepped
+    )
+    header = (
+        "rank, its stages",
+        f"memory\n{unit.name}",
+        f"planned\n{unit.name}",
+        "spare",
+        "work/mean",
+    )
+    return Grid(header, rows)
+
+
+def memory(rehearsal: Rehearsal) -> Grid:
+    """The fullest rank by part, rehearsed and planned."""
+    fullest = max(rehearsal.ranks, key=lambda rank: rank.total)
+    unit = unit_for(fullest.total)
+    planned = fullest.planned.memory_bytes
+    rows = tuple(
+        (label, unit.text(fullest.memory.get(part, 0)), unit.text(planned.get(part, 0)))
+        for part, label in _shown([fullest])
+    )
+    total = ("in all", unit.text(fullest.total), unit.text(sum(planned.values())))
+    return Grid((f"rank {fullest.report.rank}, {unit.name}", "rehearsed", "planned"), rows, total)
+
+
+def work(rehearsal: Rehearsal) -> Grid:
+    """What the step of each rank launches, and where its host waits."""
+    rows = tuple(
+        (
+            _name(rank, several=True),
+            f"{operations.kernels:,}",
+            f"{operations.bytes / 1e9:,.0f}",
+            f"{len(rank.report.collectives):,}",
+            f"{sum(rank.report.synchronisations.values()):,}",
+            f"{rank.report.groups:,}",
+        )
+        for rank in rehearsal.ranks
+        if (operations := rank.report.operations) is not None
+    )
+    header = ("rank", "kernels", "GB moved", "messages", "host\nwaits", "groups")
+    return Grid(header, rows)
+
+
+def _shown(ranks: Sequence[SteppedRank]) -> Iterable[tuple[MemoryPart, str]]:
+    for part, label in MEMORY.items():
+        if any(rank.memory.get(part) or rank.planned.memory_bytes.get(part) for rank in ranks):
+            yield part, label
+
+
+def _name(rank: SteppedRank, several: bool) -> str:
+    text = f"{rank.report.rank} {stages_text(rank.planned)}"
+    return f"{text}\n{rank.case.schedule}" if several else text

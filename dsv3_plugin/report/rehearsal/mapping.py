@@ -1,0 +1,37 @@
+"""A rehearsal as plain values, for JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from dsv3_plugin.rehearsal.rehearsal import Rehearsal, SteppedRank
+
+
+def mapping(rehearsal: Rehearsal) -> dict[str, Any]:
+    """Every number of a rehearsal."""
+    return {
+        "name": rehearsal.name,
+        "cluster": rehearsal.cluster.name,
+        "processes": rehearsal.processes,
+        "device": rehearsal.device,
+        "would_run": rehearsal.would_run,
+        "findings": [asdict(finding) for finding in rehearsal.findings],
+        "ranks": [_rank(rank) for rank in rehearsal.ranks],
+    }
+
+
+def _rank(rank: SteppedRank) -> dict[str, Any]:
+    report = rank.report
+    return {
+        "rank": report.rank,
+        "pipeline_rank": rank.planned.pipeline_rank,
+        **asdict(rank.case),
+        "memory": rank.memory,
+        "planned": rank.planned.memory_bytes,
+        "card": rank.card,
+        "states": report.states,
+        "moments": report.moments,
+        "operations": None if report.operations is None else asdict(report.operations),
+        "host_waits": report.synchronisations,
+        "messages": len(report.collectives),
+        "groups": report.groups,
+    }
