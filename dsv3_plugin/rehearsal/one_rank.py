@@ -95,6 +95,8 @@ def _built_and_stepped(
     return dataclasses.replace(
         report,
         groups=world.groups,
+        groups_asked=world.asked,
+        groups_asked_here=world.asked_here,
         states=watch.states,
         memory=watch.memory,
         moments=watch.moments,
@@ -172,12 +174,12 @@ def _answer_reading(observer: Observer, replacer: Replacer) -> None:
             def value(leaf: Any) -> Any:
                 return observer.answer(leaf) if isinstance(leaf, FakeTensor) else leaf
 
-            # Its values are on the host first, be it for a device.
-            made = original(pytree.tree_map(value, data), *args, **kwargs)
-            if device is None:
-                return made
-            values, made.constant = made.constant, None  # torch would move them in earnest
-            return observer.known.give(made.to(device), values)
+            data = pytree.tree_map(value, data)
+            with _disable_current_modes():
+                values = original(data, *args, **kwargs)
+            made = torch.empty(values.shape, dtype=values.dtype, device=device or "cpu")
+            made.requires_grad_(values.requires_grad)
+            return observer.known.give(made, values)
 
         return of
 

@@ -13,8 +13,10 @@ from dsv3_plugin.rehearsal.cases import StepCase, step_cases
 from dsv3_plugin.rehearsal.children import Devices, rehearsed
 from dsv3_plugin.rehearsal.report import Depth, Finding, RankReport, Request
 
-MOST_GROUPS = 256
-"""Process groups that a rank may make: NCCL gives each buffers and threads of its own."""
+MOST_GROUPS = 128
+"""Process groups that a rank may be in: NCCL gives each buffers and threads of its own."""
+MOST_ASKED = 128
+"""Groups that the plugin may have a rank make: it takes as long as the rendezvous answers."""
 _NOT_REHEARSED: tuple[MemoryPart, ...] = ("allocator", "saving")
 """Parts of a rank's memory that no operation of a step makes: the plan's are taken."""
 
@@ -161,8 +163,13 @@ def _of_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
         number = rank.report.rank
         if rank.report.groups > MOST_GROUPS:
             yield Finding(
-                f"rank {number} makes {rank.report.groups:,} process groups, and NCCL keeps "
+                f"rank {number} is in {rank.report.groups:,} process groups, and NCCL keeps "
                 f"buffers for each: {MOST_GROUPS} are bearable"
+            )
+        if rank.report.groups_asked_here > MOST_ASKED:
+            yield Finding(
+                f"rank {number} has to take part in {rank.report.groups_asked_here:,} makings of "
+                f"process groups beside Megatron's, one after the other: {MOST_ASKED} are bearable"
             )
         if rank.report.memory and rank.total > rank.card:
             yield Finding(

@@ -85,7 +85,8 @@ class RankReport:
         rank: in the world.
         pipeline_rank: in its pipeline.
         findings: what is to be said of it.
-        groups: process groups that were made.
+        groups: process groups that it is in.
+        groups_asked: groups that it helped to make; groups_asked_here: for the plugin.
         states: part → bytes after the rank was built (weights, gradients, optimizer, fp8_copies).
         memory: part → bytes at the fullest moment of the step, those included.
         moments: moment → bytes at its fullest.
@@ -99,6 +100,8 @@ class RankReport:
     pipeline_rank: int
     findings: tuple[Finding, ...] = ()
     groups: int = 0
+    groups_asked: int = 0
+    groups_asked_here: int = 0
     states: dict[MemoryPart, int] = field(default_factory=dict)
     memory: dict[MemoryPart, int] = field(default_factory=dict)
     moments: dict[Moment, int] = field(default_factory=dict)

@@ -7,6 +7,7 @@ what this one says: in a rehearsal they are all in the same place.
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,19 +17,21 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dsv3_plugin.upstream.replace import Replacer
 
-MOST_GROUPS_OF_A_RANK = 256
-"""Process groups that a rank may make. NCCL gives each a communicator with buffers of its own."""
-
 
 @dataclass
 class World:
     """What was made in it.
 
     Attributes:
-        groups: how many process groups, upstream's and ours.
+        groups: process groups that this rank is in.
+        asked: how many groups the rank helped to make, its own and those of others (torch makes
+            one group on all ranks of the world at a time, unless it is told to ask members alone).
+        asked_here: of those, how many the plugin asked for.
     """
 
     groups: int = 0
+    asked: int = 0
+    asked_here: int = 0
     _replacer: Replacer = field(default_factory=Replacer)
 
 
@@ -60,7 +63,9 @@ def fake_world(rank: int, size: int, per_node: int) -> Iterator[World]:
         group_desc: str | None = None,
         device_id: Any = None,
     ) -> Any:
-        world.groups += 1
+        world.asked += 1
+        world.asked_here += sys._getframe(1).f_globals["__name__"].startswith("dsv3_plugin")
+        world.groups += ranks is None or rank in ranks
         return make(ranks, timeout, "fake", None, use_local_synchronization, group_desc, None)
 
     def all_gather_object(everyone: list[Any], mine: Any, *args: Any, **kwargs: Any) -> None:
