@@ -22,6 +22,10 @@ class UserError(Exception):
         )
 
 
+class SaidElsewhere(UserError):
+    """A sentence that the person has from another rank."""
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it came of, down to the first; upstream and torch wrap what they call.
 

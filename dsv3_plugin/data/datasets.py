@@ -9,9 +9,10 @@ of samples, and upstream's sampler resumes by the count of samples consumed, so 
 what it would have read. Evaluations never run out of samples (`Endless`).
 """
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,63 @@ from megatron.training.utils import get_blend_and_blend_per_split
 from dsv3_plugin.data.batch import InputsOfStage, stage_inputs
 from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.index_file import read_index
+from dsv3_plugin.distributed.rank_zero_first import rank_zero_first
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.full_disk import reason
 
 Provider = Callable[..., tuple[Any, Any, Any]]
+
+
+class Builder(BlendedMegatronDatasetBuilder):
+    """Upstream's, with the ranks that wait for rank 0's index waiting outside of any collective.
+
+    To shuffle the 3.6e9 samples of a full run takes NumPy a quarter of an hour. Upstream's other
+    ranks wait for it in a barrier, which gives up after the run's timeout.
+    """
+
+    def _build_megatron_dataset_splits(
+        self,
+        dataset_path: str | None,
+        split: list[Any],
+        sizes: list[int],
+        synchronize_ranks: bool = True,
+    ) -> list[Any]:
+        """The datasets of one prefix: on rank 0, which writes their indices, then on the others.
+
+        Raises:
+            UserError: an index cannot be written.
+        """
+        upstreams = super()._build_megatron_dataset_splits
+
+        def build() -> list[Any]:
+            with _unwritable_as_sentence():
+                return upstreams(dataset_path, split, sizes, False)
+
+        if not (synchronize_ranks and torch.distributed.is_initialized()):
+            return build()
+        built: list[Any] = []
+
+        def on_rank_zero() -> str:
+            built.extend(build())
+            return ""
+
+        rank_zero_first("an index of samples", on_rank_zero)
+        return built or build()
+
+
+@contextlib.contextmanager
+def _unwritable_as_sentence() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # Upstream wraps it where it runs distributed.
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"cannot write the index of samples {cause.filename}: {reason(cause)}; make "
+            "room, or name a folder: megatron_args.data-cache-path=FOLDER."
+        ) from error
 
 
 class _NoTokenIsPadding:
@@ -81,19 +135,7 @@ def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider
             for folder in _index_folders(config):
                 remove_broken_indices(folder)
         dataset = MockDocuments if args.mock_data else Documents
-        try:
-            train, valid, test = BlendedMegatronDatasetBuilder(
-                dataset, num_samples, is_built_on_rank, config
-            ).build()
-        except Exception as error:
-            # Upstream wraps it where it runs distributed.
-            cause = error if isinstance(error, OSError) else error.__cause__
-            if not isinstance(cause, OSError):
-                raise
-            raise UserError(
-                f"cannot write the index of samples {cause.filename}: {reason(cause)}; make "
-                "room, or name a folder: megatron_args.data-cache-path=FOLDER."
-            ) from error
+        train, valid, test = Builder(dataset, num_samples, is_built_on_rank, config).build()
         if args.dataloader_type == "single" and not args.full_validation:
             # Other samplers begin anew by themselves, and need to know where the samples end.
             valid, test = (part and Endless(part) for part in (valid, test))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import SaidElsewhere, UserError
 
 _RESULT, _ERROR = "result\n", "error\n"
 _FOREVER = datetime.timedelta(days=365)
@@ -30,7 +30,7 @@ def rank_zero_first(
         What `work` returned, on every rank.
 
     Raises:
-        UserError: what `work` raised, on rank 0; its sentence, on the others.
+        UserError: what `work` raised, on rank 0; its sentence, on the others (SaidElsewhere).
         TimeoutError: rank 0 has given no answer, or is gone.
     """
     store, rank = distributed_c10d._get_default_store(), dist.get_rank()
@@ -52,5 +52,5 @@ def rank_zero_first(
         raise TimeoutError(f"no answer from rank 0 to {what}") from error
     answer = store.get(key).decode()
     if answer.startswith(_ERROR):
-        raise UserError(answer.removeprefix(_ERROR))
+        raise SaidElsewhere(answer.removeprefix(_ERROR))
     return answer.removeprefix(_RESULT)

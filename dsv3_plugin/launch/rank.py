@@ -21,7 +21,7 @@ from typing import Any
 
 from dsv3_plugin.distributed.device_environment import device_environment
 from dsv3_plugin.distributed.messages import Outbox
-from dsv3_plugin.errors import UserError, user_error_in
+from dsv3_plugin.errors import SaidElsewhere, UserError, user_error_in
 from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.atomic import append_to
 from dsv3_plugin.files.run_folder import RunFolder
@@ -142,7 +142,7 @@ def _load(name: str, overrides: list[str], machine: Machine) -> Recipe:
     except UserError as error:
         if _rank() == 0:
             raise
-        raise _SaidElsewhere(str(error)) from error
+        raise SaidElsewhere(str(error)) from error
     return recipe
 
 
@@ -181,10 +181,6 @@ def join_world(recipe: Recipe, machine: Machine, outbox: Outbox) -> None:
     world.join(backend, int(os.environ["LOCAL_RANK"]), timeout, store)
 
 
-class _SaidElsewhere(UserError):
-    """A sentence that the person has been told already."""
-
-
 def first_on_rank_zero(what: str, work: Callable[[], object], outbox: Outbox) -> None:
     """Do `work` on rank 0 while the others wait, however long it takes.
 
@@ -205,7 +201,7 @@ def first_on_rank_zero(what: str, work: Callable[[], object], outbox: Outbox) ->
     try:
         rank_zero_first(what, told)
     except UserError as error:
-        raise _SaidElsewhere(str(error)) from error
+        raise SaidElsewhere(str(error)) from error
 
 
 def _output_into_log(directory: RunFolder, outbox: Outbox) -> Console:
@@ -253,7 +249,7 @@ def _tell(error: BaseException, outbox: Outbox) -> int:
     if refusal is None and isinstance(error, OSError) and error.errno in _OF_THE_PLACE:
         refusal = UserError(f"{error.filename}: {error.strerror}.")  # as any verb says it
     if refusal is not None:
-        if not isinstance(refusal, _SaidElsewhere):
+        if not isinstance(refusal, SaidElsewhere):
             outbox.send("refused", str(refusal))
         return 2
     summary = str(error).strip().split("\n")[0]

@@ -338,6 +338,49 @@ def read_by_ranks(built, tmp_path_factory):
     return run_ranks(2, _read_all, built, scratch / "cache", scratch=scratch)
 
 
+def _build_in_turns(rank, built, cache):
+    """Which ranks had built a dataset when this one began to, and what this rank waited in."""
+    parallel_state.initialize_model_parallel()
+    set_globals(built, cache, rank=rank)
+    seen = []
+
+    class Recorded(Documents):
+        def __init__(self, *arguments):
+            seen.append(sorted(path.name for path in cache.parent.glob("built by *")))
+            super().__init__(*arguments)
+            (cache.parent / f"built by {rank}").touch()
+
+    def barrier(*_, **__):
+        raise AssertionError("a barrier gives up after the run's timeout")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "Documents", Recorded)
+        patch.setattr(torch.distributed, "barrier", barrier)
+        datasets_provider()((20, 3, 0))
+    return seen
+
+
+def test_ranks_wait_for_an_index_outside_of_collectives(built, tmp_path):
+    first, second = run_ranks(2, _build_in_turns, built, tmp_path / "cache", scratch=tmp_path)
+    assert first[0] == []
+    assert second[0] == ["built by 0"]
+
+
+def _refuse_the_index(rank, built, cache):
+    parallel_state.initialize_model_parallel()
+    set_globals(built, cache, rank=rank)
+    with pytest.raises(UserError) as refusal:
+        datasets_provider()((20, 3, 0))
+    return type(refusal.value).__name__, str(refusal.value)
+
+
+def test_an_index_that_cannot_be_written_is_told_to_all_and_said_once(built, tmp_path):
+    (tmp_path / "file").touch()
+    answers = run_ranks(2, _refuse_the_index, built, tmp_path / "file" / "x", scratch=tmp_path)
+    assert [kind for kind, _ in answers] == ["UserError", "SaidElsewhere"]
+    assert len({sentence for _, sentence in answers}) == 1
+
+
 def _read_all(rank, built, cache):
     def read(stages, inputs_of, **parallel):
         """(is there a dataset, stage inputs, batch), by stage."""
