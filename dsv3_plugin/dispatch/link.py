@@ -15,6 +15,7 @@ from dsv3_plugin.dispatch.topology import Topology
 from dsv3_plugin.dispatch.traffic import Traffic, gathered, link_class
 from dsv3_plugin.distributed.failures import naming_lost, timeout_of
 from dsv3_plugin.distributed.missing_ranks import answer_searches
+from dsv3_plugin.distributed.on_host import OnHost
 from dsv3_plugin.distributed.overlap import wait
 
 
@@ -85,7 +86,11 @@ class Link:
         return Pending(received, self, passage, work, rows)
 
     def gather(self, values: torch.Tensor, passage: str) -> torch.Tensor:
-        """`values` `[n]` of every member, `[members, n]`, on the host: the one synchronisation."""
+        """`values` `[n]` of every member, `[members, n]`, on the host: the one synchronisation.
+
+        In an overlapped pair it waits for the counts alone, and not for what the other side has
+        given its own stream meanwhile.
+        """
         if self.group is None:
             return values[None].cpu()
         size = values.numel() * values.element_size()
@@ -94,8 +99,10 @@ class Link:
             self.traffic.add(link, size, count)
         everyone = values.new_empty(len(self.peers) * values.numel())
         with self.naming_peers(passage):
-            wait(dist.all_gather_single(everyone, values, group=self.group, async_op=True))
-            return everyone.view(len(self.peers), -1).cpu()
+            work = dist.all_gather_single(everyone, values, group=self.group, async_op=True)
+            counts = OnHost(everyone, work)
+            wait(counts)
+        return counts.tensor.view(len(self.peers), -1)
 
     def naming_peers(self, passage: str) -> AbstractContextManager[None]:
         """Turns a failed collective into the sentence that names the rank that is gone."""

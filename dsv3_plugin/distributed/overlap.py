@@ -8,6 +8,9 @@ collective. Layer by layer the two thus advance in step (attention, dispatch, ex
 the order in which collectives are issued depends on the model's structure alone: it is the same on
 every rank of an expert-parallel group, as a process group demands.
 
+On a GPU `work.wait()` holds up the current CUDA stream and not the thread: which stream each side
+computes on is for the caller to say (`pipeline.chunk_streams`, by `beside`).
+
 Outside a pair `wait(work)` is `work.wait()`.
 """
 
@@ -100,12 +103,34 @@ class _Process:
 _process = _Process()
 
 
+def in_a_pair() -> bool:
+    """Whether what asks is one side of a pair."""
+    return _process.pair is not None
+
+
 def wait(work: Work) -> None:
     """Wait for a collective; inside a pair, let the other side compute meanwhile."""
     pair = _process.pair
     if pair is not None:
         pair.let_the_other_run()
     work.wait()
+
+
+@contextlib.contextmanager
+def beside(*streams: torch.cuda.Stream | None) -> Iterator[None]:
+    """Inside, other CUDA streams compute; outside, the one that is current here.
+
+    They begin when the current stream has done what it was given until now, and what it is given
+    afterwards begins when they have ended. None stands for the current stream itself.
+    """
+    others = [stream for stream in streams if stream is not None]
+    for stream in others:
+        stream.wait_stream(torch.cuda.current_stream())
+    try:
+        yield
+    finally:
+        for stream in others:
+            torch.cuda.current_stream().wait_stream(stream)
 
 
 class PerSide[T]:

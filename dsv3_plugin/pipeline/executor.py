@@ -8,7 +8,7 @@ gradients are finished as upstream finishes them.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -19,6 +19,7 @@ from megatron.core.utils import get_model_config, unwrap_model
 from dsv3_plugin.distributed.failures import naming_lost
 from dsv3_plugin.distributed.missing_ranks import answer_searches
 from dsv3_plugin.pipeline.chunk_plan import PlannedComputation, plan_serves
+from dsv3_plugin.pipeline.chunk_streams import ChunkStreams
 from dsv3_plugin.pipeline.micro_batches import MicroBatches, reads_batches
 from dsv3_plugin.pipeline.neighbours import Neighbours
 from dsv3_plugin.pipeline.p2p import StageMessages
@@ -49,6 +50,7 @@ class Executor:
     def __init__(self, schedule_for: Callable[[int], Schedule]) -> None:
         self._schedule_for = schedule_for
         self._neighbours: Neighbours | None = None
+        self._streams = ChunkStreams()
         self._plain = PlainComputation()
         self._training: Computation = self._plain
         self._forms: dict[bool, Form] = {}
@@ -108,11 +110,13 @@ class Executor:
         if self._neighbours is None:
             self._neighbours = self._begin(chunks, config, placement)
         batches = [MicroBatches(iterator, num_microbatches) for iterator in iterators]
+        mine = steps[group.rank()]
         rank_step = RankStep(
             placement=placement,
             chunks=chunks,
             batches=batches,
             config=config,
+            streams=self._streams_for(mine, len(chunks)),
             computation=self._plain if forward_only else self._training,
             forward_step_func=forward_step_func,
             micro_batches=num_microbatches,
@@ -123,7 +127,7 @@ class Executor:
             only_forward=forward_only,
         )
         with _without_timers(config), torch.set_grad_enabled(not forward_only):
-            rank_step.run(steps[group.rank()])
+            rank_step.run(mine)
             for chunk, chunk_batches in zip(chunks, batches, strict=True):
                 if reads_batches(chunk):
                     chunk_batches.pass_over_rest()
@@ -147,6 +151,12 @@ class Executor:
             keep_mtp_losses(totals)
             _finish_gradients(config, chunks, tokens, force_all_reduce)
         return losses
+
+    def _streams_for(self, steps: list[Step], chunks: int) -> Sequence[torch.cuda.Stream | None]:
+        """By chunk; upstream's plan has streams of its own."""
+        if self._training is not self._plain:
+            return [None] * chunks
+        return self._streams.for_steps(steps, chunks)
 
     def _begin(
         self, chunks: list[torch.nn.Module], config: Any, placement: Placement

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
+from dsv3_plugin.distributed.overlap import beside
 from dsv3_plugin.pipeline.micro_batches import MicroBatches
 from dsv3_plugin.pipeline.p2p import StageMessages
 from dsv3_plugin.pipeline.split_backward import SplitBackward
@@ -34,6 +35,7 @@ class RankStep:
         chunks: the model's.
         batches: the micro-batches of each chunk.
         config: of the chunks.
+        streams: of each chunk; None: this one.
         computation: carries tasks out.
         forward_step_func: the trainer's.
         micro_batches: how many.
@@ -54,6 +56,7 @@ class RankStep:
         chunks: list[torch.nn.Module],
         batches: list[MicroBatches],
         config: Any,
+        streams: Sequence[torch.cuda.Stream | None],
         computation: Computation,
         forward_step_func: Callable[..., Any],
         micro_batches: int,
@@ -68,6 +71,7 @@ class RankStep:
         self._split = [SplitBackward(chunk) for chunk in chunks]
         self._batches = batches
         self._config = config
+        self._streams = streams
         self._computation = computation
         self._forward_step_func = forward_step_func
         self._micro_batches = micro_batches
@@ -101,7 +105,10 @@ class RankStep:
         elif action.kind == FORWARD:
             self._after_forward(action, computation.forward(self._forward_task(action)))
         elif action.kind == WEIGHT:
-            self._split[self._chunk_of[action.stage]].weights()
+            index = self._chunk_of[action.stage]
+            stream = self._streams[index]
+            with beside(stream), torch.cuda.stream(stream):
+                self._split[index].weights()
             self._owed.discard((action.stage, action.micro_batch))
         else:
             self._after_backward(action, computation.backward(self._backward_task(action)))
@@ -126,6 +133,7 @@ class RankStep:
             is_last_stage=self._is_last(part),
             config=self._config,
             collect_non_loss_data=self._collect_non_loss_data,
+            stream=self._streams[index],
         )
 
     def _after_forward(self, part: Compute, result: ForwardResult) -> None:
@@ -146,12 +154,14 @@ class RankStep:
     def _backward_task(self, part: Compute) -> BackwardTask:
         """A backward with what it needs; waits for its gradient."""
         assert part.kind in (BACKWARD, INPUT)
+        index = self._chunk_of[part.stage]
         return BackwardTask(
             forward=self._live[part.stage, part.micro_batch],
             gradient=None if self._is_last(part) else self._messages.receive(part),
             weights_owed=part.kind == INPUT,
-            split=self._split[self._chunk_of[part.stage]],
+            split=self._split[index],
             config=self._config,
+            stream=self._streams[index],
         )
 
     def _after_backward(self, part: Compute, input_gradient: torch.Tensor | None) -> None:

@@ -16,7 +16,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import backward_step, forward_step
 
-from dsv3_plugin.distributed.overlap import Overlap
+from dsv3_plugin.distributed.overlap import Overlap, beside
 from dsv3_plugin.pipeline.split_backward import SplitBackward
 
 
@@ -35,6 +35,7 @@ class ForwardTask:
         is_last_stage: a loss is made of the output.
         config: of the chunk.
         collect_non_loss_data: the loss function gives what it likes, and no loss.
+        stream: of the chunk; None: the caller's (see `chunk_streams`).
     """
 
     function: Callable[..., Any]
@@ -47,6 +48,7 @@ class ForwardTask:
     is_last_stage: bool
     config: Any
     collect_non_loss_data: bool = False
+    stream: torch.cuda.Stream | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class BackwardTask:
         weights_owed: compute the gradient of the input alone, and leave those of the weights owed.
         split: the chunk's weight gradients.
         config: of the chunk.
+        stream: of the chunk, as its forward had it.
     """
 
     forward: ForwardResult
@@ -85,6 +88,7 @@ class BackwardTask:
     weights_owed: bool
     split: SplitBackward
     config: Any
+    stream: torch.cuda.Stream | None = None
 
 
 class Computation(Protocol):
@@ -106,19 +110,29 @@ class PlainComputation:
         self._overlap = Overlap()
 
     def forward(self, task: ForwardTask) -> ForwardResult:
-        return run_forward(task, task.chunk)
+        with beside(task.stream):
+            return _forward(task)
 
     def backward(self, task: BackwardTask) -> torch.Tensor | None:
-        with task.split.keeping_weights_owed(task.weights_owed):
-            return backward_step(
-                task.forward.activation, task.forward.output, task.gradient, task.config
-            )
+        with beside(task.stream):
+            return _backward(task)
 
     def run_pair(
         self, forward: ForwardTask, backward: BackwardTask
     ) -> tuple[ForwardResult, torch.Tensor | None]:
-        return self._overlap.run_pair(
-            partial(self.forward, forward), partial(self.backward, backward)
+        with beside(forward.stream, backward.stream):
+            return self._overlap.run_pair(partial(_forward, forward), partial(_backward, backward))
+
+
+def _forward(task: ForwardTask) -> ForwardResult:
+    with torch.cuda.stream(task.stream):
+        return run_forward(task, task.chunk)
+
+
+def _backward(task: BackwardTask) -> torch.Tensor | None:
+    with torch.cuda.stream(task.stream), task.split.keeping_weights_owed(task.weights_owed):
+        return backward_step(
+            task.forward.activation, task.forward.output, task.gradient, task.config
         )
 
 

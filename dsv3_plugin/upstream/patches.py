@@ -1,6 +1,13 @@
 """What upstream/ replaces of upstream, and why: its rows of the table of patches."""
 
-from dsv3_plugin.upstream import alltoall_on_cpu, cpu_host, learning_rates, recompute, torch_adam
+from dsv3_plugin.upstream import (
+    alltoall_on_cpu,
+    cpu_host,
+    cublas_workspace,
+    learning_rates,
+    recompute,
+    torch_adam,
+)
 from dsv3_plugin.upstream.patching import Patch
 
 PATCHES: tuple[Patch, ...] = (
@@ -50,6 +57,14 @@ PATCHES: tuple[Patch, ...] = (
         reason="without TE, recomputing norms or MLA up-projections fails on a name TE brings",
         test="tests/model/test_recompute.py",
         wraps=True,
+    ),
+    Patch(
+        targets=("transformer_engine.pytorch.cpp_extensions.gemm:get_cublas_workspace",),
+        replacement=cublas_workspace.get_cublas_workspace,
+        reason="one workspace per device: products on two streams write it at the same time",
+        test="tests/pipeline/test_streams.py",
+        wraps=True,
+        of_te=True,
     ),
     Patch(
         targets=(

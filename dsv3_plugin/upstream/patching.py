@@ -29,6 +29,7 @@ class Patch:
         test: the test that fails without it.
         wraps: the replacement is called with the original and returns what takes its place.
         cpu_only: needed on the CPU host alone.
+        of_te: the symbol is Transformer Engine's, which need not be installed.
         fills_in: the symbol comes with a library that may be absent; where it is there, it stays.
     """
 
@@ -39,6 +40,7 @@ class Patch:
     wraps: bool = False
     cpu_only: bool = False
     fills_in: bool = False
+    of_te: bool = False
 
     @property
     def name(self) -> str:
@@ -60,6 +62,8 @@ def apply(patches: Sequence[Patch]) -> None:
     for patch in patches:
         if patch.cpu_only and not cpu_host.is_enabled():
             continue
+        if patch.of_te and not _has_te():
+            continue
         for target in patch.targets:
             if patch.wraps:
                 _replacer.wrap(target, patch.replacement)
@@ -67,6 +71,13 @@ def apply(patches: Sequence[Patch]) -> None:
                 _replacer.fill_in(target, patch.replacement)
             else:
                 _replacer.set(target, patch.replacement)
+
+
+def _has_te() -> bool:
+    """Whether Transformer Engine works here, as upstream found out when it was imported."""
+    from megatron.core.extensions.transformer_engine import HAVE_TE  # late: see cpu_host.enable
+
+    return HAVE_TE
 
 
 def check_version(installed: str, patches: Sequence[Patch]) -> None:

@@ -279,8 +279,9 @@ def test_an_exchange_does_not_outlive_its_graph(tmp_path):
 def test_the_host_waits_for_the_counts_and_nothing_else(tmp_path):
     for seen, read in run_ranks(WORLD, host_reads, scratch=tmp_path):
         assert seen == []
-        # The copy of the counts to the host, and there the sizes taken from it.
-        assert read == {"Link.gather: cpu": 1, "split_sizes: tolist": 6}
+        # On the host, where the counts are: a GPU copies them on a stream of their own
+        # (tests/pipeline/test_streams.py).
+        assert read == {"split_sizes: tolist": 6}
 
 
 @pytest.mark.parametrize("read", ["item", "tolist", "cpu", "numpy", "__int__", "__bool__"])

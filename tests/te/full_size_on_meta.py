@@ -6,6 +6,7 @@ every tensor of a distributed checkpoint by its key, the kinds of modules, the F
 every linear layer whether it leaves its weight gradients owed, as a pipeline schedule wants it.
 """
 
+import inspect
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -88,7 +89,15 @@ def main() -> None:
     # As the layers themselves hold them: what the build was told may not have reached them.
     configs = {(c.fp8, c.fp8_recipe) for c in (layer.config for layer in model.decoder.layers)}
     (fp8,) = configs
-    print(json.dumps(answer | {"fp8": fp8, "linears": linears}))
+    answer |= {"fp8": fp8, "linears": linears, "workspace": _workspace_of_te()}
+    print(json.dumps(answer))
+
+
+def _workspace_of_te() -> list[str]:
+    """The arguments of what TE remembers a workspace by, below its memory."""
+    from transformer_engine.pytorch.cpp_extensions import gemm
+
+    return list(inspect.signature(gemm.get_cublas_workspace.__wrapped__).parameters)
 
 
 def _flat(value: object) -> list[object]:

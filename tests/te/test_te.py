@@ -49,6 +49,11 @@ def test_the_fp8_recipe_is_the_reports(full_size: dict) -> None:
     assert full_size["fp8"] == ["e4m3", "blockwise"]
 
 
+def test_a_workspace_is_made_by_device_and_kind(full_size: dict) -> None:
+    # What dsv3_plugin/upstream/cublas_workspace.py stands in for.
+    assert full_size["workspace"] == ["device", "ub", "grouped_gemm"]
+
+
 def test_every_linear_can_leave_its_weight_gradient_owed(full_size: dict) -> None:
     linears = full_size["linears"]
     assert all(linears.values()), [name for name, owed in linears.items() if not owed]
