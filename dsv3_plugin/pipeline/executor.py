@@ -49,6 +49,7 @@ class Executor:
 
     def __init__(self, schedule_for: Callable[[int], Schedule]) -> None:
         self._schedule_for = schedule_for
+        self._began = False
         self._neighbours: Neighbours | None = None
         self._streams = ChunkStreams()
         self._plain = PlainComputation()
@@ -105,29 +106,22 @@ class Executor:
         chunks = model if isinstance(model, list) else [model]
         iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
         config = get_model_config(chunks[0])
-        placement, steps = self.plan(num_microbatches, forward_only)
         group = parallel_state.get_pipeline_model_parallel_group()
-        if self._neighbours is None:
-            self._neighbours = self._begin(chunks, config, placement)
+        if not self._began:
+            self._begin(chunks, config)
         batches = [MicroBatches(iterator, num_microbatches) for iterator in iterators]
-        mine = steps[group.rank()]
-        rank_step = RankStep(
-            placement=placement,
-            chunks=chunks,
-            batches=batches,
-            config=config,
-            streams=self._streams_for(mine, len(chunks)),
-            computation=self._plain if forward_only else self._training,
+        rank_step, steps = self.rank_step(
+            self._plain if forward_only else self._training,
+            chunks,
+            batches,
             forward_step_func=forward_step_func,
             micro_batches=num_microbatches,
-            messages=StageMessages(
-                self._neighbours, (seq_length, micro_batch_size, config.hidden_size), config
-            ),
-            collect_non_loss_data=collect_non_loss_data,
+            shape=(seq_length, micro_batch_size, config.hidden_size),
             only_forward=forward_only,
+            collect_non_loss_data=collect_non_loss_data,
         )
         with _without_timers(config), torch.set_grad_enabled(not forward_only):
-            rank_step.run(mine)
+            rank_step.run(steps)
             for chunk, chunk_batches in zip(chunks, batches, strict=True):
                 if reads_batches(chunk):
                     chunk_batches.pass_over_rest()
@@ -152,20 +146,62 @@ class Executor:
             _finish_gradients(config, chunks, tokens, force_all_reduce)
         return losses
 
+    def rank_step(
+        self,
+        computation: Computation,
+        chunks: list[torch.nn.Module],
+        batches: list[MicroBatches],
+        *,
+        forward_step_func: Callable[..., Any],
+        micro_batches: int,
+        shape: tuple[int, int, int],
+        only_forward: bool = False,
+        collect_non_loss_data: bool = False,
+    ) -> tuple[RankStep, list[Step]]:
+        """What this rank is to do in a step, and who does it.
+
+        Args:
+            computation: carries tasks out.
+            chunks: of the model.
+            batches: the micro-batches of each chunk.
+            forward_step_func: the trainer's.
+            micro_batches: how many.
+            shape: of the messages between stages, `[s, b, h]`.
+            only_forward: there will be no backward.
+            collect_non_loss_data: the loss function gives what it likes, and no loss.
+        """
+        placement, steps = self.plan(micro_batches, only_forward)
+        group = parallel_state.get_pipeline_model_parallel_group()
+        if self._neighbours is None:
+            self._neighbours = Neighbours(placement, group)
+        config, mine = get_model_config(chunks[0]), steps[group.rank()]
+        rank_step = RankStep(
+            placement=placement,
+            chunks=chunks,
+            batches=batches,
+            config=config,
+            streams=self._streams_for(mine, len(chunks)),
+            computation=computation,
+            forward_step_func=forward_step_func,
+            micro_batches=micro_batches,
+            messages=StageMessages(self._neighbours, shape, config),
+            collect_non_loss_data=collect_non_loss_data,
+            only_forward=only_forward,
+        )
+        return rank_step, mine
+
     def _streams_for(self, steps: list[Step], chunks: int) -> Sequence[torch.cuda.Stream | None]:
         """By chunk; upstream's plan has streams of its own."""
         if self._training is not self._plain:
             return [None] * chunks
         return self._streams.for_steps(steps, chunks)
 
-    def _begin(
-        self, chunks: list[torch.nn.Module], config: Any, placement: Placement
-    ) -> Neighbours:
-        """Once, before the first step: all that a step needs besides its own."""
+    def _begin(self, chunks: list[torch.nn.Module], config: Any) -> None:
+        """Once, before the first step."""
         if plan_serves(config, next(chunks[0].parameters()).device):
             self._training = PlannedComputation(config)
         answer_searches()
-        return Neighbours(placement, parallel_state.get_pipeline_model_parallel_group())
+        self._began = True
 
 
 _in_use: ContextVar[Executor | None] = ContextVar("executor", default=None)

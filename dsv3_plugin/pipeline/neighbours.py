@@ -84,7 +84,7 @@ def _count_groups_alike(pipeline: ProcessGroup) -> None:
     world = distributed_c10d._world
     made = torch.tensor([world.group_count], device=torch.cuda.current_device())
     torch.distributed.all_reduce(made, torch.distributed.ReduceOp.MAX, group=pipeline)
-    world.group_count = int(made)
+    world.group_count = max(world.group_count, int(made))
 
 
 def _meet(group: ProcessGroup, peer: int) -> None:

@@ -145,6 +145,8 @@ class NcclRun[Op: Operation]:
     def _connect(self) -> None:
         last: dict[tuple[int, Hashable], Batch[Op]] = {}
         for batch in batches(self._programs):
+            batch.after, batch.partners = None, []
+            batch.posted = batch.start = batch.done = None
             batch.before = last.get((batch.rank, batch.communicator))
             if batch.before is not None:
                 batch.before.after = batch
