@@ -11,6 +11,7 @@ of the machine can connect, and whoever writes into the store of a rendezvous jo
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import signal
 import subprocess
@@ -22,6 +23,8 @@ from pathlib import Path
 
 from dsv3_plugin.distributed.messages import PIPE, Inbox, Message
 from dsv3_plugin.files.atomic import append_to
+from dsv3_plugin.launch.logs import start_line
+from dsv3_plugin.launch.nccl_watchdog import Lost, lost, timeout_in
 
 STORE = "DSV3_STORE_FD"
 """Environment variable with the descriptor of the file in which the ranks meet."""
@@ -31,12 +34,16 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run failed: the rank that did first, how it ended, and what it told, if anything."""
+    """Why a run failed: the rank that did first, how it ended, and what it told, if anything.
+
+    `lost`: whom ranks waited for that NCCL's watchdog ended, where it was that.
+    """
 
     rank: int
     exit_code: int
     log: Path
     message: Message | None
+    lost: Lost | None = None
 
     @property
     def signal(self) -> signal.Signals | None:
@@ -75,7 +82,7 @@ class LocalProcesses:
         try:
             for rank, log in enumerate(self.logs):
                 with append_to(log) as output:
-                    output.write(f"\n--- {time.strftime('%Y-%m-%d %H:%M:%S')} ---\n".encode())
+                    output.write(start_line())
                     output.flush()
                     self._processes.append(
                         subprocess.Popen(
@@ -105,11 +112,18 @@ class LocalProcesses:
         """Whether any rank ended with an error."""
         return any(process.poll() not in (None, 0) for process in self._processes)
 
+    @property
+    def aborting(self) -> bool:
+        """Whether ranks end by SIGABRT, as NCCL's watchdog ends them, and some are still there."""
+        codes = [process.poll() for process in self._processes]
+        return {*codes} == {None, -signal.SIGABRT}
+
     def failure(self) -> Failure | None:
         """What went wrong first, None if nothing did.
 
         When one rank dies the others fail in their collectives moments later. SIGKILL
-        explains most, then a sentence for the user, another signal, the crash that was told first.
+        explains most, then a sentence for the user, another signal, the crash that was told first,
+        and last what ranks waited for when NCCL's watchdog ended them.
         """
         ended = {
             rank: process.returncode
@@ -127,7 +141,11 @@ class LocalProcesses:
         crashes = [
             message for message in told if message.kind == "crashed" and message.rank in ended
         ]
-        killed = [rank for rank, code in ended.items() if code < 0]
+        waited = {
+            rank: timeout_in(log) if ended.get(rank) == -signal.SIGABRT else None
+            for rank, log in enumerate(self.logs)
+        }
+        killed = [rank for rank, code in ended.items() if code < 0 and waited[rank] is None]
         # Nothing of ours sends it before this is asked, and others then tell whom they miss.
         ended_from_outside = [rank for rank, code in ended.items() if code == -signal.SIGKILL]
         if ended_from_outside:
@@ -138,6 +156,8 @@ class LocalProcesses:
             return failure(killed[0])
         if crashes:
             return failure(crashes[0].rank, crashes[0])
+        if missed := lost(waited):
+            return dataclasses.replace(failure(missed.ranks[0]), lost=missed)
         return failure(min(ended)) if ended else None
 
     def signal(self, number: int) -> None:

@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from dsv3_plugin.distributed.device_environment import device_environment
 from dsv3_plugin.distributed.messages import Outbox
@@ -27,9 +27,11 @@ from dsv3_plugin.files.atomic import append_to
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import STORE
+from dsv3_plugin.launch.logs import start_line
 from dsv3_plugin.launch.place import check_meeting_place, place
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.launch.watch import watching
+from dsv3_plugin.launch.witness import witnessed
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.schema import Recipe
@@ -89,12 +91,16 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
             if _rank() == 0:
                 console.line_of(nothing_to_do(recipe))
             return
-        console = _output_into_log(directory, outbox)
+        terminal = lines.text_file(os.dup(2))
+        console = _output_into_log(directory, outbox, terminal)
         if _rank() != 0:
             train_as_rank(recipe, directory, machine, outbox)
             return
         try:
-            with watching(recipe, directory, console):
+            with (
+                witnessed(directory, recipe.parallel.processes, terminal),
+                watching(recipe, directory, console),
+            ):
                 train_as_rank(recipe, directory, machine, outbox)
         except SystemExit as end:
             if end.code not in (None, 0):
@@ -204,16 +210,23 @@ def first_on_rank_zero(what: str, work: Callable[[], object], outbox: Outbox) ->
         raise SaidElsewhere(str(error)) from error
 
 
-def _output_into_log(directory: RunFolder, outbox: Outbox) -> Console:
+def _output_into_log(directory: RunFolder, outbox: Outbox, complaints: TextIO) -> Console:
     """Let everything this process prints land in its log; messages and progress stay outside.
+
+    Args:
+        directory: the run's.
+        outbox: whose messages go to `complaints` from now on.
+        complaints: what standard error is until then.
 
     Returns:
         A console on what was standard output.
     """
     directory.logs.mkdir(parents=True, exist_ok=True)
     terminal = lines.Output(lines.text_file(os.dup(1)))
-    outbox.write_to(lines.text_file(os.dup(2)))
+    outbox.write_to(complaints)
     with append_to(directory.logs / f"rank{_rank()}.log") as log:
+        log.write(start_line())
+        log.flush()
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
     lines.log_into_standard_streams()

@@ -17,10 +17,12 @@ from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
+from dsv3_plugin.launch.nccl_watchdog import after, lost_sentence
 from dsv3_plugin.launch.place import under_a_launcher
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.launch.rank import be_rank
 from dsv3_plugin.launch.summary import summary
+from dsv3_plugin.launch.witness import WATCHDOGS_SECONDS
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.recipe_schedules import schedules_on, searches
 from dsv3_plugin.planner.resolve import load_resolved
@@ -154,6 +156,9 @@ def _supervise(
                     time.sleep(_POLL_SECONDS)
         if ranks.failed:
             time.sleep(_OTHERS_SECONDS)
+            late = time.monotonic() + WATCHDOGS_SECONDS
+            while ranks.aborting and time.monotonic() < late:
+                time.sleep(_POLL_SECONDS)
         failure = ranks.failure()
     finally:
         ranks.stop()
@@ -184,6 +189,8 @@ def _explain(failure: Failure, step: int) -> str:
     """
     if failure.message is not None and failure.message.kind == "refused":
         raise UserError(failure.message.text)
+    if failure.lost is not None:
+        return lost_sentence(failure.lost, step, failure.log)
     if failure.signal is not None:
         how = f"was killed by signal {failure.signal.value} ({failure.signal.name})"
         if failure.signal == signal.SIGKILL:
@@ -192,7 +199,4 @@ def _explain(failure: Failure, step: int) -> str:
         how = f"crashed ({failure.message.text})"
     else:
         how = f"ended with exit code {failure.exit_code}"
-    return (
-        f"rank {failure.rank} {how} after step {step:,}: see {failure.log}; the same command goes "
-        f"on from the last checkpoint."
-    )
+    return after(f"rank {failure.rank} {how}", step, failure.log)

@@ -213,3 +213,23 @@ def _alive(pid: int) -> bool:
         return status.read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_of_ranks_that_nccls_watchdog_ends_the_one_that_they_waited_for_is_named(start):
+    """On NCCL those that wait for a lost rank abort; the lost one is the one that has not."""
+    ranks = start("""
+        if rank == 1:
+            time.sleep(60)
+        print(f"[rank{rank}]:[E1126 06:42:0{rank}.5 ProcessGroupNCCL.cpp:632] [Rank {rank}] "
+              "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=5, OpType=ALLREDUCE, "
+              "NumelIn=1, NumelOut=1, Timeout(ms)=1000) ran for 1001 milliseconds", flush=True)
+        os.abort()
+    """, processes=3)  # fmt: skip
+    deadline = time.monotonic() + 60
+    while sum(process.poll() is not None for process in ranks._processes) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert ranks.aborting
+    failure = ranks.failure()
+    assert (failure.rank, failure.log, failure.lost.ranks) == (1, ranks.logs[1], [1])
+    assert failure.lost.sentence.startswith("gave no sign, for which rank 0 waited in ALLREDUCE")
