@@ -46,6 +46,7 @@ from dsv3_plugin.model.moe import LocalMoELayer
 from dsv3_plugin.model.norm import RMSNorm
 from dsv3_plugin.model.router import DeepSeekRouter
 from dsv3_plugin.model.swiglu import DenseMLP, SharedExpert
+from dsv3_plugin.model.te_experts import experts_for
 
 # Norms that Transformer Engine fuses into the linear layer behind them. Saved under its names, a
 # checkpoint of either backend is loaded by both (upstream's post-training spec does the same).
@@ -184,7 +185,8 @@ def _te_layer(config: MLATransformerConfig, *, is_moe: bool) -> ModuleSpec:
     if is_moe:
         moe = spec.submodules.mlp
         submodules = moe.keywords["submodules"]
-        submodules = dataclasses.replace(submodules, router=DeepSeekRouter)
+        experts = experts_for(config, submodules.experts)
+        submodules = dataclasses.replace(submodules, router=DeepSeekRouter, experts=experts)
         if not config.use_grouped_gemm_for_shared_expert:  # whose one kernel has no steps
             in_steps = partial(SharedExpertInSteps, **submodules.shared_experts.keywords)
             submodules = dataclasses.replace(submodules, shared_experts=in_steps)

@@ -36,6 +36,7 @@ class Setting:
         dtype: of parameters and activations.
         fp8: the recipe of FP8 training; None: matrix products in `dtype`.
         moments: of Adam's two moments.
+        fp8_swiglu_input: the inputs of SwiGLU are kept in FP8.
         recompute: activations computed again in the backward pass.
         dispatcher: how tokens travel to their experts.
         wire: what is sent between nodes.
@@ -72,6 +73,7 @@ class Setting:
     hide_shared_expert: bool | None
     executor: Literal["upstream", "ours"]
     overlapped_reduction: bool = False
+    fp8_swiglu_input: bool = False
     fused_router: bool = False
     fused_loss: bool = False
     gathers_on_hosts: bool = False
@@ -111,6 +113,7 @@ class Setting:
             hide_shared_expert=dispatch.hide_shared_expert,
             executor=recipe.executor,
             overlapped_reduction=recipe.passed_flags.get("overlap-grad-reduce") is True,
+            fp8_swiglu_input=precision.swiglu_input == "fp8",
             fused_router=chosen("moe-router-fusion", recipe, machine),
             fused_loss=chosen("cross-entropy-loss-fusion", recipe, machine),
             gathers_on_hosts=chosen(

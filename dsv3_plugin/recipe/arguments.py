@@ -3,7 +3,7 @@
 The curves have no flags: the trainer applies learning rate, γ and λ at run time, and the command
 line carries their largest values; the batch size travels in `--step-batch-size-schedule`. What the
 flags cannot say about a model (YaRN's betas and original length) is set on upstream's configuration
-by `dsv3_plugin.model.config`.
+by `dsv3_plugin.model.config`, and by the trainer what they cannot say of a run.
 """
 
 import math
@@ -71,6 +71,8 @@ def beyond_the_line(recipe: Recipe) -> list[str]:
         phrases.append(f"two-hop dispatch in {recipe.dispatch.precision}")
     if recipe.model.rope_type == "yarn":
         phrases.append("YaRN's betas and original length")
+    if recipe.precision.swiglu_input is not None:
+        phrases.append(f"inputs of SwiGLU kept in {recipe.precision.swiglu_input}")
     return phrases
 
 

@@ -39,6 +39,9 @@ class Precision(Section):
     """How matrix products are quantised; null: not at all."""
     moments: Literal["fp32", "bf16"] = "fp32"
     """Of Adam's two moments."""
+    swiglu_input: Literal["fp8"] | None = None
+    """What the inputs of SwiGLU are kept in for the backward; fp8: E4M3, half of BF16's bytes, of
+    experts best with recompute: [moe_act]; null: as they are computed."""
 
 
 class TrainedTokenizer(Section):

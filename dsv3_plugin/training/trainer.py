@@ -73,6 +73,8 @@ def configured(run: Run) -> Configured:
     config_class = PlacedModelConfig if layout else GPTModelConfig
     model = gpt_config_from_args(args, model_config_cls=config_class)
     adjust_config(model.transformer, run.recipe.model)
+    in_fp8 = run.recipe.precision.swiglu_input == "fp8"
+    model.transformer.activation_func_fp8_input_store = in_fp8  # it has no flag
     model.pre_wrap_hooks.append(partial(draw_weights, seed=run.recipe.training.seed))
     dispatch = run.recipe.dispatch
     configure_dispatch(

@@ -20,6 +20,14 @@ def _plain(setting: Setting) -> bool:
     return setting.fp8 is None
 
 
+def _swiglu_in_fp8(setting: Setting) -> bool:
+    return setting.fp8_swiglu_input
+
+
+def _swiglu_as_computed(setting: Setting) -> bool:
+    return not setting.fp8_swiglu_input
+
+
 def _upstreams(setting: Setting) -> bool:
     """Whether upstream's permutation kernels sort the tokens."""
     return setting.dispatcher != "two_hop"
@@ -57,7 +65,8 @@ ATTENTION = (
 
 DENSE = (
     row("normed input of the block", "split", lambda z: z.h, "q", "mlp"),
-    row("gate and up", "token", lambda z: 2 * z.f, unless="mlp"),
+    row("gate and up", "token", lambda z: 2 * z.f, "x", "mlp", _swiglu_as_computed),
+    row("gate and up, in FP8", "token", lambda z: 2 * z.f, 1, "mlp", _swiglu_in_fp8),
     row("activated", "token", lambda z: z.f, "q", "mlp"),
 )
 """The norm is fused into the first product, and is not recomputed by itself."""
@@ -76,11 +85,19 @@ MOE = (
     row("map of the rows sorted by expert", "row", lambda z: 1, 4, _MOE, _upstreams),
     row("rows to other ranks and back, and their order", "row", lambda z: 8, 8, _MOE, _two_hop),
     row("shared experts: input", "split", lambda z: z.h, "q", "moe shared_experts norms", _fp8),
-    row("shared experts: gate and up", "token", lambda z: 2 * z.f_s, unless="moe shared_experts"),
+    row(
+        "shared experts: gate and up", "token", lambda z: 2 * z.f_s, "x", "moe shared_experts",
+        _swiglu_as_computed,
+    ),
+    row(
+        "shared experts: gate and up, in FP8", "token", lambda z: 2 * z.f_s, 1,
+        "moe shared_experts", _swiglu_in_fp8,
+    ),
     row("shared experts: activated", "token", lambda z: z.f_s, "q", "moe shared_experts"),
     row("rows of the experts", "row", lambda z: z.h, "q", _MOE),
     row("weights of the rows", "row", lambda z: 1, 4, _MOE),
-    row("experts: gate and up", "row", lambda z: 2 * z.f_e, unless=_MOE),
+    row("experts: gate and up", "row", lambda z: 2 * z.f_e, "x", _MOE, _swiglu_as_computed),
+    row("experts: gate and up, in FP8", "row", lambda z: 2 * z.f_e, 1, _MOE, _swiglu_in_fp8),
     row("experts: activated", "row", lambda z: z.f_e, "q", "moe moe_act"),
 )  # fmt: skip
 
@@ -143,11 +160,13 @@ ATTENTION_FORWARD = (
 )  # fmt: skip
 
 DENSE_FORWARD = (
+    row("gate and up, as they are computed", "token", lambda z: 2 * z.f, when=_swiglu_in_fp8),
     row("activated", "token", lambda z: z.f),
     row("output", "split", lambda z: z.h),
 )
 
 MOE_FORWARD = (
+    row("gate and up, as they are computed", "row", lambda z: 2 * z.f_e, when=_swiglu_in_fp8),
     row("rows, before they are quantised", "row", lambda z: z.h, when=_fp8),
     row("weighted, activated", "row", lambda z: z.f_e),
     row("experts' outputs", "row", lambda z: z.h),
@@ -164,6 +183,7 @@ ATTENTION_BACKWARD = (
 DENSE_BACKWARD = (
     row("gradients of the residual stream", "split", lambda z: 2 * z.h),
     row("gradients of activated, gate and up", "token", lambda z: 3 * z.f),
+    row("gate and up, cast back", "token", lambda z: 2 * z.f, when=_swiglu_in_fp8),
     row("the same, quantised both ways", "token", lambda z: 4 * z.f, "q", when=_fp8),
 )
 
@@ -172,5 +192,6 @@ MOE_BACKWARD = (
     row("gradients of the rows", "row", lambda z: 2 * z.h),
     row("gradient of the output, quantised both ways", "row", lambda z: 2 * z.h, "q", when=_fp8),
     row("gradients of activated, gate and up", "row", lambda z: 3 * z.f_e),
+    row("gate and up, cast back", "row", lambda z: 2 * z.f_e, when=_swiglu_in_fp8),
 )
 """What a block works with beyond what is kept, at its fullest."""

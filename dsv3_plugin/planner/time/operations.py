@@ -275,7 +275,11 @@ def _swiglu_mlp(setting: Setting, name: str, rows: float, inner: int) -> Passes:
         [Move(f"{name}_swiglu", 3 * rows * inner * setting.width)],
         [Move(f"{name}_swiglu", 5 * rows * inner * setting.width)],
     )
-    mlp.add(act, recomputed=name == "experts" and "moe_act" in setting.recompute)
+    again = name == "experts" and "moe_act" in setting.recompute
+    if setting.fp8_swiglu_input:  # two values of each row and inner width, cast and cast back
+        cast = Move(f"{name}_swiglu_input", 2 * rows * inner * (setting.width + 1))
+        mlp.add(Passes([cast], [cast] * (1 + again)))
+    mlp.add(act, recomputed=again)
     return mlp.add(_linear(setting, f"{name}_fc2", rows, inner, h, groups=groups))
 
 

@@ -14,6 +14,11 @@ def precision(recipe: Recipe) -> Iterator[str]:
         yield "backend: transformer_engine needs a GPU; with host: cpu say backend: local"
     if wanted.fp8 is not None and wanted.dtype != "bf16":
         yield "precision.fp8 needs precision.dtype: bf16"
+    if wanted.swiglu_input is not None:
+        if recipe.backend == "local":
+            yield "precision.swiglu_input: fp8 needs backend: transformer_engine"
+        if wanted.dtype != "bf16":
+            yield "precision.swiglu_input: fp8 needs precision.dtype: bf16"
     if wanted.moments == "bf16":
         if not recipe.parallel.zero1:
             yield "precision.moments: bf16 needs parallel.zero1: true"

@@ -11,7 +11,8 @@ from dsv3_plugin.planner.memory.ranks import RankMemory
 from dsv3_plugin.planner.stages import Stage
 from tests.planner.settings import setting_of, steps_of
 
-V3 = steps_of("pretrain/deepseek-v3", "pipeline.layout=Et|(tt|)*30mL")
+_LAYOUT = "pipeline.layout=Et|(tt|)*30mL"
+V3 = steps_of("pretrain/deepseek-v3", _LAYOUT, "precision.swiglu_input=null")
 """PP16, EP64, DualPipeV, FP8 in blocks, two hops; 4 MoE layers on most ranks."""
 
 
@@ -35,6 +36,39 @@ def test_a_middle_rank_has_what_was_estimated_for_it(ranks: list[RankMemory]) ->
     assert parts["dispatch_buffers"] == pytest.approx(2, rel=0.35)
     assert parts["logits"] == 0
     assert 77 < ranks[7].total / 1e9 < 85
+
+
+def test_the_recipe_fits_with_five_to_spare_at_an_imbalance_of_a_fifth() -> None:
+    shipped = steps_of("pretrain/deepseek-v3", _LAYOUT)
+    uneven = rank_memories(replace(shipped, setting=replace(shipped.setting, imbalance=1.2)), 15360)
+    assert max(rank.total for rank in uneven) <= (85.0 - 5) * 1e9 + 5e7  # as it is printed
+
+
+@pytest.mark.parametrize(
+    ("recompute", "as_computed", "in_fp8"),
+    [
+        ("[norms, mla_up_proj]", 268 + 69, 134 + 69),
+        ("[norms, mla_up_proj, moe_act]", 268, 134),
+    ],
+)
+def test_a_layers_swiglu_input_takes_half_in_fp8(recompute, as_computed, in_fp8) -> None:
+    # 32,768 rows of 2 · 2048 values, and 4096 of the shared expert's; what is activated is kept
+    # in FP8 with its scales where it is not computed again.
+    as_it_is, fp8 = (
+        stage_bytes(
+            setting_of(
+                "pretrain/deepseek-v3", f"recompute={recompute}",
+                f"precision.swiglu_input={choice}",
+            ),
+            Stage(moe=1),
+        )
+        for choice in ("null", "fp8")
+    )  # fmt: skip
+    assert (as_it_is.layers - fp8.layers) / 1e6 == pytest.approx(
+        as_computed - in_fp8 + 33.6 / 2, rel=0.01
+    )
+    # It is there as it was computed while the layer is.
+    assert (fp8.forward - as_it_is.forward) / 1e6 == pytest.approx(268.4, rel=0.01)
 
 
 def test_saving_gathers_nothing_on_the_device(ranks: list[RankMemory]) -> None:

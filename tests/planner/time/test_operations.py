@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dsv3_plugin.planner.counts import flops_per_token
-from dsv3_plugin.planner.time.operations import Attention, Gemm, Message, passes
+from dsv3_plugin.planner.time.operations import Attention, Gemm, Message, Move, passes
 from dsv3_plugin.recipe.load import load_model
 from tests.planner.settings import setting_of
 
@@ -118,3 +118,38 @@ def test_an_imbalance_is_work_of_the_experts_alone():
         if isinstance(one, Gemm):
             ratio = 1.25 if one.name.startswith("experts") else 1.0
             assert other.flops == pytest.approx(ratio * one.flops)
+
+
+def _bytes_moved(operations):
+    return sum(op.bytes for op in operations if isinstance(op, Move))
+
+
+def test_swiglus_input_in_fp8_is_cast_and_cast_back():
+    for again, times in (("[]", 1), ("[moe_act]", 2)):
+        plain, kept = (
+            passes(
+                setting_of(
+                    "pretrain/deepseek-v3", f"recompute={again}", f"precision.swiglu_input={choice}"
+                ),
+                "moe",
+            )
+            for choice in ("null", "fp8")
+        )
+        experts, shared = 32768 * 4096 * 3, 4096 * 4096 * 3
+        more = _bytes_moved(kept.forward) - _bytes_moved(plain.forward)
+        assert more == pytest.approx(experts + shared)
+        back = _bytes_moved(kept.input) - _bytes_moved(plain.input)
+        assert back == pytest.approx(times * experts + shared)
+
+
+def test_fused_kernels_move_less():
+    off = "megatron_args={moe-router-fusion: false, cross-entropy-loss-fusion: false}"
+    fused, plain = setting_of("pretrain/deepseek-v3"), setting_of("pretrain/deepseek-v3", off)
+    routed = 4096 * 256
+    for half in ("forward", "input"):
+        moved = [_bytes_moved(getattr(passes(s, "moe"), half)) for s in (plain, fused)]
+        assert moved[0] - moved[1] == pytest.approx((80 - 2 * 13) * routed)  # and the balance loss
+    logits = 2 * 4096 * 129280  # the model's, and multi-token prediction's
+    for half, less in (("forward", 38 - 22), ("input", 22 - 18)):
+        moved = [_bytes_moved(getattr(passes(s, "head"), half)) for s in (plain, fused)]
+        assert moved[0] - moved[1] == pytest.approx(less * logits)
