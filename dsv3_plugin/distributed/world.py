@@ -22,17 +22,22 @@ Backend = Literal["nccl", "gloo"]
 """Of torch.distributed: what GPUs talk over, what CPUs do."""
 
 
-def order_kernels(tensor: int, context: int) -> None:
-    """Let kernels start in the order in which they are launched, where communication overlaps.
+def order_kernels(tensor: int, context: int, own_pipeline: bool) -> None:
+    """Choose the number of queues that streams have to the device; CUDA reads it when it starts.
 
-    With tensor or context parallelism upstream refuses to start without this; CUDA reads it once,
-    when it starts. A value that is there already is kept.
+    With one, kernels start in the order in which they are launched: with tensor or context
+    parallelism upstream refuses to start without that. Our executor has streams for chunks, for
+    each neighbour and for each group of experts, more than the 8 queues there are otherwise; where
+    two share one, the second waits for the first. So it gets all 32, as upstream advises for its
+    own overlapped schedule. A value that is there already is kept.
 
     Args:
         tensor, context: degrees of parallelism.
+        own_pipeline: our executor runs the schedule.
     """
-    if tensor > 1 or context > 1:
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    queues = "1" if tensor > 1 or context > 1 else "32" if own_pipeline else None
+    if queues is not None:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", queues)
 
 
 def join(

@@ -9,7 +9,9 @@ hold, shares one: it overlaps as far as one stream allows.)
 
 By chunk and not by side, because autograd runs the backward of an operation on the stream of its
 forward, and because the allocator gives a block back to the stream it was made on. What a
-micro-batch leaves behind in a chunk is so made, used and freed on one stream, in its order.
+micro-batch leaves behind in a chunk is so made, used and freed on one stream, in its order. Memory
+freed on one stream does not serve another; but the chunks of DualPipe and DualPipeV are fullest at
+the same time, so two pools hold no more than one would.
 
 Between streams there are two waits (`overlap.beside`). A computation, or both of a pair, begins
 when the stream of the executor has got to it: messages have arrived, whatever ran before has ended.
@@ -38,15 +40,16 @@ from dsv3_plugin.schedules.messages import Step
 
 
 class ChunkStreams:
-    """The streams of one rank's chunks, made when a schedule with pairs first comes."""
+    """The streams of one rank's chunks, made when a schedule with pairs first comes.
+
+    They stay in use from then on, in evaluations too, whose tensors would else need a third pool.
+    """
 
     def __init__(self) -> None:
         self._made: list[torch.cuda.Stream] = []
 
     def for_steps(self, steps: Sequence[Step], chunks: int) -> Sequence[torch.cuda.Stream | None]:
         """By chunk, the stream it computes on; None is the one of the executor.
-
-        Once made they stay in use: memory freed on one stream does not serve another.
 
         Args:
             steps: of this rank.

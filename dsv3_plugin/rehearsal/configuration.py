@@ -41,9 +41,10 @@ LIFTED: tuple[Lifted, ...] = (
         says="overlap_moe_expert_parallel_comm must be enabled when enabling delay_wgrad_compute",
         instead={"overlap_moe_expert_parallel_comm": True},
         reason="upstream pays owed weight gradients inside its overlapped schedule alone; our "
-        "executor pays them where a schedule says. As in upstream's, forward and backward overlap, "
-        "so its conditions for that have to hold.",
-        test="tests/pipeline/test_executor.py",
+        "executor pays them where a schedule says, on the stream that computed what they are made "
+        "of. As in upstream's, forward and backward overlap, so its conditions for that have to "
+        "hold.",
+        test="tests/pipeline/test_streams.py",
     ),
 )
 

@@ -15,14 +15,20 @@ from dsv3_plugin.errors import UserError
 @pytest.mark.parametrize("degree", ["tensor", "context"])
 def test_what_upstream_wants_of_the_environment_is_set(monkeypatch, degree):
     monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
-    order_kernels(tensor=1, context=1)
+    order_kernels(tensor=1, context=1, own_pipeline=False)
     assert "CUDA_DEVICE_MAX_CONNECTIONS" not in os.environ
-    divided = {"tensor": 1, "context": 1} | {degree: 2}
+    divided = {"tensor": 1, "context": 1, "own_pipeline": False} | {degree: 2}
     order_kernels(**divided)
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
     monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
     order_kernels(**divided)
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
+
+
+def test_streams_of_the_executor_have_queues_of_their_own(monkeypatch):
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    order_kernels(tensor=1, context=1, own_pipeline=True)
+    assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
 
 
 class Gpus:

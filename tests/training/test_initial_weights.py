@@ -55,7 +55,7 @@ def first_weights(rank: int, recipe: Path, overrides: list[str]) -> list[Part]:
     from dsv3_plugin.stages import pretrain
     from dsv3_plugin.training.hooks import Hook
 
-    order_kernels(tensor=2, context=1)  # as whoever starts ranks does
+    order_kernels(tensor=2, context=1, own_pipeline=False)  # as whoever starts ranks does
     held = []
 
     class Look(Hook):

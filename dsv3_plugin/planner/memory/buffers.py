@@ -75,11 +75,26 @@ def saving(setting: Setting, stages: tuple[Stage, ...]) -> int:
     return 2 * BYTES["fp32"] * largest_bucket(setting, stages)
 
 
-def allocator(setting: Setting, on_gpu: bool) -> int:
-    """Bytes of CUDA's context, of communicators and of cuBLAS's workspaces; none on a CPU."""
+def computing_streams(setting: Setting, stages: tuple[Stage, ...], pairs: bool) -> int:
+    """CUDA streams of a rank that compute: one for each chunk, where two threads run the pairs.
+
+    Those of the other dispatchers run by upstream's plan, which computes on one stream.
+    """
+    return len(stages) if pairs and setting.dispatcher == "two_hop" else 1
+
+
+def allocator(setting: Setting, on_gpu: bool, streams: int = 1) -> int:
+    """Bytes of CUDA's context, of communicators and of cuBLAS's workspaces; none on a CPU.
+
+    Args:
+        setting: the backend, and in which groups a rank is.
+        on_gpu: where it computes.
+        streams: how many compute, each with workspaces of its own.
+    """
     if not on_gpu:
         return 0
-    total = _CONTEXT + _CUBLAS * (5 if setting.backend == "transformer_engine" else 1)
+    workspaces = 5 if setting.backend == "transformer_engine" else 1
+    total = _CONTEXT + _CUBLAS * workspaces * streams
     nearby = min(setting.expert, setting.ranks_per_node)
     if setting.dispatcher in ("alltoall", "two_hop") and nearby > 1:
         total += _PAIR * (nearby - 1)

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 from typing import get_args
 
 from dsv3_plugin.planner.memory.activations import stage_bytes
-from dsv3_plugin.planner.memory.buffers import allocator, dispatch_buffers, messages, saving
+from dsv3_plugin.planner.memory.buffers import (
+    allocator,
+    computing_streams,
+    dispatch_buffers,
+    messages,
+    saving,
+)
 from dsv3_plugin.planner.memory.peak import RankOrder, fullest
 from dsv3_plugin.planner.memory.states import fp8_copies, gradients, optimizer, weights
 from dsv3_plugin.planner.plan import MemoryPart, Moment
@@ -47,7 +53,7 @@ def rank_memory(
         "gradients": gradients(setting, stages),
         "optimizer": optimizer(setting, stages),
         "fp8_copies": fp8_copies(setting, stages),
-        "allocator": allocator(setting, on_gpu),
+        "allocator": allocator(setting, on_gpu, computing_streams(setting, stages, order.pairs)),
     }
     held = fullest(order, [stage_bytes(setting, stage) for stage in stages])
     besides: dict[Moment, dict[MemoryPart, int]] = {

@@ -5,7 +5,12 @@ from dataclasses import replace
 import pytest
 
 from dsv3_plugin.planner.memory.activations import stage_bytes
-from dsv3_plugin.planner.memory.buffers import allocator, dispatch_buffers, saving
+from dsv3_plugin.planner.memory.buffers import (
+    allocator,
+    computing_streams,
+    dispatch_buffers,
+    saving,
+)
 from dsv3_plugin.planner.memory.of_recipe import rank_memories
 from dsv3_plugin.planner.memory.ranks import RankMemory
 from dsv3_plugin.planner.stages import Stage
@@ -140,6 +145,18 @@ def test_a_cpu_has_neither_context_nor_communicators() -> None:
     assert allocator(setting, on_gpu=False) == 0
     assert saving(setting, (Stage(moe=1),)) == 0  # no ZeRO-1, nothing is gathered
     assert 3e9 < allocator(V3.setting, on_gpu=True) < 6e9
+
+
+def test_each_stream_that_computes_has_workspaces() -> None:
+    chunks = (Stage(moe=2), Stage(moe=2))
+    of_te = 5 * (32 << 20)
+    streams = [
+        computing_streams(replace(V3.setting, dispatcher=dispatcher), chunks, pairs)
+        for dispatcher, pairs in (("two_hop", True), ("two_hop", False), ("deepep", True))
+    ]
+    assert streams == [2, 1, 1]
+    two = allocator(V3.setting, on_gpu=True, streams=2)
+    assert two - allocator(V3.setting, on_gpu=True) == of_te
 
 
 def test_each_neighbour_in_the_pipeline_has_a_communicator() -> None:
