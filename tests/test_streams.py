@@ -1,12 +1,22 @@
 """The race checker: it sees what nothing orders, and nothing where something does."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 
+from dsv3_plugin.rehearsal.gpu import Gpu
+from dsv3_plugin.rehearsal.shim.build import built_shim
 from dsv3_plugin.upstream import cpu_host
 from tests.streams import Device
 from tests.watched import watching
+from tests.where_nodes_run import where_nodes_run
 
 cpu_host.enable()
 
@@ -135,3 +145,23 @@ def test_a_backward_runs_where_its_forward_ran():
 
     assert not races(lambda: compute(False))
     assert races(lambda: compute(True)) == {"access"}
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler is here"
+)
+def test_nodes_run_where_torchs_engine_runs_them():
+    with watching(Device(lambda *_: torch.empty(1))):
+        ours = where_nodes_run()
+    gpu = Gpu("NVIDIA H800", (9, 0), 85_000_000_000, 132, per_node=8)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("where_nodes_run.py"))],
+        env=os.environ | built_shim().environment(gpu),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [tuple(seen) for seen in json.loads(done.stdout)] == ours
+    assert ("backward", "forward's") in ours
+    assert ("AccumulateGrad", "main") in ours

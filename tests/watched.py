@@ -8,6 +8,7 @@ their forwards.
 import contextlib
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -136,6 +137,8 @@ class _Calls(TorchFunctionMode):
             return _on_the_host(device, args[0], None)
         if name == "to" and args[1:] == ("cpu",) and kwargs.get("non_blocking"):
             return _on_the_host(device, args[0], device.launch("copy", [args[0]], []))
+        if name == "register_hook":
+            args = (args[0], self._autograd.on_its_stream(*args))
         out = function(*args, **kwargs)
         if name == "tensor" and kwargs.get("device") is None:  # of numbers that the host has
             device.make(out, Block(None))
@@ -160,10 +163,26 @@ class _Autograd:
             leaf = getattr(node, "variable", None)
             of_ddp = isinstance(leaf, torch.nn.Parameter)
             stream = self._device.default if of_ddp else self._device.current
-            node.metadata["seen by"] = self
+            node.metadata["seen by"], node.metadata["stream"] = self, stream
             node.register_prehook(functools.partial(self._begins, stream, leaf is not None))
-            node.register_hook(functools.partial(self._ended, leaf is not None))
+            node.register_hook(self._ended)
             nodes += [following for following, _ in node.next_functions]
+
+    def on_its_stream(self, tensor: torch.Tensor, hook: Callable[..., Any]) -> Callable[..., Any]:
+        """A hook of a gradient runs before the node that takes it, on the stream of that node."""
+        reference = weakref.ref(tensor)
+
+        @functools.wraps(hook)
+        def called(gradient: torch.Tensor) -> Any:
+            tensor, stream = reference(), self._device.current
+            if tensor is not None:
+                node = torch.autograd.graph.get_gradient_edge(tensor).node
+                stream = node.metadata.get("stream", stream)
+            self.arrives(gradient, stream)
+            with self._device.on(stream):
+                return hook(gradient)
+
+        return called
 
     def applied(self, original: Any) -> Any:
         """Stands for `Function.apply`, which no mode sees."""
@@ -192,7 +211,6 @@ class _Autograd:
 
     def _begins(self, stream: Stream, is_leaf: bool, gradients: Any) -> None:
         local = self._local
-        local.before = self._device.current
         self._device.current = stream
         local.between = False
         if is_leaf:
@@ -205,9 +223,7 @@ class _Autograd:
             if gradient is not None:
                 self.arrives(gradient, stream)
 
-    def _ended(self, is_leaf: bool, *_: Any) -> None:
-        if is_leaf:  # a hook of the next node's gradient runs before that node begins
-            self._device.current = self._local.before
+    def _ended(self, *_: Any) -> None:
         self._local.between = True
 
     def arrives(self, gradient: torch.Tensor, stream: Stream) -> None:
