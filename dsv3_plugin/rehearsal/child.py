@@ -38,6 +38,13 @@ def answered(request: Request, scratch: Path) -> RankReport:
     machine = cluster.machine
     try:
         recipe = load_resolved(request.recipe, request.overrides, machine)
+        if request.depth == "messages":
+            from dsv3_plugin.upstream import cpu_host
+
+            cpu_host.enable()
+            from dsv3_plugin.rehearsal.pipeline import messages_of
+
+            return messages_of(request, recipe, cluster, machine)
         recipe = for_one_step(recipe, request.micro_batches, scratch)
         with contextlib.ExitStack() as stack:
             from dsv3_plugin.rehearsal.device import become

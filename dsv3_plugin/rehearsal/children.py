@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.rehearsal.gpu import gpu_of
-from dsv3_plugin.rehearsal.report import Finding, Issued, Operations, RankReport, Request
+from dsv3_plugin.rehearsal.report import Finding, Issued, Messages, Operations, RankReport, Request
 from dsv3_plugin.rehearsal.shim.build import built_shim
 
 _CHILD = "dsv3_plugin.rehearsal.child"
@@ -100,15 +100,24 @@ def _names_an_error(line: str) -> bool:
 
 
 def _report(said: dict) -> RankReport:
-    operations = said["operations"]
+    operations, messages = said["operations"], said["messages"]
     return RankReport(
         **said
         | {
-            "findings": tuple(Finding(**finding) for finding in said["findings"]),
+            "findings": _findings(said),
+            "messages": None if messages is None else _messages(messages),
             "collectives": tuple(_issued(said["collectives"])),
             "operations": None if operations is None else Operations(**operations),
         }
     )
+
+
+def _findings(said: dict) -> tuple[Finding, ...]:
+    return tuple(Finding(**finding) for finding in said["findings"])
+
+
+def _messages(said: dict) -> Messages:
+    return Messages(**said | {"findings": _findings(said), "waiting": tuple(said["waiting"])})
 
 
 def _issued(said: list[dict]) -> Iterator[Issued]:

@@ -6,14 +6,14 @@ and how long all of it takes.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise, zip_longest
 
 import torch
 
 from dsv3_plugin.rehearsal.recorded_group import Posted
 from dsv3_plugin.rehearsal.recorded_step import RankRecord, recorded_steps
-from dsv3_plugin.rehearsal.report import Finding
+from dsv3_plugin.rehearsal.report import Finding, Messages
 from dsv3_plugin.schedules.actions import Action, Schedule, dependencies, result
 from dsv3_plugin.schedules.costs import StageCosts
 from dsv3_plugin.schedules.nccl import NcclRun, Program, batches, channels
@@ -22,29 +22,6 @@ from dsv3_plugin.schedules.simulate import simulate
 MOST_QUEUEING = 0.01
 """Of the ideal, by which messages that take no time themselves may lengthen a step: with a
 communicator for every pair of ranks no schedule comes near."""
-
-
-@dataclass(frozen=True)
-class Messages:
-    """What the ranks of a pipeline post in a step.
-
-    Attributes:
-        findings: what is wrong with it.
-        communicators: that carry messages, of the rank that has the most.
-        messages, batches: how many, of all ranks.
-        makespan: of the step with its messages as they were posted, in the unit of the costs; None
-            where it would not end.
-        ideal: the same where each message travels for itself.
-        waiting: per rank, time between its first and its last computation that it does not compute.
-    """
-
-    findings: tuple[Finding, ...]
-    communicators: int
-    messages: int
-    batches: int
-    makespan: float | None
-    ideal: float
-    waiting: tuple[float, ...]
 
 
 def rehearse_messages(

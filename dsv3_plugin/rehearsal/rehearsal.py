@@ -11,7 +11,8 @@ from dsv3_plugin.planner.plan import MemoryPart, Plan, RankPlan
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.cases import StepCase, step_cases
 from dsv3_plugin.rehearsal.children import Devices, rehearsed
-from dsv3_plugin.rehearsal.report import Depth, Finding, RankReport, Request
+from dsv3_plugin.rehearsal.collectives import unlike_collectives
+from dsv3_plugin.rehearsal.report import Depth, Finding, Issued, RankReport, Request
 
 MOST_GROUPS = 128
 """Process groups that a rank may be in: NCCL gives each buffers and threads of its own."""
@@ -50,6 +51,19 @@ class SteppedRank:
 
 
 @dataclass(frozen=True)
+class SteppedPipeline:
+    """The messages of all ranks of a pipeline in one of the steps.
+
+    Attributes:
+        case: the step.
+        report: what the child found of them.
+    """
+
+    case: StepCase
+    report: RankReport
+
+
+@dataclass(frozen=True)
 class Rehearsal:
     """What came of it.
 
@@ -61,6 +75,7 @@ class Rehearsal:
         plan: the planner's, with the same imbalance.
         configuration: of rank 0, checked alone.
         ranks: those that were stepped.
+        pipelines: where our executor runs one, its steps.
         findings: all of them, those that stop first.
     """
 
@@ -71,6 +86,7 @@ class Rehearsal:
     plan: Plan | None
     configuration: RankReport
     ranks: tuple[SteppedRank, ...]
+    pipelines: tuple[SteppedPipeline, ...]
     findings: tuple[Finding, ...]
 
     @property
@@ -102,7 +118,14 @@ class Wanted:
     @property
     def children(self) -> int:
         """Processes that it takes."""
-        return 1 + len(self.ranks) * len(step_cases(self.recipe))
+        each = len(self.ranks) + self.has_pipeline
+        return 1 + each * len(step_cases(self.recipe))
+
+    @property
+    def has_pipeline(self) -> bool:
+        """Whether messages between stages are to be rehearsed: ranks are, and ours are theirs."""
+        recipe = self.recipe
+        return bool(self.ranks) and recipe.parallel.pipeline > 1 and recipe.executor == "ours"
 
     def request(self, rank: int, case: StepCase, depth: Depth) -> Request:
         """What a child is told."""
@@ -111,7 +134,7 @@ class Wanted:
             self.overrides,
             self.cluster_name,
             rank,
-            case.folded,
+            case.micro_batches if depth == "messages" else case.folded,
             depth,
             self.imbalance,
         )
@@ -129,16 +152,29 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
     (configuration,) = rehearsed([wanted.request(0, cases[-1], "configuration")], devices, done)
     plan = make_plan(wanted.recipe, wanted.cluster, wanted.machine, wanted.imbalance)
     stepped: list[SteppedRank] = []
+    pipelines: list[SteppedPipeline] = []
     if not any(finding.stops for finding in configuration.findings):
         pairs = [(rank, case) for case in cases for rank in wanted.ranks]
-        reports = rehearsed([wanted.request(*pair, "step") for pair in pairs], devices, done)
+        requests = [wanted.request(*pair, "step") for pair in pairs]
+        if wanted.has_pipeline:
+            requests += [wanted.request(0, case, "messages") for case in cases]
+        reports = rehearsed(requests, devices, done)
         stepped = [
             SteppedRank(
                 case, report, _planned(plan, case, rank, wanted), wanted.cluster.memory_bytes
             )
-            for (rank, case), report in zip(pairs, reports, strict=True)
+            for (rank, case), report in zip(pairs, reports, strict=False)
         ]
-    findings = [*configuration.findings, *_of_ranks(stepped)]
+        pipelines = [
+            SteppedPipeline(case, report)
+            for case, report in zip(cases, reports[len(pairs) :], strict=False)
+        ]
+    findings = [
+        *configuration.findings,
+        *_of_ranks(stepped),
+        *_between_ranks(stepped),
+        *(finding for pipeline in pipelines for finding in pipeline.report.findings),
+    ]
     return Rehearsal(
         name=wanted.recipe.name,
         processes=wanted.recipe.parallel.processes,
@@ -147,6 +183,7 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
         plan=plan,
         configuration=configuration,
         ranks=tuple(stepped),
+        pipelines=tuple(pipelines),
         findings=tuple(sorted(dict.fromkeys(findings), key=lambda finding: not finding.stops)),
     )
 
@@ -155,6 +192,19 @@ def _planned(plan: Plan, case: StepCase, rank: int, wanted: Wanted) -> RankPlan:
     phase = next(phase for phase in plan.phases if phase.name == case.phase)
     parallel = wanted.recipe.parallel
     return phase.ranks[rank // (parallel.processes // parallel.pipeline)]
+
+
+def _between_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
+    """Of ranks at the same place of their pipelines, in the same step.
+
+    Ranks at other places tell each other things as objects, which in a rehearsal nobody hears.
+    """
+    places: dict[tuple[StepCase, int], dict[int, Sequence[Issued]]] = {}
+    for rank in stepped:
+        place = places.setdefault((rank.case, rank.planned.pipeline_rank), {})
+        place[rank.report.rank] = rank.report.collectives
+    for issued in places.values():
+        yield from unlike_collectives(issued)
 
 
 def _of_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:

@@ -5,9 +5,10 @@ from typing import Literal
 
 from dsv3_plugin.planner.plan import MemoryPart, Moment
 
-Depth = Literal["configuration", "build", "step"]
+Depth = Literal["configuration", "build", "step", "messages"]
 """configuration: recipe → upstream's finished configuration, checked. build: the rank's groups,
-chunks, gradient buffers and optimizer as well. step: a training step as well."""
+chunks, gradient buffers and optimizer as well. step: a training step as well. messages: those of
+all ranks of a pipeline in a step, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,29 @@ class Request:
     micro_batches: int
     depth: Depth = "step"
     imbalance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Messages:
+    """What the ranks of a pipeline post in a step.
+
+    Attributes:
+        findings: what is wrong with it.
+        communicators: that carry messages, of the rank that has the most.
+        messages, batches: how many, of all ranks.
+        makespan: of the step with its messages as they were posted, in the unit of the costs; None
+            where it would not end.
+        ideal: the same where each message travels for itself.
+        waiting: per rank, time between its first and its last computation that it does not compute.
+    """
+
+    findings: tuple[Finding, ...]
+    communicators: int
+    messages: int
+    batches: int
+    makespan: float | None
+    ideal: float
+    waiting: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -93,6 +117,7 @@ class RankReport:
         operations: of the step.
         synchronisations: where the host waited for the device → how often, in the step.
         collectives: of the step, in order.
+        messages: of all ranks of the pipeline, where those were asked for.
         device: what stood for the GPU ("cuda with a shim", "cpu").
     """
 
@@ -108,4 +133,5 @@ class RankReport:
     operations: Operations | None = None
     synchronisations: dict[str, int] = field(default_factory=dict)
     collectives: tuple[Issued, ...] = ()
+    messages: Messages | None = None
     device: str = ""

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from dsv3_plugin.rehearsal.rehearsal import Rehearsal, SteppedRank
+from dsv3_plugin.rehearsal.rehearsal import Rehearsal, SteppedPipeline, SteppedRank
 
 
 def mapping(rehearsal: Rehearsal) -> dict[str, Any]:
@@ -16,7 +16,14 @@ def mapping(rehearsal: Rehearsal) -> dict[str, Any]:
         "would_run": rehearsal.would_run,
         "findings": [asdict(finding) for finding in rehearsal.findings],
         "ranks": [_rank(rank) for rank in rehearsal.ranks],
+        "pipelines": [_pipeline(pipeline) for pipeline in rehearsal.pipelines],
     }
+
+
+def _pipeline(pipeline: SteppedPipeline) -> dict[str, Any]:
+    """Times are seconds."""
+    messages = pipeline.report.messages
+    return asdict(pipeline.case) | ({} if messages is None else asdict(messages))
 
 
 def _rank(rank: SteppedRank) -> dict[str, Any]:

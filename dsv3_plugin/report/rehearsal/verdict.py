@@ -4,8 +4,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from dsv3_plugin.errors import printable
+from dsv3_plugin.numbers import figure_text
 from dsv3_plugin.rehearsal.rehearsal import Rehearsal
-from dsv3_plugin.rehearsal.report import Finding
+from dsv3_plugin.rehearsal.report import Finding, Messages
 from dsv3_plugin.report.rehearsal import grids
 
 
@@ -15,6 +16,11 @@ def verdict(rehearsal: Rehearsal) -> Group:
     if any(rank.report.memory for rank in rehearsal.ranks):
         for grid in (grids.stages(rehearsal), grids.memory(rehearsal), grids.work(rehearsal)):
             shown += [grid.table(), Text()]
+    for pipeline in rehearsal.pipelines:
+        if pipeline.report.messages is not None:
+            shown.append(Text(in_time(pipeline.case.schedule, pipeline.report.messages)))
+    if rehearsal.pipelines:
+        shown.append(Text())
     shown += [Text(printable(line)) for line in map(sentence, rehearsal.findings)]
     shown.append(Text(_in_the_end(rehearsal), "bold"))
     return Group(*shown)
@@ -30,6 +36,21 @@ def _where(rehearsal: Rehearsal) -> str:
     return (
         f"{rehearsal.name} on {rehearsal.processes:,} × {rehearsal.cluster.gpu}; "
         f"rehearsed on {rehearsal.device}."
+    )
+
+
+def in_time(schedule: str, messages: Messages) -> str:
+    """How long the pipeline takes with its messages as NCCL has them."""
+    told = (
+        f"{schedule}: {messages.messages:,} messages in {messages.batches:,} batches, for which a "
+        f"rank has up to {messages.communicators} process groups"
+    )
+    if messages.makespan is None:
+        return f"{told}."
+    longer = 100 * (messages.makespan / messages.ideal - 1)
+    return (
+        f"{told}; {figure_text(messages.makespan)} s, {longer:.2f} % longer than if none waited "
+        "for another."
     )
 
 

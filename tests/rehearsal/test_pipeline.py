@@ -1,0 +1,79 @@
+"""The messages of a recipe's pipeline: asked of a child, told to the parent, shown."""
+
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pytest
+
+from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.rehearsal.child import answered
+from dsv3_plugin.rehearsal.children import _report
+from dsv3_plugin.rehearsal.rehearsal import SteppedRank, Wanted, _between_ranks
+from dsv3_plugin.rehearsal.report import Finding, Issued, Messages, RankReport, Request
+from dsv3_plugin.report.rehearsal.verdict import in_time
+
+PIPELINE = (
+    "parallel.processes=4",
+    "parallel.pipeline=4",
+    "parallel.expert=1",
+    "pipeline.schedule=zbv",
+    "pipeline.devices=4",
+    "model.num_layers=8",
+    "model.moe_layer_freq=[0,1,1,1,1,1,1,1]",
+)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    request = Request("pretrain/tiny", PIPELINE, "cpu", 0, 6, "messages")
+    return answered(request, tmp_path_factory.mktemp("scratch"))
+
+
+def test_every_rank_of_the_recipes_pipeline_posts(report):
+    assert report.findings == ()
+    # Each of 6 micro-batches, both ways between 8 stages, two of which lie on one rank.
+    assert report.messages.messages == 6 * 2 * 6
+    assert report.messages.communicators == 2
+    assert report.messages.makespan >= report.messages.ideal > 0
+    assert len(report.messages.waiting) == 4
+
+
+def test_a_report_travels_as_json(report):
+    assert _report(json.loads(json.dumps(asdict(report)))) == report
+
+
+@pytest.mark.parametrize(
+    ("override", "ranks", "has"),
+    [(None, (0,), True), (None, (), False), ("pipeline.executor=upstream", (0,), False)],
+)
+def test_there_are_messages_where_our_executor_runs_ranks(override, ranks, has):
+    words = ("pipeline.schedule=1f1b", override) if override else ()
+    recipe = load_resolved("pretrain/tiny", (*PIPELINE, *words), load_cluster("cpu").machine)
+    cluster = load_cluster("cpu")
+    wanted = Wanted("tiny", (), "cpu", cluster, cluster.machine, recipe, ranks, 1.0)
+    assert wanted.has_pipeline is has
+
+
+def test_ranks_at_one_place_of_the_pipeline_are_compared():
+    """What other places bring to a collective they would have agreed on, which nobody hears."""
+
+    def stepped(rank: int, place: int, size: int) -> SteppedRank:
+        issued = (Issued((0, 1, 2, 3), "allreduce_", size),)
+        planned = SimpleNamespace(pipeline_rank=place)
+        return SteppedRank("case", RankReport(rank, place, collectives=issued), planned, 0)
+
+    assert list(_between_ranks([stepped(0, 0, 8), stepped(1, 0, 8), stepped(2, 1, 64)])) == []
+    (finding,) = _between_ranks([stepped(0, 0, 8), stepped(1, 0, 64)])
+    assert finding.sentence.startswith("ranks 0 and 1 part at collective 1")
+
+
+def test_what_queueing_costs_is_told():
+    messages = Messages((), 2, 72, 60, 10.1, 10.0, (0.0,))
+    assert in_time("zbv", messages) == (
+        "zbv: 72 messages in 60 batches, for which a rank has up to 2 process groups; 10.10 s, "
+        "1.00 % longer than if none waited for another."
+    )
+    stuck = Messages((Finding("it would hang"),), 2, 72, 60, None, 10.0, (0.0,))
+    assert in_time("zbv", stuck).endswith("a rank has up to 2 process groups.")
