@@ -61,6 +61,9 @@ class KnownValues:
             return
         if function.overloadpacket in _UNWRITTEN:
             return
+        made = [result] if isinstance(result, torch.Tensor) else result
+        if not isinstance(made, list | tuple) or not made or _is_float(made[0]):
+            return  # before anything is looked at: nearly all operations are such
         leaves, spec = pytree.tree_flatten((args, kwargs))
         read = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if not read or not all(self._has(tensor) for tensor in read):
@@ -74,7 +77,7 @@ class KnownValues:
             return pytree.tree_leaves(function(*real_args, **real_kwargs))
 
         for index, leaf in enumerate(pytree.tree_leaves(result)):
-            if isinstance(leaf, FakeTensor) and not leaf.is_floating_point():
+            if isinstance(leaf, FakeTensor) and not _is_float(leaf):
                 self._known[leaf] = lambda index=index: computed()[index]
 
     def _gathered(self, everyone: torch.Tensor, mine: torch.Tensor) -> None:
@@ -104,6 +107,10 @@ class KnownValues:
                 for leaf in pytree.tree_leaves(value):
                     if isinstance(leaf, torch.Tensor):
                         self._known.pop(leaf, None)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
 
 
 def _once(compute: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
