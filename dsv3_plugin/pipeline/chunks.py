@@ -18,6 +18,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import LayerType
+from megatron.core.transformer.module import Float16Module, float16_to_fp32
 from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 
@@ -102,6 +103,11 @@ def place(model: PlacedModelConfig, layout: PlacedLayout) -> None:
 class PlacedBuilder(GPTModelBuilder):
     """Upstream's builder, which is told what is first and last."""
 
+    def build_distributed_models(self, *args: Any, **kwargs: Any) -> list[GPTModel]:
+        """Build this rank's chunks, each in upstream's wrappers."""
+        kwargs.setdefault("mixed_precision_wrapper", PlacedFloat16Module)
+        return super().build_distributed_models(*args, **kwargs)
+
     def build_model(
         self,
         pg_collection: ProcessGroupCollection,
@@ -119,6 +125,20 @@ class PlacedBuilder(GPTModelBuilder):
             post_process=model_stage == placement.depth - 1,
             vp_stage=vp_stage,
         )
+
+
+class PlacedFloat16Module(Float16Module):
+    """Upstream's wrapper of a chunk in BF16 or FP16; the last stage's output alone is FP32.
+
+    Upstream takes for the last stage what is last in interleaved order. Elsewhere that chunk has to
+    send its hidden states as they are, and the loss arises in another.
+    """
+
+    def forward(self, *inputs: Any, fp32_output: bool = True, **kwargs: Any) -> Any:
+        """As upstream's."""
+        outputs = super().forward(*inputs, fp32_output=False, **kwargs)
+        is_last = fp32_output and self.module.post_process
+        return float16_to_fp32(outputs) if is_last else outputs
 
 
 def join_chunks(chunks: list[GPTModel], placement: Placement) -> list[GPTModel]:
