@@ -8,6 +8,7 @@ outstanding, paying the oldest instead of a particular one gives the same sum.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -45,7 +46,9 @@ class SplitBackward:
         for gradients in self._local:
             gradients.postpone = owed
         yield
-        if not owed:
+        if owed:
+            self._keep_half()
+        else:
             self._pay_te()
 
     def weights(self) -> None:
@@ -54,10 +57,31 @@ class SplitBackward:
             gradients.pay_oldest()
         self._pay_te()
 
+    def _keep_half(self) -> None:
+        """Let go of what the backward that just ran is alone in needing of a gradient in FP8.
+
+        TE quantises it along rows for the gradient of the input and along columns for that of the
+        weight, and its queue holds both: half as much again as a layer keeps for its backward.
+        """
+        for module in self.of_te:
+            waiting = module.wgrad_store.context.queue
+            if waiting:
+                for tensor in _quantised(waiting[-1][0]):
+                    tensor.update_usage(rowwise_usage=False)
+
     def _pay_te(self) -> None:
         for module in self.of_te:
             if module.wgrad_store.context.qsize():  # where nothing is owed, TE raises
                 module.backward_dw()
+
+
+def _quantised(tensors: Any) -> Iterator[Any]:
+    """TE's tensors among these that are there along rows and along columns."""
+    for tensor in tensors:
+        if isinstance(tensor, list | tuple):
+            yield from _quantised(tensor)
+        elif hasattr(tensor, "get_usages") and all(tensor.get_usages().values()):
+            yield tensor
 
 
 def _postpones(module: torch.nn.Module) -> bool:

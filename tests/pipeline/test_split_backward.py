@@ -36,7 +36,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         if ctx.store.delay_wgrad_compute():
-            ctx.store.context.put((gradient, x))
+            ctx.store.context.put([[gradient, x], None])
             return gradient @ weight, None, None
         return gradient @ weight, gradient.t() @ x, None
 
@@ -57,7 +57,7 @@ class _Linear(torch.nn.Module):
             return
         if self.wgrad_store.context.empty():
             raise RuntimeError("Pop empty queue.")
-        gradient, x = self.wgrad_store.context.get()
+        (gradient, x), _ = self.wgrad_store.context.get()
         self.weight.grad = gradient.t() @ x
         for hook in self.hooks:
             hook()
@@ -124,3 +124,29 @@ def test_nothing_owed_is_nothing_done() -> None:
     chunk = _Chunk()
     SplitBackward(chunk).weights()
     assert chunk.arrived == []
+
+
+class _InFp8:
+    """As TE's quantised tensors, of which there are two forms."""
+
+    def __init__(self) -> None:
+        self.forms = {"rowwise": True, "columnwise": True}
+
+    def get_usages(self) -> dict[str, bool]:
+        return self.forms
+
+    def update_usage(self, rowwise_usage: bool) -> None:
+        self.forms["rowwise"] = rowwise_usage
+
+
+def test_of_a_gradient_in_fp8_only_what_its_weight_needs_waits() -> None:
+    chunk = _Chunk()
+    split = SplitBackward(chunk)
+    queue_of_first = chunk.first.wgrad_store.context
+    before, gradient, of_experts = _InFp8(), _InFp8(), [_InFp8(), _InFp8()]
+    queue_of_first.put([[torch.ones(1), before], None])
+    with split.keeping_weights_owed(True):
+        queue_of_first.put([[torch.ones(1), gradient, of_experts, [None]], None])
+    columns_alone = {"rowwise": False, "columnwise": True}
+    assert [one.forms for one in (gradient, *of_experts)] == [columns_alone] * 3
+    assert before.forms == {"rowwise": True, "columnwise": True}  # of a backward of its own
