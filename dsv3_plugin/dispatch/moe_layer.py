@@ -82,9 +82,7 @@ def configure_dispatch(
         config.moe_flex_dispatcher_backend = kind
     else:
         config.moe_token_dispatcher_type = "alltoall"
-    hides = config.moe_shared_expert_intermediate_size is not None and (
-        hide_shared_expert or config.moe_shared_expert_overlap
-    )
+    hides = hide_shared_expert and config.moe_shared_expert_intermediate_size is not None
     in_two_hop = kind == "two_hop"
     if in_two_hop and hides and config.use_grouped_gemm_for_shared_expert:
         raise UserError(

@@ -95,6 +95,10 @@ from tests.recipe.piped import PIPED
         (["megatron_args={--lr_warmup_iters: 0}"], "lr-warmup-iters is curves.learning_rate"),
         (["megatron_args={train-iters: 3}"], "train-iters is training.steps in a recipe"),
         (["megatron_args={norm-epsilon: 1e-3}"], "norm-epsilon is model.layernorm_epsilon"),
+        (
+            ["megatron_args={moe-shared-expert-overlap: true}"],
+            "moe-shared-expert-overlap is dispatch.hide_shared_expert in a recipe",
+        ),
     ],
 )
 def test_refused_in_one_sentence(overrides, sentence):
