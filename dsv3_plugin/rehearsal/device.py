@@ -1,5 +1,6 @@
 """Making a child's process the rank's device: a GPU that only answers, or the CPU host."""
 
+from dsv3_plugin.distributed.world import order_kernels
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.recipe.schema import Recipe
@@ -32,6 +33,8 @@ def become(recipe: Recipe, machine: Machine, cluster: Cluster) -> Launches:
     if not recipe.on_gpu(machine):
         cpu_host.enable()
         return launches
+    parallel = recipe.parallel
+    order_kernels(parallel.tensor, parallel.context, recipe.own_pipeline)  # as a rank does
     pretend(gpu_of(cluster), Replacer())
     python = te_python()
     if recipe.resolved_backend(machine) == "transformer_engine" and python is not None:

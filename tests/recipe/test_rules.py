@@ -46,6 +46,15 @@ from tests.recipe.piped import PIPED
         (["precision.fp8={recipe: blockwise}"], "precision.fp8 needs backend: transformer_engine"),
         (["backend=transformer_engine"], "needs a GPU; with host: cpu say backend: local"),
         (["precision.moments=bf16"], "precision.moments: bf16 needs parallel.zero1"),
+        (
+            [
+                "backend=auto",
+                "host=gpu",
+                "precision={dtype: bf16, fp8: {recipe: delayed}}",
+                "recompute=[mla_up_proj, norms]",
+            ],
+            "recompute: norms cannot be computed again under the scales of precision.fp8.recipe",
+        ),
         (["precision.swiglu_input=fp8"], "swiglu_input: fp8 needs backend: transformer_engine"),
         (["dispatch.kind=deepep"], "dispatch.kind: deepep needs a GPU"),
         (["model.hidden_size=62"], "hidden_size 62 is not a multiple of 4, which the grouped"),
