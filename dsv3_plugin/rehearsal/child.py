@@ -49,7 +49,8 @@ def answered(request: Request, scratch: Path) -> RankReport:
         with contextlib.ExitStack() as stack:
             from dsv3_plugin.rehearsal.device import become
 
-            launches = become(recipe, machine, cluster)
+            only_configuration = request.depth == "configuration"
+            launches = become(recipe, machine, cluster, only_configuration=only_configuration)
             from dsv3_plugin.rehearsal.world import fake_world
 
             world = stack.enter_context(

@@ -1,13 +1,14 @@
 """Making a child's process the rank's device: a GPU that only answers, or the CPU host."""
 
-from dsv3_plugin.distributed.world import order_kernels
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.gpu import gpu_of
 from dsv3_plugin.rehearsal.te.importing import import_from
-from dsv3_plugin.rehearsal.te.installed import te_python
+from dsv3_plugin.rehearsal.te.installed import how_to_get_it, te_python
 from dsv3_plugin.rehearsal.te.kernels import Kernel, OnKernel
+from dsv3_plugin.rehearsal.te.signatures import import_signatures
 from dsv3_plugin.rehearsal.torch_cuda import pretend
 from dsv3_plugin.upstream import cpu_host
 from dsv3_plugin.upstream.replace import Replacer
@@ -23,8 +24,16 @@ class Launches:
         self.told(kernel)
 
 
-def become(recipe: Recipe, machine: Machine, cluster: Cluster) -> Launches:
+def become(
+    recipe: Recipe, machine: Machine, cluster: Cluster, *, only_configuration: bool
+) -> Launches:
     """Make this process what a rank of the recipe runs on; before megatron is imported.
+
+    Args:
+        recipe: the run.
+        machine: what it is resolved for.
+        cluster: whose device it is.
+        only_configuration: nothing is built, so Transformer Engine's names are enough.
 
     Raises:
         UserError: the GPU's part cannot be played here.
@@ -33,10 +42,14 @@ def become(recipe: Recipe, machine: Machine, cluster: Cluster) -> Launches:
     if not recipe.on_gpu(machine):
         cpu_host.enable()
         return launches
-    parallel = recipe.parallel
-    order_kernels(parallel.tensor, parallel.context, recipe.own_pipeline)  # as a rank does
     pretend(gpu_of(cluster), Replacer())
+    if recipe.resolved_backend(machine) != "transformer_engine":
+        return launches
     python = te_python()
-    if recipe.resolved_backend(machine) == "transformer_engine" and python is not None:
+    if python is not None:
         import_from(python, launches)
+    elif only_configuration:
+        import_signatures()
+    else:
+        raise UserError(how_to_get_it())
     return launches
