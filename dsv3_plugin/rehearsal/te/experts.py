@@ -12,7 +12,12 @@ from torch import Tensor
 
 from dsv3_plugin.rehearsal.te.enums import NVTERoutingMapFormat
 from dsv3_plugin.rehearsal.te.kernels import Subject
-from dsv3_plugin.rehearsal.te.quantized import Quantization, new_tensor
+from dsv3_plugin.rehearsal.te.quantized import (
+    Quantization,
+    assembled,
+    inner_tensors,
+    new_tensor,
+)
 
 _DATA_ALIGNMENT, _SCALE_ALIGNMENT = 256, 16
 _BULK = ("Float8BlockQuantizer", "MXFP8Quantizer")
@@ -203,8 +208,7 @@ def _in_one_buffer(shapes: list[Any], quantizers: list[Any], like: Tensor) -> li
     `bulk_allocate_fp8_blockwise_tensors`: a buffer lives until the last expert's part goes.
     """
     specs = [
-        quantizer.inner_tensor_specs(shape)
-        for shape, quantizer in zip(shapes, quantizers, strict=True)
+        inner_tensors(quantizer, shape) for shape, quantizer in zip(shapes, quantizers, strict=True)
     ]
     made: list[dict[str, Tensor]] = [{} for _ in shapes]
     for order in ("_rowwise", "_columnwise"):
@@ -212,17 +216,10 @@ def _in_one_buffer(shapes: list[Any], quantizers: list[Any], like: Tensor) -> li
         for name, tensors in _cut(names, specs, like.device).items():
             for inner, tensor in zip(made, tensors, strict=True):
                 inner[name] = tensor
-    outputs = []
-    for shape, quantizer, inner in zip(shapes, quantizers, made, strict=True):
-        described = quantizer.create_metadata(shape, dtype=like.dtype)
-        described |= {"cls": _storage_class(described["cls"]), "is_tensor": False}
-        outputs.append(described["cls"].__tensor_unflatten__(inner, described, shape, None))
-    return outputs
-
-
-def _storage_class(kind: type) -> type:
-    """Of a quantised tensor's class, or of a storage's: the storage's."""
-    return next(base for base in reversed(kind.__mro__) if getattr(base, "_INNER_TENSORS", ()))
+    return [
+        assembled(quantizer, shape, like.dtype, inner, internal=True)
+        for shape, quantizer, inner in zip(shapes, quantizers, made, strict=True)
+    ]
 
 
 def _cut(names: list[str], specs: list[dict], device: torch.device) -> dict[str, list[Tensor]]:

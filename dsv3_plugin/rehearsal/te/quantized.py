@@ -38,11 +38,55 @@ def new_tensor(
         return torch.empty(shape, dtype=dtype, device=device, pin_memory=pin_memory)
     inner = {
         name: torch.empty(size, dtype=kind, device=device, pin_memory=pin_memory)
-        for name, (size, kind) in quantizer.inner_tensor_specs(shape).items()
+        for name, (size, kind) in inner_tensors(quantizer, shape).items()
     }
-    described = quantizer.create_metadata(shape, dtype=dtype)
+    return assembled(quantizer, shape, dtype, inner, internal=quantizer.internal)
+
+
+def inner_tensors(
+    quantizer: Any, shape: tuple[int, ...]
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Attribute → shape and type of each tensor that a quantised one consists of."""
+    return _describing(quantizer).inner_tensor_specs(quantizer, shape)
+
+
+def assembled(
+    quantizer: Any,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    inner: dict[str, Tensor],
+    *,
+    internal: bool,
+) -> Any:
+    """The quantised tensor of these parts, or, for TE's own use, its bare storage."""
+    described = _describing(quantizer).storage_metadata(quantizer, dtype)
+    kind = described["cls"]
+    if internal:
+        kind = next(
+            base
+            for base in kind.__mro__
+            if "_INNER_TENSORS" in vars(base) and not issubclass(base, Tensor)
+        )
+    context = {
+        "cls": kind,
+        "is_tensor": not internal,
+        "requires_grad": False,
+        "nontensor_kwargs": described["nontensor_kwargs"],
+    }
     strides = torch._prims_common.make_contiguous_strides_for(shape)
-    return described["cls"].__tensor_unflatten__(inner, described, shape, strides)
+    return kind.__tensor_unflatten__(inner, context, shape, strides)
+
+
+def _describing(quantizer: Any) -> Any:
+    """The class that says what its tensors consist of.
+
+    Delayed scaling has no description: the same tensors as current scaling, which differs in where
+    the scale is from.
+    """
+    from transformer_engine.pytorch.tensor import Float8CurrentScalingQuantizer, Float8Quantizer
+
+    kind = type(quantizer)
+    return Float8CurrentScalingQuantizer if kind is Float8Quantizer else kind
 
 
 def as_wanted(quantizer: Any, output: Any) -> None:
@@ -51,7 +95,7 @@ def as_wanted(quantizer: Any, output: Any) -> None:
     `convert_and_update_tensor` of csrc/quantizer.cpp: what is wanted and absent is made, what is
     there and not wanted goes. Per-tensor scales stay.
     """
-    wanted = quantizer.inner_tensor_specs(tuple(output.shape))
+    wanted = inner_tensors(quantizer, tuple(output.shape))
     for name, _ in output._INNER_TENSORS:
         if name not in wanted:
             setattr(output, name, None)
