@@ -82,7 +82,9 @@ def configure_dispatch(
         config.moe_flex_dispatcher_backend = kind
     else:
         config.moe_token_dispatcher_type = "alltoall"
-    hides = hide_shared_expert and config.moe_shared_expert_intermediate_size is not None
+    hides = config.moe_shared_expert_intermediate_size is not None and (
+        hide_shared_expert or config.moe_shared_expert_overlap
+    )
     in_two_hop = kind == "two_hop"
     if in_two_hop and hides and config.use_grouped_gemm_for_shared_expert:
         raise UserError(

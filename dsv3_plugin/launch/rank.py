@@ -175,8 +175,8 @@ def join_world(recipe: Recipe, machine: Machine, outbox: Outbox) -> None:
     from dsv3_plugin.distributed import world
 
     parallel = recipe.parallel
-    # Before CUDA starts.
-    world.order_kernels(parallel.tensor, parallel.context, recipe.own_pipeline)
+    own_pipeline = parallel.pipeline > 1 and recipe.executor == "ours"
+    world.order_kernels(parallel.tensor, parallel.context, own_pipeline)  # before CUDA starts
     backend = "nccl" if on_gpu else "gloo"
     timeout = datetime.timedelta(minutes=recipe.parallel.timeout_minutes)
     store = None

@@ -65,7 +65,7 @@ def beyond_the_line(recipe: Recipe) -> list[str]:
         for name, curve in curves.items()
         if curve.minimum != curve.maximum
     ]
-    if recipe.own_pipeline:
+    if recipe.parallel.pipeline > 1 and recipe.executor == "ours":
         phrases.append(f"pipeline schedule {recipe.pipeline.schedule}")
     if recipe.model.moe_layers and recipe.dispatch.kind == "two_hop":
         phrases.append(f"two-hop dispatch in {recipe.dispatch.precision}")

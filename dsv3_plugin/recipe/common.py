@@ -125,11 +125,6 @@ class Common(Section):
         return "upstream" if kind is not None and kind.runs_upstream else "ours"
 
     @property
-    def own_pipeline(self) -> bool:
-        """Whether there is a pipeline, and our executor runs its schedule."""
-        return self.parallel.pipeline > 1 and self.executor == "ours"
-
-    @property
     def schedule_kind(self) -> ScheduleKind | None:
         """What is known of the schedule by its name; None for one in a file."""
         return SCHEDULES.get(self.pipeline.schedule)

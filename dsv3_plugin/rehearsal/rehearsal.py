@@ -125,7 +125,7 @@ class Wanted:
     def has_pipeline(self) -> bool:
         """Whether messages between stages are to be rehearsed: ranks are, and ours are theirs."""
         recipe = self.recipe
-        return bool(self.ranks) and recipe.own_pipeline
+        return bool(self.ranks) and recipe.parallel.pipeline > 1 and recipe.executor == "ours"
 
     def request(self, rank: int, case: StepCase, depth: Depth) -> Request:
         """What a child is told."""

@@ -1,8 +1,6 @@
 """Groups for messages between stages: whom they join, in what order, and how many a rank makes."""
 
 import contextlib
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,27 +79,6 @@ def _exchange(rank: int) -> list[float]:
 
 def test_ranks_that_have_made_unlike_numbers_of_groups_find_each_other(tmp_path):
     assert run_ranks(3, _exchange, scratch=tmp_path) == [[1, 2, 3], [0, 2, 3], [0, 1, 3]]
-
-
-def _alone(rank: int) -> str:
-    """What a rank says whose only neighbour dies before their groups are made."""
-    from dsv3_plugin.distributed.failures import LostRank, set_timeout
-    from dsv3_plugin.pipeline.neighbours import Neighbours
-
-    set_timeout(5.0)
-    dist.barrier()
-    if rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    try:
-        Neighbours(placement_of(SCHEDULES["1f1b"].schedule(2, 2)), dist.group.WORLD)
-    except LostRank as lost:
-        return str(lost)
-    return "nothing"
-
-
-def test_a_rank_that_is_lost_meanwhile_is_named(tmp_path):
-    sentence = run_ranks(2, _alone, scratch=tmp_path, missing=(1,))[0]
-    assert sentence.startswith("rank 0 lost rank 1 during the start of messages between stages:")
 
 
 @contextlib.contextmanager

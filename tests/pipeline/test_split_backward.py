@@ -21,6 +21,9 @@ class _Store:
         self._delayed = delayed
         self.context: queue.Queue[Any] = queue.Queue()
 
+    def put(self, tensor_list: list[Any], func: Any) -> None:
+        self.context.put([tensor_list, func])
+
     def delay_wgrad_compute(self) -> bool:
         return self._delayed
 
@@ -36,7 +39,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         if ctx.store.delay_wgrad_compute():
-            ctx.store.context.put([[gradient, x], None])
+            ctx.store.put([x, gradient], None)
             return gradient @ weight, None, None
         return gradient @ weight, gradient.t() @ x, None
 
@@ -57,7 +60,7 @@ class _Linear(torch.nn.Module):
             return
         if self.wgrad_store.context.empty():
             raise RuntimeError("Pop empty queue.")
-        (gradient, x), _ = self.wgrad_store.context.get()
+        (x, gradient), _ = self.wgrad_store.context.get()
         self.weight.grad = gradient.t() @ x
         for hook in self.hooks:
             hook()
@@ -126,27 +129,24 @@ def test_nothing_owed_is_nothing_done() -> None:
     assert chunk.arrived == []
 
 
-class _InFp8:
-    """As TE's quantised tensors, of which there are two forms."""
+class _Quantised:
+    """As TE's quantised tensors: along rows and along columns, each may go."""
 
     def __init__(self) -> None:
-        self.forms = {"rowwise": True, "columnwise": True}
+        self.orders = {"rows", "columns"}
 
-    def get_usages(self) -> dict[str, bool]:
-        return self.forms
-
-    def update_usage(self, rowwise_usage: bool) -> None:
-        self.forms["rowwise"] = rowwise_usage
+    def update_usage(self, rowwise_usage: bool, columnwise_usage: bool) -> None:
+        wanted = {"rows": rowwise_usage, "columns": columnwise_usage}
+        self.orders = {order for order in self.orders if wanted[order]}
 
 
-def test_of_a_gradient_in_fp8_only_what_its_weight_needs_waits() -> None:
+def test_what_is_owed_is_kept_along_columns_alone() -> None:
+    """The products for the weights read nothing else; experts come as lists."""
     chunk = _Chunk()
-    split = SplitBackward(chunk)
-    queue_of_first = chunk.first.wgrad_store.context
-    before, gradient, of_experts = _InFp8(), _InFp8(), [_InFp8(), _InFp8()]
-    queue_of_first.put([[torch.ones(1), before], None])
-    with split.keeping_weights_owed(True):
-        queue_of_first.put([[torch.ones(1), gradient, of_experts, [None]], None])
-    columns_alone = {"rowwise": False, "columnwise": True}
-    assert [one.forms for one in (gradient, *of_experts)] == [columns_alone] * 3
-    assert before.forms == {"rowwise": True, "columnwise": True}  # of a backward of its own
+    for _ in range(2):  # a chunk may be looked at again
+        SplitBackward(chunk)
+    store = chunk.first.wgrad_store
+    one, expert, plain = _Quantised(), _Quantised(), torch.ones(1)
+    store.put([[expert, plain], one, ["buffers"]], "product")
+    assert one.orders == expert.orders == {"columns"}
+    assert store.context.get() == [[[expert, plain], one, ["buffers"]], "product"]

@@ -46,15 +46,6 @@ from tests.recipe.piped import PIPED
         (["precision.fp8={recipe: blockwise}"], "precision.fp8 needs backend: transformer_engine"),
         (["backend=transformer_engine"], "needs a GPU; with host: cpu say backend: local"),
         (["precision.moments=bf16"], "precision.moments: bf16 needs parallel.zero1"),
-        (
-            [
-                "backend=auto",
-                "host=gpu",
-                "precision={dtype: bf16, fp8: {recipe: delayed}}",
-                "recompute=[mla_up_proj, norms]",
-            ],
-            "recompute: norms cannot be computed again under the scales of precision.fp8.recipe",
-        ),
         (["precision.swiglu_input=fp8"], "swiglu_input: fp8 needs backend: transformer_engine"),
         (["dispatch.kind=deepep"], "dispatch.kind: deepep needs a GPU"),
         (["model.hidden_size=62"], "hidden_size 62 is not a multiple of 4, which the grouped"),
@@ -104,10 +95,6 @@ from tests.recipe.piped import PIPED
         (["megatron_args={--lr_warmup_iters: 0}"], "lr-warmup-iters is curves.learning_rate"),
         (["megatron_args={train-iters: 3}"], "train-iters is training.steps in a recipe"),
         (["megatron_args={norm-epsilon: 1e-3}"], "norm-epsilon is model.layernorm_epsilon"),
-        (
-            ["megatron_args={moe-shared-expert-overlap: true}"],
-            "moe-shared-expert-overlap is dispatch.hide_shared_expert in a recipe",
-        ),
     ],
 )
 def test_refused_in_one_sentence(overrides, sentence):

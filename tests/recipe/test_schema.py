@@ -23,10 +23,6 @@ def test_steps_and_tokens_are_the_same_run():
     assert by_tokens.total_tokens == tokens
 
 
-def test_without_a_pipeline_our_executor_has_none():
-    assert not load_recipe("pretrain/tiny", ["pipeline.executor=ours"]).own_pipeline
-
-
 def test_auto_looks_at_the_machine():
     recipe = load_recipe("pretrain/tiny", ["host=auto", "backend=auto"])
     assert recipe.resolved_backend(GPU_SERVER) == "transformer_engine"
@@ -71,4 +67,3 @@ def test_every_schedule_has_a_recipe(schedule):
         4 if schedule in ("1f1b_v", "zbv", "dualpipe_v", "search") else 2
     )
     assert recipe.executor == ("upstream" if schedule == "1f1b" else "ours")
-    assert recipe.own_pipeline == (recipe.executor == "ours")

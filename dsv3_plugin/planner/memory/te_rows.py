@@ -1,10 +1,13 @@
 """What layers of Transformer Engine keep for the backward, tensor by tensor.
 
 Read off TE 2.20.2 (`save_for_backward` of pytorch/module/{linear,layernorm_linear,grouped_linear},
-attention/dot_product_attention, permutation.py) and core 0.19.2. In FP8 a linear layer keeps its
-input quantised along the columns alone, each its own copy; where upstream sets
-`save_original_input` (after the core attention, and before whatever is recomputed) it keeps the
-input itself, and that is shared with whoever made it. The tables' names are those of
+attention/dot_product_attention, permutation.py) and core 0.19.2; tests/rehearsal/te holds the sums
+against TE's own layers, run on shapes. In FP8 a linear layer keeps its input quantised along the
+columns alone, each its own copy; where upstream sets `save_original_input` (after the core
+attention, in shared experts, and before whatever is recomputed; never with delayed scaling) it
+keeps the input itself, and that is shared with whoever made it. What is OWED is kept along the
+columns alone, because we put it so into TE's queue (`pipeline/split_backward.py`). Angles of the
+fused rotation are each module's, not a micro-batch's. The tables' names are those of
 `local_rows.py`.
 """
 
@@ -18,6 +21,10 @@ def _fp8(setting: Setting) -> bool:
 
 def _plain(setting: Setting) -> bool:
     return setting.fp8 is None
+
+
+def _delayed(setting: Setting) -> bool:
+    return setting.fp8 == "delayed"
 
 
 def _swiglu_in_fp8(setting: Setting) -> bool:
@@ -43,7 +50,7 @@ _MOE = "moe"
 
 ATTENTION = (
     row("input of the layer", "split", lambda z: z.h),
-    row("1 / rms of the input norm", "split", lambda z: 1, 4),
+    row("1 / rms of the input norm", "split", lambda z: 1, 4, "norms"),
     row("normed input", "split", lambda z: z.h, unless="norms", when=_plain),
     row("normed input, of the KV down-projection", "split", lambda z: z.h, "q", "norms", _fp8),
     row("normed input, of the Q down-projection", "split", lambda z: z.h, "q", "norms", _fp8),
@@ -53,17 +60,18 @@ ATTENTION = (
     row("1 / rms of the latents' norms", "split", lambda z: 2, 4, _UP),
     row("normed Q latent", "split", lambda z: z.d_q, "q", _UP),
     row("normed KV latent", "split", lambda z: z.d_c, "q", _UP),
-    row("cos and sin", "token", lambda z: 2 * z.d_R, 4),
     row("query", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_UP),
     row("key", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_UP),
     row("value", "token", lambda z: z.n * z.d_v, unless=_UP),
     row("output of the heads", "token", lambda z: z.n * z.d_v),
+    row("output of the heads, for the projection", "token", lambda z: z.n * z.d_v, "q",
+        when=_delayed),
     row("log of the sum of exponentials", "token", lambda z: z.n, 4, _CORE),
     row("after attention", "split", lambda z: z.h),
-    row("1 / rms of the norm before the block", "split", lambda z: 1, 4),
-)
+)  # fmt: skip
 
 DENSE = (
+    row("1 / rms of the norm before the block", "split", lambda z: 1, 4),
     row("normed input of the block", "split", lambda z: z.h, "q", "mlp"),
     row("gate and up", "token", lambda z: 2 * z.f, "x", "mlp", _swiglu_as_computed),
     row("gate and up, in FP8", "token", lambda z: 2 * z.f, 1, "mlp", _swiglu_in_fp8),
@@ -72,19 +80,23 @@ DENSE = (
 """The norm is fused into the first product, and is not recomputed by itself."""
 
 MOE = (
+    row("1 / rms of the norm before the block", "split", lambda z: 1, 4, "norms"),
     row("normed input of the block", "split", lambda z: z.h, unless="norms"),
     row("scores", "split", lambda z: z.E, 4, _MOE),
     row(
         "scores of the balance loss", "split", lambda z: z.E + 1, 4, _MOE,
         lambda setting: setting.model.moe_router_load_balancing_type != "none",
     ),
-    row("chosen experts, their scores, and the sum", "split", lambda z: 3 * z.k + 1, 4, _MOE),
+    row(
+        "chosen experts, their scores, and the sum", "split", lambda z: 3 * z.k + 1, 4, _MOE,
+        lambda setting: not setting.fused_router,
+    ),
     row("routing map", "split", lambda z: z.E, 1, _MOE),
     row("probabilities of experts", "split", lambda z: z.E, 4, _MOE, _upstreams),
     row("map of the permutation", "split", lambda z: 2 * z.E + 1, 4, _MOE, _upstreams),
-    row("map of the rows sorted by expert", "row", lambda z: 1, 4, _MOE, _upstreams),
+    row("maps of the rows sorted by expert, and back", "row", lambda z: 2, 4, _MOE, _upstreams),
     row("rows to other ranks and back, and their order", "row", lambda z: 8, 8, _MOE, _two_hop),
-    row("shared experts: input", "split", lambda z: z.h, "q", "moe shared_experts norms", _fp8),
+    row("shared experts: input", "split", lambda z: z.h, "q", "moe shared_experts", _delayed),
     row(
         "shared experts: gate and up", "token", lambda z: 2 * z.f_s, "x", "moe shared_experts",
         _swiglu_as_computed,

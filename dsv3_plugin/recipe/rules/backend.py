@@ -14,14 +14,6 @@ def precision(recipe: Recipe) -> Iterator[str]:
         yield "backend: transformer_engine needs a GPU; with host: cpu say backend: local"
     if wanted.fp8 is not None and wanted.dtype != "bf16":
         yield "precision.fp8 needs precision.dtype: bf16"
-    if wanted.fp8 is not None and wanted.fp8.recipe == "delayed":
-        # Upstream says so in its configuration, which a command line reaches on a GPU alone.
-        for part in ("norms", "moe_act"):
-            if part in recipe.recompute:
-                yield (
-                    f"recompute: {part} cannot be computed again under the scales of "
-                    f"precision.fp8.recipe: delayed: leave it out, or take blockwise or tensorwise"
-                )
     if wanted.swiglu_input is not None:
         if recipe.backend == "local":
             yield "precision.swiglu_input: fp8 needs backend: transformer_engine"

@@ -37,4 +37,4 @@ def dispatch(recipe: Recipe) -> Iterator[str]:
 
 def _owes_weight_gradients(recipe: Recipe) -> bool:
     """Whether layers are built to leave their weight gradients owed, as our executor has them."""
-    return recipe.own_pipeline
+    return recipe.parallel.pipeline > 1 and recipe.executor == "ours"

@@ -26,7 +26,6 @@ _KEYS = {
     "parallel.timeout_minutes": "distributed-timeout-minutes",
     "pipeline": "num-layers-per-virtual-pipeline-stage num-virtual-stages-per-pipeline-rank",
     "dispatch.kind": "moe-token-dispatcher-type moe-flex-dispatcher-backend",
-    "dispatch.hide_shared_expert": "moe-shared-expert-overlap",
     "host": "distributed-backend",
     "checkpoint.directory": "save load",
     "checkpoint.interval": "save-interval",

@@ -1,0 +1,86 @@
+"""What TE's own layers keep, tensor by tensor on shapes, against the planner's tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsv3_plugin.planner.memory.activations import rows_kept, rows_owed
+from dsv3_plugin.planner.memory.rows import bytes_of
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.recipe.load import load_model
+from tests.rehearsal.te.rehearsed import rehearsed
+
+ALL = ["layernorm", "mla_up_proj", "moe_act"]
+CASES = {
+    "blockwise": {"fp8": "blockwise", "recompute": []},
+    "blockwise, recomputed": {"fp8": "blockwise", "recompute": ALL},
+    "SwiGLU in FP8": {"fp8": "blockwise", "recompute": ALL, "swiglu_in_fp8": True},
+    "tensorwise, recomputed": {"fp8": "tensorwise", "recompute": ALL},
+    "bf16, recomputed": {"fp8": None, "recompute": ALL},
+}
+OF_RECIPES = {"layernorm": "norms"}
+"""Upstream's recomputed modules → the recipe's, where they differ."""
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict:
+    cases = [{"name": name, **case} for name, case in CASES.items()]
+    return rehearsed(Path(__file__).with_name("layers_on_shapes.py"), json.dumps(cases))
+
+
+def planned(name: str) -> Setting:
+    case = CASES[name]
+    return Setting(
+        model=load_model("deepseek-v3"),
+        seq_length=4096,
+        micro_batch=1,
+        tensor=1,
+        pipeline=1,
+        context=1,
+        expert=64,
+        data=64,
+        zero1=True,
+        backend="transformer_engine",
+        dtype="bf16",
+        fp8=case["fp8"],
+        moments="fp32",
+        recompute=frozenset(OF_RECIPES.get(module, module) for module in case["recompute"]),
+        dispatcher="alltoall",
+        wire="bf16",
+        ranks_per_node=8,
+        nvlink_domain=8,
+        hide_shared_expert=None,
+        executor="ours",
+        fused_router=True,
+        fp8_swiglu_input=case.get("swiglu_in_fp8", False),
+    )
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe", "mtp"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_layer_keeps_what_the_planner_says(kept: dict, name: str, kind: str):
+    setting = planned(name)
+    # Scales of padded rows, and counts of tokens.
+    assert kept[name][kind] == pytest.approx(bytes_of(setting, rows_kept(setting, kind)), rel=2e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_as_much_is_owed_as_the_planner_says(kept: dict, name: str):
+    """Between the gradients of inputs and of weights, a whole model's."""
+    setting = planned(name)
+    owed = sum(bytes_of(setting, rows_owed(setting, kind)) for kind in ("dense", "moe", "mtp"))
+    assert kept[name]["owed"] == pytest.approx(owed, rel=2e-3)
+
+
+def test_attention_is_cudnns(kept: dict):
+    """Not products of whole matrices of scores, for which fake tensors were taken once."""
+    kernels = kept["blockwise"]["kernels"]
+    assert kernels["attention_forward"] == kernels["attention_backward"] == 3
+
+
+def test_each_weight_takes_three_products(kept: dict):
+    """Of its output, its input's gradient and its own; four experts count for themselves."""
+    kernels = kept["blockwise"]["kernels"]
+    moe_layers, experts = 2, 4
+    assert kernels["grouped_gemm"] == 3 * moe_layers * 2 * experts
