@@ -74,7 +74,7 @@ def examine() -> list[Finding]:
         Finding(
             "Apex",
             _module("apex"),
-            "no fused gradient accumulation on the local backend (TE has its own)",
+            "nothing: torch's product adds the head's weight gradient to its sum",
         ),
         Finding("ModelOpt", _version("nvidia-modelopt"), "no quantised export"),
         Finding("Slurm", _slurm(), "runs start on this machine only, or under torchrun"),

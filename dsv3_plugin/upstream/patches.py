@@ -59,6 +59,13 @@ PATCHES: tuple[Patch, ...] = (
         wraps=True,
     ),
     Patch(
+        targets=("megatron.core.tensor_parallel.random:_get_share_storage",),
+        replacement=recompute.get_share_storage,
+        reason="the first backward that recomputes compiles C++, and fails where it cannot",
+        test="tests/model/test_recompute.py",
+        wraps=True,
+    ),
+    Patch(
         targets=("transformer_engine.pytorch.cpp_extensions.gemm:get_cublas_workspace",),
         replacement=cublas_workspace.get_cublas_workspace,
         reason="one workspace per device: products on two streams write it at the same time",

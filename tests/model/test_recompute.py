@@ -1,12 +1,14 @@
 """Recomputing activations, every way upstream offers for these layers, changes nothing."""
 
+import subprocess
+
 import pytest
 import torch
 from megatron.core.tensor_parallel import random
 from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
 
 from dsv3_plugin.model.build import build_model
-from dsv3_plugin.upstream.recompute import checkpoint_without_output_init
+from dsv3_plugin.upstream.recompute import checkpoint_without_output_init, get_share_storage
 from tests import oracles
 
 MODEL = oracles.model_config(mtp_num_layers=1)
@@ -42,6 +44,31 @@ def test_selective(way, expected, monkeypatch):
     )  # as the table of patches does
     monkeypatch.setattr(CheckpointWithoutOutput, "__init__", init)
     same(gradients(recompute_granularity="selective", recompute_modules=WAYS[way]), expected)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("Ninja is required to load C++ extensions\n(pip install ninja to get it)"),
+        FileNotFoundError(2, "No such file or directory", "c++"),
+        subprocess.CalledProcessError(1, "c++"),
+    ],
+    ids=["no ninja", "no compiler", "a compiler that fails"],
+)
+def test_where_nothing_can_be_compiled_bytes_are_copied(failure, expected, monkeypatch):
+    def cannot(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(random, "_share_storage_ext", None)
+    monkeypatch.setattr(random, "load_inline", cannot)
+    monkeypatch.setattr(random, "_get_share_storage", get_share_storage(random._get_share_storage))
+    init = checkpoint_without_output_init(CheckpointWithoutOutput.__init__)
+    monkeypatch.setattr(CheckpointWithoutOutput, "__init__", init)
+    way = WAYS["norms and MLA up-projections"]
+    with pytest.warns(UserWarning, match="copied once more") as told:
+        again = gradients(recompute_granularity="selective", recompute_modules=way)
+    same(again, expected)
+    assert len([warning for warning in told if "copied once more" in str(warning.message)]) == 1
 
 
 def test_full(expected):
