@@ -17,10 +17,12 @@ from dsv3_plugin.planner.recipe_schedules import schedules_of
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stages import Stage, stages_of
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.rehearsal.report import Request
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.placement import Placement
 from tests.gloo_ranks import run_ranks
 from tests.measured_memory import measured
+from tests.rehearsal.forked_child import reports
 
 RUNS: dict[str, tuple[int, list[str]]] = {
     "1f1b": (2, ["parallel.pipeline=2"]),
@@ -69,11 +71,15 @@ class MeasuredRun:
     """What was asked, and what each rank held.
 
     Attributes:
+        name, recipe, overrides: of the run.
         schedule, placement: of the pipeline.
         stages: the chunks of each pipeline rank.
         ranks: by rank of the world, bytes by part.
     """
 
+    name: str
+    recipe: Path
+    overrides: list[str]
     setting: Setting
     schedule: Schedule
     placement: Placement
@@ -102,6 +108,9 @@ def measured_run(
     placement = loaded.placement(loaded.pipeline.schedule)
     along_the_model = stages_of(loaded.model, loaded.stage_layout)
     return MeasuredRun(
+        name=request.param,
+        recipe=recipe,
+        overrides=overrides,
         setting=setting,
         schedule=schedules_of(loaded)(2 * world // setting.data),
         placement=placement,
@@ -136,3 +145,27 @@ def test_activations_are_those_of_a_run_within_three_percent(measured_run: Measu
         # What a layer works with for a moment is an estimate, though of the same kind.
         most = fullest(orders[pipeline_rank], chunks)
         assert most.total == pytest.approx(found["most"], rel=0.05)
+
+
+def test_a_rehearsal_holds_what_a_run_holds_within_three_percent(
+    measured_run: MeasuredRun,
+) -> None:
+    setting = measured_run.setting
+    if measured_run.name not in ("dualpipe", "dualpipe_v", "no pipeline"):  # two of a kind suffice
+        pytest.skip("a rehearsal takes its time")
+    world, words = len(measured_run.ranks), tuple(measured_run.overrides)
+    micro_batches = 2 * world // setting.data
+    first_of_each_place = range(0, world, world // setting.pipeline)
+    rehearsed = reports(
+        [
+            Request(str(measured_run.recipe), words, "cpu", rank, micro_batches)
+            for rank in first_of_each_place
+        ]
+    )
+    for rank, report in zip(first_of_each_place, rehearsed, strict=True):
+        found = measured_run.ranks[rank]
+        states = {part: found[part] for part in ("weights", "gradients", "optimizer")}
+        assert {part: report.states[part] for part in states} == states
+        # The measurement leaves messages between stages out.
+        held = sum(states.values()) + found["most"]
+        assert sum(report.memory.values()) == pytest.approx(held, rel=0.03)

@@ -1,0 +1,65 @@
+"""Upstream's checks on the finished configuration, and every shipped recipe's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dsv3_plugin.model.config import transformer_config
+from dsv3_plugin.recipe.load import load_model, shipped_folder
+from dsv3_plugin.rehearsal.configuration import LIFTED, refusals
+from tests.conftest import Said
+
+
+def _finished(**fields: Any) -> Any:
+    """As our executor has a configuration, with fields that are set when upstream has looked."""
+    config = transformer_config(
+        load_model("tiny"),
+        dtype=torch.bfloat16,
+        expert_model_parallel_size=2,
+        moe_token_dispatcher_type="alltoall",
+    )
+    for name, value in {"delay_wgrad_compute": True, **fields}.items():
+        setattr(config, name, value)
+    return config
+
+
+def test_a_finished_configuration_passes_but_for_what_is_lifted() -> None:
+    assert refusals(_finished()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        # The shared expert on a stream of its own, beside weight gradients that wait.
+        ({"moe_shared_expert_overlap": True}, "moe_shared_expert_overlap"),
+        # The fused rotation, and a rotation that it does not know.
+        ({"apply_rope_fusion": True, "rope_type": "rope"}, "YARN"),
+        ({"recompute_granularity": "selective", "recompute_modules": ["moe"]}, "moe"),
+        ({"mtp_num_layers": 2}, "MTP"),
+        ({"moe_token_dispatcher_type": "allgather"}, "dispatcher"),
+    ],
+)
+def test_what_is_set_behind_upstreams_back_is_looked_at(fields: dict[str, Any], says: str) -> None:
+    (finding,) = refusals(_finished(**fields))
+    assert finding.stops
+    assert says in finding.sentence
+
+
+def test_what_is_lifted_has_a_reason_and_a_test() -> None:
+    for row in LIFTED:
+        assert row.reason
+        assert row.test.startswith("tests/")
+
+
+SHIPPED = [
+    f"pretrain/{path.stem}" for path in sorted((shipped_folder() / "pretrain").glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_every_shipped_recipe_is_configured(dsv3: Callable[..., Said], recipe: str) -> None:
+    said = dsv3("rehearse", recipe, "--configuration")
+    assert said.code == 0, said.out + said.err
+    assert "The configuration stands." in said.out

@@ -1,0 +1,56 @@
+"""A step of a rank: the tiny recipe's on the CPU host, the full one's on a GPU that only answers."""
+
+import json
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dsv3_plugin.rehearsal.te.installed import how_to_get_it, te_python
+from tests.conftest import Said
+
+
+def _found(said: Said) -> dict[str, Any]:
+    assert said.code == 0, said.out + said.err
+    return json.loads(said.out)
+
+
+def test_tiny_is_rehearsed_on_the_cpu(dsv3: Callable[..., Said]) -> None:
+    found = _found(dsv3("rehearse", "pretrain/tiny", "--ranks", "1", "--json"))
+    assert found["would_run"]
+    (rank,) = found["ranks"]
+    assert rank["rank"] == 1
+    states = ("weights", "gradients", "optimizer")
+    assert {part: rank["memory"][part] for part in states} == {
+        part: rank["planned"][part] for part in states
+    }
+    assert rank["operations"]["kernels"] > 1000
+    assert rank["messages"] > 0
+
+
+@pytest.fixture(scope="module")
+def full() -> Callable[..., list[str]]:
+    if not any(map(shutil.which, ("cc", "gcc", "clang"))):
+        pytest.skip("no C compiler is here")
+    if te_python() is None:
+        pytest.skip(how_to_get_it())
+    # The last batch alone, and as few micro-batches as its schedule takes.
+    return lambda *words: [
+        *("rehearse", "pretrain/deepseek-v3", "curves.batch_size=15360", "--json"),
+        *words,
+    ]
+
+
+def test_a_rank_of_the_full_recipe_fits_and_is_as_planned(
+    dsv3: Callable[..., Said], full: Callable[..., list[str]]
+) -> None:
+    found = _found(dsv3(*full("--ranks", "1920")))
+    assert found["would_run"]
+    (rank,) = found["ranks"]
+    assert rank["schedule"] == "dualpipe_v"
+    assert sum(rank["memory"].values()) < rank["card"]
+    assert "CUDA runtime" in found["device"]
+    for part in ("weights", "gradients", "optimizer", "fp8_copies", "activations"):
+        assert rank["memory"][part] == pytest.approx(rank["planned"][part], rel=0.05), part
+    assert rank["operations"]["by_name"]["attention_forward"][0] == 4 * rank["folded"]
