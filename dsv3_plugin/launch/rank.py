@@ -19,6 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TextIO
 
+from dsv3_plugin.dispatch.topology import launched_per_node
 from dsv3_plugin.distributed.device_environment import device_environment
 from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.errors import SaidElsewhere, UserError, user_error_in
@@ -35,6 +36,7 @@ from dsv3_plugin.launch.witness import witnessed
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
@@ -87,6 +89,12 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
         if _rank() == 0:
             console.print(summary(recipe))
         first_on_rank_zero("settings", lambda: refuse_what_does_not_go_on(recipe), outbox)
+        if _on_several_nodes(recipe):
+            first_on_rank_zero(
+                "rehearsal",
+                lambda: refuse_what_upstream_would(name, overrides, recipe, machine),
+                outbox,
+            )
         if is_done(recipe):
             if _rank() == 0:
                 console.line_of(nothing_to_do(recipe))
@@ -233,6 +241,12 @@ def _output_into_log(directory: RunFolder, outbox: Outbox, complaints: TextIO) -
             os.dup2(log.fileno(), descriptor)
     lines.log_into_standard_streams()
     return Console(file=terminal)
+
+
+def _on_several_nodes(recipe: Recipe) -> bool:
+    """Whether ranks of other machines wait: what goes wrong there later costs all of them."""
+    here = launched_per_node(os.environ)
+    return here is not None and here < recipe.parallel.processes
 
 
 def _rank() -> int:

@@ -1,6 +1,7 @@
 """Which part of a rank's memory a tensor is of: states by their place, the rest by their maker."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +13,12 @@ from megatron.core.utils import unwrap_model
 from dsv3_plugin.planner.plan import MemoryPart
 from dsv3_plugin.rehearsal.storages import Storages
 from dsv3_plugin.upstream.replace import Replacer
+
+_TE_LAYERS = tuple(
+    f"transformer_engine.pytorch.module.{name}"
+    for name in ("base", "linear", "layernorm_linear", "layernorm_mlp", "grouped_linear")
+)
+_TE_PRODUCTS = "transformer_engine.pytorch.cpp_extensions.gemm"
 
 
 def claim_states(storages: Storages, chunks: list[torch.nn.Module], optimizer: Any) -> None:
@@ -55,6 +62,12 @@ def tell_makers_apart(storages: Storages, replacer: Replacer) -> None:
             if name in vars(dispatcher):
                 _make_part(storages, replacer, dispatcher, name, "dispatch_buffers")
     _make_part(storages, replacer, GPTModel, "_postprocess", "logits")
+    for module in _TE_LAYERS:
+        if module in sys.modules:
+            _function_makes(storages, replacer, f"{module}:quantize_weight", "fp8_copies")
+    if _TE_PRODUCTS in sys.modules:
+        workspace = f"{_TE_PRODUCTS}:get_cublas_workspace"
+        _function_makes(storages, replacer, workspace, "allocator")
 
 
 def _subclasses(cls: type) -> Iterable[type]:
@@ -66,6 +79,11 @@ def _subclasses(cls: type) -> Iterable[type]:
 def _make_part(
     storages: Storages, replacer: Replacer, owner: type, name: str, part: MemoryPart
 ) -> None:
+    target = f"{owner.__module__}:{owner.__qualname__}.{name}"
+    _function_makes(storages, replacer, target, part)
+
+
+def _function_makes(storages: Storages, replacer: Replacer, target: str, part: MemoryPart) -> None:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -74,4 +92,4 @@ def _make_part(
 
         return wrapped
 
-    replacer.wrap(f"{owner.__module__}:{owner.__qualname__}.{name}", wrap)
+    replacer.wrap(target, wrap)

@@ -1,4 +1,4 @@
-"""A step of a rank: the tiny recipe's on the CPU host, the full one's on a GPU that only answers."""
+"""A step of a rank: tiny on the CPU host, the full recipe on a GPU that only answers."""
 
 import json
 import shutil
