@@ -4,6 +4,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.rehearsal.compiled import compiled
 from dsv3_plugin.rehearsal.gpu import gpu_of
 from dsv3_plugin.rehearsal.te.importing import import_from
 from dsv3_plugin.rehearsal.te.installed import how_to_get_it, te_python
@@ -42,7 +43,9 @@ def become(
     if not recipe.on_gpu(machine):
         cpu_host.enable()
         return launches
-    pretend(gpu_of(cluster), Replacer())
+    replacer = Replacer()
+    pretend(gpu_of(cluster), replacer)
+    replacer.set("torch:compile", compiled)
     if recipe.resolved_backend(machine) != "transformer_engine":
         return launches
     python = te_python()

@@ -34,6 +34,9 @@ class Kernels:
         if any(tensor.device.type == self._device_type for tensor in written):
             self._add(name, read, written)
 
+    def fused(self, name: str, read: Any, result: Any) -> None:
+        self._add(name, list(_tensors(read)), list(_tensors(result)))
+
     def launched(self, kernel: Kernel) -> None:
         """A kernel of Transformer Engine's library."""
         self._add(kernel.name, kernel.reads, kernel.writes)
@@ -77,6 +80,9 @@ class Collectives:
                 sum(sizes),
             )
         )
+
+    def fused(self, name: str, read: Any, result: Any) -> None:
+        pass  # nobody compiles messages
 
     def restart(self) -> None:
         """Forget what was before."""

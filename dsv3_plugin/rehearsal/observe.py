@@ -5,6 +5,7 @@ or a nought, and that it asked is counted, since on a GPU it would have waited.
 """
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -63,6 +64,9 @@ class Watcher(Protocol):
 
     def issued(self, function: Any, args: Any, kwargs: Any, result: Any) -> None: ...
 
+    def fused(self, name: str, read: Any, result: Any) -> None:
+        """Of several operations that are one kernel, when all were issued."""
+
 
 class Observer(TorchDispatchMode):
     """Passes every operation of the threads that enter it on to watchers.
@@ -77,6 +81,7 @@ class Observer(TorchDispatchMode):
         self.known = known
         self._watchers = watchers
         self.asked: Counter[str] = Counter()
+        self._here = threading.local()  # the two sides of a pair are in the middle of their own
 
     def restart(self) -> None:
         """Count what the host asks for from here on."""
@@ -95,8 +100,22 @@ class Observer(TorchDispatchMode):
         else:
             result = _SHAPES.get(function, function)(*args, **kwargs)
         self.known.follow(function, args, kwargs, result)
+        if not getattr(self._here, "fusing", False):
+            for watcher in self._watchers:
+                watcher.issued(function, args, kwargs, result)
+        return result
+
+    def as_one(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function whose operations are one kernel to the watchers."""
+        if getattr(self._here, "fusing", False):
+            return function(*args, **kwargs)  # a part of what is fused already
+        self._here.fusing = True
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self._here.fusing = False
         for watcher in self._watchers:
-            watcher.issued(function, args, kwargs, result)
+            watcher.fused(function.__name__, (args, kwargs), result)
         return result
 
     def _counted(self, function: Any, values: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:

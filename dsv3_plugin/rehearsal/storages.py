@@ -39,6 +39,9 @@ class Storages:
             if isinstance(leaf, torch.Tensor):
                 self.take(leaf)
 
+    def fused(self, name: str, read: Any, result: Any) -> None:
+        self.issued(None, (), {}, result)
+
     def take(self, tensor: torch.Tensor, part: str | None = None) -> None:
         """Count the storage of a tensor, if it is not counted yet; or as another part."""
         if tensor.device.type != self._device_type:
