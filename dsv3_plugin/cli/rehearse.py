@@ -71,7 +71,7 @@ def rehearse(
         from dsv3_plugin.report.rehearsal.mapping import mapping
         from dsv3_plugin.terminal.lines import say
 
-        say(json_format.dumps(mapping(found), indent=2, ensure_ascii=False))
+        say(json_format.dumps(mapping(found)))
     else:
         from dsv3_plugin.report.rehearsal.verdict import verdict
         from dsv3_plugin.terminal.console import Console
