@@ -37,7 +37,7 @@ def get_share_storage(original: Callable[[], ShareStorage]) -> Callable[[], Shar
     """Wraps `tensor_parallel.random._get_share_storage`: a copy where nothing can be compiled."""
 
     @functools.cache
-    def get() -> ShareStorage:
+    def found() -> ShareStorage:
         try:
             return original()
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
@@ -45,11 +45,15 @@ def get_share_storage(original: Callable[[], ShareStorage]) -> Callable[[], Shar
             warnings.warn(
                 f"what is recomputed is copied once more, since upstream's function that shares "
                 f"its memory cannot be compiled here: {reason}",
-                stacklevel=2,
+                stacklevel=3,
             )
             return copy_storage
 
-    return functools.wraps(original)(get)
+    @functools.wraps(original)
+    def get() -> ShareStorage:
+        return found()
+
+    return get
 
 
 def copy_storage(kept: Tensor, again: Tensor) -> None:

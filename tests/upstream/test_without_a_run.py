@@ -35,6 +35,7 @@ from megatron.core.distributed import (  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.optimizer.optimizer import MegatronOptimizer  # noqa: E402
+from megatron.core.tensor_parallel import random  # noqa: E402
 from megatron.core.transformer.moe import moe_utils  # noqa: E402
 from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler  # noqa: E402
 from megatron.training import training  # noqa: E402
@@ -503,3 +504,16 @@ def test_a_head_without_fused_accumulation_is_built_as_upstream_builds_it():
     before, after = both(built)
     assert after == before
     assert after[:2] == (True, False)
+
+
+@of("megatron.core.tensor_parallel.random:_get_share_storage")
+def test_what_is_recomputed_is_seen_by_all_that_was_kept():
+    def seen() -> list[torch.Tensor]:
+        kept = torch.zeros(4, 3)
+        views = [kept.view(12), kept[1:]]
+        kept.untyped_storage().resize_(0)
+        random._get_share_storage()(kept, torch.arange(12.0).view(4, 3))
+        return [kept, *views]
+
+    before, after = both(seen)
+    assert all(map(torch.equal, before, after))
