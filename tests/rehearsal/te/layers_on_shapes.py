@@ -14,9 +14,9 @@ from collections import Counter
 from typing import Any
 
 import torch
+from off_the_device import keep_off_the_device
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dsv3_plugin.rehearsal.shim.devices import keep_off_the_device
 from dsv3_plugin.rehearsal.te.importing import import_from
 from dsv3_plugin.rehearsal.te.installed import te_python
 from dsv3_plugin.rehearsal.world import fake_world

@@ -4,9 +4,9 @@ import contextlib
 import json
 
 import torch
+from off_the_device import keep_off_the_device
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dsv3_plugin.rehearsal.shim.devices import keep_off_the_device
 from dsv3_plugin.rehearsal.te.importing import import_from
 from dsv3_plugin.rehearsal.te.installed import te_python
 

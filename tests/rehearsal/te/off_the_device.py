@@ -1,4 +1,4 @@
-"""Where torch itself would still reach for the device under FakeTensorMode, in a rehearsed rank.
+"""Where torch itself would still reach for the device under FakeTensorMode, without the observer.
 
 With the preloaded runtime `torch.cuda.is_available()` is true, and torch takes a device that
 answers for one that computes.
@@ -17,10 +17,8 @@ def keep_off_the_device() -> None:
       Where a fake mode avoids the device, it does so for the thread that entered it alone: so
       backwards run on the thread that asks for them, not on autograd's own for the device (which
       moreover may not outlive the interpreter).
-    * `record_stream` tells the caching allocator, which knows no fake tensor.
     """
     FakeTensorMode.avoid_device_init = property(lambda mode: True)
-    torch.Tensor.record_stream = lambda tensor, stream: None
     run_backward = torch.autograd.graph._engine_run_backward
 
     def on_this_thread(*args: Any, **kwargs: Any) -> Any:
