@@ -24,6 +24,7 @@ from dsv3_plugin.pipeline.micro_batches import MicroBatches, reads_batches
 from dsv3_plugin.pipeline.neighbours import Neighbours
 from dsv3_plugin.pipeline.p2p import StageMessages
 from dsv3_plugin.pipeline.rank_step import RankStep
+from dsv3_plugin.pipeline.reductions import reductions
 from dsv3_plugin.pipeline.replicas import Replicas
 from dsv3_plugin.pipeline.step_numbers import Form, agree, keep_mtp_losses, mtp_losses
 from dsv3_plugin.pipeline.tasks import Computation, PlainComputation
@@ -120,8 +121,11 @@ class Executor:
             only_forward=forward_only,
             collect_non_loss_data=collect_non_loss_data,
         )
+        # Without upstream's function that finishes them, gradients stay each rank's own.
+        finishes = config.finalize_model_grads_func is not None and not forward_only
+        reduced = reductions(chunks, force_all_reduce) if finishes else None
         with _without_timers(config), torch.set_grad_enabled(not forward_only):
-            rank_step.run(steps)
+            rank_step.run(steps, reduced and reduced.begin)
             for chunk, chunk_batches in zip(chunks, batches, strict=True):
                 if reads_batches(chunk):
                     chunk_batches.pass_over_rest()
@@ -143,7 +147,8 @@ class Executor:
             self.peak_live = rank_step.peak_live
             tokens = totals.pop(_TOKENS)
             keep_mtp_losses(totals)
-            _finish_gradients(config, chunks, tokens, force_all_reduce)
+            with reduced.waited_for() if reduced else contextlib.nullcontext():
+                _finish_gradients(config, chunks, tokens, force_all_reduce)
         return losses
 
     def rank_step(

@@ -3,6 +3,7 @@
 A backward split in two leaves its weight gradients owed until its `W`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -85,11 +86,24 @@ class RankStep:
         self.tokens = torch.zeros([], dtype=torch.int, device=torch.cuda.current_device())
         self.peak_live = 0
 
-    def run(self, steps: Sequence[Step]) -> None:
-        """Take all steps; what was sent has left when it returns."""
+    def run(self, steps: Sequence[Step], whole: Callable[[int], None] | None = None) -> None:
+        """Take all steps; what was sent has left when it returns.
+
+        Args:
+            steps: of this rank.
+            whole: is told each chunk whose gradients have all been computed.
+        """
+        left = Counter(
+            self._chunk_of[part.stage] for step in steps for part in _last_halves(step.action)
+        )
         for step in steps:
             if step.action is not None:
                 self._compute(step.action)
+            for part in _last_halves(step.action):
+                index = self._chunk_of[part.stage]
+                left[index] -= 1
+                if whole is not None and left[index] == 0:
+                    whole(index)
             for batch in step.batches:
                 self._messages.post(batch)
         self._messages.wait_for_sends()
@@ -173,3 +187,10 @@ class RankStep:
 
     def _is_last(self, part: Compute) -> bool:
         return self._placement.model_stage(part.stage) == self._placement.depth - 1
+
+
+def _last_halves(action: Action | None) -> list[Compute]:
+    """What of an action leaves no gradient of its micro-batch owed: at most one."""
+    if isinstance(action, Overlap):
+        action = action.backward
+    return [action] if isinstance(action, Compute) and action.kind in (BACKWARD, WEIGHT) else []
