@@ -18,6 +18,7 @@ _TE_LAYERS = tuple(
     f"transformer_engine.pytorch.module.{name}"
     for name in ("base", "linear", "layernorm_linear", "layernorm_mlp", "grouped_linear")
 )
+_TE_BLOCKS = "transformer_engine.pytorch.tensor.storage.float8_blockwise_tensor_storage"
 _TE_PRODUCTS = "transformer_engine.pytorch.cpp_extensions.gemm"
 
 
@@ -65,6 +66,9 @@ def tell_makers_apart(storages: Storages, replacer: Replacer) -> None:
     for module in _TE_LAYERS:
         if module in sys.modules:
             _function_makes(storages, replacer, f"{module}:quantize_weight", "fp8_copies")
+    if _TE_BLOCKS in sys.modules:  # of weights, which alone are in squares; late in a backward
+        late = f"{_TE_BLOCKS}:Float8BlockwiseQTensorStorage._create_columnwise"
+        _function_makes(storages, replacer, late, "fp8_copies")
     if _TE_PRODUCTS in sys.modules:
         workspace = f"{_TE_PRODUCTS}:get_cublas_workspace"
         _function_makes(storages, replacer, workspace, "allocator")
