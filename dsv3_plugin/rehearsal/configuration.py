@@ -25,7 +25,7 @@ class Lifted:
     Attributes:
         says: a pattern that its message matches.
         instead: the fields that upstream sees in place of ours, so that it goes on to its other
-            checks.
+            checks; a function gives a field's value from ours.
         reason: why what it fears does not happen here.
         test: which test shows that.
     """
@@ -36,6 +36,11 @@ class Lifted:
     test: str
 
 
+_OF_THE_PLAN = (
+    "upstream's plan of overlapped layers cuts them into nodes and cannot do this; "
+    "`chunk_plan.plan_serves` says so, and whole layers overlap on two threads then"
+)
+
 LIFTED: tuple[Lifted, ...] = (
     Lifted(
         says="overlap_moe_expert_parallel_comm must be enabled when enabling delay_wgrad_compute",
@@ -45,6 +50,36 @@ LIFTED: tuple[Lifted, ...] = (
         "of. As in upstream's, forward and backward overlap, so its conditions for that have to "
         "hold.",
         test="tests/pipeline/test_streams.py",
+    ),
+    Lifted(
+        says="disable moe in recompute_modules when enabling overlap_moe_expert_parallel_comm",
+        instead={
+            "recompute_modules": lambda modules: [name for name in modules if name != "moe"],
+        },
+        reason=_OF_THE_PLAN,
+        test="tests/pipeline/test_chunk_plan.py",
+    ),
+    Lifted(
+        says="disable full recomputation when enabling overlap_moe_expert_parallel_comm",
+        instead={
+            "recompute_granularity": None,
+            "recompute_method": None,
+            "recompute_num_layers": None,
+        },
+        reason=_OF_THE_PLAN,
+        test="tests/pipeline/test_chunk_plan.py",
+    ),
+    Lifted(
+        says="overlap_moe_expert_parallel_comm is only supported with bf16 or fp16 model",
+        instead={"bf16": True},
+        reason=_OF_THE_PLAN,
+        test="tests/pipeline/test_chunk_plan.py",
+    ),
+    Lifted(
+        says="MTP supports at most one layer when enabling overlap_moe_expert_parallel_comm",
+        instead={"mtp_num_layers": 1},
+        reason=_OF_THE_PLAN,
+        test="tests/pipeline/test_chunk_plan.py",
     ),
 )
 
@@ -57,9 +92,10 @@ def refusals(config: TransformerConfig) -> list[Finding]:
         if message is None:
             return []
         lifted = next((row for row in LIFTED if re.search(row.says, message)), None)
-        if lifted is None or lifted.instead.items() <= instead.items():
+        if lifted is None or lifted.instead.keys() <= instead.keys():
             return [Finding(f"Megatron refuses the finished configuration: {message}")]
-        instead |= lifted.instead
+        for name, value in lifted.instead.items():
+            instead[name] = value(getattr(config, name)) if callable(value) else value
 
 
 def _refusal(config: TransformerConfig, instead: Mapping[str, Any]) -> str | None:

@@ -30,14 +30,25 @@ def test_a_finished_configuration_passes_but_for_what_is_lifted() -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"recompute_granularity": "selective", "recompute_modules": ["moe", "layernorm"]},
+        {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1},
+        {"mtp_num_layers": 2},
+        {"bf16": False},
+    ],
+)
+def test_what_upstreams_plan_alone_cannot_do_passes(fields: dict[str, Any]) -> None:
+    assert refusals(_finished(**fields)) == []
+
+
+@pytest.mark.parametrize(
     ("fields", "says"),
     [
         # The shared expert on a stream of its own, beside weight gradients that wait.
         ({"moe_shared_expert_overlap": True}, "moe_shared_expert_overlap"),
         # The fused rotation, and a rotation that it does not know.
         ({"apply_rope_fusion": True, "rope_type": "rope"}, "YARN"),
-        ({"recompute_granularity": "selective", "recompute_modules": ["moe"]}, "moe"),
-        ({"mtp_num_layers": 2}, "MTP"),
         ({"moe_token_dispatcher_type": "allgather"}, "dispatcher"),
     ],
 )
