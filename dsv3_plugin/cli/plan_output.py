@@ -28,8 +28,8 @@ class Output:
 
     def check(self) -> None:
         """Raise UserError for what does not go together."""
-        if self.html is not None and self.html.suffix.lower() not in (".html", ".htm"):
-            raise UserError(f"--html writes .html files; {self.html} does not end so")
+        if self.html is not None:
+            refuse_other_suffix(self.html)
         if self.json and self.ranks:
             raise UserError("--ranks is for the table; --json has every pipeline rank")
 
@@ -82,6 +82,12 @@ class Output:
 
     def _dump(self, mapping: dict[str, Any]) -> None:
         say(json.dumps(mapping))
+
+
+def refuse_other_suffix(page: Path) -> None:
+    """Raise UserError for the name of a page that no browser would take for one."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html writes .html files; {page} does not end so")
 
 
 def _mapping(case: Case) -> dict[str, Any]:

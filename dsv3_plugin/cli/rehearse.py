@@ -1,6 +1,7 @@
 """`dsv3 rehearse`: what a cluster would say of a recipe in its first minutes, without one."""
 
 import json as json_format
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,6 +36,9 @@ def rehearse(
         float | None,
         typer.Option(help="Load of each rehearsed rank's experts over the mean; 1 by default."),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write it as a page that needs nothing else.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Rehearse a run: its configuration, its ranks and a step of each, without its GPUs.
@@ -42,6 +46,7 @@ def rehearse(
     Exit code 1 where it would not run.
     """
     from dsv3_plugin.cli.plan_cases import Asked, Conditions
+    from dsv3_plugin.cli.plan_output import refuse_other_suffix
     from dsv3_plugin.cli.progress import children_done
     from dsv3_plugin.recipe.load import load_recipe
     from dsv3_plugin.rehearsal.cases import chosen_ranks
@@ -51,6 +56,8 @@ def rehearse(
 
     if configuration and ranks is not None:
         raise UserError("--configuration rehearses no rank: leave out --ranks")
+    if html is not None:
+        refuse_other_suffix(html)
     conditions = Conditions(cluster, imbalance, None, None, drawn=False)
     conditions.check()
     words = tuple(overrides or ())
@@ -67,6 +74,10 @@ def rehearse(
     )
     with children_done(wanted.children) as done:
         found = rehearsed(wanted, devices(run.cluster, run.recipe.on_gpu(run.machine)), done)
+    if html is not None:
+        from dsv3_plugin.report.rehearsal.page import write_page
+
+        write_page(found, html)
     if json:
         from dsv3_plugin.report.rehearsal.mapping import mapping
         from dsv3_plugin.terminal.lines import say

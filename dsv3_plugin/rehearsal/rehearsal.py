@@ -90,6 +90,11 @@ class Rehearsal:
     findings: tuple[Finding, ...]
 
     @property
+    def stepped(self) -> list[SteppedRank]:
+        """The ranks whose step came to its end."""
+        return [rank for rank in self.ranks if rank.report.memory]
+
+    @property
     def would_run(self) -> bool:
         return not any(finding.stops for finding in self.findings)
 

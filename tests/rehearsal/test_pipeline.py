@@ -12,7 +12,7 @@ from dsv3_plugin.rehearsal.child import answered
 from dsv3_plugin.rehearsal.children import _report
 from dsv3_plugin.rehearsal.rehearsal import SteppedRank, Wanted, _between_ranks
 from dsv3_plugin.rehearsal.report import Finding, Issued, Messages, RankReport, Request
-from dsv3_plugin.report.rehearsal.verdict import in_time
+from dsv3_plugin.report.rehearsal.sentences import in_time
 
 PIPELINE = (
     "parallel.processes=4",

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ def _found(said: Said) -> dict[str, Any]:
     return json.loads(said.out)
 
 
-def test_tiny_is_rehearsed_on_the_cpu(dsv3: Callable[..., Said]) -> None:
-    found = _found(dsv3("rehearse", "pretrain/tiny", "--ranks", "1", "--json"))
+def test_tiny_is_rehearsed_on_the_cpu(dsv3: Callable[..., Said], tmp_path: Path) -> None:
+    page = tmp_path / "rehearsal.html"
+    found = _found(dsv3("rehearse", "pretrain/tiny", "--ranks", "1", "--json", "--html", str(page)))
     assert found["would_run"]
     (rank,) = found["ranks"]
     assert rank["rank"] == 1
@@ -27,6 +29,10 @@ def test_tiny_is_rehearsed_on_the_cpu(dsv3: Callable[..., Said]) -> None:
     }
     assert rank["operations"]["kernels"] > 1000
     assert rank["messages"] > 0
+    text = page.read_text(encoding="utf-8")
+    assert "It would run." in text
+    assert text.count("<svg") == 1
+    assert "<script" not in text
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +60,24 @@ def test_a_rank_of_the_full_recipe_fits_and_is_as_planned(
     for part in ("weights", "gradients", "optimizer", "fp8_copies", "activations"):
         assert rank["memory"][part] == pytest.approx(rank["planned"][part], rel=0.05), part
     assert rank["operations"]["by_name"]["attention_forward"][0] == 4 * rank["folded"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["pretrain/tiny", "--html", "page.pdf"], "--html writes .html files"),
+        (["pretrain/tiny", "--configuration", "--ranks", "0"], "leave out --ranks"),
+        (["pretrain/tiny", "--ranks", "9"], "give ranks from 0 to 1"),
+        (["pretrain/tiny", "--imbalance", "0"], "cannot be 0"),
+        (["pretrain/tiny", "no.such=1"], "unknown key 'no'"),
+        (["deepseek-v3"], "nearest: 'pretrain/deepseek-v3'"),
+        (["pretrain/deepseek-v3", "--cluster", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_said(
+    dsv3: Callable[..., Said], words: list[str], says: str
+) -> None:
+    said = dsv3("rehearse", *words)
+    assert said.code == 2
+    assert says in said.err
+    assert said.err.count("\n") == 1

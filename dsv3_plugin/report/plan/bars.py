@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsv3_plugin.numbers import bytes_text, figure_text
-from dsv3_plugin.planner.plan import PhasePlan, Plan, RankPlan
+from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.planner.plan import MemoryPart, PhasePlan, Plan
 from dsv3_plugin.report.plan.words import MEMORY, TIME, stages_text
 
 _MANY_TIMES = 10
@@ -53,25 +54,37 @@ class Bars:
 
 
 def memory_bars(plan: Plan, phase: PhasePlan) -> Bars:
-    """Memory of each pipeline rank at its fullest, against the device's.
+    """Memory of each pipeline rank at its fullest, against the device's."""
+    rows = [
+        (f"{rank.pipeline_rank}: {stages_text(rank)}", rank.memory_bytes) for rank in phase.ranks
+    ]
+    return bars_of_memory(rows, plan.cluster)
+
+
+def bars_of_memory(rows: Sequence[tuple[str, Mapping[MemoryPart, int]]], cluster: Cluster) -> Bars:
+    """Memory by part, a bar for each row, against a device's.
 
     A device that has many times as much is left out: beside it nothing could be told apart.
+
+    Args:
+        rows: a label, and bytes by part.
+        cluster: whose device it is.
     """
-    card = plan.cluster.memory_bytes
-    fullest = max(sum(rank.memory_bytes.values()) for rank in phase.ranks)
+    card = cluster.memory_bytes
+    fullest = max(sum(parts.values()) for _, parts in rows)
     is_drawn = card < _MANY_TIMES * fullest
     most = max(card, fullest) if is_drawn else fullest
 
-    def bar(rank: RankPlan) -> Bar:
-        pieces = _stacked(rank.memory_bytes, MEMORY, most, bytes_text)
-        label = f"{rank.pipeline_rank}: {stages_text(rank)}"
-        return Bar(label, pieces, bytes_text(rank.memory_total))
+    def bar(label: str, parts: Mapping[MemoryPart, int]) -> Bar:
+        return Bar(
+            label, _stacked(parts, MEMORY, most, bytes_text), bytes_text(sum(parts.values()))
+        )
 
     return Bars(
-        tuple(map(bar, phase.ranks)),
-        _occurring(MEMORY, [rank.memory_bytes for rank in phase.ranks]),
+        tuple(bar(*row) for row in rows),
+        _occurring(MEMORY, [parts for _, parts in rows]),
         card / most if is_drawn else None,
-        f"{plan.cluster.gpu}: {bytes_text(card)}",
+        f"{cluster.gpu}: {bytes_text(card)}",
     )
 
 

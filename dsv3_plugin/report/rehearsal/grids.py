@@ -11,12 +11,12 @@ from dsv3_plugin.report.plan.words import MEMORY, stages_text
 
 def stages(rehearsal: Rehearsal) -> Grid:
     """A row for each rank and step: memory against the card and the plan, work against the mean."""
-    stepped = [rank for rank in rehearsal.ranks if rank.report.memory]
+    stepped = rehearsal.stepped
     unit = unit_for(max((rank.total for rank in stepped), default=0))
     several = len({rank.case.schedule for rank in stepped}) > 1
     rows = tuple(
         (
-            _name(rank, several),
+            name(rank, several),
             unit.text(rank.total),
             unit.text(rank.planned.memory_total),
             unit.text(rank.card - rank.total),
@@ -51,7 +51,7 @@ def work(rehearsal: Rehearsal) -> Grid:
     """What the step of each rank launches, and where its host waits."""
     rows = tuple(
         (
-            _name(rank, several=True),
+            name(rank, several=True),
             f"{operations.kernels:,}",
             f"{operations.bytes / 1e9:,.0f}",
             f"{len(rank.report.collectives):,}",
@@ -71,6 +71,7 @@ def _shown(ranks: Sequence[SteppedRank]) -> Iterable[tuple[MemoryPart, str]]:
             yield part, label
 
 
-def _name(rank: SteppedRank, several: bool) -> str:
+def name(rank: SteppedRank, several: bool) -> str:
+    """A rank with its stages, and of several steps the schedule below."""
     text = f"{rank.report.rank} {stages_text(rank.planned)}"
     return f"{text}\n{rank.case.schedule}" if several else text

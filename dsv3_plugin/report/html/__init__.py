@@ -1,0 +1,1 @@
+"""Pages that need nothing else: one frame, tables and bars for all of them."""

@@ -1,0 +1,52 @@
+"""What is said of a rehearsal, in sentences."""
+
+from dsv3_plugin.numbers import figure_text
+from dsv3_plugin.rehearsal.rehearsal import Rehearsal
+from dsv3_plugin.rehearsal.report import Finding, Messages
+
+
+def sentence(finding: Finding) -> str:
+    """A finding with its way out."""
+    way_out = f" ({finding.way_out})" if finding.way_out else ""
+    return f"{'✗' if finding.stops else '·'} {finding.sentence}{way_out}."
+
+
+def where(rehearsal: Rehearsal) -> str:
+    """What was rehearsed, and on what."""
+    return (
+        f"{rehearsal.name} on {rehearsal.processes:,} × {rehearsal.cluster.gpu}; "
+        f"rehearsed on {rehearsal.device}."
+    )
+
+
+def in_time(schedule: str, messages: Messages) -> str:
+    """How long the pipeline takes with its messages as NCCL has them."""
+    told = (
+        f"{schedule}: {messages.messages:,} messages in {messages.batches:,} batches, for which a "
+        f"rank has up to {messages.communicators} process groups"
+    )
+    if messages.makespan is None:
+        return f"{told}."
+    longer = 100 * (messages.makespan / messages.ideal - 1)
+    return (
+        f"{told}; {figure_text(messages.makespan)} s, {longer:.2f} % longer than if none waited "
+        "for another."
+    )
+
+
+def in_the_end(rehearsal: Rehearsal) -> str:
+    """The verdict in one sentence."""
+    if not rehearsal.would_run:
+        return "It would not run."
+    if not rehearsal.ranks:
+        return "The configuration stands."
+    return "It would run."
+
+
+def pipelines(rehearsal: Rehearsal) -> list[str]:
+    """A line for each step of a pipeline whose messages were held together."""
+    return [
+        in_time(pipeline.case.schedule, pipeline.report.messages)
+        for pipeline in rehearsal.pipelines
+        if pipeline.report.messages is not None
+    ]
