@@ -86,6 +86,7 @@ def _built_and_stepped(
     _follow_resizing(storages, replacer)
     _follow_pairs(observer, replacer)
     _answer_reading(observer, replacer)
+    _let_messages_leave(replacer)
     _give_samples(run.recipe, replacer)
     _give_routing(run.recipe, known, request, replacer)
     watch = _Watch(storages, [kernels, collectives, observer], request)
@@ -206,6 +207,33 @@ def _answer_reading(observer: Observer, replacer: Replacer) -> None:
     replacer.wrap("torch:tensor", tensor)
     replacer.set("torch._subclasses.fake_tensor:FakeTensor.tolist", tolist)
     replacer.wrap("torch:Tensor.numpy", numpy)
+
+
+class _OnItsWay:
+    """A message that has left once something else was posted: a fake one never says that it has."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def is_completed(self) -> bool:
+        before, self._asked = self._asked, True
+        return before
+
+    def wait(self, *timeout: Any) -> None:
+        pass
+
+
+def _let_messages_leave(replacer: Replacer) -> None:
+    """What was sent is held until it has left; elsewhere that is a moment."""
+
+    def posted(original: Any) -> Any:
+        def works(operations: list[Any]) -> list[Any]:
+            original(operations)
+            return [_OnItsWay() for _ in operations]
+
+        return works
+
+    replacer.wrap("dsv3_plugin.pipeline.p2p:batch_isend_irecv", posted)
 
 
 def _give_samples(recipe: Recipe, replacer: Replacer) -> None:

@@ -7,13 +7,30 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
 from megatron.core.utils import unwrap_model
 
+from dsv3_plugin.dispatch.copies import Copies
+from dsv3_plugin.dispatch.exchange import InFlight
 from dsv3_plugin.planner.plan import MemoryPart
 from dsv3_plugin.rehearsal.storages import Storages
 from dsv3_plugin.upstream.replace import Replacer
 
+_DISPATCH = (
+    "dispatch_preprocess",
+    "token_dispatch",
+    "dispatch_postprocess",
+    "combine_preprocess",
+    "token_combine",
+    "combine_postprocess",
+)
+_SHARED = (
+    "pre_forward_comm",
+    "linear_fc1_forward_and_act",
+    "linear_fc2_forward",
+    "post_forward_comm",
+)
 _TE_LAYERS = tuple(
     f"transformer_engine.pytorch.module.{name}"
     for name in ("base", "linear", "layernorm_linear", "layernorm_mlp", "grouped_linear")
@@ -50,18 +67,21 @@ def _optimizer_states(optimizer: Any) -> Iterator[torch.Tensor]:
 
 
 def tell_makers_apart(storages: Storages, replacer: Replacer) -> None:
-    """Let what dispatchers and the head make count as their parts."""
-    for dispatcher in _subclasses(MoETokenDispatcher):
-        for name in (
-            "dispatch_preprocess",
-            "token_dispatch",
-            "dispatch_postprocess",
-            "combine_preprocess",
-            "token_combine",
-            "combine_postprocess",
-        ):
-            if name in vars(dispatcher):
-                _make_part(storages, replacer, dispatcher, name, "dispatch_buffers")
+    """Let what dispatchers, the head and quantisers of weights make count as their parts."""
+    for owner, names in (
+        *((dispatcher, _DISPATCH) for dispatcher in _subclasses(MoETokenDispatcher)),
+        # Both ways, in a backward too, where no dispatcher is asked.
+        (InFlight, ("_resume",)),
+        (Copies, ("take", "sum")),
+    ):
+        for name in names:
+            if name in vars(owner):
+                _make_part(storages, replacer, owner, name, "dispatch_buffers")
+    # A shared expert computes between the halves of a dispatch, and what it keeps is its own.
+    for expert in (SharedExpertMLP, *_subclasses(SharedExpertMLP)):
+        for name in _SHARED:
+            if name in vars(expert):
+                _make_part(storages, replacer, expert, name, "activations")
     _make_part(storages, replacer, GPTModel, "_postprocess", "logits")
     for module in _TE_LAYERS:
         if module in sys.modules:

@@ -51,13 +51,15 @@ def full() -> Callable[..., list[str]]:
 def test_a_rank_of_the_full_recipe_fits_and_is_as_planned(
     dsv3: Callable[..., Said], full: Callable[..., list[str]]
 ) -> None:
-    found = _found(dsv3(*full("--ranks", "1920")))
+    found = _found(dsv3(*full("--ranks", "1024")))
     assert found["would_run"]
     (rank,) = found["ranks"]
     assert rank["schedule"] == "dualpipe_v"
     assert sum(rank["memory"].values()) < rank["card"]
     assert "CUDA runtime" in found["device"]
-    for part in ("weights", "gradients", "optimizer", "fp8_copies", "activations"):
+    for part in (
+        "weights", "gradients", "optimizer", "fp8_copies", "activations", "dispatch_buffers",
+    ):  # fmt: skip
         assert rank["memory"][part] == pytest.approx(rank["planned"][part], rel=0.05), part
     assert rank["operations"]["by_name"]["attention_forward"][0] == 4 * rank["folded"]
 
