@@ -19,6 +19,7 @@ from typing import TextIO
 
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.nccl_watchdog import after, lost, lost_sentence, timeout_in
+from dsv3_plugin.terminal.lines import note
 
 WATCHDOGS_SECONDS = 10.0
 """How long to wait where NCCL's watchdog has begun to end ranks: each looks at its own clock, and
@@ -82,7 +83,7 @@ def main() -> None:
         if os.read(told, 1):
             return
     sentence = testimony(RunFolder(Path(root)), int(ranks), float(seconds))
-    print(f"dsv3: {sentence}", file=sys.stderr)
+    note(f"dsv3: {sentence}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def main(model_file: str, spec: str, load: str, save: str, *flags: str) -> None:
     if spec == "ours":
         argv += ["--spec", *SPEC]
     argv += ["--load", load, "--finetune"]
-    argv += [str(word) for flag in arguments._model(model) for word in (f"--{flag[0]}", *flag[1:])]
+    flags = arguments._model(model, fused=False)
+    argv += [str(word) for flag in flags for word in (f"--{flag[0]}", *flag[1:])]
     sys.argv = ["drive_upstream", *argv]
     if spec == "upstream":
         backends.LocalSpecProvider.core_attention = lambda self: CausalAttention
