@@ -24,10 +24,12 @@ class Devices:
     Attributes:
         environment: of a child.
         kind: what it is, for people.
+        lacking: why no rank can take a step on them; empty: each can.
     """
 
     environment: dict[str, str]
     kind: str
+    lacking: str = ""
 
 
 def devices(cluster: Cluster, on_gpu: bool) -> Devices:
@@ -38,7 +40,7 @@ def devices(cluster: Cluster, on_gpu: bool) -> Devices:
     try:
         shim = built_shim()
     except UserError as error:
-        return Devices(inherited, f"tensors on the CPU, without streams ({error})")
+        return Devices(inherited, f"{cluster.gpu}, in name alone", str(error))
     environment = shim.environment(gpu_of(cluster), inherited)
     return Devices(inherited | environment, f"{cluster.gpu}, with a CUDA runtime that only answers")
 

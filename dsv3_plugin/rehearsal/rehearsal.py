@@ -159,7 +159,8 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
     stepped: list[SteppedRank] = []
     pipelines: list[SteppedPipeline] = []
     if not any(finding.stops for finding in configuration.findings):
-        pairs = [(rank, case) for case in cases for rank in wanted.ranks]
+        stepping = () if devices.lacking else wanted.ranks
+        pairs = [(rank, case) for case in cases for rank in stepping]
         requests = [wanted.request(*pair, "step") for pair in pairs]
         if wanted.has_pipeline:
             requests += [wanted.request(0, case, "messages") for case in cases]
@@ -176,6 +177,7 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
         ]
     findings = [
         *configuration.findings,
+        *_of_devices(wanted, devices),
         *_of_ranks(stepped),
         *_between_ranks(stepped),
         *(finding for pipeline in pipelines for finding in pipeline.report.findings),
@@ -210,6 +212,11 @@ def _between_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
         place[rank.report.rank] = rank.report.collectives
     for issued in places.values():
         yield from unlike_collectives(issued)
+
+
+def _of_devices(wanted: Wanted, devices: Devices) -> Iterator[Finding]:
+    if wanted.ranks and devices.lacking:
+        yield Finding(f"No rank took a step: {devices.lacking.removesuffix('.')}", stops=False)
 
 
 def _of_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dsv3_plugin.rehearsal.shim import build
 from dsv3_plugin.rehearsal.te.installed import how_to_get_it, te_python
 from tests.conftest import Said
 
@@ -83,3 +84,19 @@ def test_what_cannot_be_rehearsed_is_said(
     assert said.code == 2
     assert says in said.err
     assert said.err.count("\n") == 1
+
+
+def test_without_a_compiler_the_configuration_is_rehearsed_all_the_same(
+    dsv3: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_COMPILERS", ())
+    upstreams = (
+        "pipeline.executor=upstream",
+        "pipeline.schedule=1f1b",
+        "pipeline.ramp_schedule=null",
+        "pipeline.layout=null",
+    )
+    said = dsv3("rehearse", "pretrain/deepseek-v3", "--ranks", "0", *upstreams)
+    assert said.code == 0, said.out + said.err
+    assert "No rank took a step: No C compiler is here" in " ".join(said.out.split())
+    assert "The configuration stands." in said.out
