@@ -5,7 +5,6 @@ in the middle of a pipeline differ only by how many micro-batches they hold at o
 repeats itself: a schedule is rehearsed with as few micro-batches as already hold the most memory.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsv3_plugin.errors import UserError
@@ -93,10 +92,3 @@ def _rank(word: str, processes: int) -> int:
             "them, or `all` for one at every place of the pipeline"
         )
     return int(word)
-
-
-def others_of(ranks: Sequence[int], recipe: Recipe) -> list[int]:
-    """The places of the pipeline that none of these ranks has."""
-    per_place = recipe.parallel.processes // recipe.parallel.pipeline
-    rehearsed = {rank // per_place for rank in ranks}
-    return [place for place in range(recipe.parallel.pipeline) if place not in rehearsed]

@@ -137,6 +137,8 @@ class _Watch(Hook):
 
     def after_step(self, step: Step) -> None:
         self.moments["optimizer"] = self._storages.most
+        if self._storages.most > self.moments["step"]:
+            self.memory = self._storages.fullest
         raise _Enough
 
 

@@ -18,8 +18,6 @@ MOST_GROUPS = 128
 """Process groups that a rank may be in: NCCL gives each buffers and threads of its own."""
 MOST_ASKED = 128
 """Groups that the plugin may have a rank make: it takes as long as the rendezvous answers."""
-_NOT_REHEARSED: tuple[MemoryPart, ...] = ("allocator", "saving")
-"""Parts of a rank's memory that no operation of a step makes: the plan's are taken."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,8 @@ class SteppedRank:
 
     @property
     def memory(self) -> dict[MemoryPart, int]:
-        """Part → bytes at the fullest moment, with the plan's for what is not rehearsed."""
-        beside = {part: self.planned.memory_bytes.get(part, 0) for part in _NOT_REHEARSED}
-        return dict(self.report.memory) | {k: v for k, v in beside.items() if k == "allocator"}
+        """Part → bytes at the fullest moment; of context, NCCL and workspaces, the plan's."""
+        return self.report.memory | {"allocator": self.planned.memory_bytes.get("allocator", 0)}
 
     @property
     def total(self) -> int:

@@ -112,7 +112,7 @@ class RankReport:
         groups: process groups that it is in.
         groups_asked: groups that it helped to make; groups_asked_here: for the plugin.
         states: part → bytes after the rank was built (weights, gradients, optimizer, fp8_copies).
-        memory: part → bytes at the fullest moment of the step, those included.
+        memory: part → bytes at the fullest moment, of the step or of the optimizer, those included.
         moments: moment → bytes at its fullest.
         operations: of the step.
         synchronisations: where the host waited for the device → how often, in the step.
