@@ -1,5 +1,6 @@
 """A model and its weights on one process, for logits, generation and tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,7 +16,9 @@ from dsv3_plugin.upstream import patching
 
 
 def load_for_inference(
-    directory: str | Path, dtype: torch.dtype = torch.float32
+    directory: str | Path,
+    dtype: torch.dtype = torch.float32,
+    as_model: Callable[[ModelConfig], ModelConfig] = lambda trained: trained,
 ) -> tuple[GPTModel, ModelConfig]:
     """The newest model in a checkpoint folder, in evaluation mode, with the local backend.
 
@@ -24,6 +27,8 @@ def load_for_inference(
     Args:
         directory: an imported or trained checkpoint, saved under any parallel layout.
         dtype: of the parameters; stored values are cast.
+        as_model: from the model that was trained, one of the same weights that computes otherwise
+            with them (its positions).
 
     Raises:
         UserError: there is no whole checkpoint, it is of another model than its `model.yaml` says,
@@ -38,7 +43,8 @@ def load_for_inference(
             f"{directory} keeps its weights in FP8, which nothing computes with here: import the "
             "model again without --dtype keep-fp8."
         )
-    model = build_model(weights.model, dtype=dtype, perform_initialization=False)
+    config = as_model(weights.model)
+    model = build_model(config, dtype=dtype, perform_initialization=False)
     iteration = str(weights.checkpoint.path)
     try:
         with restricted_reading():
@@ -52,4 +58,4 @@ def load_for_inference(
         raise UserError(f"{iteration} cannot be loaded: {error}") from error
     parameters = {name: state[name] for name in model.state_dict() if name in state}
     model.load_state_dict(parameters, strict=False)
-    return model.eval(), weights.model
+    return model.eval(), config

@@ -20,6 +20,7 @@ from dsv3_plugin.cli.compare import inspect, verify
 from dsv3_plugin.cli.convert import export, import_
 from dsv3_plugin.cli.data import data
 from dsv3_plugin.cli.doctor import doctor
+from dsv3_plugin.cli.evaluate import evaluate
 from dsv3_plugin.cli.infer import generate, logits
 from dsv3_plugin.cli.model import model
 from dsv3_plugin.cli.plan import plan
@@ -81,6 +82,7 @@ app.command("load", hidden=True)(balance)  # as it was called at first
 app.command()(doctor)
 app.add_typer(model, name="model")
 app.add_typer(data, name="data")
+app.add_typer(evaluate, name="eval")
 
 
 def main() -> None:

@@ -1,17 +1,18 @@
 """Logits of given tokens and continuations of a text, from a checkpoint folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from dsv3_plugin.checkpoint import tracker, trained_on
 from dsv3_plugin.checkpoint.load import load_for_inference
-from dsv3_plugin.data.tokenizer import open_tokenizer
+from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.generate import generate
 from dsv3_plugin.inference.logits import main_logits, mtp_logits
 from dsv3_plugin.inference.token_file import new_array, read_tokens, require_place
+from dsv3_plugin.recipe.model import ModelConfig
 
 
 def write_logits(checkpoint: Path, tokens: Path, out: Path, *, mtp: bool = False) -> None:
@@ -39,6 +40,28 @@ def tokenizer_folder(checkpoint: Path) -> Path:
     return next((place for place in places if place.is_dir()), places[0])
 
 
+def tokenizer_of_checkpoint(checkpoint: Path) -> TextTokenizer:
+    """The tokenizer that a model was trained with, from beside its checkpoint.
+
+    Raises:
+        UserError: there is none, or it is another.
+    """
+    folder = tokenizer_folder(checkpoint)
+    trained_on.refuse_replaced_tokenizer(folder.parent)
+    return open_tokenizer(folder)
+
+
+def refuse_unknown_tokens(
+    tokens: Iterable[int], tokenizer: TextTokenizer, config: ModelConfig
+) -> None:
+    """Raise UserError if a text has tokens that a model has not."""
+    if max(tokens, default=0) >= config.vocab_size:
+        raise UserError(
+            f"{tokenizer} has more tokens than the model's {config.vocab_size}; "
+            "it is another model's tokenizer."
+        )
+
+
 def continue_text(
     checkpoint: Path,
     prompt: str,
@@ -53,17 +76,11 @@ def continue_text(
     Raises:
         UserError: the checkpoint or its tokenizer cannot be read, or the tokens do not fit.
     """
-    folder = tokenizer_folder(checkpoint)
-    trained_on.refuse_replaced_tokenizer(folder.parent)
-    tokenizer = open_tokenizer(folder)
+    tokenizer = tokenizer_of_checkpoint(checkpoint)
     model, config = load_for_inference(checkpoint)
     # With the tokenizer's own special tokens: DeepSeek's begins every text with one.
     tokens = tokenizer.backend.encode(prompt, add_special_tokens=True).ids
-    if max(tokens, default=0) >= config.vocab_size:
-        raise UserError(
-            f"{tokenizer} has more tokens than the model's {config.vocab_size}; "
-            "it is another model's tokenizer."
-        )
+    refuse_unknown_tokens(tokens, tokenizer, config)
     tokens_after = generate(
         model,
         tokens,

@@ -1,0 +1,1 @@
+"""What was evaluated, as tables, mappings and pages."""
