@@ -16,13 +16,14 @@ import torch
 from torch.distributed import distributed_c10d
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.upstream import cpu_host
 
 Backend = Literal["nccl", "gloo"]
 """Of torch.distributed: what GPUs talk over, what CPUs do."""
 
 
-def order_kernels(tensor: int, context: int, own_pipeline: bool) -> None:
+def order_kernels(recipe: Recipe) -> None:
     """Choose the number of queues that streams have to the device; CUDA reads it when it starts.
 
     With one, kernels start in the order in which they are launched: with tensor or context
@@ -32,10 +33,12 @@ def order_kernels(tensor: int, context: int, own_pipeline: bool) -> None:
     own overlapped schedule. A value that is there already is kept.
 
     Args:
-        tensor, context: degrees of parallelism.
-        own_pipeline: our executor runs the schedule.
+        recipe: the run, whose parallelism and executor decide.
     """
-    queues = "1" if tensor > 1 or context > 1 else "32" if own_pipeline else None
+    parallel = recipe.parallel
+    divided = parallel.tensor > 1 or parallel.context > 1
+    own_pipeline = parallel.pipeline > 1 and recipe.executor == "ours"
+    queues = "1" if divided else "32" if own_pipeline else None
     if queues is not None:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", queues)
 

@@ -182,9 +182,7 @@ def join_world(recipe: Recipe, machine: Machine, outbox: Outbox) -> None:
         os.environ.update(device_environment(os.environ, dumps))
     from dsv3_plugin.distributed import world
 
-    parallel = recipe.parallel
-    own_pipeline = parallel.pipeline > 1 and recipe.executor == "ours"
-    world.order_kernels(parallel.tensor, parallel.context, own_pipeline)  # before CUDA starts
+    world.order_kernels(recipe)  # before CUDA starts
     backend = "nccl" if on_gpu else "gloo"
     timeout = datetime.timedelta(minutes=recipe.parallel.timeout_minutes)
     store = None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.make import refuse_format
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.load import changed
 from dsv3_plugin.recipe.schema import Recipe
@@ -38,6 +39,7 @@ def answered(request: Request, scratch: Path) -> RankReport:
     machine = cluster.machine
     try:
         recipe = load_resolved(request.recipe, request.overrides, machine)
+        refuse_format(recipe, cluster)
         if request.depth == "messages":
             from dsv3_plugin.upstream import cpu_host
 
@@ -51,6 +53,9 @@ def answered(request: Request, scratch: Path) -> RankReport:
 
             only_configuration = request.depth == "configuration"
             launches = become(recipe, machine, cluster, only_configuration=only_configuration)
+            from dsv3_plugin.distributed.world import order_kernels
+
+            order_kernels(recipe)
             from dsv3_plugin.rehearsal.world import fake_world
 
             world = stack.enter_context(

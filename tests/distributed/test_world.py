@@ -10,24 +10,28 @@ import torch
 from dsv3_plugin.distributed import world
 from dsv3_plugin.distributed.world import order_kernels
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.load import load_recipe
+
+UPSTREAMS = ("pipeline.schedule=1f1b", "pipeline.ramp_schedule=null", "pipeline.layout=balanced")
+"""Overrides with which upstream's executor runs the full recipe."""
 
 
 @pytest.mark.parametrize("degree", ["tensor", "context"])
 def test_what_upstream_wants_of_the_environment_is_set(monkeypatch, degree):
     monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
-    order_kernels(tensor=1, context=1, own_pipeline=False)
+    order_kernels(load_recipe("pretrain/deepseek-v3", UPSTREAMS))
     assert "CUDA_DEVICE_MAX_CONNECTIONS" not in os.environ
-    divided = {"tensor": 1, "context": 1, "own_pipeline": False} | {degree: 2}
-    order_kernels(**divided)
+    divided = load_recipe("pretrain/deepseek-v3", [*UPSTREAMS, f"parallel.{degree}=2"])
+    order_kernels(divided)
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "1"
     monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "8")
-    order_kernels(**divided)
+    order_kernels(divided)
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "8"
 
 
 def test_streams_of_the_executor_have_queues_of_their_own(monkeypatch):
     monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
-    order_kernels(tensor=1, context=1, own_pipeline=True)
+    order_kernels(load_recipe("pretrain/deepseek-v3"))
     assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
 
 

@@ -74,3 +74,18 @@ def test_every_shipped_recipe_is_configured(dsv3: Callable[..., Said], recipe: s
     said = dsv3("rehearse", recipe, "--configuration")
     assert said.code == 0, said.out + said.err
     assert "The configuration stands." in said.out
+
+
+def test_tensor_parallel_ranks_start_with_the_queues_that_upstream_wants(
+    dsv3: Callable[..., Said],
+) -> None:
+    """As the search divides the full recipe among 256 devices."""
+    searched = (
+        "parallel.processes=256", "parallel.tensor=2", "parallel.expert=16",
+        "training.micro_batch_size=2", "pipeline.schedule=1f1b", "pipeline.ramp_schedule=null",
+        "pipeline.layout=Ettttt|(tttt|)*10ttt|(tttt|)*3tmL",
+        "recompute=[norms,mla_up_proj,mlp,moe]",
+    )  # fmt: skip
+    said = dsv3("rehearse", "pretrain/deepseek-v3", *searched, "--configuration")
+    assert said.code == 0, said.out + said.err
+    assert "The configuration stands." in said.out

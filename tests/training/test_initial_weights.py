@@ -9,6 +9,7 @@ import yaml
 
 from dsv3_plugin.distributed.world import order_kernels, single_process
 from dsv3_plugin.model.build import build_model
+from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.initial_weights import ROWS, _drawn, draw_weights
 from tests import oracles
 from tests.gloo_ranks import run_ranks
@@ -55,7 +56,7 @@ def first_weights(rank: int, recipe: Path, overrides: list[str]) -> list[Part]:
     from dsv3_plugin.stages import pretrain
     from dsv3_plugin.training.hooks import Hook
 
-    order_kernels(tensor=2, context=1, own_pipeline=False)  # as whoever starts ranks does
+    order_kernels(load_recipe(recipe, overrides))  # as whoever starts ranks does
     held = []
 
     class Look(Hook):
