@@ -159,6 +159,14 @@ class Quantization(Subject):
         self.launch("transpose", input, out)
         return out
 
+    def swap_first_dims(self, tensor: Tensor, *, out: Tensor | None) -> Tensor:
+        tensor = tensor.contiguous()
+        if out is None:
+            shape = (tensor.shape[1], tensor.shape[0], *tensor.shape[2:])
+            out = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        self.launch("swap_first_dims", tensor, out)
+        return out
+
     def multi_tensor_quantize(self, tensor_list: list[Tensor], quantizer_list: list) -> list[Any]:
         return [
             self.quantize(tensor, quantizer)
