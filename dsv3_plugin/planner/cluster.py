@@ -19,6 +19,7 @@ from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.recipe.validation import validate
 
+_BLACKWELL = ("B100", "B200", "B300", "GB200", "GB300")
 LEAST, MOST = 1e-6, 1e9
 """Bounds of whatever a device has or does, in the units of a cluster file."""
 LEAST_SHARE = 1e-3
@@ -175,6 +176,11 @@ class Cluster(Section):
     @property
     def memory_bytes(self) -> int:
         return int(self.memory_gb * 1e9)
+
+    @property
+    def is_blackwell(self) -> bool:
+        """Whether its devices are NVIDIA's Blackwell, or what came of it."""
+        return any(name in self.gpu for name in _BLACKWELL)
 
     @property
     def machine(self) -> Machine:

@@ -69,8 +69,26 @@ def _impossible(recipe: Recipe, cluster: Cluster) -> Iterator[str]:
             f"it asks for {processes:,} devices, and there are {cluster.gpus:,}: lower "
             "parallel.processes, or name a larger cluster with --cluster"
         )
-    if recipe.precision.fp8 is not None and cluster.peak_tflops.fp8 is None:
+    yield from _not_computed(recipe, cluster)
+
+
+def refuse_format(recipe: Recipe, cluster: Cluster) -> None:
+    """Raise UserError where the devices of a cluster do not compute in a recipe's format."""
+    if sentence := next(_not_computed(recipe, cluster), None):
+        raise UserError(f"{recipe.name} on {cluster.name}: {sentence}.")
+
+
+def _not_computed(recipe: Recipe, cluster: Cluster) -> Iterator[str]:
+    fp8 = recipe.precision.fp8
+    if fp8 is None:
+        return
+    if cluster.peak_tflops.fp8 is None:
         yield f"{cluster.gpu} does not compute in FP8: set precision.fp8=null"
+    elif fp8.recipe == "mxfp8" and not cluster.is_blackwell:
+        yield (
+            f"{cluster.gpu} has no products of blocks of 32 values, which Blackwell was the first "
+            "to have: set precision.fp8.recipe=blockwise"
+        )
 
 
 def _phase(steps: RecipeSteps, phase: Phase, before: int, flops_per_token: int) -> PhasePlan:

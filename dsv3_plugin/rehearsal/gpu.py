@@ -24,14 +24,11 @@ class Gpu:
     per_node: int
 
 
-_BLACKWELL = ("B100", "B200", "B300", "GB200", "GB300")
-
-
 def gpu_of(cluster: Cluster) -> Gpu:
     """The device of a cluster."""
     return Gpu(
         name=cluster.gpu,
-        capability=(10, 0) if any(name in cluster.gpu for name in _BLACKWELL) else (9, 0),
+        capability=(10, 0) if cluster.is_blackwell else (9, 0),
         memory_bytes=int(cluster.memory_gb * 1e9),
         multiprocessors=cluster.multiprocessors,
         per_node=cluster.gpus_per_node,

@@ -6,7 +6,9 @@ import pytest
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.cluster import Cluster, load_cluster, shipped_clusters
+from dsv3_plugin.planner.make import refuse_impossible
 from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.load import load_recipe
 
 SHIPPED = ("b200", "cpu", "gb200", "gb300", "h100", "h200", "h800", "mi300x")
 
@@ -33,6 +35,11 @@ def test_a_shipped_cluster_is_what_it_says(name):
         assert cluster.nvlink.gb_per_second > cluster.network.gb_per_second
         assert cluster.price_per_gpu_hour > 0
     assert cluster.gpus % cluster.gpus_per_node == 0
+
+
+@pytest.mark.parametrize("name", ["h800", "h100", "h200"])
+def test_the_full_recipe_has_room_on_hopper(name):
+    refuse_impossible(load_recipe("pretrain/deepseek-v3"), load_cluster(name))
 
 
 def test_the_cluster_of_the_report():

@@ -4,7 +4,7 @@ import pytest
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.cluster import load_cluster
-from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.planner.make import make_plan, refuse_format
 from dsv3_plugin.recipe.load import changed, load_recipe
 from tests.planner.settings import GPUS, LAPTOP
 
@@ -79,6 +79,12 @@ def test_what_no_layout_could_help_is_refused():
     )
     with pytest.raises(UserError, match=r"does not compute in FP8: set precision\.fp8=null"):
         make_plan(V3, no_fp8, GPUS)
+    mxfp8 = changed(V3, ("precision.fp8.recipe=mxfp8",))
+    for hopper in ("h100", "h200", "h800"):
+        with pytest.raises(UserError, match=r"32 values.*set precision\.fp8\.recipe=blockwise"):
+            make_plan(mxfp8, load_cluster(hopper), GPUS)
+    for blackwell in ("b200", "gb200", "gb300"):
+        refuse_format(mxfp8, load_cluster(blackwell))
 
 
 def test_a_batch_that_comes_and_goes_counts_in_time_and_memory():
