@@ -108,6 +108,8 @@ def _report(said: dict) -> RankReport:
         | {
             "findings": _findings(said),
             "messages": None if messages is None else _messages(messages),
+            "made_together": tuple(said["made_together"]),
+            "built_with": tuple(_issued(said["built_with"])),
             "collectives": tuple(_issued(said["collectives"])),
             "operations": None if operations is None else Operations(**operations),
         }

@@ -1,7 +1,12 @@
-"""Collectives of ranks that share a group, against each other: the same ones, in the same order."""
+"""Collectives of ranks that share groups, against each other.
+
+On a group its members have to issue the same, in the same order; and where two groups share ranks,
+those have to come to them in one order, or each waits where the other is not.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain, zip_longest
 
 from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.rehearsal.report import Finding, Issued
@@ -13,23 +18,59 @@ split unevenly, and lists of tensors."""
 _OF_TWO = ("send", "recv", "recv_any_source")
 """Messages: what is sent to one is not sent to all (`messages`)."""
 
+Group = tuple[tuple[int, ...], int]
+"""Members, and which of the groups that they have together."""
+
+Rows = Mapping[int, Sequence[tuple[Group, Issued]]]
+"""By global rank, what it issued on which group, in order."""
+
 
 def unlike_collectives(issued: Mapping[int, Sequence[Issued]]) -> list[Finding]:
-    """Where ranks of a group do not issue the same on it: the first difference of each group.
+    """Where ranks would not get through their collectives together.
 
     Args:
         issued: by global rank, what it issued, in order.
+
+    Returns:
+        The first difference of each group; where there is none, an order in which ranks wait for
+        each other.
     """
-    by_group: dict[tuple[int, ...], dict[int, list[Issued]]] = {}
-    for rank, row in sorted(issued.items()):
-        for one in row:
-            if one.operation.rstrip("_") not in _OF_TWO and rank in one.group:
-                by_group.setdefault(one.group, {}).setdefault(rank, []).append(one)
+    rows = {rank: list(_of_groups(rank, row)) for rank, row in sorted(issued.items())}
+    groups = dict.fromkeys(group for row in rows.values() for group, _ in row)
     findings = []
-    for group in by_group:
-        present = {rank: by_group[group].get(rank, []) for rank in sorted(issued) if rank in group}
-        findings += list(_first_difference(group, present))[:1]
-    return findings
+    for group in groups:
+        present = {
+            rank: [one for on, one in row if on == group]
+            for rank, row in rows.items()
+            if rank in group[0]
+        }
+        findings += list(_first_difference(group[0], present))[:1]
+    return findings or list(_circles(rows))
+
+
+def unlike_groups(made: Mapping[int, Sequence[str]]) -> list[Finding]:
+    """Where ranks do not make the same groups: the first difference.
+
+    Args:
+        made: by global rank, the groups that all ranks of the world make at a time, in order.
+    """
+    (first, expected), *others = sorted(made.items())
+    for rank, row in others:
+        for number, (mine, theirs) in enumerate(zip_longest(expected, row), 1):
+            if mine != theirs:
+                sentence = (
+                    f"ranks {first} and {rank} part at process group {number} of those that all "
+                    f"ranks make together: rank {first} makes {mine or 'none'}, rank {rank} "
+                    f"{theirs or 'none'}"
+                )
+                return [Finding(sentence)]
+    return []
+
+
+def _of_groups(rank: int, row: Sequence[Issued]) -> Iterator[tuple[Group, Issued]]:
+    for one in row:
+        if one.operation.rstrip("_") not in _OF_TWO and rank in one.group:
+            yield (one.group, one.twin), one
 
 
 def _first_difference(
@@ -37,8 +78,12 @@ def _first_difference(
 ) -> Iterator[Finding]:
     (first, expected), *others = issued.items()
     for rank, row in others:
+        # In a rehearsal a rank hears nothing but what it says itself; where that differs, so may
+        # the amounts that ranks agree on by it.
+        agreed = True
         for number, (mine, theirs) in enumerate(zip_longest(expected, row), 1):
-            if not _alike(mine, theirs):
+            agreed = agreed and mine is not None and theirs is not None and mine.said == theirs.said
+            if not _alike(mine, theirs, agreed):
                 yield Finding(
                     f"ranks {first} and {rank} part at collective {number} of their group of "
                     f"{len(group)} ranks: rank {first} issues {_text(mine)}, rank {rank} "
@@ -47,11 +92,52 @@ def _first_difference(
                 break
 
 
-def _alike(mine: Issued | None, theirs: Issued | None) -> bool:
+def _alike(mine: Issued | None, theirs: Issued | None, agreed: bool) -> bool:
     if mine is None or theirs is None or mine.operation != theirs.operation:
         return False
-    return mine.operation.startswith(_UNEVEN) or mine.bytes == theirs.bytes
+    return not agreed or mine.operation.startswith(_UNEVEN) or mine.bytes == theirs.bytes
+
+
+def _circles(rows: Rows) -> Iterator[Finding]:
+    """Collectives of which each has to end before the next can begin, all around.
+
+    A collective begins after what its rank was given before, and ends when all have come to it;
+    what the rank is given next begins then, but for a collective that it waits for later.
+    """
+    after: TopologicalSorter[tuple[Group, int]] = TopologicalSorter()
+    operations: dict[tuple[Group, int], Issued] = {}
+    for row in rows.values():
+        numbers: dict[Group, int] = {}
+        waited: tuple[Group, int] | None = None
+        for group, one in row:
+            numbers[group] = numbers.get(group, 0) + 1
+            node = (group, numbers[group])
+            operations[node] = one
+            if waited is not None:
+                after.add(node, waited)
+            if one.waits:
+                waited = node
+    try:
+        after.prepare()
+    except CycleError as error:
+        circle = list(dict.fromkeys(error.args[1]))
+        told = ", then ".join(
+            f"{_text(operations[node])} on a group of {len(node[0][0])} ranks (its number "
+            f"{node[1]})"
+            for node in circle[:4]
+        )
+        ranks = sorted(set(chain.from_iterable(_having(rows, node[0]) for node in circle)))
+        yield Finding(
+            f"ranks {', '.join(map(str, ranks[:4]))} wait for each other: they come to collectives "
+            f"of different groups in different orders, {told}"
+        )
+
+
+def _having(rows: Rows, group: Group) -> Iterator[int]:
+    return (rank for rank, row in rows.items() if any(on == group for on, _ in row))
 
 
 def _text(issued: Issued | None) -> str:
-    return "none" if issued is None else f"{issued.operation} of {bytes_text(issued.bytes)}"
+    if issued is None:
+        return "none"
+    return f"{issued.operation} of {bytes_text(issued.bytes)}"

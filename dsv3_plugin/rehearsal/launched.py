@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
-from dsv3_plugin.rehearsal.report import Issued, Operations
+from dsv3_plugin.rehearsal.report import Operations
 from dsv3_plugin.rehearsal.te.kernels import Kernel
+from dsv3_plugin.rehearsal.world import World
 
 _NO_KERNEL = {
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh",
@@ -61,10 +62,14 @@ class Kernels:
 
 
 class Collectives:
-    """Remembers collectives and messages in their order (a `Watcher`)."""
+    """Has collectives and messages written down in their order (a `Watcher`).
 
-    def __init__(self) -> None:
-        self.issued_so_far: list[Issued] = []
+    Args:
+        world: where.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
 
     def issued(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
         if function.namespace != "c10d":
@@ -73,20 +78,21 @@ class Collectives:
         if group is None:
             return
         sizes = [tensor.numel() * tensor.element_size() for tensor in _tensors(args)]
-        self.issued_so_far.append(
-            Issued(
-                tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(group))),
-                function.overloadpacket.__name__,
-                sum(sizes),
-            )
-        )
+        name = function.overloadpacket.__name__
+        waits = not _argument("async_op", function, args, kwargs)
+        self._world.issue(dist.ProcessGroup.unbox(group), name, sum(sizes), waits=waits)
 
     def fused(self, name: str, read: Any, result: Any) -> None:
         pass  # nobody compiles messages
 
-    def restart(self) -> None:
-        """Forget what was before."""
-        self.issued_so_far.clear()
+
+def _argument(name: str, function: Any, args: Any, kwargs: Any) -> Any:
+    """What an operation was given for an argument; None where it has none of the name."""
+    for place, argument in enumerate(function._schema.arguments):
+        if argument.name == name:
+            given = args[place] if place < len(args) else argument.default_value
+            return kwargs.get(name, given)
+    return None
 
 
 def _is_group(value: Any) -> bool:

@@ -78,7 +78,7 @@ def _built_and_stepped(
 ) -> RankReport:
     known = KnownValues()
     device = "cuda" if run.recipe.on_gpu(run.machine) else "cpu"
-    storages, kernels, collectives = Storages(device), Kernels(device), Collectives()
+    storages, kernels, collectives = Storages(device), Kernels(device), Collectives(world)
     launches.told = kernels.launched
     observer = Observer(known, [storages, kernels, collectives])
     replacer = Replacer()
@@ -89,7 +89,7 @@ def _built_and_stepped(
     _let_messages_leave(replacer)
     _give_samples(run.recipe, replacer)
     _give_routing(run.recipe, known, request, replacer)
-    watch = _Watch(storages, [kernels, collectives, observer], request)
+    watch = _Watch(storages, [kernels, observer], world, request)
     stage = dataclasses.replace(stage_named(run.recipe.stage)(run), hooks=[watch])
     with contextlib.suppress(_Enough), FakeTensorMode(allow_non_fake_inputs=True), observer:
         trainer.train_configured(run, stage, settings)
@@ -98,12 +98,14 @@ def _built_and_stepped(
         groups=world.groups,
         groups_asked=world.asked,
         groups_asked_here=world.asked_here,
+        made_together=tuple(world.made_together),
         states=watch.states,
         memory=watch.memory,
         moments=watch.moments,
         operations=kernels.counted(),
         synchronisations=dict(observer.asked),
-        collectives=tuple(collectives.issued_so_far),
+        built_with=tuple(world.issued[: watch.built_with]),
+        collectives=tuple(world.issued[watch.built_with :]),
         device=device,
     )
 
@@ -111,13 +113,17 @@ def _built_and_stepped(
 class _Watch(Hook):
     """Looks at the rank before, in and after its step."""
 
-    def __init__(self, storages: Storages, counters: Sequence[Any], request: Request) -> None:
+    def __init__(
+        self, storages: Storages, counters: Sequence[Any], world: World, request: Request
+    ) -> None:
         self._storages = storages
         self._counters = counters
+        self._world = world
         self._request = request
         self.states: dict[str, int] = {}
         self.memory: dict[str, int] = {}
         self.moments: dict[str, int] = {}
+        self.built_with = 0  # collectives before the step
 
     def before_step(self, step: Step) -> None:
         # As after the first step, or a resume: an optimizer makes its moments when it first moves.
@@ -127,6 +133,7 @@ class _Watch(Hook):
         if self._request.depth == "build":
             raise _Enough
         self._storages.begin_moment()
+        self.built_with = len(self._world.issued)
         for counter in self._counters:
             counter.restart()
 

@@ -11,8 +11,8 @@ from dsv3_plugin.planner.plan import MemoryPart, Plan, RankPlan
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.cases import StepCase, step_cases
 from dsv3_plugin.rehearsal.children import Devices, rehearsed
-from dsv3_plugin.rehearsal.collectives import unlike_collectives
-from dsv3_plugin.rehearsal.report import Depth, Finding, Issued, RankReport, Request
+from dsv3_plugin.rehearsal.collectives import unlike_collectives, unlike_groups
+from dsv3_plugin.rehearsal.report import Depth, Finding, RankReport, Request
 
 MOST_GROUPS = 128
 """Process groups that a rank may be in: NCCL gives each buffers and threads of its own."""
@@ -199,16 +199,16 @@ def _planned(plan: Plan, case: StepCase, rank: int, wanted: Wanted) -> RankPlan:
 
 
 def _between_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
-    """Of ranks at the same place of their pipelines, in the same step.
-
-    Ranks at other places tell each other things as objects, which in a rehearsal nobody hears.
-    """
-    places: dict[tuple[StepCase, int], dict[int, Sequence[Issued]]] = {}
+    """Of ranks in the same step, as far as they came."""
+    cases: dict[StepCase, list[RankReport]] = {}
     for rank in stepped:
-        place = places.setdefault((rank.case, rank.planned.pipeline_rank), {})
-        place[rank.report.rank] = rank.report.collectives
-    for issued in places.values():
-        yield from unlike_collectives(issued)
+        if rank.report.memory:
+            cases.setdefault(rank.case, []).append(rank.report)
+    for reports in cases.values():
+        yield from unlike_groups({report.rank: report.made_together for report in reports})
+        yield from unlike_collectives(
+            {report.rank: (*report.built_with, *report.collectives) for report in reports}
+        )
 
 
 def _of_devices(wanted: Wanted, devices: Devices) -> Iterator[Finding]:

@@ -78,12 +78,18 @@ class Issued:
     Attributes:
         group: global ranks of its members.
         operation: what torch.distributed calls it.
-        bytes: what it was given.
+        bytes: what it was given; of objects nought.
+        twin: which of the groups with these members, as the rank came to be in them.
+        waits: whether what the rank computes next comes after it.
+        said: of objects, what the rank itself said, in short.
     """
 
     group: tuple[int, ...]
     operation: str
     bytes: int
+    twin: int = 0
+    waits: bool = True
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,13 @@ class RankReport:
         findings: what is to be said of it.
         groups: process groups that it is in.
         groups_asked: groups that it helped to make; groups_asked_here: for the plugin.
+        made_together: of those, the ones that all ranks of the world make at a time, in order.
         states: part → bytes after the rank was built (weights, gradients, optimizer, fp8_copies).
         memory: part → bytes at the fullest moment, of the step or of the optimizer, those included.
         moments: moment → bytes at its fullest.
         operations: of the step.
         synchronisations: where the host waited for the device → how often, in the step.
-        collectives: of the step, in order.
+        collectives: of the step, in order; built_with: those before it.
         messages: of all ranks of the pipeline, where those were asked for.
         device: what stood for the GPU ("cuda with a shim", "cpu").
     """
@@ -127,11 +134,13 @@ class RankReport:
     groups: int = 0
     groups_asked: int = 0
     groups_asked_here: int = 0
+    made_together: tuple[str, ...] = ()
     states: dict[MemoryPart, int] = field(default_factory=dict)
     memory: dict[MemoryPart, int] = field(default_factory=dict)
     moments: dict[Moment, int] = field(default_factory=dict)
     operations: Operations | None = None
     synchronisations: dict[str, int] = field(default_factory=dict)
+    built_with: tuple[Issued, ...] = ()
     collectives: tuple[Issued, ...] = ()
     messages: Messages | None = None
     device: str = ""

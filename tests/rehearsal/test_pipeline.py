@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -56,17 +56,24 @@ def test_there_are_messages_where_our_executor_runs_ranks(override, ranks, has):
     assert wanted.has_pipeline is has
 
 
-def test_ranks_at_one_place_of_the_pipeline_are_compared():
-    """What other places bring to a collective they would have agreed on, which nobody hears."""
+def test_ranks_are_compared_wherever_they_lie_in_their_pipelines():
+    """In the same step, as far as they came, from the first group they made on."""
 
-    def stepped(rank: int, place: int, size: int) -> SteppedRank:
+    def stepped(rank: int, size: int, case: str = "case", **fields: Any) -> SteppedRank:
         issued = (Issued((0, 1, 2, 3), "allreduce_", size),)
-        planned = SimpleNamespace(pipeline_rank=place)
-        return SteppedRank("case", RankReport(rank, place, collectives=issued), planned, 0)
+        fields = {"memory": {"weights": 1}, "collectives": issued, **fields}
+        return SteppedRank(case, RankReport(rank, rank // 2, **fields), None, 0)
 
-    assert list(_between_ranks([stepped(0, 0, 8), stepped(1, 0, 8), stepped(2, 1, 64)])) == []
-    (finding,) = _between_ranks([stepped(0, 0, 8), stepped(1, 0, 64)])
-    assert finding.sentence.startswith("ranks 0 and 1 part at collective 1")
+    alike = [stepped(0, 8), stepped(1, 8), stepped(2, 8)]
+    others = [stepped(3, 64, "another"), stepped(3, 64, memory={})]
+    assert list(_between_ranks([*alike, *others])) == []
+    (finding,) = _between_ranks([*alike, stepped(3, 64)])
+    assert finding.sentence.startswith("ranks 0 and 3 part at collective 1")
+    (finding,) = _between_ranks([*alike, stepped(3, 8, made_together=("one of all ranks",))])
+    assert finding.sentence.startswith("ranks 0 and 3 part at process group 1")
+    built = stepped(3, 8, built_with=(Issued((0, 1, 2, 3), "barrier", 0),))
+    (finding,) = _between_ranks([*alike, built])
+    assert "rank 3 barrier" in finding.sentence
 
 
 def test_what_queueing_costs_is_told():
