@@ -6,6 +6,7 @@ stands for is left out. `python -m tests.docs.transcripts docs/planner.md` write
 
 import io
 import re
+import shlex
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -27,7 +28,7 @@ def transcripts(text: str) -> list[tuple[str, str]]:
 def printed(command: str) -> str:
     """What a command prints, without blanks at the ends of lines."""
     out = io.StringIO()
-    arguments = mock.patch.object(sys, "argv", command.split())
+    arguments = mock.patch.object(sys, "argv", shlex.split(command))
     with arguments, redirect_stdout(out), pytest.raises(SystemExit) as ended:
         cli.main()
     assert not ended.value.code, command
