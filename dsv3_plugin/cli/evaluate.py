@@ -1,4 +1,4 @@
-"""`dsv3 eval`: facts found again in long texts."""
+"""`dsv3 eval`: facts found again in long texts, and the loss by position."""
 
 import json as json_format
 import math
@@ -8,17 +8,11 @@ from typing import Annotated, Literal
 import typer
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.terminal.lines import say
 
 evaluate = typer.Typer(
-    help="Evaluate a checkpoint: facts in long texts.",
-    no_args_is_help=True,
+    help="Evaluate a checkpoint: facts in long texts, loss by position.", no_args_is_help=True
 )
-
-
-@evaluate.callback()
-def _verbs() -> None:
-    """Evaluate a checkpoint: facts in long texts."""
-
 
 Checkpoint = Annotated[Path, typer.Option(help="Folder of a run, or of checkpoints.")]
 Changes = Annotated[
@@ -90,26 +84,85 @@ def needle(
         from dsv3_plugin.evaluation.from_checkpoint import needles_of_checkpoint
 
         with phases() as progress:
-            found, name = needles_of_checkpoint(
+            found, text = needles_of_checkpoint(
                 checkpoint, setting, changes or (), haystack, progress
             )
     from dsv3_plugin.report.evaluation import needle as report
-
-    subject = report.Subject(str(checkpoint), tuple(changes or ()), name)
-    if html is not None:
-        report.write_page(found, subject, html)
-    if json:
-        from dsv3_plugin.terminal.lines import say
-
-        say(json_format.dumps(report.mapping(found, subject)))
-        return
+    from dsv3_plugin.report.evaluation.subject import Subject
     from dsv3_plugin.terminal.console import Console
 
+    subject = Subject(str(checkpoint), tuple(changes or ()))
+    if html is not None:
+        report.write_page(found, subject, text, html)
+    if json:
+        say(json_format.dumps(report.mapping(found, subject, text)))
+        return
     console = Console()
-    for sentence in report.sentences(found, subject):
+    for sentence in report.sentences(found, subject, text):
         console.line_of(sentence)
     for one in setting.kinds:
         console.print("", report.title(one), report.grid(found, one).table(), sep="\n")
+
+
+@evaluate.command("loss")
+def loss(
+    checkpoint: Checkpoint,
+    changes: Changes = None,
+    by_position: Annotated[
+        bool, typer.Option("--by-position", help="By tokens of context, in powers of two.")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|PREFIX",
+            help="A dataset of `dsv3 data build`, or PREFIX.bin and .idx; by default what the run "
+            "held out.",
+        ),
+    ] = None,
+    seq_length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a sequence; by default as the run trained.", min=1),
+    ] = None,
+    sequences: Annotated[
+        int, typer.Option(help="Of each set at most, spread evenly over it.", min=1)
+    ] = 64,
+    html: Html = None,
+    json: Json = False,
+) -> None:
+    """Compute the loss on held-out text, in nats per token."""
+    from dsv3_plugin.cli.plan_output import refuse_other_suffix
+    from dsv3_plugin.distributed.world import single_process
+
+    if html is not None:
+        refuse_other_suffix(html)
+    with single_process():
+        from dsv3_plugin.cli.progress import phases
+        from dsv3_plugin.evaluation.from_checkpoint import losses_of_checkpoint
+
+        with phases() as progress:
+            found = losses_of_checkpoint(
+                checkpoint,
+                changes=changes or (),
+                data=data,
+                seq_length=seq_length,
+                most=sequences,
+                progress=progress,
+            )
+    from dsv3_plugin.report.evaluation import loss as report
+    from dsv3_plugin.report.evaluation.subject import Subject
+    from dsv3_plugin.terminal.console import Console
+
+    subject = Subject(str(checkpoint), tuple(changes or ()))
+    if html is not None:
+        report.write_page(found, subject, html)
+    if json:
+        say(json_format.dumps(report.mapping(found, subject)))
+        return
+    console = Console()
+    console.line_of(f"{subject.name}: loss")
+    console.print("", report.totals(found).table(), sep="\n")
+    if by_position:
+        console.print("", report.by_position(found).table(), sep="\n")
 
 
 def _numbers(option: str, text: str, *, whole: bool = False) -> list[float]:

@@ -3,19 +3,16 @@
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from dsv3_plugin.data.corpus import STDLIB, find_sources
-from dsv3_plugin.data.dataset_folder import MANIFEST, Dataset, open_dataset
+from dsv3_plugin.data.dataset_folder import Dataset
 from dsv3_plugin.data.dataset_tokenizer import tokenizer_of
 from dsv3_plugin.data.documents import read_documents
 from dsv3_plugin.evaluation.checkpoint import Coder, Place
 from dsv3_plugin.evaluation.haystack import Haystack
-from dsv3_plugin.files.named import named
-from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.evaluation.held_out import datasets_of
 
 
 @dataclass(frozen=True)
@@ -53,25 +50,19 @@ def texts_for(place: Place, corpus: str | None, seed: int) -> Texts:
     """
     draw = random.Random(seed)
     if corpus is None and place.run is not None:
-        folder = data_folder(place.run)
-        dataset = open_dataset(folder) if (folder / MANIFEST).exists() else None
-        if dataset is not None and dataset.held_out_prefix is not None:
-            return Texts(f"the held-out part of {folder}", _held_out(dataset, draw))
+        held_out = [one for one in datasets_of(place.run) if one.held_out_prefix is not None]
+        if held_out:
+            return Texts(f"the held-out text of {place.run.root}", _held_out(held_out, draw))
     sources = find_sources(corpus or STDLIB)
     draw.shuffle(sources)
     return Texts(corpus or STDLIB, (document.text for document in read_documents(sources)))
 
 
-def data_folder(run: RunFolder) -> Path:
-    """Where a run has its dataset, wherever its own folder is by now."""
-    data = yaml_text.read_mapping(run.recipe).get("data")
-    path = data.get("path") if isinstance(data, dict) else None
-    return named(path) if isinstance(path, str) else run.root / "data"
-
-
-def _held_out(dataset: Dataset, draw: random.Random) -> Iterator[str]:
-    tokenizer = tokenizer_of(dataset)
-    documents = IndexedDataset(str(dataset.held_out_prefix))
-    for number in draw.sample(range(len(documents)), len(documents)):
+def _held_out(datasets: list[Dataset], draw: random.Random) -> Iterator[str]:
+    """The documents of held-out parts, mixed."""
+    opened = [(tokenizer_of(one), IndexedDataset(str(one.held_out_prefix))) for one in datasets]
+    places = [(of, number) for of, (_, part) in enumerate(opened) for number in range(len(part))]
+    for of, number in draw.sample(places, len(places)):
+        tokenizer, documents = opened[of]
         tokens = documents[number].tolist()
         yield tokenizer.decode([token for token in tokens if token != tokenizer.eos_id])

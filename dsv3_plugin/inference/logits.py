@@ -3,6 +3,10 @@
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+_POSITIONS_AT_ONCE = 1024
+"""530 MB of logits with DeepSeek-V3's vocabulary."""
 
 
 @torch.no_grad()
@@ -43,6 +47,31 @@ def mtp_logits(model: GPTModel, tokens: Tensor) -> Tensor:
     )
     _, *depths = stacked.chunk(1 + model.config.mtp_num_layers, dim=0)
     return torch.stack([head(model, depth) for depth in depths], dim=2)
+
+
+@torch.no_grad()
+def next_token_losses(model: GPTModel, tokens: Tensor) -> Tensor:
+    """How unlikely each token was to a model, given those before it.
+
+    Logits are made of some positions at a time: all of a long text's would be far more memory than
+    the model.
+
+    Args:
+        model: a whole model (all layers on this process).
+        tokens: int64 ids, [b, s + 1].
+
+    Returns:
+        FP32 cross-entropy in nats of all but the first, [b, s].
+    """
+    model.eval()
+    hidden, next_tokens = _hidden(model, tokens[:, :-1]), tokens[:, 1:]
+    pieces = [
+        cross_entropy(head(model, some).transpose(1, 2), wanted, reduction="none")
+        for some, wanted in zip(
+            hidden.split(_POSITIONS_AT_ONCE), next_tokens.split(_POSITIONS_AT_ONCE, 1), strict=True
+        )
+    ]
+    return torch.cat(pieces, dim=1)
 
 
 def _hidden(model: GPTModel, tokens: Tensor) -> Tensor:

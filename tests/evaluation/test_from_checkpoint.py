@@ -2,9 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from transformers import AutoModelForCausalLM
 
-from dsv3_plugin.evaluation.checkpoint import Place
+from dsv3_plugin.checkpoint import export_hf
+from dsv3_plugin.distributed.world import single_process
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.evaluation.checkpoint import Evaluated, Place
+from dsv3_plugin.evaluation.from_checkpoint import losses_of, losses_of_checkpoint
+from dsv3_plugin.evaluation.held_out import held_out_sets
+from dsv3_plugin.evaluation.loss import losses_on
+from tests import oracles
+from tests.small_runs import records
 
 DEPTHS = ["--depths", "0,1", "--samples", "1", "--kind", "digits"]
 
@@ -17,7 +29,7 @@ def test_a_run_is_asked_in_its_own_held_out_text(trained, dsv3, tmp_path):
     page = tmp_path / "needles.html"
     said = needle(dsv3, trained.folder, "--lengths", "100,128", *DEPTHS, "--html", page)
     assert said.code == 0, said.err
-    assert f"the held-out part of {trained.data}" in said.out
+    assert f"the held-out text of {trained.folder}" in said.out
     *_, header, short, long = said.out.splitlines()
     assert header.split() == ["length", "0%", "100%", "no", "needle"]
     assert [row.split()[0] for row in (short, long)] == ["100", "128"]
@@ -72,3 +84,94 @@ def test_a_folder_without_a_checkpoint_is_refused_with_the_way_out(dsv3, tmp_pat
     assert "holds no complete checkpoint" in needle(dsv3, tmp_path, "--lengths", "128").err
     (tmp_path / "config.json").write_text("{}")
     assert "dsv3 import makes one of it" in needle(dsv3, tmp_path, "--lengths", "128").err
+
+
+@pytest.fixture
+def world(dsv3):
+    """One process, for the functions behind the verbs."""
+    with single_process():
+        yield
+
+
+def samples_of_the_last_evaluation(trained):
+    """The sequences that the trainer evaluated last, by the indices that upstream left."""
+    places = {
+        name: next(trained.data.glob(f"held_out/cache/*/*-valid-{name}_index.npy"))
+        for name in ("document", "shuffle")
+    }
+    documents = IndexedDataset(str(trained.data / "held_out"))
+    order = np.load(places["document"], allow_pickle=False)
+    stream = np.concatenate([documents[number] for number in order]).astype(np.int64)
+    shuffle = np.load(places["shuffle"], allow_pickle=False)
+    evaluation, read = 2, 2 * 8  # the third; eval_steps of the first batch size
+    numbers = shuffle[read * evaluation : read * (evaluation + 1)]
+    return [stream[64 * number : 64 * number + 65] for number in numbers.tolist()]
+
+
+def test_the_loss_is_the_trainers_own_on_the_same_samples(trained, world):
+    evaluated = Evaluated.load(Place.named(trained.folder))
+    samples = samples_of_the_last_evaluation(trained)
+    ours = losses_on("samples", samples, losses_of(evaluated, "samples"))
+    trainers = [
+        one["validation_loss"] for one in records(trained.folder) if "validation_loss" in one
+    ]
+    assert ours.loss == pytest.approx(trainers[-1], abs=1e-6)
+
+
+def test_the_loss_is_transformers_of_the_export(trained, world, tmp_path):
+    (ours,) = losses_of_checkpoint(trained.folder, most=5)
+    export_hf(trained.checkpoints, tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    (held_out,) = held_out_sets(Place.named(trained.folder), None)
+    tokens = [held_out.sequence(first, 65) for first in held_out.sequences(64, 5)]
+    ids = torch.from_numpy(np.stack(tokens))
+    logits = oracles.logits(theirs, ids[:, :-1]).transpose(1, 2)
+    expected = torch.nn.functional.cross_entropy(logits, ids[:, 1:], reduction="none")
+    theirs_by_position = expected.double().mean(0).numpy()
+    np.testing.assert_allclose(ours.by_position, theirs_by_position, rtol=0, atol=1e-5)
+
+
+def test_losses_of_many_positions_are_those_of_all_at_once(trained, world, monkeypatch):
+    evaluated = Evaluated.load(Place.named(trained.folder))
+    tokens = samples_of_the_last_evaluation(trained)[0]
+    at_once = losses_of(evaluated, "it")(tokens)
+    monkeypatch.setattr("dsv3_plugin.inference.logits._POSITIONS_AT_ONCE", 7)
+    assert np.abs(losses_of(evaluated, "it")(tokens) - at_once).max() < 1e-6
+
+
+def test_loss_prints_totals_and_positions(trained, dsv3, tmp_path):
+    page = tmp_path / "loss.html"
+    words = ["eval", "loss", "--checkpoint", trained.folder, "--sequences", "4"]
+    said = dsv3(*words, "--by-position", "--html", page)
+    assert said.code == 0, said.err
+    assert [line for line in said.out.splitlines() if line.startswith("33 to 64 ")]
+    assert "polyline" in page.read_text()
+    told = json.loads(dsv3(*words, "--json").out)
+    (one,) = told["sets"]
+    assert (one["sequences"], one["seq_length"]) == (4, 64)  # the run's own length
+    assert f"{one['loss']:.4f}" in said.out
+    assert f"{one['by_position'][-1]['loss']:.4f}" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--seq-length", "256"], "beyond the model's 128 positions"),
+        (["--data", "nowhere"], "nowhere is no dataset"),
+        (
+            ["--seq-length", "90000", "model.max_position_embeddings=90000"],
+            "less than one sequence of 90,000",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_be_is_one_sentence(trained, dsv3, words, sentence):
+    said = dsv3("eval", "loss", "--checkpoint", trained.folder, *words)
+    assert said.code == 2
+    assert sentence in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_tokens_of_another_tokenizer_are_refused(trained, world):
+    evaluated = Evaluated.load(Place.named(trained.folder))
+    with pytest.raises(UserError, match="holds token 512, and the model knows 0 to 511"):
+        losses_of(evaluated, "it")(np.array([1, 512]))

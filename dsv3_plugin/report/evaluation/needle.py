@@ -7,29 +7,11 @@ from typing import Any
 
 from dsv3_plugin.evaluation.facts import Kind, chance
 from dsv3_plugin.evaluation.needle import Found
+from dsv3_plugin.report.evaluation.subject import Subject
 from dsv3_plugin.report.html.page import rendered, write
 from dsv3_plugin.report.plan.grid import Grid
 
 _TEMPLATE = Path(__file__).with_name("needle.html.jinja")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What was evaluated on what.
-
-    Attributes:
-        checkpoint: as it was named.
-        changes: of its model, as they were written.
-        haystack: what text the facts were laid into.
-    """
-
-    checkpoint: str
-    changes: tuple[str, ...]
-    haystack: str
-
-    @property
-    def name(self) -> str:
-        return " ".join((self.checkpoint, *self.changes))
 
 
 def grid(found: Found, kind: Kind) -> Grid:
@@ -44,11 +26,11 @@ def grid(found: Found, kind: Kind) -> Grid:
     return Grid(header, tuple(rows))
 
 
-def sentences(found: Found, subject: Subject) -> Iterator[str]:
+def sentences(found: Found, subject: Subject, haystack: str) -> Iterator[str]:
     """What the numbers are."""
     setting = found.setting
     facts = "one fact" if setting.needles == 1 else f"{setting.needles} facts, one asked for"
-    yield f"{subject.name}: facts found in {subject.haystack}"
+    yield f"{subject.name}: facts found in {haystack}"
     yield (
         f"{setting.samples} questions each; {facts}; right is the whole answer, continued greedily"
     )
@@ -59,13 +41,13 @@ def title(kind: Kind) -> str:
     return f"{kind}: right answers by depth of the needle (a guess: {chance(kind):.2%})"
 
 
-def mapping(found: Found, subject: Subject) -> dict[str, Any]:
+def mapping(found: Found, subject: Subject, haystack: str) -> dict[str, Any]:
     """The numbers, and all that was asked and said, for JSON."""
     setting = found.setting
     return {
         "checkpoint": subject.checkpoint,
         "changes": [*subject.changes],
-        "haystack": subject.haystack,
+        "haystack": haystack,
         "setting": asdict(setting),
         "right": [
             {
@@ -123,13 +105,13 @@ def heat_map(found: Found, kind: Kind) -> HeatMap:
     return HeatMap(title(kind), table.header[1:], tuple(rows))
 
 
-def write_page(found: Found, subject: Subject, path: Path) -> None:
+def write_page(found: Found, subject: Subject, haystack: str, path: Path) -> None:
     """Write the heat maps and the tables as one page.
 
     Raises:
         UserError: it cannot be written.
     """
-    first, *rest = sentences(found, subject)
+    first, *rest = sentences(found, subject, haystack)
     kinds = found.setting.kinds
     text = rendered(
         _TEMPLATE,
