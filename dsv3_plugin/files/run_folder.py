@@ -51,6 +51,11 @@ class RunFolder:
         return self.root / RECIPE
 
     @property
+    def parent(self) -> Path:
+        """The weights that it began with, where they are another run's."""
+        return self.root / "parent"
+
+    @property
     def metrics(self) -> MetricsFile:
         """The numbers of every step and evaluation."""
         return MetricsFile(self.root / "metrics.jsonl")

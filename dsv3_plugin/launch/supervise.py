@@ -29,7 +29,7 @@ from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.terminal.lines import note
-from dsv3_plugin.training.resume import refuse_what_does_not_go_on
+from dsv3_plugin.training.resume import refuse_another_parent, refuse_what_does_not_go_on
 
 _POLL_SECONDS = 0.2
 
@@ -84,6 +84,7 @@ def _locally(
     directory = recipe.run_folder
     with directory.held():
         refuse_what_does_not_go_on(recipe)
+        refuse_another_parent(recipe)
         console.print(summary(recipe))
         if is_done(recipe):
             console.line_of(nothing_to_do(recipe))

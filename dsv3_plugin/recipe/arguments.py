@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import fields
+from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.options import OPTIONS, chosen
 from dsv3_plugin.recipe.schema import Recipe
@@ -244,6 +245,8 @@ def _data(recipe: Recipe) -> Iterator[Flag]:
 def _checkpoints(recipe: Recipe, machine: Machine) -> Iterator[Flag]:
     yield "save", recipe.checkpoint_folder
     yield "load", recipe.checkpoint_folder
+    if isinstance(recipe, Continued):  # read while the run has none of its own
+        yield "pretrained-checkpoint", recipe.run_folder.parent
     yield "save-interval", recipe.checkpoint.interval
     yield "ckpt-format", "torch_dist"
     if recipe.checkpoint.parallel_load and recipe.parallel.context * recipe.data_parallel > 1:

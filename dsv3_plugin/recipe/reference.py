@@ -78,8 +78,8 @@ def _keys() -> Iterator[str]:
     yield from _table(Common)
     for name, kind in STAGES.items():
         yield f"## stage: {name}\n\n{_line(kind.__doc__)}\n"
-        if kind.__annotations__.keys() != {"stage"}:
-            yield from _table(kind, only=kind.__annotations__.keys())
+        if own := fields_of(kind).keys() - fields_of(Common).keys():
+            yield from _table(kind, only=own)
     yield from _nested(Common)
     yield f"## A piece of a curve\n\n{_line(Piece.__doc__)}\n"
     yield from _table(Piece)

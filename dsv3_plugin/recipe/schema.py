@@ -6,9 +6,10 @@ A further stage is a class in a file of its own and its name in `_KINDS`.
 from typing import Union
 
 from dsv3_plugin.recipe.common import Common
+from dsv3_plugin.recipe.extend import Extend
 from dsv3_plugin.recipe.pretrain import Pretrain
 
-_KINDS = (Pretrain,)
+_KINDS = (Pretrain, Extend)
 
 Recipe = Union[_KINDS]  # noqa: UP007
 """The whole truth of a run, of whichever stage; what `load_recipe` returns."""

@@ -67,7 +67,8 @@ class Data(Section):
     on_bad_row: OnBadRow = "stop"
     """What to do about a row (or text file) that cannot be read: stop, or skip it and count it."""
     tokenizer: TrainedTokenizer | str
-    """How to train one (`bpe:4096` in short), or the folder of a Hugging Face tokenizer."""
+    """How to train one (`bpe:4096` in short), or the folder of a Hugging Face tokenizer; `parent`:
+    that of the weights that a stage begins with."""
     seq_length: Size
     """Tokens per sequence."""
     fim_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

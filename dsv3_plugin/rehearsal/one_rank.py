@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from megatron.core.rerun_state_machine import RerunDataIterator
+from megatron.training import get_args
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -60,6 +61,7 @@ def rehearse(
     run = Run(recipe, recipe.run_folder, machine)
     with restricted_reading():
         settings = trainer.configured(run)
+    get_args().pretrained_checkpoint = None  # weights are given like all values
     findings = refusals(settings.model.transformer)
     pipeline_rank = request.rank // (recipe.parallel.processes // recipe.parallel.pipeline)
     report = RankReport(request.rank, pipeline_rank, tuple(findings))

@@ -12,6 +12,7 @@ _KEPT = {
     "data.seq_length": "by which the curves count their tokens",
     "training.seed": "by which the order of its data was drawn",
     "parallel.zero1": "whose optimizer states do not go over",
+    "from": "whose weights it began with",
 }
 """A run keeps them for as long as it lasts, for these reasons."""
 
@@ -62,7 +63,7 @@ def _changed(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def _same(key: str, before: Any, now: Any) -> bool:
     # A run started from a script with an absolute path goes on by hand with a relative one.
-    return before == now or (key == "data.corpus" and same_corpus(before, now))
+    return before == now or (key in ("data.corpus", "from") and same_corpus(before, now))
 
 
 def _flat(mapping: dict[str, Any], above: str = "") -> dict[str, Any]:

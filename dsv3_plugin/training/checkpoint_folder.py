@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 
 from dsv3_plugin.checkpoint import trained_on
+from dsv3_plugin.checkpoint.conversion.config_json import HF_CONFIG
+from dsv3_plugin.checkpoint.conversion.tokenizer_files import CARRIED
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER, TrainedOn
 from dsv3_plugin.data.run_data import RunData
 from dsv3_plugin.data.tokenizer_folder import copy_tokenizer, digests
@@ -19,14 +21,15 @@ from dsv3_plugin.files.links import inside
 from dsv3_plugin.recipe.schema import Recipe
 
 
-def write_description(recipe: Recipe, data: RunData, *, has_weights: bool) -> None:
+def write_description(recipe: Recipe, data: RunData, weights: Path | None) -> None:
     """Write what a run's checkpoints are of into their folder.
 
     Args:
         recipe: the run's.
         data: what it trains on.
-        has_weights: whether there are checkpoints already; their tokenizer stays, with whatever
-            came with it, as it has been found to be the data's.
+        weights: the folder that describes those which it begins with, its own or its parent's; None
+            where it begins without. Their tokenizer stays, with whatever came with it, as it has
+            been found to be the data's, and so does the `config.json` that they were imported with.
 
     Raises:
         UserError: it cannot be written.
@@ -41,10 +44,8 @@ def write_description(recipe: Recipe, data: RunData, *, has_weights: bool) -> No
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "model.yaml", recipe.model.to_yaml().encode())
         replace_file(folder / "recipe.yaml", recipe.to_yaml().encode())
-        tokenizer = inside(folder, TOKENIZER) if has_weights else folder / TOKENIZER
-        if not (has_weights and digests(tokenizer)):
-            with whole_folder(tokenizer) as new:
-                copy_tokenizer(data.tokenizer_dir, new)
+        _carry(weights, folder, data)
+        tokenizer = inside(folder, TOKENIZER)
         trained_on.write(
             folder,
             TrainedOn(
@@ -53,6 +54,20 @@ def write_description(recipe: Recipe, data: RunData, *, has_weights: bool) -> No
                 vocabulary=digests(tokenizer),
             ),
         )
+
+
+def _carry(weights: Path | None, folder: Path, data: RunData) -> None:
+    """Put what goes with weights beside those that will be trained from them."""
+    theirs = None if weights is None else inside(weights, TOKENIZER)
+    if weights == folder and digests(theirs):
+        return
+    with whole_folder(folder / TOKENIZER) as new:
+        if theirs is not None and digests(theirs):
+            copy_tokenizer(theirs, new, CARRIED)
+        else:
+            copy_tokenizer(data.tokenizer_dir, new)
+    if weights not in (None, folder) and inside(weights, HF_CONFIG).is_file():
+        replace_file(folder / HF_CONFIG, inside(weights, HF_CONFIG).read_bytes())
 
 
 def retire(folder: Path, keep: int, newest: int) -> None:

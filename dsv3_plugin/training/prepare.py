@@ -7,12 +7,16 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from dsv3_plugin.checkpoint import trained_on
+from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.run_data import RunData, ensure_data
 from dsv3_plugin.dispatch.topology import group_topology, grouping_note, ranks_per_node
+from dsv3_plugin.recipe.continued import PARENT, Continued
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training import parent
 from dsv3_plugin.training.changed_settings import other_numbers
 from dsv3_plugin.training.checkpoint_folder import write_description
 from dsv3_plugin.training.resume import (
@@ -42,9 +46,10 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
     resumed = saved is not None and not saved.release
     if resumed:
         refuse_what_does_not_go_on(recipe)
-    data = _data(recipe, tell, has_weights=saved is not None, resuming=resumed)
+    weights = recipe.checkpoint_folder if saved is not None else _parents(run, tell)
+    data = _data(recipe, tell, weights, resuming=resumed)
     changed = other_numbers(recipe) if resumed else []
-    write_description(recipe, data, has_weights=saved is not None)
+    write_description(recipe, data, weights)
     run.folder.metrics.keep_until(saved.iteration if resumed else -1)
     run.folder.write_recipe(recipe.to_yaml())
     if recipe.on_gpu(run.machine):  # NCCL makes no folders
@@ -56,6 +61,17 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
     for note in (dispatch, evaluation_note(recipe, data.valid_tokens)):
         if note is not None:
             tell(note)
+
+
+def _parents(run: Run, tell: Callable[[str], None]) -> Path | None:
+    """Lay what a stage begins with; the folder that describes it. None: it begins with nothing."""
+    recipe = run.recipe
+    if not isinstance(recipe, Continued):
+        return None
+    begins_with = parent.find(recipe.from_)
+    parent.refuse_another(begins_with, recipe.model)
+    tell(f"Beginning with {begins_with}.")
+    return parent.lay(begins_with, run.folder.parent, tell)
 
 
 def dispatch_note(recipe: Recipe, environment: Mapping[str, str]) -> str | None:
@@ -93,18 +109,22 @@ def evaluation_note(recipe: Recipe, held_out_tokens: int) -> str | None:
 
 
 def _data(
-    recipe: Recipe, tell: Callable[[str], None], *, has_weights: bool, resuming: bool
+    recipe: Recipe, tell: Callable[[str], None], weights: Path | None, *, resuming: bool
 ) -> RunData:
-    folder = recipe.checkpoint_folder
+    """The data, encoded with the tokenizer of the weights there are, in the folder `weights`."""
+    folder, data = recipe.checkpoint_folder, recipe.data
+    if data.tokenizer == PARENT:
+        assert weights is not None, "a stage with a parent has weights before its first step"
+        data = data.model_copy(update={"tokenizer": str(weights / TOKENIZER)})
     if find_dataset(recipe.data_folder) is None:
         tell(f"Building the dataset in {recipe.data_folder} (once).")
     return ensure_data(
-        recipe.data,
+        data,
         recipe.data_folder,
         recipe.model,
         seed=recipe.training.seed,
         resuming=resuming,
         trained_on=trained_on.read(folder) if resuming else None,
-        accept=partial(refuse_another_tokenizer, folder) if has_weights else None,
+        accept=None if weights is None else partial(refuse_another_tokenizer, weights),
         tell=tell,
     )

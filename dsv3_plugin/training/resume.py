@@ -10,8 +10,10 @@ from dsv3_plugin.checkpoint.formats.model_file import trained_as_another
 from dsv3_plugin.checkpoint.inspect import first_misfit
 from dsv3_plugin.checkpoint.tracker import Saved
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training import parent
 from dsv3_plugin.training.changed_settings import refuse_other_settings
 
 
@@ -81,6 +83,16 @@ def refuse_another_model(recipe: Recipe) -> None:
             f"{folder} holds checkpoints of another model than {wanted.name} ({misfit}): "
             f"choose another folder with directory=PATH."
         )
+
+
+def refuse_another_parent(recipe: Recipe) -> None:
+    """Look whether a run that has no checkpoint yet can begin with its parent's weights.
+
+    Raises:
+        UserError: they are of another model, or there are none.
+    """
+    if isinstance(recipe, Continued) and tracker.newest_complete(recipe.checkpoint_folder) is None:
+        parent.refuse_another(parent.find(recipe.from_), recipe.model)
 
 
 def refuse_what_does_not_go_on(recipe: Recipe) -> None:

@@ -72,7 +72,7 @@ def test_a_description_that_does_not_fit_is_one_sentence(trained, tmp_path):
             tokenizer_digest="",
         )  # fmt: skip
         with pytest.raises(UserError) as refusal:
-            write_description(recipe, data, has_weights=False)
+            write_description(recipe, data, None)
     assert str(refusal.value) == (
         f"the checkpoint folder {tmp_path}/disk cannot be written (No space left on device): make "
         "room, or choose another with checkpoint.directory=PATH."

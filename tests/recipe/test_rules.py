@@ -37,6 +37,20 @@ from tests.recipe.piped import PIPED
         (["parallel.tensor=4"], "2 processes do not divide by tensor 4"),
         (["data.seq_length=2048"], "more than the model's 1024 positions"),
         (
+            [
+                "data.seq_length=1024",
+                "model={rope_type: yarn, rotary_scaling_factor: 3, "
+                "original_max_position_embeddings: 256}",
+            ],
+            "data.seq_length 1024 is more than the 768 positions that YaRN reaches from 256 by 3",
+        ),
+        (["data.tokenizer=parent"], "is for stages that begin with another run's weights"),
+        (["stage=extend"], "'from' is missing"),
+        (
+            ["stage=extend", "from=x", "megatron_args={pretrained-checkpoint: y}"],
+            "contradicts from",
+        ),
+        (
             ["training.micro_batch_size=3"],
             "batch size 8 is not a multiple of 6 sequences (micro_batch_size 3 × 2 data-par",
         ),

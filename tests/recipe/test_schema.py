@@ -49,7 +49,7 @@ def test_a_recipe_says_its_stage(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml_text.dump(written))
     assert load_recipe(tmp_path / "recipe.yaml") == load_recipe("pretrain/tiny")
     for stage in ("distil", "[1]"):
-        with pytest.raises(UserError, match=r"there is no stage .*; the stages are pretrain\.$"):
+        with pytest.raises(UserError, match=r"there is no stage .*; the stages are pretrain, extend\.$"):
             load_recipe("pretrain/tiny", [f"stage={stage}", "rollouts.n=3"])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from dsv3_plugin.recipe.rules.backend import precision, torch_backend
 from dsv3_plugin.recipe.rules.curves import curves
-from dsv3_plugin.recipe.rules.data import evaluation, sequence
+from dsv3_plugin.recipe.rules.data import evaluation, sequence, tokenizer
 from dsv3_plugin.recipe.rules.dispatch import dispatch
 from dsv3_plugin.recipe.rules.executor import executor
 from dsv3_plugin.recipe.rules.layout import layout
@@ -22,6 +22,7 @@ RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     experts,
     tensor,
     sequence,
+    tokenizer,
     evaluation,
     curves,
     schedule_file,

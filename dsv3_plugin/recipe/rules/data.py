@@ -2,19 +2,35 @@
 
 from collections.abc import Iterator
 
+from dsv3_plugin.recipe.continued import PARENT, Continued
 from dsv3_plugin.recipe.schema import Recipe
 
 
 def sequence(recipe: Recipe) -> Iterator[str]:
     """The model has positions for the sequence, and context parallelism divides it."""
-    length, context = recipe.data.seq_length, recipe.parallel.context
-    if length > recipe.model.max_position_embeddings:
+    length, context, model = recipe.data.seq_length, recipe.parallel.context, recipe.model
+    if length > model.max_position_embeddings:
         yield (
             f"data.seq_length {length} is more than the model's "
-            f"{recipe.model.max_position_embeddings} positions (max_position_embeddings)"
+            f"{model.max_position_embeddings} positions (max_position_embeddings)"
+        )
+    original, factor = model.original_max_position_embeddings, model.rotary_scaling_factor
+    if model.rope_type == "yarn" and length > original * factor:
+        yield (
+            f"data.seq_length {length} is more than the {original * factor:.0f} positions that "
+            f"YaRN reaches from {original} by {factor:g}: raise model.rotary_scaling_factor"
         )
     if context > 1 and length % (2 * context):
         yield f"data.seq_length {length} does not divide by twice context {context}"
+
+
+def tokenizer(recipe: Recipe) -> Iterator[str]:
+    """The tokenizer of a parent's weights needs a parent."""
+    if recipe.data.tokenizer == PARENT and not isinstance(recipe, Continued):
+        yield (
+            f"data.tokenizer: {PARENT} is for stages that begin with another run's weights, and "
+            f"the stage is {recipe.stage}: name a tokenizer's folder, or bpe:SIZE"
+        )
 
 
 def evaluation(recipe: Recipe) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.fields import FIELDS
 from dsv3_plugin.recipe.schema import Recipe
 
@@ -68,7 +69,10 @@ def said_once(recipe: Recipe) -> Iterator[str]:
 def _said_in_the_recipe(recipe: Recipe) -> dict[str, tuple[str, int | str | None]]:
     """Flags that a key of the recipe answers for: (key, its value)."""
     parallel = recipe.parallel
-    return {
+    began = {}
+    if isinstance(recipe, Continued):
+        began = {"pretrained-checkpoint": ("from", recipe.from_)}
+    return began | {
         "tensor-model-parallel-size": ("parallel.tensor", parallel.tensor),
         "pipeline-model-parallel-size": ("parallel.pipeline", parallel.pipeline),
         "pipeline-model-parallel-layout": ("pipeline.layout", recipe.pipeline.layout),

@@ -1,0 +1,212 @@
+"""What a stage begins with: another run's newest whole checkpoint, or a Hugging Face folder.
+
+`find` looks at what a recipe's `from:` names, `refuse_another` holds it against the recipe's model,
+and `lay` puts its weights where upstream takes them from (`--pretrained-checkpoint`): in `parent/`
+of the run's folder, a link to that one iteration, or what was imported. Nothing is written into the
+parent's folder.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
+from dsv3_plugin.checkpoint.formats.model_file import model_of_checkpoint
+from dsv3_plugin.checkpoint.tracker import Saved
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.folders import whole_folder
+from dsv3_plugin.files.full_disk import write_errors_as
+from dsv3_plugin.files.named import named
+from dsv3_plugin.files.run_folder import RECIPE, RunFolder
+from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.hf_config import read_hf_model
+from dsv3_plugin.recipe.model import ModelConfig
+
+_OF_TRAINING = {
+    "name",
+    "init_method_std",
+    "moe_aux_loss_coeff",
+    "moe_router_load_balancing_type",
+    "max_position_embeddings",
+}
+"""Fields that change nothing of what given weights compute."""
+
+_YARN = (
+    "original_max_position_embeddings", "rotary_scaling_factor", "beta_fast", "beta_slow",
+    "mscale", "mscale_all_dim",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Whole weights that a stage may begin with.
+
+    Attributes:
+        folder: of its checkpoints, with their description and tokenizer; the Hugging Face folder.
+        saved: the iteration; None: a Hugging Face folder.
+        model: what the weights are of.
+        trained_length: tokens of the sequences that it was trained on; None: it does not say.
+    """
+
+    folder: Path
+    saved: Saved | None
+    model: ModelConfig
+    trained_length: int | None
+
+    def __str__(self) -> str:
+        if self.saved is None:
+            return f"the Hugging Face folder {self.folder}"
+        if self.saved.release:
+            return f"the weights in {self.folder}"
+        return f"step {self.saved.iteration:,} of {self.folder}"
+
+
+def find(place: str) -> Parent:
+    """The parent that a recipe's `from:` names.
+
+    Raises:
+        UserError: nothing whole is there.
+    """
+    path = named(place)
+    if (path / "config.json").is_file() and not tracker.is_checkpoint(path):
+        model, _ = read_hf_model(path)
+        return Parent(path, None, model, None)
+    saved = _saved(path)
+    if saved is None:
+        raise UserError(_nothing_in(path))
+    folder = saved.path.parent
+    model = model_of_checkpoint(folder, saved.path, read_contents(saved.path))
+    return Parent(folder, saved, model, _trained_length(folder))
+
+
+def _saved(path: Path) -> Saved | None:
+    """The checkpoint that a path stands for: one iteration's folder, or the newest whole one."""
+    if (path / METADATA).is_file():
+        if not tracker.is_complete(path):
+            raise UserError(
+                f"from: the checkpoint {path} is damaged (files are missing or cut short): name "
+                f"another, or the folder above it for its newest whole one."
+            )
+        number = path.name.removeprefix("iter_")
+        return Saved(path, int(number), False) if number.isdecimal() else Saved(path, 0, True)
+    for folder in (path, _checkpoints_of(path)):
+        if folder.is_dir():
+            tracker.refuse_unfinished(folder)
+            if saved := tracker.newest_complete(folder):
+                return saved
+    return None
+
+
+def _checkpoints_of(run: Path) -> Path:
+    """Where a run's checkpoints are; its recipe may have put them elsewhere."""
+    recipe = run / RECIPE
+    said = yaml_text.read_mapping(recipe).get("checkpoint", {}) if recipe.is_file() else {}
+    elsewhere = said.get("directory") if isinstance(said, dict) else None
+    return RunFolder(run, named(elsewhere) if isinstance(elsewhere, str) else None).checkpoints
+
+
+def _nothing_in(path: Path) -> str:
+    way_out = "name a run's folder, a checkpoint's, or a Hugging Face folder (with its config.json)"
+    if not path.exists():
+        return f"from: {path} does not exist: {way_out}."
+    if not path.is_dir():
+        return f"from: {path} is not a folder: {way_out}."
+    if (path / RECIPE).is_file():
+        return (
+            f"from: the run {path} has no whole checkpoint yet: wait for its first, or {way_out}."
+        )
+    return f"from: {path} holds no whole checkpoint: {way_out}."
+
+
+def _trained_length(checkpoints: Path) -> int | None:
+    """What the recipe beside a run's checkpoints says."""
+    recipe = checkpoints / RECIPE
+    said = yaml_text.read_mapping(recipe).get("data", {}) if recipe.is_file() else {}
+    length = said.get("seq_length") if isinstance(said, dict) else None
+    return length if isinstance(length, int) else None
+
+
+def refuse_another(parent: Parent, wanted: ModelConfig) -> None:
+    """Hold a parent against the model that is to begin with its weights.
+
+    Weights mean the same under the same fields. Positions may be stretched once, by YaRN over the
+    length that the parent was trained on (arXiv 2309.00071); a parent that has been stretched
+    already goes on with its own YaRN.
+
+    Raises:
+        UserError: they do not go together; it names the first field in which they differ.
+    """
+    before = parent.model
+    for field in ModelConfig.model_fields:
+        if field in _OF_TRAINING or field in _YARN or field == "rope_type":
+            continue
+        if (theirs := getattr(before, field)) != (ours := getattr(wanted, field)):
+            raise UserError(
+                f"{parent} is of another model: {field} is {theirs} there, and the recipe says "
+                f"{ours}; name another parent with from=PATH, or mend the recipe's model."
+            )
+    if wanted.rope_type == "rope":
+        if before.rope_type == "yarn":
+            raise UserError(
+                f"{parent} has positions stretched by YaRN (rotary_scaling_factor "
+                f"{before.rotary_scaling_factor:g}), and the recipe's model has none: say "
+                f"model.rope_type: yarn and its keys there."
+            )
+        return
+    if before.rope_type == "rope":
+        knows, length = "was trained on", parent.trained_length
+        if length is None:
+            knows, length = "has positions for", before.max_position_embeddings
+        if length != wanted.original_max_position_embeddings:
+            raise UserError(
+                f"{parent} {knows} sequences of {length:,} tokens, and the recipe stretches "
+                f"positions from {wanted.original_max_position_embeddings:,}: set "
+                f"model.original_max_position_embeddings={length}."
+            )
+        return
+    for field in _YARN:
+        if (theirs := getattr(before, field)) != (ours := getattr(wanted, field)):
+            raise UserError(
+                f"{parent} has positions stretched by YaRN already, with {field} {theirs:g}, and "
+                f"the recipe says {ours:g}: keep its own, model.{field}={theirs:g}."
+            )
+
+
+def lay(parent: Parent, place: Path, tell: Callable[[str], None]) -> Path:
+    """Put a parent's weights where the run begins with them.
+
+    Args:
+        parent: whose.
+        place: a folder of the run's own; what it began with before, if it was another, goes.
+        tell: takes a sentence for the person.
+
+    Returns:
+        The folder that describes them, with their tokenizer.
+
+    Raises:
+        UserError: they cannot be read, or the folder cannot be written.
+    """
+    if parent.saved is None:
+        return _imported(parent.folder, place, tell)
+    with (
+        write_errors_as(lambda why: f"the folder {place} cannot be written ({why}): make room."),
+        whole_folder(place) as new,
+    ):
+        (new / parent.saved.path.name).symlink_to(parent.saved.path.resolve())
+        tracker.write_tracker(new, parent.saved.tracked)
+    return parent.folder
+
+
+def _imported(source: Path, place: Path, tell: Callable[[str], None]) -> Path:
+    from dsv3_plugin.checkpoint import import_hf  # brings torch
+
+    if place.is_dir() and any(path.is_symlink() for path in place.iterdir()):
+        shutil.rmtree(place)  # another parent; what its link leads to stays
+    if tracker.newest_complete(place) is None:
+        tell(f"Importing {source} into {place} (once).")
+    report = import_hf(source, place, resume=True)
+    for sentence in report.notes:
+        tell(sentence)
+    return place

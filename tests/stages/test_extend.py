@@ -1,0 +1,131 @@
+"""A pretrained model goes on with longer sequences, from whatever keeps its weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from dsv3_plugin.checkpoint import export_hf
+from tests.small_runs import MODEL, Command, records
+
+LONGER = {
+    "base": "small.yaml",
+    "stage": "extend",
+    "model": {
+        "rope_type": "yarn",
+        "rotary_scaling_factor": 5,
+        "original_max_position_embeddings": 64,
+        "max_position_embeddings": 320,
+    },
+    "data": {"tokenizer": "parent", "seq_length": 256},
+    "training": {"steps": 1, "micro_batch_size": 1, "eval_interval": 1, "eval_steps": 2},
+    "curves": {"learning_rate": 1e-4, "batch_size": 2, "router_bias_speed": 0, "mtp_weight": 0.1},
+    "checkpoint": {"interval": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def longer(recipe, trained):
+    """The recipe that stretches the small one, beside it."""
+    path = recipe.with_name("longer.yaml")
+    path.write_text(yaml.safe_dump(LONGER | {"from": str(trained.folder)}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def extended(longer, tmp_path_factory):
+    """That recipe, trained from the small run."""
+    folder = tmp_path_factory.mktemp("extended") / "run"
+    ended = Command.forked("train", longer, f"directory={folder}").end()
+    assert ended.code == 0, ended.output
+    return folder
+
+
+def first_loss(folder: Path) -> float:
+    return next(line["validation_loss"] for line in records(folder) if line["iteration"] == 0)
+
+
+def test_it_begins_with_the_parents_newest_checkpoint(extended, trained):
+    (link,) = (extended / "parent").glob("iter_*")
+    assert link.resolve() == (trained.checkpoints / "iter_0000012").resolve()
+    steps = [line["iteration"] for line in records(extended) if "loss" in line]
+    assert steps == [1]
+    # Far below what weights know that have not been trained, though positions mean another angle.
+    untrained = next(line["validation_loss"] for line in records(trained.folder))
+    assert first_loss(extended) < untrained - 0.5
+
+
+@pytest.mark.parametrize(
+    ("begins", "overrides"),
+    [
+        ("run", ["parallel.pipeline=2", "parallel.expert=1", "pipeline.schedule=1f1b"]),
+        ("hugging face", []),
+    ],
+)
+def test_the_first_held_out_loss_is_the_parents(
+    longer, extended, trained, tmp_path, begins, overrides
+):
+    """Weights, and nothing but weights, from every form and under every layout."""
+    source = trained.folder
+    if begins == "hugging face":
+        source = tmp_path / "hf"
+        export_hf(trained.checkpoints, source)
+        config = json.loads((source / "config.json").read_text())
+        # A stranger's says how many positions it has, which is what it was trained on.
+        (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    ended = Command.forked(
+        "train", longer, f"from={source}", f"directory={tmp_path}/run",
+        f"data.path={extended}/data", "training.eval_steps=2", *overrides,
+    ).end()  # fmt: skip
+    assert ended.code == 0, ended.output
+    assert first_loss(tmp_path / "run") == pytest.approx(first_loss(extended), abs=1e-6)
+
+
+def test_an_extended_model_is_itself_in_transformers(extended, dsv3, tmp_path):
+    """Beyond the original length: the scale of attention, the angles and config.json at once."""
+    assert dsv3("export", extended / "checkpoints", tmp_path / "hf").code == 0
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    scaling = config["rope_scaling"]
+    assert (scaling["factor"], scaling["original_max_position_embeddings"]) == (5, 64)
+    assert config["max_position_embeddings"] == 320
+
+    tokens = np.random.default_rng(0).integers(MODEL["vocab_size"], size=(1, 300))
+    np.save(tmp_path / "tokens.npy", tokens)
+    ended = Command.forked(
+        "logits", "--checkpoint", extended / "checkpoints", "--tokens", tmp_path / "tokens.npy",
+        "--out", tmp_path / "out.npy",
+    ).end()  # fmt: skip
+    assert ended.code == 0, ended.output
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)).logits
+    ours = torch.from_numpy(np.load(tmp_path / "out.npy"))
+    assert float((ours - expected).abs().max()) <= 1e-5
+
+    text = "def read(self, size):\n" * 12
+    ended = Command.forked(
+        "generate", "--checkpoint", extended / "checkpoints", "--prompt", text,
+        "--max-new-tokens", "8", "--temperature", "0",
+    ).end()  # fmt: skip
+    assert ended.code == 0, ended.output
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert ids.shape[1] > 64
+    chosen = theirs.generate(ids, max_new_tokens=8, do_sample=False)
+    assert ended.output.rstrip("\n") == tokenizer.decode(chosen[0], skip_special_tokens=True)
+
+
+def test_another_parent_is_refused_before_anything_is_written(longer, trained, tmp_path):
+    ended = Command.forked(
+        "train", longer, f"directory={tmp_path}/run",
+        "model.original_max_position_embeddings=128",
+    ).end()  # fmt: skip
+    assert ended.code == 2
+    assert "set model.original_max_position_embeddings=64" in ended.output
+    assert not (tmp_path / "run").exists()
