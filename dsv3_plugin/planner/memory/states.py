@@ -52,7 +52,7 @@ def optimizer(
             lies at the end, so none owns more than the first.
         expert_rank: which of those that share the routed experts.
     """
-    per_value = 2 * BYTES[setting.moments] + (_MAIN if setting.dtype != "fp32" else 0)
+    per_value = 2 * BYTES[setting.moments] + _master(setting)
     total = 0
     for bucket in _buckets(setting, stages):
         owned = bucket.owned_by(expert_rank if bucket.routed else dense_rank)
@@ -60,6 +60,19 @@ def optimizer(
         if setting.backend == "local":
             total += len(owned) * _STEP
     return total
+
+
+def _master(setting: Setting) -> int:
+    """Bytes of a master weight beside the parameter; none where that is FP32 itself.
+
+    With moments in BF16 the optimizer is TE's alone, which keeps of a master weight the 16 bits
+    that the BF16 parameter lacks (`store_param_remainders`). In FP8, but for delayed scaling,
+    upstream keeps master weights for it (`use_precision_aware_optimizer_no_fp8_or_ds_fp8`).
+    """
+    if setting.dtype == "fp32":
+        return 0
+    remainders = setting.moments == "bf16" and setting.fp8 in (None, "delayed")
+    return _MAIN - setting.width if remainders else _MAIN
 
 
 @cache

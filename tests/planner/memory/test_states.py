@@ -38,6 +38,27 @@ def test_tensor_parallel_ranks_hold_the_whole_but_for_what_is_on_all_of_them() -
     assert values(4) - on_all == (values(1) - on_all) // 4
 
 
+@pytest.mark.parametrize(
+    ("fp8", "moments", "each"),
+    [
+        # A master weight that the optimizer keeps itself is 16 bits beside the BF16 parameter.
+        (None, "bf16", 2 + 2 + 2),
+        ("delayed", "bf16", 2 + 2 + 2),
+        ("blockwise", "bf16", 4 + 2 + 2),
+        ("mxfp8", "bf16", 4 + 2 + 2),
+        (None, "fp32", 4 + 4 + 4),
+    ],
+)
+def test_bytes_of_a_parameter_in_the_optimizer(fp8: str | None, moments: str, each: int) -> None:
+    setting = setting_of(
+        load_model("moonlight-16b-a3b"), backend="transformer_engine", data=16, zero1=True,
+        dtype="bf16", fp8=fp8, moments=moments,
+    )  # fmt: skip
+    rank = (Stage(moe=2),)
+    values = sum(t.number * t.values for chunk in rank_chunks(setting, rank) for t in chunk)
+    assert optimizer(setting, rank) == pytest.approx(each * values / 16, rel=1e-3)
+
+
 def test_a_middle_rank_of_the_report() -> None:
     """61 layers on 16 ranks with 64-way experts: 4 MoE layers a rank, BF16, FP8 copies of both."""
     model = load_model("deepseek-v3")
