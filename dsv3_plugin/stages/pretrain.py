@@ -50,15 +50,24 @@ def chunk_inputs(model: torch.nn.Module) -> StageInputs:
 
 
 def forward_step(
-    samples: Iterator[Sample] | None, model: torch.nn.Module
-) -> tuple[torch.Tensor, Any]:
+    samples: Iterator[Sample] | None,
+    model: torch.nn.Module,
+    return_schedule_plan: bool = False,
+) -> tuple[Any, Any]:
     """One forward pass of a model chunk, in the form upstream's schedules call it.
 
+    Args:
+        samples: where the batch is from; None on ranks that read none.
+        model: the chunk.
+        return_schedule_plan: do not compute: upstream's schedule with overlapped experts runs a
+            plan of the pass, layer by layer beside the backward of another.
+
     Returns:
-        The chunk's output, and the function that makes a loss of it on the last stage.
+        The chunk's output or plan, and the function that makes a loss of it on the last stage.
     """
     batch = get_batch(samples, chunk_inputs(model))
-    output = model(
+    forward = model.build_schedule_plan if return_schedule_plan else model
+    output = forward(
         batch.tokens,
         batch.position_ids,
         batch.attention_mask,

@@ -188,6 +188,11 @@ def test_refused_in_one_sentence(overrides, sentence):
             "overlaps the experts' communication by itself",
         ),
         (
+            ["dispatch={kind: two_hop, ranks_per_node: 1}",
+             "megatron_args={overlap-moe-expert-parallel-comm: true}"],
+            "use dispatch.kind: alltoall, deepep or hybridep, or leave it out",
+        ),
+        (
             ["pipeline.schedule=zbv", "megatron_args={delay_wgrad_compute: true}"],
             "puts off weight gradients by itself",
         ),

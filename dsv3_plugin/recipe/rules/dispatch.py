@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 from dsv3_plugin.recipe.schema import Recipe
 
+_OVERLAP = "overlap-moe-expert-parallel-comm"
+"""Upstream's flag: its own schedules run a forward beside a backward, layer by layer."""
+
 
 def dispatch(recipe: Recipe) -> Iterator[str]:
     """Expert-parallel ranks fill nodes; only the two-hop dispatcher quantises."""
@@ -25,6 +28,12 @@ def dispatch(recipe: Recipe) -> Iterator[str]:
         )
     if wanted.kind in ("deepep", "hybridep") and recipe.host == "cpu":
         yield f"dispatch.kind: {wanted.kind} needs a GPU; on the CPU use alltoall or two_hop"
+    if wanted.kind == "two_hop" and recipe.passed_flags.get(_OVERLAP):
+        # Upstream frees what was sent; our first hop is given a view of what the backward needs.
+        yield (
+            f"megatron_args: {_OVERLAP} cuts layers into nodes, which the two-hop dispatcher does "
+            "not know: use dispatch.kind: alltoall, deepep or hybridep, or leave it out"
+        )
     per_node = wanted.ranks_per_node
     # A node may also hold several expert-parallel groups.
     if per_node != "auto" and expert % per_node and per_node % expert:
