@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv3_plugin.cli.convert import AllowPickle, WithoutMtp, Workers
+from dsv3_plugin.cli.options import Json
 from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.terminal.lines import say, say_all, show_text
 
@@ -56,7 +57,7 @@ def verify(
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="Hugging Face folder or checkpoint.")],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Say what is in a checkpoint or a Hugging Face folder, from headers alone."""
     from dsv3_plugin.checkpoint.inspect import inspect as look

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.cli.options import Cluster, Html, Imbalance, Json
 from dsv3_plugin.errors import UserError
 
 
@@ -19,17 +20,8 @@ def plan(
         list[str] | None,
         typer.Argument(help="key.path=value, for a recipe; with --compare, more recipes."),
     ] = None,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME_OR_FILE",
-            help="Where it is to run (h800, or a YAML file); by default the recipe's `cluster`.",
-        ),
-    ] = None,
-    imbalance: Annotated[
-        float | None,
-        typer.Option(help="Load of the busiest rank's experts over the mean; 1 by default."),
-    ] = None,
+    cluster: Cluster = None,
+    imbalance: Imbalance = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -58,10 +50,8 @@ def plan(
             "--compare", help="Recipes side by side, each with the overrides that stand behind it."
         ),
     ] = False,
-    html: Annotated[
-        Path | None, typer.Option(help="Write it as a page that needs nothing else.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Html = None,
+    json: Json = False,
     seq_length: Annotated[
         int | None,
         typer.Option(

@@ -1,19 +1,17 @@
 """`dsv3 rehearse`: what a cluster would say of a recipe in its first minutes, without one."""
 
 import json as json_format
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dsv3_plugin.cli.options import Cluster, Html, Imbalance, Json, Overrides, Recipe
 from dsv3_plugin.errors import UserError
 
 
 def rehearse(
-    recipe: Annotated[
-        str, typer.Argument(help="Shipped name (pretrain/deepseek-v3) or path of a recipe.")
-    ],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key.path=value")] = None,
+    recipe: Recipe,
+    overrides: Overrides = None,
     ranks: Annotated[
         str | None,
         typer.Option(
@@ -25,25 +23,14 @@ def rehearse(
     configuration: Annotated[
         bool, typer.Option("--configuration", help="Check the configuration alone (seconds).")
     ] = False,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME_OR_FILE",
-            help="Where it is to run (h800, or a YAML file); by default the recipe's `cluster`.",
-        ),
-    ] = None,
-    imbalance: Annotated[
-        float | None,
-        typer.Option(help="Load of each rehearsed rank's experts over the mean; 1 by default."),
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write it as a page that needs nothing else.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    cluster: Cluster = None,
+    imbalance: Imbalance = None,
+    html: Html = None,
+    json: Json = False,
 ) -> None:
     """Rehearse a run: its configuration, its ranks and a step of each, without its GPUs.
 
-    Exit code 1 where it would not run.
+    Each rehearsed rank has the load of the busiest. Exit code 1 where it would not run.
     """
     from dsv3_plugin.cli.plan_cases import Asked, Conditions
     from dsv3_plugin.cli.plan_output import refuse_other_suffix

@@ -1,13 +1,9 @@
 """`dsv3 train` and `dsv3 args`: a recipe run, and the same recipe as upstream's command line."""
 
-from typing import Annotated
-
 import typer
 
+from dsv3_plugin.cli.options import Overrides, Recipe
 from dsv3_plugin.terminal.lines import note, say_all
-
-Recipe = Annotated[str, typer.Argument(help="Shipped name (pretrain/tiny) or path.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value for this run.")]
 
 
 def train(recipe: Recipe, overrides: Overrides = None) -> None:

@@ -1,0 +1,24 @@
+"""Arguments and options that several commands have in common."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[
+    str, typer.Argument(help="Shipped name (pretrain/tiny, pretrain/deepseek-v3) or path.")
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value for this run.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME_OR_FILE",
+        help="Where it is to run (h800, or a YAML file); by default the recipe's `cluster`.",
+    ),
+]
+Imbalance = Annotated[
+    float | None,
+    typer.Option(help="Load of the busiest rank's experts over the mean; 1 by default."),
+]
+Html = Annotated[Path | None, typer.Option(help="Write it as a page that needs nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
