@@ -278,16 +278,13 @@ def _give_routing(recipe: Recipe, known: KnownValues, request: Request, replacer
     if not model.moe_layers:
         return
     tokens = recipe.training.micro_batch_size * recipe.data.seq_length // parallel.context
+    limits = model.moe_router_num_groups or 1, model.moe_router_group_topk or 1
     even = even_routing(
-        tokens // (parallel.tensor),
-        model.num_moe_experts,
-        model.moe_router_topk,
-        model.moe_router_num_groups or 1,
-        model.moe_router_group_topk or 1,
+        tokens // (parallel.tensor), model.num_moe_experts, model.moe_router_topk, *limits
     )
     per_rank = model.num_moe_experts // parallel.expert
     first = request.rank % parallel.expert * per_rank
-    given = skewed_routing(even, slice(first, first + per_rank), request.imbalance)
+    given = skewed_routing(even, slice(first, first + per_rank), request.imbalance, *limits)
 
     def preprocess(original: Any) -> Any:
         def with_routing(self: Any, hidden: Any, probs: Any, routing_map: torch.Tensor) -> Any:
