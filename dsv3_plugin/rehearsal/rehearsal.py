@@ -80,7 +80,7 @@ class Rehearsal:
     processes: int
     cluster: Cluster
     device: str
-    plan: Plan | None
+    plan: Plan
     configuration: RankReport
     ranks: tuple[SteppedRank, ...]
     pipelines: tuple[SteppedPipeline, ...]
@@ -94,6 +94,25 @@ class Rehearsal:
     @property
     def would_run(self) -> bool:
         return not any(finding.stops for finding in self.findings)
+
+    @property
+    def slowest(self) -> dict[str, RankPlan]:
+        """Schedule of each step that was rehearsed → of several places, that with most work."""
+        phases = {phase.name: phase for phase in self.plan.phases if len(phase.ranks) > 1}
+        cases = dict.fromkeys(step.case for step in (*self.ranks, *self.pipelines))
+        return {case.schedule: phases[case.phase].slowest for case in cases if case.phase in phases}
+
+    def waiting(self, rank: SteppedRank) -> float | None:
+        """Of its whole step, the share in which a rank's place of the pipeline waits for messages.
+
+        Between its first and its last computation; None where no messages were rehearsed, or they
+        come to no end.
+        """
+        for pipeline in self.pipelines:
+            messages = pipeline.report.messages
+            if pipeline.case == rank.case and messages is not None and messages.makespan:
+                return messages.waiting[rank.planned.pipeline_rank] / messages.makespan
+        return None
 
 
 @dataclass(frozen=True)
@@ -156,8 +175,7 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
     stepped: list[SteppedRank] = []
     pipelines: list[SteppedPipeline] = []
     if not any(finding.stops for finding in configuration.findings):
-        stepping = () if devices.lacking else wanted.ranks
-        pairs = [(rank, case) for case in cases for rank in stepping]
+        pairs = [(rank, case) for case in cases for rank in wanted.ranks]
         requests = [wanted.request(*pair, "step") for pair in pairs]
         if wanted.has_pipeline:
             requests += [wanted.request(0, case, "messages") for case in cases]

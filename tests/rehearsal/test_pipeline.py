@@ -1,5 +1,6 @@
 """The messages of a recipe's pipeline: asked of a child, told to the parent, shown."""
 
+import dataclasses
 import json
 from dataclasses import asdict
 from typing import Any
@@ -7,12 +8,22 @@ from typing import Any
 import pytest
 
 from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.make import make_plan
 from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.rehearsal.cases import step_cases
 from dsv3_plugin.rehearsal.child import answered
 from dsv3_plugin.rehearsal.children import _report
-from dsv3_plugin.rehearsal.rehearsal import SteppedRank, Wanted, _between_ranks
+from dsv3_plugin.rehearsal.rehearsal import (
+    Rehearsal,
+    SteppedPipeline,
+    SteppedRank,
+    Wanted,
+    _between_ranks,
+)
 from dsv3_plugin.rehearsal.report import Finding, Issued, Messages, RankReport, Request
-from dsv3_plugin.report.rehearsal.sentences import in_time
+from dsv3_plugin.report.rehearsal import grids
+from dsv3_plugin.report.rehearsal.mapping import mapping
+from dsv3_plugin.report.rehearsal.sentences import in_time, pipelines
 
 PIPELINE = (
     "parallel.processes=4",
@@ -84,3 +95,27 @@ def test_what_queueing_costs_is_told():
     )
     stuck = Messages((Finding("it would hang"),), 2, 72, 60, None, 10.0, (0.0,))
     assert in_time("zbv", stuck).endswith("a rank has up to 2 process groups.")
+
+
+def test_who_waits_how_long_and_who_is_slowest_is_told(report):
+    cluster = load_cluster("cpu").model_copy(update={"gpus": 4})
+    recipe = load_resolved("pretrain/tiny", PIPELINE, cluster.machine)
+    plan = make_plan(recipe, cluster, cluster.machine)
+    case = step_cases(recipe)[-1]
+    phase = next(phase for phase in plan.phases if phase.name == case.phase)
+    stepped = SteppedRank(case, RankReport(2, 2, memory={"weights": 1}), phase.ranks[2], 10**9)
+    found = Rehearsal(
+        "tiny", 4, cluster, "the CPU host", plan, RankReport(0, 0), (stepped,),
+        (SteppedPipeline(case, report),), (),
+    )  # fmt: skip
+    share = report.messages.waiting[2] / report.messages.makespan
+    assert 0 < share < 1
+    assert grids.stages(found).rows[0][-1] == f"{100 * share:.1f}"
+    assert mapping(found)["ranks"][0]["waiting"] == share
+    busiest = max(phase.ranks, key=lambda rank: rank.busy_seconds)
+    assert pipelines(found)[0] == (
+        f"{case.schedule}: pipeline rank {busiest.pipeline_rank} is the slowest, with "
+        f"{busiest.work:.3f} times the mean's work."
+    )
+    alone = dataclasses.replace(found, pipelines=())
+    assert grids.stages(alone).rows[0][-1] == "—"

@@ -10,7 +10,7 @@ from dsv3_plugin.report.plan.words import MEMORY, stages_text
 
 
 def stages(rehearsal: Rehearsal) -> Grid:
-    """A row for each rank and step: memory against the card and the plan, work against the mean."""
+    """A row for each rank and step: memory against card and plan, work against the mean, waits."""
     stepped = rehearsal.stepped
     unit = unit_for(max((rank.total for rank in stepped), default=0))
     several = len({rank.case.schedule for rank in stepped}) > 1
@@ -21,6 +21,7 @@ def stages(rehearsal: Rehearsal) -> Grid:
             unit.text(rank.planned.memory_total),
             unit.text(rank.card - rank.total),
             f"{rank.planned.work:.3f}",
+            _percent(rehearsal.waiting(rank)),
         )
         for rank in stepped
     )
@@ -30,6 +31,7 @@ def stages(rehearsal: Rehearsal) -> Grid:
         f"planned\n{unit.name}",
         "spare",
         "work/mean",
+        "waiting\n%",
     )
     return Grid(header, rows)
 
@@ -63,6 +65,10 @@ def work(rehearsal: Rehearsal) -> Grid:
     )
     header = ("rank", "kernels", "GB moved", "messages", "host\nwaits", "groups")
     return Grid(header, rows)
+
+
+def _percent(share: float | None) -> str:
+    return "—" if share is None else f"{100 * share:.1f}"
 
 
 def _shown(ranks: Sequence[SteppedRank]) -> Iterable[tuple[MemoryPart, str]]:

@@ -15,7 +15,7 @@ def mapping(rehearsal: Rehearsal) -> dict[str, Any]:
         "device": rehearsal.device,
         "would_run": rehearsal.would_run,
         "findings": [asdict(finding) for finding in rehearsal.findings],
-        "ranks": [_rank(rank) for rank in rehearsal.ranks],
+        "ranks": [_rank(rank, rehearsal) for rank in rehearsal.ranks],
         "pipelines": [_pipeline(pipeline) for pipeline in rehearsal.pipelines],
     }
 
@@ -26,7 +26,8 @@ def _pipeline(pipeline: SteppedPipeline) -> dict[str, Any]:
     return asdict(pipeline.case) | ({} if messages is None else asdict(messages))
 
 
-def _rank(rank: SteppedRank) -> dict[str, Any]:
+def _rank(rank: SteppedRank, rehearsal: Rehearsal) -> dict[str, Any]:
+    """`work` is in means; `waiting` a share of the step."""
     report = rank.report
     return {
         "rank": report.rank,
@@ -35,6 +36,8 @@ def _rank(rank: SteppedRank) -> dict[str, Any]:
         "memory": rank.memory,
         "planned": rank.planned.memory_bytes,
         "card": rank.card,
+        "work": rank.planned.work,
+        "waiting": rehearsal.waiting(rank),
         "states": report.states,
         "moments": report.moments,
         "operations": None if report.operations is None else asdict(report.operations),

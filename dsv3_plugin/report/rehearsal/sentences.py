@@ -1,6 +1,7 @@
 """What is said of a rehearsal, in sentences."""
 
 from dsv3_plugin.numbers import figure_text
+from dsv3_plugin.planner.plan import RankPlan
 from dsv3_plugin.rehearsal.rehearsal import Rehearsal
 from dsv3_plugin.rehearsal.report import Finding, Messages
 
@@ -43,9 +44,17 @@ def in_the_end(rehearsal: Rehearsal) -> str:
     return "It would run."
 
 
+def slowest(schedule: str, place: RankPlan) -> str:
+    """Which place of the pipeline a step goes by."""
+    return (
+        f"{schedule}: pipeline rank {place.pipeline_rank} is the slowest, with {place.work:.3f} "
+        "times the mean's work."
+    )
+
+
 def pipelines(rehearsal: Rehearsal) -> list[str]:
-    """A line for each step of a pipeline whose messages were held together."""
-    return [
+    """What goes for all ranks of a step: the slowest, and how its messages hold together."""
+    return [slowest(*step) for step in rehearsal.slowest.items()] + [
         in_time(pipeline.case.schedule, pipeline.report.messages)
         for pipeline in rehearsal.pipelines
         if pipeline.report.messages is not None
