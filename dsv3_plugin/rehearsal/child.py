@@ -52,7 +52,7 @@ def answered(request: Request, scratch: Path) -> RankReport:
             from dsv3_plugin.rehearsal.device import become
 
             only_configuration = request.depth == "configuration"
-            launches = become(recipe, machine, cluster, only_configuration=only_configuration)
+            device = become(recipe, machine, cluster, only_configuration=only_configuration)
             from dsv3_plugin.distributed.world import order_kernels
 
             order_kernels(recipe)
@@ -63,7 +63,7 @@ def answered(request: Request, scratch: Path) -> RankReport:
             )
             from dsv3_plugin.rehearsal.one_rank import rehearse
 
-            return rehearse(request, recipe, machine, world, launches)
+            return rehearse(request, recipe, machine, world, device)
     except UserError as error:
         return RankReport(request.rank, 0, (Finding(str(error)),))
 

@@ -24,7 +24,7 @@ class Devices:
     Attributes:
         environment: of a child.
         kind: what it is, for people.
-        lacking: why no rank can take a step on them; empty: each can.
+        lacking: why no CUDA runtime answers for them; empty where one does, or none is asked.
     """
 
     environment: dict[str, str]
@@ -40,7 +40,7 @@ def devices(cluster: Cluster, on_gpu: bool) -> Devices:
     try:
         shim = built_shim()
     except UserError as error:
-        return Devices(inherited, f"{cluster.gpu}, in name alone", str(error))
+        return Devices(inherited, f"{cluster.gpu}, a device written in Python", str(error))
     environment = shim.environment(gpu_of(cluster), inherited)
     return Devices(inherited | environment, f"{cluster.gpu}, with a CUDA runtime that only answers")
 

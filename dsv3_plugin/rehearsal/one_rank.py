@@ -7,13 +7,14 @@ values.
 
 import contextlib
 import dataclasses
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.training import get_args
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -23,7 +24,7 @@ from dsv3_plugin.dispatch.moe_layer import MoELayer
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.configuration import refusals
-from dsv3_plugin.rehearsal.device import Launches
+from dsv3_plugin.rehearsal.device import Device
 from dsv3_plugin.rehearsal.known import KnownValues
 from dsv3_plugin.rehearsal.launched import Collectives, Kernels
 from dsv3_plugin.rehearsal.observe import Observer
@@ -46,7 +47,7 @@ class _Enough(BaseException):
 
 
 def rehearse(
-    request: Request, recipe: Recipe, machine: Machine, world: World, launches: Launches
+    request: Request, recipe: Recipe, machine: Machine, world: World, device: Device
 ) -> RankReport:
     """Be the rank of the request, in a world that is joined already.
 
@@ -55,7 +56,7 @@ def rehearse(
         recipe: closed, and without what needs more than a step (`for_one_step`).
         machine: what the rank runs on.
         world: the fake one.
-        launches: where kernels of Transformer Engine are told.
+        device: what this process has become.
     """
     patching.apply(TABLE)
     run = Run(recipe, recipe.run_folder, machine)
@@ -67,7 +68,7 @@ def rehearse(
     report = RankReport(request.rank, pipeline_rank, tuple(findings))
     if request.depth == "configuration" or any(finding.stops for finding in findings):
         return report
-    return _built_and_stepped(request, run, settings, report, world, launches)
+    return _built_and_stepped(request, run, settings, report, world, device)
 
 
 def _built_and_stepped(
@@ -76,24 +77,25 @@ def _built_and_stepped(
     settings: trainer.Configured,
     report: RankReport,
     world: World,
-    launches: Launches,
+    device: Device,
 ) -> RankReport:
     known = KnownValues()
-    device = "cuda" if run.recipe.on_gpu(run.machine) else "cpu"
-    storages, kernels, collectives = Storages(device), Kernels(device), Collectives(world)
-    launches.told = kernels.launched
+    kind = "cuda" if run.recipe.on_gpu(run.machine) else "cpu"
+    storages, kernels, collectives = Storages(kind), Kernels(kind), Collectives(world)
+    device.launches.told = kernels.launched
     observer = Observer(known, [storages, kernels, collectives])
     replacer = Replacer()
     tell_makers_apart(storages, replacer)
     _follow_resizing(storages, replacer)
+    _share_storages(replacer)
     _follow_pairs(observer, replacer)
     _answer_reading(observer, replacer)
     _let_messages_leave(replacer)
     _give_samples(run.recipe, replacer)
     _give_routing(run.recipe, known, request, replacer)
-    watch = _Watch(storages, [kernels, observer], world, request)
+    watch = _Watch(storages, [kernels, observer], world)
     stage = dataclasses.replace(stage_named(run.recipe.stage)(run), hooks=[watch])
-    with contextlib.suppress(_Enough), FakeTensorMode(allow_non_fake_inputs=True), observer:
+    with contextlib.suppress(_Enough), device.fake_mode(allow_non_fake_inputs=True), observer:
         trainer.train_configured(run, stage, settings)
     return dataclasses.replace(
         report,
@@ -108,20 +110,16 @@ def _built_and_stepped(
         synchronisations=dict(observer.asked),
         built_with=tuple(world.issued[: watch.built_with]),
         collectives=tuple(world.issued[watch.built_with :]),
-        device=device,
     )
 
 
 class _Watch(Hook):
     """Looks at the rank before, in and after its step."""
 
-    def __init__(
-        self, storages: Storages, counters: Sequence[Any], world: World, request: Request
-    ) -> None:
+    def __init__(self, storages: Storages, counters: Sequence[Any], world: World) -> None:
         self._storages = storages
         self._counters = counters
         self._world = world
-        self._request = request
         self.states: dict[str, int] = {}
         self.memory: dict[str, int] = {}
         self.moments: dict[str, int] = {}
@@ -132,8 +130,6 @@ class _Watch(Hook):
         step.optimizer.step()
         claim_states(self._storages, list(step.model), step.optimizer)
         self.states = dict(self._storages.now)
-        if self._request.depth == "build":
-            raise _Enough
         self._storages.begin_moment()
         self.built_with = len(self._world.issued)
         for counter in self._counters:
@@ -163,6 +159,18 @@ def _follow_resizing(storages: Storages, replacer: Replacer) -> None:
         return resized
 
     replacer.wrap("torch:UntypedStorage.resize_", resize)
+
+
+def _share_storages(replacer: Replacer) -> None:
+    """What is recomputed is put behind what was kept, by C++ that upstream compiles.
+
+    Neither has values here, so one need only live as long as the other.
+    """
+
+    def share(kept: torch.Tensor, again: torch.Tensor) -> None:
+        weakref.finalize(kept.untyped_storage(), lambda storage: None, again.untyped_storage())
+
+    replacer.set("megatron.core.tensor_parallel.random:_get_share_storage", lambda: share)
 
 
 def _follow_pairs(observer: Observer, replacer: Replacer) -> None:

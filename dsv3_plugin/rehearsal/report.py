@@ -5,10 +5,10 @@ from typing import Literal
 
 from dsv3_plugin.planner.plan import MemoryPart, Moment
 
-Depth = Literal["configuration", "build", "step", "messages"]
-"""configuration: recipe → upstream's finished configuration, checked. build: the rank's groups,
-chunks, gradient buffers and optimizer as well. step: a training step as well. messages: those of
-all ranks of a pipeline in a step, and nothing else."""
+Depth = Literal["configuration", "step", "messages"]
+"""configuration: recipe → upstream's finished configuration, checked. step: the rank's groups,
+chunks, gradient buffers and optimizer, and a training step as well. messages: those of all ranks of
+a pipeline in a step, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,6 @@ class RankReport:
         synchronisations: where the host waited for the device → how often, in the step.
         collectives: of the step, in order; built_with: those before it.
         messages: of all ranks of the pipeline, where those were asked for.
-        device: what stood for the GPU ("cuda with a shim", "cpu").
     """
 
     rank: int
@@ -143,4 +142,3 @@ class RankReport:
     built_with: tuple[Issued, ...] = ()
     collectives: tuple[Issued, ...] = ()
     messages: Messages | None = None
-    device: str = ""

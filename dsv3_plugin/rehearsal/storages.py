@@ -44,8 +44,8 @@ class Storages:
 
     def take(self, tensor: torch.Tensor, part: str | None = None) -> None:
         """Count the storage of a tensor, if it is not counted yet; or as another part."""
-        if tensor.device.type != self._device_type:
-            return
+        if tensor.device.type != self._device_type or hasattr(tensor, "_INNER_TENSORS"):
+            return  # a quantised tensor has no storage beside those of its parts
         storage = tensor.untyped_storage()
         key = id(storage)  # torch gives a storage one Python object for as long as it lives
         known = self._alive.get(key)

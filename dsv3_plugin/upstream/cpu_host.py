@@ -45,7 +45,7 @@ _FACTORIES = (
 )  # fmt: skip
 
 
-class _Stream:
+class Stream:
     """The one queue a CPU has: work is done when it is issued."""
 
     cuda_stream = 0
@@ -53,26 +53,26 @@ class _Stream:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def wait_stream(self, stream: "_Stream") -> None:
+    def wait_stream(self, stream: "Stream") -> None:
         pass
 
-    def wait_event(self, event: "_Event") -> None:
+    def wait_event(self, event: "Event") -> None:
         pass
 
-    def record_event(self, event: "_Event | None" = None) -> "_Event":
-        return event or _Event()
+    def record_event(self, event: "Event | None" = None) -> "Event":
+        return event or Event()
 
     def synchronize(self) -> None:
         pass
 
-    def __enter__(self) -> "_Stream":
+    def __enter__(self) -> "Stream":
         return self
 
     def __exit__(self, *exc: object) -> None:
         pass
 
 
-class _Event:
+class Event:
     """An event that has always happened."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -140,10 +140,10 @@ _CUDA_FUNCTIONS: dict[str, Any] = {
     "device_count": _answer(1),
     "set_device": _answer(),
     "synchronize": _answer(),
-    "Stream": _Stream,
-    "Event": _Event,
-    "current_stream": _call(_Stream),
-    "default_stream": _call(_Stream),
+    "Stream": Stream,
+    "Event": Event,
+    "current_stream": _call(Stream),
+    "default_stream": _call(Stream),
     "set_stream": _answer(),
     "stream": _call(contextlib.nullcontext),
     "get_rng_state": _call(torch.get_rng_state),

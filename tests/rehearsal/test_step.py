@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.rehearsal.children import devices, rehearsed
+from dsv3_plugin.rehearsal.report import Request
 from dsv3_plugin.rehearsal.shim import build
 from dsv3_plugin.rehearsal.te.installed import how_to_get_it, te_python
 from tests.conftest import Said
@@ -86,17 +89,21 @@ def test_what_cannot_be_rehearsed_is_said(
     assert said.err.count("\n") == 1
 
 
-def test_without_a_compiler_the_configuration_is_rehearsed_all_the_same(
-    dsv3: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("full")
+def test_without_a_compiler_a_rank_is_as_with_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    cluster = load_cluster("h800")
+    request = Request("pretrain/deepseek-v3", (), "h800", rank=1024, micro_batches=1)
+    runtime = devices(cluster, on_gpu=True)
     monkeypatch.setattr(build, "_COMPILERS", ())
-    upstreams = (
-        "pipeline.executor=upstream",
-        "pipeline.schedule=1f1b",
-        "pipeline.ramp_schedule=null",
-        "pipeline.layout=null",
-    )
-    said = dsv3("rehearse", "pretrain/deepseek-v3", "--ranks", "0", *upstreams)
-    assert said.code == 0, said.out + said.err
-    assert "No rank took a step: No C compiler is here" in " ".join(said.out.split())
-    assert "The configuration stands." in said.out
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    python = devices(cluster, on_gpu=True)
+    assert not runtime.lacking
+    assert python.lacking == "no C compiler is here ()"
+    (expected,), (report,) = rehearsed([request], runtime), rehearsed([request], python)
+    assert report.findings == ()
+    for counted in ("states", "memory", "moments", "synchronisations", "collectives", "groups"):
+        assert getattr(report, counted) == getattr(expected, counted), counted
+    assert report.operations.kernels == pytest.approx(expected.operations.kernels, rel=0.02)
+    assert report.operations.bytes == pytest.approx(expected.operations.bytes, rel=1e-6)

@@ -1,7 +1,8 @@
 """Compiles the CUDA runtime of a rehearsal (cudart.c, driver.c) once, and says how to preload it.
 
 Without it a fake tensor on "cuda" cannot do a backward on a machine without a driver. It takes a C
-compiler and no header of CUDA. Where there is none, the rehearsal's tensors have to be on the CPU.
+compiler and no header of CUDA, once: what the cache holds serves without. Where it cannot be had,
+torch's C++ takes the rehearsal's tensors for those of a device in Python (`python_device`).
 """
 
 import atexit
@@ -67,26 +68,31 @@ def built_shim() -> Shim:
     """
     if platform.system() != "Linux":
         raise UserError(
-            f"A CUDA runtime can be preloaded on Linux alone, and this is {platform.system()}."
+            f"a CUDA runtime is preloaded on Linux alone, and this is {platform.system()}"
         )
     if not _torch_has_cuda():
-        raise UserError("torch is built without CUDA here: install the wheel that has it.")
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if compiler is None:
-        raise UserError(f"No C compiler is here ({', '.join(_COMPILERS)}): install one.")
-    name = f"cuda-shim-{_digest(compiler)}"
-    for cache in _caches():
-        built = cache / name
+        raise UserError("torch is built without CUDA here")
+    cached = [cache / f"cuda-shim-{_digest()}" for cache in _caches()]
+    for built in cached:
         if _complete(built):
             return Shim(built)
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        raise UserError(f"no C compiler is here ({', '.join(_COMPILERS)})")
+    for built in cached:
         with contextlib.suppress(OSError):
-            cache.mkdir(parents=True, exist_ok=True)
+            built.parent.mkdir(parents=True, exist_ok=True)
             return Shim(_build(compiler, built))
     # Nowhere to keep it: it takes a tenth of a second, so this process makes its own.
     folder = Path(tempfile.mkdtemp(prefix="dsv3-cuda-shim-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     _compile(compiler, folder)
     return Shim(folder)
+
+
+def preloaded() -> bool:
+    """Whether this process was started with the runtime."""
+    return _RUNTIME in os.environ.get("LD_PRELOAD", "").split()
 
 
 def _torch_has_cuda() -> bool:
@@ -99,10 +105,10 @@ def _torch_has_cuda() -> bool:
     )
 
 
-def _digest(compiler: str) -> str:
-    """Of all that the libraries are made from: sources, flags, compiler, machine."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    made_from = hashlib.sha256(repr((_LIBRARIES, _FLAGS, platform.machine())).encode() + version)
+def _digest() -> str:
+    """Of what decides whether a library serves here: sources, flags, machine, C library."""
+    here = _LIBRARIES, _FLAGS, platform.machine(), platform.libc_ver()
+    made_from = hashlib.sha256(repr(here).encode())
     for sources in _LIBRARIES.values():
         made_from.update((_SOURCES / sources[0]).read_bytes())
     return made_from.hexdigest()[:16]
@@ -151,6 +157,6 @@ def _compile(compiler: str, folder: Path) -> None:
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise UserError(
-                f"{compiler} cannot compile a library here ({lines[0]}): install a C compiler "
-                "with the headers of the C library."
+                f"{compiler} cannot compile a library here ({lines[0]}), which takes the headers "
+                "of the C library"
             )

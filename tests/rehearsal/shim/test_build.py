@@ -61,10 +61,18 @@ def test_a_cache_with_blanks_serves(tmp_path, monkeypatch):
     assert tmp_path / "a b" in built_shim().folder.parents
 
 
+@needs_compiler
+def test_what_was_compiled_once_serves_without_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = built_shim().folder
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert built_shim().folder == first
+
+
 def test_without_a_compiler_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"No C compiler is here \(cc, gcc, clang\)"):
+    with pytest.raises(UserError, match=r"no C compiler is here \(cc, gcc, clang\)"):
         built_shim()
 
 
