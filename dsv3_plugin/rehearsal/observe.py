@@ -1,9 +1,11 @@
 """Following a step: every operation passes here, and whoever watches is told.
 
 Under FakeTensorMode nothing is computed, so the host may not ask for a value: it gets the known one
-or a nought, and that it asked is counted, since on a GPU it would have waited.
+or a nought, and that it asked is counted, since on a GPU it would have waited. So it would for a
+copy to the host, and where it says that it waits (`count_waits`).
 """
 
+import functools
 import sys
 import threading
 from collections import Counter
@@ -15,10 +17,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from dsv3_plugin.rehearsal.known import KnownValues
+from dsv3_plugin.upstream.replace import Replacer
 
 _SELECTS = torch.ops.aten.masked_select.default
 _COUNTED = {_SELECTS, torch.ops.aten.nonzero.default}
 """Operations whose result has a size that depends on values."""
+_COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 _ASKS = torch.ops.aten._local_scalar_dense.default
 _OUTLIVES = torch.ops.aten.record_stream.default
 """Told to the caching allocator, which knows no fake tensor: upstream's all-to-all dispatcher does
@@ -76,19 +80,19 @@ class Observer(TorchDispatchMode):
 
     Attributes:
         known: values that are known all the same.
-        asked: how often the host asked for a value that is on the device, by where it asked.
+        waits: how often the host waited for the device, by where it did.
     """
 
     def __init__(self, known: KnownValues, watchers: Sequence[Watcher]) -> None:
         super().__init__()
         self.known = known
         self._watchers = watchers
-        self.asked: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
         self._here = threading.local()  # the two sides of a pair are in the middle of their own
 
     def restart(self) -> None:
-        """Count what the host asks for from here on."""
-        self.asked.clear()
+        """Count the host's waits from here on."""
+        self.waits.clear()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -104,6 +108,8 @@ class Observer(TorchDispatchMode):
             result = self._counted(function, *args)
         else:
             result = _SHAPES.get(function, function)(*args, **kwargs)
+        if function in _COPIES and _reaches_host(function, args, kwargs, result):
+            self.waited()
         self.known.follow(function, args, kwargs, result)
         if not getattr(self._here, "fusing", False):
             for watcher in self._watchers:
@@ -140,16 +146,43 @@ class Observer(TorchDispatchMode):
     def values(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor's values on the host: the known ones, or noughts."""
         if tensor.device.type != "cpu":
-            self.asked[_asker()] += 1
+            self.waited()
         value = self.known.of(tensor)
         if value is not None:
             return value
         with _disable_current_modes():
             return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
+    def waited(self) -> None:
+        """The host waits for the device."""
+        self.waits[_who()] += 1
 
-def _asker() -> str:
-    """The code that asked, outside torch and this room: file and function."""
+
+def count_waits(observer: Observer, replacer: Replacer) -> None:
+    """Have whoever waits for a device, a stream or an event say so."""
+
+    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def synchronize(*args: Any, **kwargs: Any) -> Any:
+            observer.waited()
+            return original(*args, **kwargs)
+
+        return synchronize
+
+    for waiting in ("synchronize", "Stream.synchronize", "Event.synchronize"):
+        replacer.wrap(f"torch.cuda:{waiting}", counting)
+
+
+def _reaches_host(function: Any, args: Any, kwargs: Any, result: torch.Tensor) -> bool:
+    """Whether a copy comes from the device, and the host waits until it is there."""
+    if result.device.type != "cpu":
+        return False
+    source, *rest = args if function is torch.ops.aten._to_copy.default else args[1:]
+    return source.device.type != "cpu" and not any(rest) and not kwargs.get("non_blocking")
+
+
+def _who() -> str:
+    """The code that waits, outside torch and this room: file and function."""
     frame = sys._getframe(2)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")

@@ -27,7 +27,7 @@ from dsv3_plugin.rehearsal.configuration import refusals
 from dsv3_plugin.rehearsal.device import Device
 from dsv3_plugin.rehearsal.known import KnownValues
 from dsv3_plugin.rehearsal.launched import Collectives, Kernels
-from dsv3_plugin.rehearsal.observe import Observer
+from dsv3_plugin.rehearsal.observe import Observer, count_waits
 from dsv3_plugin.rehearsal.parts import claim_states, tell_makers_apart
 from dsv3_plugin.rehearsal.report import RankReport, Request
 from dsv3_plugin.rehearsal.routing import even_routing, skewed_routing
@@ -89,6 +89,8 @@ def _built_and_stepped(
     _follow_resizing(storages, replacer)
     _share_storages(replacer)
     _follow_pairs(observer, replacer)
+    if kind == "cuda":
+        count_waits(observer, replacer)
     _answer_reading(observer, replacer)
     _let_messages_leave(replacer)
     _give_samples(run.recipe, replacer)
@@ -107,7 +109,7 @@ def _built_and_stepped(
         memory=watch.memory,
         moments=watch.moments,
         operations=kernels.counted(),
-        synchronisations=dict(observer.asked),
+        synchronisations=dict(observer.waits),
         built_with=tuple(world.issued[: watch.built_with]),
         collectives=tuple(world.issued[watch.built_with :]),
     )
