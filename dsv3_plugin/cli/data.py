@@ -10,7 +10,7 @@ from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.terminal.lines import say_all, show_text
 
 if TYPE_CHECKING:
-    from dsv3_plugin.data.dataset_folder import CorpusFacts, Dataset, Part
+    from dsv3_plugin.data.dataset_folder import CorpusFacts, Dataset, Manifest, Part
 
 data = typer.Typer(help="Datasets: build one, look into one.", no_args_is_help=True)
 
@@ -19,7 +19,10 @@ data = typer.Typer(help="Datasets: build one, look into one.", no_args_is_help=T
 def build(
     corpus: Annotated[
         list[str],
-        typer.Option(help='"stdlib", a file or a folder (text, JSON, parquet); may be repeated.'),
+        typer.Option(
+            help='"stdlib", a file or a folder (text, JSON, parquet), or an encoded PREFIX (.bin, '
+            ".idx); may be repeated."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the dataset.")],
     tokenizer: Annotated[
@@ -48,7 +51,7 @@ def build(
 ) -> None:
     """Turn text, JSON or parquet into a dataset in upstream's indexed format.
 
-    Its defaults are those of a recipe.
+    Its defaults are those of a recipe. An encoded corpus is linked, and a dataset of its own.
     """
     if tokenizer is None:
         raise UserError(
@@ -60,24 +63,21 @@ def build(
     cpu_host.enable()  # no GPU is needed, and a visible one would only be initialised
 
     from dsv3_plugin.cli.progress import phases
-    from dsv3_plugin.data.build import build_dataset
+    from dsv3_plugin.data.members import Choices, build_members
     from dsv3_plugin.data.tokenizer import choose_tokenizer
 
     with phases() as progress:
-        dataset = build_dataset(
+        members = build_members(
             corpus,
             choose_tokenizer(tokenizer),
             out,
-            held_out=held_out,
-            fim_rate=fim_rate,
-            seed=seed,
-            text_key=text_key,
-            on_bad_row=on_bad_row,
+            Choices(held_out, fim_rate, seed, text_key, on_bad_row),
             workers=workers,
             replace=replace,
             progress=progress,
         )
-    say_all(summary(dataset))
+    for number, member in enumerate(members):
+        say_all([""] * (number > 0) + summary(member.dataset))
 
 
 @data.command("show")
@@ -86,14 +86,22 @@ def show(
     document: Annotated[int, typer.Option(help="Which training document to show.")] = 0,
     tokens: Annotated[int, typer.Option(help="How many tokens of it.", min=1)] = 120,
 ) -> None:
-    """Say what a dataset holds, and decode the beginning of one document."""
+    """Say what a dataset holds, and decode the beginning of one document.
+
+    Of a mixture it says what each of its datasets holds; each can be shown by itself.
+    """
     from dsv3_plugin.upstream import cpu_host
 
     cpu_host.enable()
 
     from dsv3_plugin.data.dataset_folder import open_dataset
     from dsv3_plugin.data.indexed import decode_document
+    from dsv3_plugin.data.members import members_in
 
+    if members := members_in(directory):
+        for number, folder in enumerate(members):
+            say_all([""] * (number > 0) + summary(open_dataset(folder)))
+        return
     dataset = open_dataset(directory)
     text = decode_document(dataset, document, tokens)
     say_all([*summary(dataset), "", f"document {document} begins:", ""])
@@ -113,8 +121,20 @@ def summary(dataset: "Dataset") -> list[str]:
         f"train      {_part(manifest.train)}, {manifest.train.fim_documents:,} of them cut for "
         f"fill-in-the-middle (rate {settings.fim_rate}, seed {settings.seed})",
         f"held out   {held_out}",
+        *_encoded_already(manifest),
         "",
         *_reading(corpus),
+    ]
+
+
+def _encoded_already(manifest: "Manifest") -> list[str]:
+    """Where the tokens of an encoded corpus are, and whether its documents end."""
+    if manifest.tokens is None:
+        return []
+    without = manifest.corpus.without_end
+    return [
+        f"tokens     in {manifest.tokens.path}",
+        *([f"no end     {without:,} documents run on into the next"] if without else []),
     ]
 
 

@@ -6,7 +6,6 @@ result depends on the texts, the tokenizer and the settings alone, so a second c
 ones finds the first one's result and reuses it.
 """
 
-import contextlib
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from dsv3_plugin.data.corpus import (
 )
 from dsv3_plugin.data.dataset_folder import (
     MANIFEST,
-    OWN_NAMES,
     TOKENIZER,
     CorpusFacts,
     Dataset,
@@ -35,7 +33,9 @@ from dsv3_plugin.data.dataset_folder import (
 from dsv3_plugin.data.documents import read_documents
 from dsv3_plugin.data.encode import EncodedDocument, Encoder, Text, encode_documents
 from dsv3_plugin.data.left_out import CANNOT_BE_READ, Tally
-from dsv3_plugin.data.survey import Survey, document_hash, held_out_below, survey
+from dsv3_plugin.data.place import check_place, sole_builder, write_errors
+from dsv3_plugin.data.progress import Progress, counted, silent
+from dsv3_plugin.data.survey import Survey, document_hash, held_out_below, refuse_share, survey
 from dsv3_plugin.data.tokenizer import (
     TextTokenizer,
     TrainBpe,
@@ -44,14 +44,9 @@ from dsv3_plugin.data.tokenizer import (
 )
 from dsv3_plugin.data.tokenizer_folder import copy_tokenizer
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files import locks
 from dsv3_plugin.files.folders import whole_folder
-from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.recipe.sections import OnBadRow
 from dsv3_plugin.terminal.lines import note
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with a phase of the work, its documents done, and those in all where that is known."""
 
 
 def build_dataset(
@@ -92,15 +87,14 @@ def build_dataset(
     """
     if not 0 <= fim_rate <= 1:
         raise UserError(f"fim_rate is {fim_rate}: give a share of the documents in [0, 1].")
-    if not 0 <= held_out < 1:
-        raise UserError(f"held_out is {held_out}: give a fraction of the documents in [0, 1).")
+    refuse_share(held_out)
     settings = settings_of(
         tokenizer, held_out=held_out, fim_rate=fim_rate, seed=seed, text_key=text_key
     )
     left_out = Tally()
     sources = find_sources(corpus, text_key, left_out)
-    progress = progress or _silent
-    with _sole_builder(out_dir, tell or note):
+    progress = progress or silent
+    with sole_builder(out_dir, tell or note):
         signature = file_signature(sources, left_out.all())
         present = find_dataset(out_dir)
         reusable = present if present and present.manifest.settings == settings else None
@@ -112,12 +106,12 @@ def build_dataset(
             return reusable
 
         documents = read_documents(sources, text_key, on_bad_row=on_bad_row, left_out=left_out)
-        found = survey(_counted(documents, progress, "Reading the corpus", None), left_out)
+        found = survey(counted(documents, progress, "Reading the corpus", None), left_out)
         if reusable and reusable.manifest.corpus.digest == found.digest:
             # The files were touched, or stand elsewhere; the texts are the same.
             return _with_left_out(reusable, left_out)
-        with _write_errors(out_dir):
-            _check_place(out_dir, present, settings, replace)
+        with write_errors(out_dir):
+            check_place(out_dir, present, settings, replace)
         facts = CorpusFacts(
             named=corpus_names(corpus),
             file_signature=signature,
@@ -126,7 +120,7 @@ def build_dataset(
             bytes=found.bytes,
             left_out=left_out.all(),
         )
-        with _write_errors(out_dir), whole_folder(out_dir) as folder:
+        with write_errors(out_dir), whole_folder(out_dir) as folder:
             _build(folder, sources, tokenizer, settings, facts, found, workers, accept, progress)
     return open_dataset(out_dir)
 
@@ -160,57 +154,6 @@ def settings_of(
     )
 
 
-def _sole_builder(out_dir: Path, tell: Callable[[str], None]) -> locks.FolderLock:
-    """Wait until no other process builds beside `out_dir`, and keep others waiting meanwhile.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    with _write_errors(out_dir):
-        return locks.wait_for(
-            out_dir.parent,
-            lambda: tell(f"Waiting for another build of a dataset in {out_dir.parent}."),
-        )
-
-
-def _write_errors(out_dir: Path) -> contextlib.AbstractContextManager[None]:
-    return write_errors_as(
-        lambda reason: (
-            f"cannot write {out_dir}: {reason}; make room, or choose another place. Nothing was "
-            "changed."
-        )
-    )
-
-
-def _check_place(folder: Path, present: Dataset | None, settings: Settings, replace: bool) -> None:
-    """Refuse to replace what is not a dataset, and a dataset that must stay."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file: choose another folder for the dataset.")
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in OWN_NAMES)
-    if foreign:
-        raise UserError(
-            f"{folder} holds other things than a dataset ({', '.join(foreign[:3])}): choose "
-            "another folder."
-        )
-    if present and not replace:
-        raise UserError(
-            f"{folder} was built {_difference(present.manifest.settings, settings)}, and it must "
-            "not change: restore that, start anew in another folder, or have it replaced (dsv3 "
-            "data build --replace)."
-        )
-
-
-def _difference(present: Settings, asked: Settings) -> str:
-    other = [
-        f"{name} {getattr(present, name)} instead of {value}"
-        for name, value in asked
-        if getattr(present, name) != value
-    ]
-    return f"with {', '.join(other)}" if other else "from another corpus than is asked for now"
-
-
 def _build(
     folder: Path,
     sources: list[Source],
@@ -232,7 +175,7 @@ def _build(
         phase = f"Training a tokenizer of {tokenizer.vocab_size} tokens"
         texts = (
             document.text
-            for document in _counted(documents(), progress, phase, found.documents)
+            for document in counted(documents(), progress, phase, found.documents)
             if document_hash(document) >= bound
         )
         train_bpe(texts, tokenizer.vocab_size, folder / TOKENIZER)
@@ -262,7 +205,7 @@ def _build(
     tokens_of_kind: Counter[str] = Counter()
     token_bytes, train, held_out = write_parts(
         folder,
-        _counted(
+        counted(
             _with_tokens_counted(encoded, tokens_of_kind),
             progress,
             "Encoding documents",
@@ -301,17 +244,3 @@ def _kinds(
         )
         for kind, count in sorted(files.items())
     )
-
-
-def _counted[T](
-    documents: Iterable[T], progress: Progress, phase: str, total: int | None
-) -> Iterator[T]:
-    """The documents as they come; `progress` is told of each when it has been dealt with."""
-    progress(phase, 0, total)
-    for done, document in enumerate(documents, 1):
-        yield document
-        progress(phase, done, total)
-
-
-def _silent(phase: str, done: int, total: int | None) -> None:
-    pass

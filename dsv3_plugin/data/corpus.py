@@ -18,8 +18,7 @@ from dsv3_plugin.data.kinds import Format, NotRead, kind_by_name, kind_of, stem_
 from dsv3_plugin.data.left_out import LeftOut, Tally
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
-
-STDLIB = "stdlib"
+from dsv3_plugin.recipe.corpora import STDLIB
 
 # Outside of these, the standard library is ordinary source text that every installation has.
 # Tests are left out because distributions package them apart, and because some of them are
@@ -208,21 +207,6 @@ def corpus_names(corpus: str | Path | Sequence[str | Path]) -> list[str]:
     """The corpus as a dataset's manifest names it."""
     named = [corpus] if isinstance(corpus, str | Path) else corpus
     return [str(item) for item in named]
-
-
-def same_corpus(one: str | Sequence[str], other: str | Sequence[str]) -> bool:
-    """Whether two ways of writing a corpus (`texts/`, `./texts`, an absolute path) name one place.
-
-    Nothing has to be there any more.
-    """
-    return _places(one) == _places(other)
-
-
-def _places(corpus: str | Sequence[str]) -> list[str]:
-    return [
-        name if name == "stdlib" else os.path.realpath(Path(name).expanduser())
-        for name in corpus_names(corpus)
-    ]
 
 
 def file_signature(sources: Iterable[Source], left_out: Iterable[LeftOut] = ()) -> str:

@@ -6,6 +6,8 @@
     held_out.bin, .idx       likewise, the documents kept from training (may be absent)
     tokenizer/               the Hugging Face tokenizer folder that encoded it
 
+Of a corpus that was encoded already, both `.bin` lead to its tokens (see `link_indexed`).
+
 Upstream keeps its sample indices beside them (`train/cache`, `held_out/cache`), where they vanish
 together with the data they index.
 """
@@ -74,6 +76,7 @@ class CorpusFacts(Section):
         bytes: of the texts in UTF-8.
         kinds: what was read, by kinds; version 0.1 did not say.
         left_out: what was not.
+        without_end: documents that do not end in the end-of-document token.
     """
 
     named: list[str]
@@ -83,6 +86,7 @@ class CorpusFacts(Section):
     bytes: Count
     kinds: tuple[KindFacts, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
+    without_end: Count = 0
 
 
 class TokenizerFacts(Section):
@@ -101,13 +105,33 @@ class Part(Section):
     tokens: Count
 
 
+class Tokens(Section):
+    """The tokens of a corpus that was encoded already, which stay where they are.
+
+    Attributes:
+        path: of them; `bytes` is their size.
+        changed, index_changed: when they and their index were, in nanoseconds.
+    """
+
+    path: str
+    bytes: Count
+    changed: int
+    index_changed: int
+
+
 class Manifest(Section):
-    """Everything that is known about a built dataset. `token_bytes` is the size of one token."""
+    """Everything that is known about a built dataset.
+
+    Attributes:
+        token_bytes: the size of one token.
+        tokens: where they are, if they are not in the folder.
+    """
 
     settings: Settings
     corpus: CorpusFacts
     tokenizer: TokenizerFacts
-    token_bytes: Literal[2, 4]
+    token_bytes: Literal[1, 2, 4, 8]
+    tokens: Tokens | None = None
     train: Part
     held_out: Part | None
 
@@ -160,7 +184,7 @@ def open_dataset(folder: Path) -> Dataset:
         ) from error
     for name, part in ((TRAIN, manifest.train), (HELD_OUT, manifest.held_out)):
         if part is not None:
-            _check_part(folder / name, part, manifest.token_bytes)
+            _check_part(folder / name, part, manifest)
     return Dataset(folder, manifest)
 
 
@@ -172,16 +196,22 @@ def find_dataset(folder: Path) -> Dataset | None:
         return None
 
 
-def _check_part(prefix: Path, part: Part, token_bytes: int) -> None:
+def _check_part(prefix: Path, part: Part, manifest: Manifest) -> None:
     # 34 bytes of header; an int32 length and an int64 offset per document; one boundary more
     # than documents, int64 each (see `index_file`).
+    tokens, token_bytes = manifest.tokens, manifest.token_bytes
     expected = {
-        "bin": part.tokens * token_bytes,
+        "bin": part.tokens * token_bytes if tokens is None else tokens.bytes,
         "idx": 34 + part.documents * (4 + 8) + (part.documents + 1) * 8,
     }
     for suffix, size in expected.items():
         path = prefix.with_suffix(f".{suffix}")
         found = path.stat().st_size if path.is_file() else 0
+        if found != size and suffix == "bin" and tokens is not None:
+            raise UserError(
+                f"{tokens.path}, which {path} leads to, has {found:,} bytes instead of {size:,}: "
+                f"put it back as it was."
+            )
         if found != size:
             raise UserError(f"{path} has {found} bytes instead of {size}: build the dataset again.")
     from dsv3_plugin.data.index_file import Index, read_index  # numpy, which a plan never needs

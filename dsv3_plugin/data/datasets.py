@@ -11,8 +11,10 @@ what it would have read. Evaluations never run out of samples (`Endless`).
 
 import contextlib
 import functools
+import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.datasets.megatron_dataset import _PAD_TOKEN_ID
+from megatron.core.datasets.utils import Split
 from megatron.training import get_args, get_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
 
@@ -38,31 +41,24 @@ Provider = Callable[..., tuple[Any, Any, Any]]
 
 
 class Builder(BlendedMegatronDatasetBuilder):
-    """Upstream's, with the ranks that wait for rank 0's index waiting outside of any collective.
+    """Upstream's, with the ranks that wait for rank 0's indices waiting outside of any collective.
 
     To shuffle the 3.6e9 samples of a full run takes NumPy a quarter of an hour. Upstream's other
     ranks wait for it in a barrier, which gives up after the run's timeout.
     """
 
-    def _build_megatron_dataset_splits(
-        self,
-        dataset_path: str | None,
-        split: list[Any],
-        sizes: list[int],
-        synchronize_ranks: bool = True,
-    ) -> list[Any]:
-        """The datasets of one prefix: on rank 0, which writes their indices, then on the others.
+    def build(self) -> list[Any]:
+        """The datasets: on rank 0, which writes their indices, then on the others.
 
         Raises:
             UserError: an index cannot be written.
         """
-        upstreams = super()._build_megatron_dataset_splits
 
         def build() -> list[Any]:
             with _unwritable_as_sentence():
-                return upstreams(dataset_path, split, sizes, False)
+                return super(Builder, self).build()
 
-        if not (synchronize_ranks and torch.distributed.is_initialized()):
+        if not torch.distributed.is_initialized():
             return build()
         built: list[Any] = []
 
@@ -72,6 +68,40 @@ class Builder(BlendedMegatronDatasetBuilder):
 
         rank_zero_first("an index of samples", on_rank_zero)
         return built or build()
+
+    def _build_megatron_dataset_splits(
+        self,
+        dataset_path: str | None,
+        split: list[Any],
+        sizes: list[int],
+        synchronize_ranks: bool = True,
+    ) -> list[Any]:
+        """Upstream's, which waits for nobody: `build` has."""
+        return super()._build_megatron_dataset_splits(dataset_path, split, sizes, False)
+
+    def _build_megatron_datasets_parallel(
+        self, prefixes: list[str], split: list[Any], sizes_per_dataset: list[list[int]]
+    ) -> list[list[Any]]:
+        """The datasets of several prefixes by split, as upstream's, which waits for nobody."""
+        with ThreadPoolExecutor(self.config.num_dataset_builder_threads) as threads:
+            built = threads.map(
+                lambda prefix, sizes: self._build_megatron_dataset_splits(prefix, split, sizes),
+                prefixes,
+                sizes_per_dataset,
+            )
+        return [list(of_split) for of_split in zip(*built, strict=True)]
+
+    @staticmethod
+    def build_generic_dataset(
+        cls: Callable[..., Any],
+        is_built_on_rank: Callable[[], bool],
+        synchronize_ranks: bool,
+        *args: Any,
+    ) -> Any:
+        """One dataset, where it is built; upstream's, which waits for nobody."""
+        return BlendedMegatronDatasetBuilder.build_generic_dataset(
+            cls, is_built_on_rank, False, *args
+        )
 
 
 @contextlib.contextmanager
@@ -135,7 +165,8 @@ def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider
             for folder in _index_folders(config):
                 remove_broken_indices(folder)
         dataset = MockDocuments if args.mock_data else Documents
-        train, valid, test = Builder(dataset, num_samples, is_built_on_rank, config).build()
+        sizes = [samples if samples is None else max(samples, 1) for samples in num_samples]
+        train, valid, test = Builder(dataset, sizes, is_built_on_rank, config).build()
         if args.dataloader_type == "single" and not args.full_validation:
             # Other samplers begin anew by themselves, and need to know where the samples end.
             valid, test = (part and Endless(part) for part in (valid, test))
@@ -176,6 +207,10 @@ class Endless(torch.utils.data.Dataset[Any]):
 def dataset_config(args: Any) -> GPTDatasetConfig:
     """Upstream's dataset configuration from upstream's arguments."""
     blend, blend_per_split = get_blend_and_blend_per_split(args)
+    if blend_per_split is not None:
+        blend_per_split = [part and _with_weights(*part) for part in blend_per_split]
+        if args.full_validation and (valid := blend_per_split[Split.valid.value]):
+            blend_per_split[Split.valid.value] = (valid[0], None)  # all of it, once
     return GPTDatasetConfig(
         random_seed=args.seed,
         sequence_length=args.seq_length,
@@ -196,6 +231,27 @@ def dataset_config(args: Any) -> GPTDatasetConfig:
     )
 
 
+def _with_weights(
+    prefixes: list[str], weights: list[float] | None
+) -> tuple[list[str], list[float] | None]:
+    """A blend whose members without weights are drawn from by their tokens.
+
+    Upstream stops such a blend after an epoch.
+    """
+    if weights is not None or len(prefixes) == 1:
+        return prefixes, weights
+    return prefixes, [float(_tokens(Path(prefix))) for prefix in prefixes]
+
+
+def _tokens(prefix: Path) -> int:
+    dataset = find_dataset(prefix.parent)
+    if dataset is None:
+        return read_index(prefix).tokens
+    parts = {dataset.train_prefix: dataset.manifest.train}
+    parts[dataset.held_out_prefix] = dataset.manifest.held_out
+    return parts[prefix].tokens
+
+
 def _prefixes(blend: Any, blend_per_split: Any) -> list[Path]:
     """The datasets of upstream's blends."""
     blends = [blend, *(blend_per_split or [])]
@@ -210,7 +266,11 @@ def _cache(folder: str | None, prefixes: Sequence[Path]) -> str | None:
     if folder is None:
         return None
     datasets = [find_dataset(place) for place in sorted({prefix.parent for prefix in prefixes})]
-    return str(Path(folder, *(dataset.fingerprint for dataset in datasets if dataset)))
+    fingerprints = [dataset.fingerprint for dataset in datasets if dataset]
+    if len(fingerprints) > 1:
+        state = " ".join(fingerprints).encode()
+        fingerprints = [hashlib.blake2b(state, digest_size=16).hexdigest()]
+    return str(Path(folder, *fingerprints))
 
 
 def _index_folders(config: GPTDatasetConfig) -> list[Path]:
@@ -219,6 +279,14 @@ def _index_folders(config: GPTDatasetConfig) -> list[Path]:
         return [Path(config.path_to_cache)]
     prefixes = _prefixes(config.blend, config.blend_per_split)
     return [prefix / "cache" / f"{Documents.__name__}_indices" for prefix in prefixes]
+
+
+_BLEND = BlendedDataset.__name__
+_INDICES = {
+    Documents.__name__: ("document", "sample", "shuffle"),
+    _BLEND: ("dataset", "dataset_sample"),
+}
+"""What upstream keeps of a dataset: the indices of each class."""
 
 
 def remove_broken_indices(folder: Path) -> None:
@@ -231,14 +299,16 @@ def remove_broken_indices(folder: Path) -> None:
     Raises:
         UserError: something else than a file has the name of one.
     """
-    for path in folder.glob("*-Documents-*"):
-        if path.is_symlink() or not path.is_file():
-            raise UserError(
-                f"{path} is a link or no file, where an index of samples belongs: remove it."
-            )
+    for kind in _INDICES:
+        for path in folder.glob(f"*-{kind}-*"):
+            if path.is_symlink() or not path.is_file():
+                raise UserError(
+                    f"{path} is a link or no file, where an index of samples belongs: remove it."
+                )
     for description in folder.glob("*-description.txt"):
         base = description.name.removesuffix("description.txt")
-        indices = [folder / f"{base}{name}_index.npy" for name in ("document", "sample", "shuffle")]
+        kind = _BLEND if f"-{_BLEND}-" in base else Documents.__name__
+        indices = [folder / f"{base}{name}_index.npy" for name in _INDICES[kind]]
         try:
             for path in indices:
                 numpy.lib.format.open_memmap(path, mode="r")

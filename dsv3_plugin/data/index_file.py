@@ -20,8 +20,26 @@ _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 _VERSION = 1
 # megatron.core.datasets.indexed_dataset.DType, of whole numbers
-_TOKEN_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}
+_DTYPES = {1: "u1", 2: "i1", 3: "i2", 4: "i4", 5: "i8", 8: "u2"}
+_TOKEN_BYTES = {code: numpy.dtype(name).itemsize for code, name in _DTYPES.items()}
 _AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where the sequences of an index are: lengths in tokens, offsets in bytes.
+
+    Attributes:
+        lengths: int32 `[sequences]`.
+        offsets: int64 `[sequences]`.
+        dtype: of a token.
+        code: upstream's, of that type.
+    """
+
+    lengths: numpy.ndarray
+    offsets: numpy.ndarray
+    dtype: numpy.dtype
+    code: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +68,33 @@ def read_index(prefix: Path) -> Index:
         raise UserError(
             f"{path} does not describe {data.name} ({error}): build the dataset again."
         ) from None
+
+
+def map_sequences(prefix: Path) -> Sequences:
+    """The sequences of an index, mapped from its file; `read_index` has to have found it true."""
+    path = prefix.with_name(f"{prefix.name}.idx")
+    with path.open("rb") as file:
+        _, _, code, sequences, _ = _HEADER.unpack(file.read(_HEADER.size))
+    lengths = numpy.memmap(path, numpy.int32, "r", _HEADER.size, (sequences,))
+    offsets = numpy.memmap(path, numpy.int64, "r", _HEADER.size + 4 * sequences, (sequences,))
+    return Sequences(lengths, offsets, numpy.dtype(_DTYPES[code]), code)
+
+
+def write_index(path: Path, lengths: numpy.ndarray, offsets: numpy.ndarray, code: int) -> None:
+    """Write an index in which each sequence is a document.
+
+    Unlike upstream's writer it takes offsets as they are, so that it may leave out what lies
+    between.
+    """
+    count = len(lengths)
+    with path.open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, _VERSION, code, count, count + 1))
+        for array in (
+            lengths.astype(numpy.int32),
+            offsets.astype(numpy.int64),
+            numpy.arange(count + 1, dtype=numpy.int64),
+        ):
+            array.tofile(file)
 
 
 class _Lies(Exception):

@@ -1,17 +1,19 @@
 """The data of a run: what the recipe asks for, built or found, and checked against the model."""
 
-from collections.abc import Callable
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from dsv3_plugin.data.build import build_dataset, settings_of
-from dsv3_plugin.data.corpus import corpus_names, same_corpus
 from dsv3_plugin.data.dataset_folder import Dataset, Part, Settings, find_dataset, other_data
 from dsv3_plugin.data.dataset_tokenizer import tokenizer_of
+from dsv3_plugin.data.members import Built, Choices, build_members
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, check_fits, open_tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
+from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.sections import Data
 
@@ -21,25 +23,63 @@ class RunData:
     """What training needs of its data.
 
     Attributes:
-        train_prefix: for upstream's `--train-data-path`.
-        valid_prefix: for `--valid-data-path`; None when nothing is held out.
-        tokenizer_dir: a Hugging Face tokenizer folder, for `--tokenizer-model`.
-        eos_id: the token that ends every document.
-        train_tokens, valid_tokens: how much there is, end-of-document tokens included.
-        fingerprint: equal for equal texts, tokenizers and settings.
-        corpus_digest: of the texts.
-        tokenizer_digest: of how they became tokens.
+        datasets: of all that is drawn from, in its order.
     """
 
-    train_prefix: Path
-    valid_prefix: Path | None
-    tokenizer_dir: Path
-    eos_id: int
-    train_tokens: int
-    valid_tokens: int
-    fingerprint: str
-    corpus_digest: str
-    tokenizer_digest: str
+    datasets: tuple[Dataset, ...]
+
+    @property
+    def train_prefixes(self) -> list[Path]:
+        """For upstream's `--train-data-path`."""
+        return [dataset.train_prefix for dataset in self.datasets]
+
+    @property
+    def valid_prefixes(self) -> list[Path]:
+        """For `--valid-data-path`; empty when nothing is held out."""
+        return [prefix for dataset in self.datasets if (prefix := dataset.held_out_prefix)]
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """A Hugging Face tokenizer folder, for `--tokenizer-model`."""
+        return self.datasets[0].tokenizer_folder
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends every document."""
+        return self.datasets[0].manifest.tokenizer.eos_id
+
+    @property
+    def train_tokens(self) -> int:
+        """How much there is, end-of-document tokens included."""
+        return sum(dataset.manifest.train.tokens for dataset in self.datasets)
+
+    @property
+    def valid_tokens(self) -> int:
+        """How much is held out."""
+        parts = [dataset.manifest.held_out for dataset in self.datasets]
+        return sum(part.tokens for part in parts if part is not None)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal texts, tokenizers and settings."""
+        return _together([dataset.fingerprint for dataset in self.datasets])
+
+    @property
+    def corpus_digest(self) -> str:
+        """Of the texts."""
+        return _together([dataset.manifest.corpus.digest for dataset in self.datasets])
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Of how they became tokens."""
+        return self.datasets[0].manifest.tokenizer.digest
+
+
+def _together(digests: Sequence[str]) -> str:
+    """One digest for those of all members, in their order; of one, its own."""
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.blake2b(" ".join(digests).encode(), digest_size=16).hexdigest()
 
 
 class TrainedOn(Protocol):
@@ -93,69 +133,86 @@ def ensure_data(
     else:
         tokenizer = TrainBpe(data.tokenizer.vocab_size)
     check_fits(tokenizer, model.vocab_size, model.name)
-    choices = {
-        "held_out": data.held_out,
-        "fim_rate": data.fim_rate,
-        "seed": seed,
-        "text_key": data.text_key,
-    }
+    choices = Choices(data.held_out, data.fim_rate, seed, data.text_key, data.on_bad_row)
     if accept is not None and isinstance(tokenizer, TextTokenizer):
         accept(tokenizer)
-    dataset = find_dataset(out_dir) if resuming else None
-    resumed = dataset is not None
-    if dataset is None:
-        dataset = build_dataset(
-            data.corpus,
-            tokenizer,
-            out_dir,
-            **choices,
-            on_bad_row=data.on_bad_row,
-            workers=workers,
-            replace=data.path is None,
-            accept=accept,
-            tell=tell,
-        )
-        if tell is not None and (left_out := dataset.manifest.corpus.left_out):
-            tell(f"Not read of the corpus: {'; '.join(map(str, left_out))}.")
-    _refuse_other_texts(dataset, trained_on)
-    if resumed:
-        _refuse_other_choices(dataset, settings_of(tokenizer, **choices), data)
-    encoded_with = tokenizer_of(dataset)
-    if accept is not None:
-        accept(encoded_with)
-    _check_length("training", dataset.manifest.train, data.seq_length)
-    if dataset.manifest.held_out:
-        _check_length("held-out", dataset.manifest.held_out, data.seq_length)
-    return _described(dataset)
+    places = corpora.folders(out_dir, data.corpus)
+    there = [find_dataset(place) is not None for place in places]
+    built = build_members(
+        data.corpus,
+        tokenizer,
+        out_dir,
+        choices,
+        keep=resuming,
+        workers=workers,
+        replace=data.path is None,
+        accept=accept,
+        tell=tell,
+    )
+    found = RunData(tuple(member.dataset for member in built))
+    looked_at = [not (resuming and was_there) for was_there in there]
+    if tell is not None:
+        for sentence in _notes(data, itertools.compress(built, looked_at)):
+            tell(sentence)
+    _refuse_other_texts(out_dir, found, trained_on)
+    for member, anew in zip(built, looked_at, strict=True):
+        if not anew:
+            _refuse_other_choices(member)
+    for member in built:
+        encoded_with = tokenizer_of(member.dataset)
+        if accept is not None:
+            accept(encoded_with)
+        whose = "" if len(built) == 1 else f" of {member.member}"
+        manifest = member.dataset.manifest
+        _check_length(f"training part{whose}", manifest.train, data.seq_length)
+        if manifest.held_out:
+            _check_length(f"held-out part{whose}", manifest.held_out, data.seq_length)
+    return found
+
+
+def _notes(data: Data, members: Iterable[Built]) -> Iterator[str]:
+    """What a person should know of data that are not those of a run that resumes."""
+    for member in members:
+        corpus, tokenizer = member.dataset.manifest.corpus, member.dataset.manifest.tokenizer
+        if corpus.left_out:
+            yield f"Not read of the corpus: {'; '.join(map(str, corpus.left_out))}."
+        if corpus.without_end:
+            yield (
+                f"{corpus.without_end:,} of the {corpus.documents:,} documents of {member.member} "
+                f"do not end in token {tokenizer.eos_id}, which ends a document: each runs on into "
+                f"the next."
+            )
+        if data.fim_rate and member.member.prefix is not None:
+            yield f"{member.member} is encoded already: none of it is cut for fill-in-the-middle."
 
 
 _KEYS = {"seed": "training.seed"}
 """The keys of a recipe that settings of a dataset are, where they are not in its data section."""
 
 
-def _refuse_other_choices(dataset: Dataset, asked: Settings, data: Data) -> None:
+def _refuse_other_choices(member: Built) -> None:
     """Raise UserError if a recipe asks for another dataset than the one that is there."""
-    built = dataset.manifest.settings
+    dataset = member.dataset
+    named = dataset.manifest.corpus.named
+    if not corpora.same(named, member.member.names):
+        raise other_data(dataset.folder, "data.corpus", ", ".join(named), str(member.member))
     for name in Settings.model_fields:
-        if (before := getattr(built, name)) != (now := getattr(asked, name)):
+        before, now = getattr(dataset.manifest.settings, name), getattr(member.asked, name)
+        if before != now:
             raise other_data(dataset.folder, _KEYS.get(name, f"data.{name}"), before, now)
-    named, asked_for = dataset.manifest.corpus.named, corpus_names(data.corpus)
-    if not same_corpus(named, asked_for):
-        raise other_data(dataset.folder, "data.corpus", ", ".join(named), ", ".join(asked_for))
 
 
-def _refuse_other_texts(dataset: Dataset, trained_on: TrainedOn | None) -> None:
-    """Raise UserError if a dataset is not the one that a run's checkpoints have seen."""
+def _refuse_other_texts(folder: Path, data: RunData, trained_on: TrainedOn | None) -> None:
+    """Raise UserError if datasets are not those that a run's checkpoints have seen."""
     if trained_on is None:
         return
-    manifest = dataset.manifest
     for what, found, seen in (
-        ("texts", manifest.corpus.digest, trained_on.corpus),
-        ("tokenizer", manifest.tokenizer.digest, trained_on.tokenizer),
+        ("texts", data.corpus_digest, trained_on.corpus),
+        ("tokenizer", data.tokenizer_digest, trained_on.tokenizer),
     ):
         if found != seen:
             raise UserError(
-                f"{dataset.folder} was built anew since this run began, and its {what} differ: put "
+                f"{folder} was built anew since this run began, and its {what} differ: put "
                 "the dataset before in its place (or name it with data.path=FOLDER), or start a "
                 "run in another folder with directory=PATH."
             )
@@ -165,21 +222,6 @@ def _check_length(name: str, part: Part, seq_length: int) -> None:
     # One token more than a sequence: its last token is predicted too.
     if part.tokens <= seq_length:
         raise UserError(
-            f"the {name} part has {part.tokens} tokens, less than one sequence of {seq_length}: "
+            f"the {name} has {part.tokens} tokens, less than one sequence of {seq_length}: "
             "take a larger corpus, another held_out share, or a smaller seq_length."
         )
-
-
-def _described(dataset: Dataset) -> RunData:
-    manifest = dataset.manifest
-    return RunData(
-        train_prefix=dataset.train_prefix,
-        valid_prefix=dataset.held_out_prefix,
-        tokenizer_dir=dataset.tokenizer_folder,
-        eos_id=manifest.tokenizer.eos_id,
-        train_tokens=manifest.train.tokens,
-        valid_tokens=manifest.held_out.tokens if manifest.held_out else 0,
-        fingerprint=dataset.fingerprint,
-        corpus_digest=manifest.corpus.digest,
-        tokenizer_digest=manifest.tokenizer.digest,
-    )

@@ -69,6 +69,12 @@ def survey(documents: Iterable[Document], left_out: Tally | None = None) -> Surv
     return Survey(count, size, hasher.hexdigest(), smallest, largest, of_kind)
 
 
+def refuse_share(held_out: float) -> None:
+    """Raise UserError if a share of documents cannot be held out."""
+    if not 0 <= held_out < 1:
+        raise UserError(f"held_out is {held_out}: give a fraction of the documents in [0, 1).")
+
+
 def held_out_below(found: Survey, fraction: float) -> int:
     """The bound such that the documents with `document_hash` below it are held out.
 
@@ -78,8 +84,7 @@ def held_out_below(found: Survey, fraction: float) -> int:
     Raises:
         UserError: a fraction outside [0, 1), or fewer than two different documents to part.
     """
-    if not 0 <= fraction < 1:
-        raise UserError(f"held_out is {fraction}: give a fraction of the documents in [0, 1).")
+    refuse_share(fraction)
     if fraction == 0:
         return 0
     if found.smallest_hash == found.largest_hash:

@@ -5,6 +5,7 @@ from rich.table import Table
 
 from dsv3_plugin.numbers import count_text, tokens_text
 from dsv3_plugin.planner.counts import parameter_counts
+from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.curve import Curve
 from dsv3_plugin.recipe.hf_config import why_not_exported
 from dsv3_plugin.recipe.schema import Recipe
@@ -26,7 +27,10 @@ def summary(recipe: Recipe) -> RenderableType:
             f"{count_text(counts.active)} active, "
             f"{count_text(counts.total)} with multi-token prediction",
         ),
-        ("data", f"{recipe.data.corpus}, sequences of {recipe.data.seq_length} tokens"),
+        (
+            "data",
+            f"{corpora.text(recipe.data.corpus)}, sequences of {recipe.data.seq_length} tokens",
+        ),
         ("ranks", _ranks(recipe)),
         ("steps", f"{recipe.total_steps:,} ({tokens_text(recipe.total_tokens)} tokens)"),
         ("folder", str(recipe.folder)),

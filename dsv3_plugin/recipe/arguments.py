@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.recipe import fields
+from dsv3_plugin.recipe import corpora, fields
 from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.options import OPTIONS, chosen
@@ -234,12 +234,24 @@ def _data(recipe: Recipe) -> Iterator[Flag]:
     data = recipe.data
     yield "seq-length", data.seq_length
     yield "tokenizer-type", "HuggingFaceTokenizer"
-    yield "tokenizer-model", recipe.data_folder / "tokenizer"
-    yield "train-data-path", recipe.data_folder / "train"
+    yield "tokenizer-model", corpora.folders(recipe.data_folder, data.corpus)[0] / "tokenizer"
+    yield "train-data-path", *_blend(recipe, "train")
     if data.held_out:
-        yield "valid-data-path", recipe.data_folder / "held_out"
+        yield "valid-data-path", *_blend(recipe, "held_out")
+    if not corpora.is_one(data.corpus):
+        yield "data-cache-path", recipe.data_folder / "cache"
     # Attention is causal everywhere: no core attention reads a mask.
     yield ("no-create-attention-mask-in-dataloader",)
+
+
+def _blend(recipe: Recipe, part: str) -> Iterator[object]:
+    """A part of each member, behind its weight where it has one."""
+    corpus = recipe.data.corpus
+    drawn, folders = corpora.drawn_from(corpus), corpora.folders(recipe.data_folder, corpus)
+    for (_, member), folder in zip(drawn, folders, strict=True):
+        if member.weight is not None and len(drawn) > 1:
+            yield member.weight
+        yield folder / part
 
 
 def _checkpoints(recipe: Recipe, machine: Machine) -> Iterator[Flag]:

@@ -56,12 +56,23 @@ class TrainedTokenizer(Section):
 OnBadRow = Literal["stop", "skip"]
 
 
+class CorpusMember(Section):
+    """One corpus of a mixture."""
+
+    path: str
+    """As `data.corpus` takes one."""
+    weight: float | None = None
+    """Share of the sequences that come from it, in proportion to the other members' weights; null
+    (then for all): as many as its tokens make."""
+
+
 class Data(Section):
     """What is trained on."""
 
-    corpus: str | list[str] = "stdlib"
+    corpus: str | list[str | CorpusMember] = "stdlib"
     """"stdlib" (the source of the Python standard library), a file, a folder, or a list of these;
-    text, JSON or parquet."""
+    text, JSON or parquet, or what is encoded already (`PREFIX` of `PREFIX.bin` and `PREFIX.idx`). A
+    list with `{path: …, weight: …}` is a mixture."""
     text_key: str = "text"
     """Key of a JSON object, or column of a parquet file, that holds the text."""
     on_bad_row: OnBadRow = "stop"

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from dsv3_plugin.data.corpus import same_corpus
 from dsv3_plugin.data.dataset_folder import other_data
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe import corpora, yaml_text
 from dsv3_plugin.recipe.schema import Recipe
 
 _KEPT = {
@@ -39,7 +38,10 @@ def refuse_other_settings(recipe: Recipe) -> None:
             )
     for key in (f"data.{name}" for name in _DATA):
         if key in changed:
-            raise other_data(recipe.data_folder, key, *changed[key])
+            before, now = changed[key]
+            if key == "data.corpus":
+                before, now = corpora.text(before), corpora.text(now)
+            raise other_data(recipe.data_folder, key, before, now)
 
 
 def other_numbers(recipe: Recipe) -> list[str]:
@@ -63,7 +65,7 @@ def _changed(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def _same(key: str, before: Any, now: Any) -> bool:
     # A run started from a script with an absolute path goes on by hand with a relative one.
-    return before == now or (key in ("data.corpus", "from") and same_corpus(before, now))
+    return before == now or (key in ("data.corpus", "from") and corpora.same(before, now))
 
 
 def _flat(mapping: dict[str, Any], above: str = "") -> dict[str, Any]:

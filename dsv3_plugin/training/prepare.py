@@ -5,7 +5,7 @@ Everything that can be refused is looked at before anything is written.
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.run_data import RunData, ensure_data
 from dsv3_plugin.dispatch.topology import group_topology, grouping_note, ranks_per_node
+from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.continued import PARENT, Continued
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training import parent
@@ -58,7 +59,8 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
         tell(f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
     if changed:
         tell(f"From here on the recipe says otherwise than before: {', '.join(changed)}.")
-    for note in (dispatch, evaluation_note(recipe, data.valid_tokens)):
+    notes = (dispatch, *mixture_notes(recipe, data), evaluation_note(recipe, data.valid_tokens))
+    for note in notes:
         if note is not None:
             tell(note)
 
@@ -91,6 +93,20 @@ def dispatch_note(recipe: Recipe, environment: Mapping[str, str]) -> str | None:
     return note and f"Dispatch: {note}."
 
 
+def mixture_notes(recipe: Recipe, data: RunData) -> Iterator[str]:
+    """What is read of each member of a mixture; of one corpus alone nothing is said."""
+    drawn = [member for _, member in corpora.drawn_from(recipe.data.corpus)]
+    tokens = [dataset.manifest.train.tokens for dataset in data.datasets]
+    if len(drawn) == 1:
+        return
+    for member, there, share in zip(drawn, tokens, corpora.shares(drawn, tokens), strict=True):
+        times = share * recipe.total_tokens / there
+        yield (
+            f"{share:.1%} of the sequences come from {member}: its {there:,} tokens {times:,.3g} "
+            f"times."
+        )
+
+
 def evaluation_note(recipe: Recipe, held_out_tokens: int) -> str | None:
     """How often the held-out part is read, where it is read more than once; None: it suffices."""
     training, steps = recipe.training, recipe.total_steps
@@ -116,7 +132,8 @@ def _data(
     if data.tokenizer == PARENT:
         assert weights is not None, "a stage with a parent has weights before its first step"
         data = data.model_copy(update={"tokenizer": str(weights / TOKENIZER)})
-    if find_dataset(recipe.data_folder) is None:
+    places = corpora.folders(recipe.data_folder, data.corpus)
+    if any(find_dataset(place) is None for place in places):
         tell(f"Building the dataset in {recipe.data_folder} (once).")
     return ensure_data(
         data,

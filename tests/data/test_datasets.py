@@ -25,7 +25,7 @@ from dsv3_plugin.data import datasets
 from dsv3_plugin.data.batch import SAMPLE_KEYS, StageInputs, get_batch, stage_inputs
 from dsv3_plugin.data.build import build_dataset
 from dsv3_plugin.data.datasets import Documents, datasets_provider, remove_broken_indices
-from dsv3_plugin.data.tokenizer import TrainBpe
+from dsv3_plugin.data.tokenizer import TrainBpe, open_tokenizer
 from dsv3_plugin.errors import UserError
 from tests.gloo_ranks import run_ranks
 
@@ -187,6 +187,48 @@ def test_a_resumed_run_reads_what_it_would_have_read(megatron, monkeypatch):
     whole, resumed = stream(0), stream(24)
     assert len(whole) - len(resumed) == 24 // 2
     assert all(torch.equal(a, b) for a, b in zip(whole[12:], resumed, strict=True))
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory, built):
+    """A second dataset, of the first one's tokenizer."""
+    folder = tmp_path_factory.mktemp("others")
+    corpus = folder / "corpus.jsonl"
+    texts = [f"another document {i} " + "word " * (i % 5) for i in range(30)]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return build_dataset(corpus, open_tokenizer(built.tokenizer_folder), folder / "out")
+
+
+def test_a_mixture_is_upstreams_blend(built, others, megatron):
+    train_paths = ["3", str(built.train_prefix), "1", str(others.train_prefix)]
+    vars(megatron).update(train_data_path=train_paths)
+    train, _, _ = datasets_provider()((40, 3, 0))
+    blend, _, _ = BlendedMegatronDatasetBuilder(
+        Documents, (40, 3, 0), lambda: True, datasets.dataset_config(megatron)
+    ).build()
+    assert [train[i]["dataset_id"] for i in range(40)].count(0) == 30
+    for i in range(40):
+        assert torch.equal(train[i]["tokens"], blend[i]["tokens"])
+
+
+def test_without_weights_sizes_decide_for_as_long_as_a_run_lasts(built, others, megatron):
+    vars(megatron).update(train_data_path=[str(built.train_prefix), str(others.train_prefix)])
+    train, _, _ = datasets_provider()((1000, 3, 0))
+    sizes = [dataset.manifest.train.tokens for dataset in (built, others)]
+    of_first = [train[i]["dataset_id"] for i in range(1000)].count(0)
+    assert len(train) >= 1000
+    assert abs(of_first - 1000 * sizes[0] / sum(sizes)) < 2
+
+
+def test_a_broken_index_of_a_mixture_is_written_anew(built, others, megatron, tmp_path):
+    vars(megatron).update(train_data_path=[str(built.train_prefix), str(others.train_prefix)])
+    tokens = datasets_provider()((20, 3, 0))[0][7]["tokens"]
+    [path] = (tmp_path / "cache").rglob("*BlendedDataset-train-dataset_index.npy")
+    whole = path.read_bytes()
+    for keep in (0, 50, -4):
+        path.write_bytes(whole[:keep])
+        assert torch.equal(datasets_provider()((20, 3, 0))[0][7]["tokens"], tokens)
+        assert path.read_bytes() == whole
 
 
 def loader(dataset, consumed):

@@ -6,17 +6,21 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import pytest
-from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from dsv3_plugin.data.dataset_folder import open_dataset
 from dsv3_plugin.data.indexed import decode_document
 from dsv3_plugin.data.run_data import ensure_data
-from dsv3_plugin.data.tokenizer import train_bpe
+from dsv3_plugin.data.tokenizer import open_tokenizer, train_bpe
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe.load import load_model
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe.arguments import megatron_arguments
+from dsv3_plugin.recipe.load import load_model, load_recipe
 from dsv3_plugin.recipe.sections import Data
 
+SPEC = ("a_module", "a_function")
 TEXTS = [f"document {i} of some words" for i in range(60)]
 
 
@@ -40,8 +44,8 @@ def changed(section: Data, **changes) -> Data:
 
 def test_what_training_needs(section, tiny, tmp_path):
     data = ensure_data(section, tmp_path / "data", tiny)
-    train = IndexedDataset(str(data.train_prefix))
-    valid = IndexedDataset(str(data.valid_prefix))
+    train = IndexedDataset(str(data.train_prefixes[0]))
+    valid = IndexedDataset(str(data.valid_prefixes[0]))
 
     assert len(train) + len(valid) == len(TEXTS)
     assert (train.sequence_lengths.sum(), valid.sequence_lengths.sum()) == (
@@ -56,7 +60,7 @@ def test_what_training_needs(section, tiny, tmp_path):
 
 def test_nothing_held_out(section, tiny, tmp_path):
     data = ensure_data(changed(section, held_out=0.0), tmp_path / "data", tiny)
-    assert (data.valid_prefix, data.valid_tokens) == (None, 0)
+    assert (data.valid_prefixes, data.valid_tokens) == ([], 0)
 
 
 def test_a_run_that_resumes_keeps_its_data(section, tiny, tmp_path):
@@ -171,3 +175,113 @@ def test_a_part_shorter_than_a_sequence(section, tiny, tmp_path):
         with pytest.raises(UserError, match=f"the {name} part has {length} tokens"):
             ensure_data(changed(section, seq_length=length), tmp_path / "data", tiny)
     ensure_data(changed(section, seq_length=data.valid_tokens - 1), tmp_path / "data", tiny)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_bpe(TEXTS, 300, folder)
+    return folder
+
+
+def encode(prefix: Path, tokenizer_folder: Path, texts) -> Path:
+    """As Megatron's preprocessing leaves it."""
+    tokenizer = open_tokenizer(tokenizer_folder)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=numpy.uint16)
+    for text in texts:
+        ids = [*tokenizer.backend.encode(text).ids, tokenizer.eos_id]
+        builder.add_document(ids, [len(ids)])
+    builder.finalize(f"{prefix}.idx")
+    return prefix
+
+
+@pytest.fixture
+def mixed(section, tokenizer_folder, tmp_path):
+    """Of encoded words, three parts to one of text."""
+    words = encode(tmp_path / "words", tokenizer_folder, (f"other words {i}" for i in range(90)))
+    corpus = [{"path": f"{words}.idx", "weight": 3}, {"path": section.corpus, "weight": 1}]
+    return changed(section, corpus=corpus, tokenizer=str(tokenizer_folder))
+
+
+def test_a_mixture_is_where_the_command_line_says(mixed, tiny, tmp_path):
+    out, said = tmp_path / "data", []
+    data = ensure_data(mixed, out, tiny, tell=said.append)
+    asked = f"data={json.dumps(mixed.model_dump() | {'path': str(out)})}"
+    line = megatron_arguments(load_recipe("pretrain/tiny", [asked]), Machine(0, False), SPEC)
+    for flag, prefixes in (
+        ("--train-data-path", data.train_prefixes),
+        ("--valid-data-path", data.valid_prefixes),
+    ):
+        place = line.index(flag) + 1
+        assert line[place : place + 4] == ["3.0", str(prefixes[0]), "1.0", str(prefixes[1])]
+    assert line[line.index("--tokenizer-model") + 1] == str(data.tokenizer_dir)
+    counts = [len(IndexedDataset(str(prefix))) for prefix in data.train_prefixes]
+    held_out = [len(IndexedDataset(str(prefix))) for prefix in data.valid_prefixes]
+    assert [a + b for a, b in zip(counts, held_out, strict=True)] == [90, len(TEXTS)]
+    assert any("encoded already: none of it is cut" in sentence for sentence in said)
+
+
+def test_a_mixture_that_resumes_keeps_its_data(mixed, tiny, tmp_path):
+    out = tmp_path / "data"
+    began = ensure_data(mixed, out, tiny)
+    words, texts = mixed.corpus
+    Path(texts.path).unlink()
+    assert ensure_data(mixed, out, tiny, resuming=True) == began
+    with pytest.raises(UserError, match=r"which this run began with \(data.corpus is"):
+        ensure_data(changed(mixed, corpus=[texts, words]), out, tiny, resuming=True)
+    tokens = Path(words.path).with_suffix(".bin")
+    tokens.write_bytes(b"\5\0" + tokens.read_bytes()[2:])
+    with pytest.raises(UserError, match="from another corpus than is asked for now"):
+        ensure_data(mixed, out, tiny, resuming=True)
+
+
+def test_a_tokenizer_is_trained_once_for_a_mixture(section, tiny, tmp_path):
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"text": f"xyzzy {i}"}) + "\n" for i in range(90)))
+    corpus = [{"path": section.corpus}, {"path": str(more)}]
+    asked = changed(section, corpus=corpus, fim_rate=0.0, tokenizer="bpe:600")
+    out = tmp_path / "data"
+    data = ensure_data(asked, out, tiny)
+    assert len({dataset.manifest.tokenizer.digest for dataset in data.datasets}) == 1
+    backend = open_tokenizer(out / "tokenizer").backend
+    assert {" words", "xyzzy"} <= {backend.decode([i]) for i in range(backend.get_vocab_size())}
+    trained = (out / "tokenizer").stat().st_ino
+    assert ensure_data(asked, out, tiny) == data
+    assert ensure_data(asked, out, tiny, resuming=True) == data
+    assert (out / "tokenizer").stat().st_ino == trained
+    more.write_text(more.read_text() * 2)
+    assert ensure_data(asked, out, tiny).corpus_digest != data.corpus_digest
+    assert (out / "tokenizer").stat().st_ino != trained
+
+
+def test_a_row_of_a_mixture_that_cannot_be_read(section, tiny, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"text": 5}\n')
+    corpus = [{"path": section.corpus}, {"path": str(tmp_path / "bad.jsonl")}]
+    with pytest.raises(UserError, match=r'bad\.jsonl line 1: "text" is not text but int'):
+        ensure_data(changed(section, corpus=corpus), tmp_path / "data", tiny)
+
+
+def test_one_corpus_and_a_mixture_in_the_same_place(section, mixed, tiny, tmp_path):
+    out = tmp_path / "data"
+    one, several = ensure_data(section, out, tiny), ensure_data(mixed, out, tiny)
+    assert not (out / "manifest.json").exists()
+    kept = changed(section, path=str(out))
+    with pytest.raises(UserError, match="holds the datasets of a mixture"):
+        ensure_data(kept, out, tiny)
+    assert ensure_data(mixed, out, tiny) == several
+    assert ensure_data(section, out, tiny) == one
+    assert not (out / "member0").exists()
+    with pytest.raises(UserError, match="holds the dataset of one corpus"):
+        ensure_data(changed(mixed, path=str(out)), out, tiny)
+
+
+def test_a_member_shorter_than_a_sequence(mixed, tokenizer_folder, tiny, tmp_path):
+    short = encode(tmp_path / "short", tokenizer_folder, ["a", "b"])
+    corpus = [*mixed.corpus, {"path": str(short), "weight": 1}]
+    with pytest.raises(UserError, match=r"the training part of \S*short has 2 tokens, less than"):
+        ensure_data(changed(mixed, corpus=corpus), tmp_path / "data", tiny)
+
+
+def test_a_tokenizer_cannot_be_trained_on_tokens(mixed, tiny, tmp_path):
+    with pytest.raises(UserError, match=r"words\.idx is encoded already, so no tokenizer"):
+        ensure_data(changed(mixed, tokenizer="bpe:300"), tmp_path / "data", tiny)

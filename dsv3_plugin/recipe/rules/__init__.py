@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from dsv3_plugin.recipe.rules.backend import precision, torch_backend
 from dsv3_plugin.recipe.rules.curves import curves
-from dsv3_plugin.recipe.rules.data import evaluation, sequence, tokenizer
+from dsv3_plugin.recipe.rules.data import evaluation, mixture, sequence, tokenizer
 from dsv3_plugin.recipe.rules.dispatch import dispatch
 from dsv3_plugin.recipe.rules.executor import executor
 from dsv3_plugin.recipe.rules.layout import layout
@@ -24,6 +24,7 @@ RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     sequence,
     tokenizer,
     evaluation,
+    mixture,
     curves,
     schedule_file,
     micro_batches,

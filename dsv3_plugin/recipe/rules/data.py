@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
+from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.continued import PARENT, Continued
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.sections import TrainedTokenizer
 
 
 def sequence(recipe: Recipe) -> Iterator[str]:
@@ -40,4 +42,17 @@ def evaluation(recipe: Recipe) -> Iterator[str]:
         yield (
             f"training.eval_interval {interval} needs held-out documents: give data.held_out a "
             "share above 0, or set training.eval_interval to null"
+        )
+
+
+def mixture(recipe: Recipe) -> Iterator[str]:
+    """The members of a mixture are different, have weights or not, and one is drawn from; what is
+    encoded already brings its tokenizer."""
+    data = recipe.data
+    yield from corpora.wrong_with(data.corpus)
+    encoded = [member for member in corpora.members(data.corpus) if member.prefix is not None]
+    if encoded and isinstance(data.tokenizer, TrainedTokenizer):
+        yield (
+            f"{encoded[0]} is encoded already, so no tokenizer can be trained on it: name the "
+            f"folder of the one that encoded it with data.tokenizer"
         )

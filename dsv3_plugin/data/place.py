@@ -1,0 +1,72 @@
+"""Where a dataset is built: one builder at a time, and nothing that is not ours gives way."""
+
+import contextlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from dsv3_plugin.data.dataset_folder import OWN_NAMES, Dataset, Settings
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import locks
+from dsv3_plugin.files.full_disk import write_errors_as
+
+
+def sole_builder(out_dir: Path, tell: Callable[[str], None]) -> locks.FolderLock:
+    """Wait until no other process builds beside `out_dir`, and keep others waiting meanwhile.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    with write_errors(out_dir):
+        return locks.wait_for(
+            out_dir.parent,
+            lambda: tell(f"Waiting for another build of a dataset in {out_dir.parent}."),
+        )
+
+
+def write_errors(out_dir: Path) -> contextlib.AbstractContextManager[None]:
+    return write_errors_as(
+        lambda reason: (
+            f"cannot write {out_dir}: {reason}; make room, or choose another place. Nothing was "
+            "changed."
+        )
+    )
+
+
+def check_place(folder: Path, present: Dataset | None, settings: Settings, replace: bool) -> None:
+    """Refuse to replace what is not a dataset, and a dataset that must stay."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another folder for the dataset.")
+    there = [path.name for path in folder.iterdir()]
+    foreign = sorted(name for name in there if name not in OWN_NAMES and not _of_mixture(name))
+    if foreign:
+        raise UserError(
+            f"{folder} holds other things than a dataset ({', '.join(foreign[:3])}): choose "
+            "another folder."
+        )
+    if not replace and any(map(_of_mixture, there)):
+        raise UserError(
+            f"{folder} holds the datasets of a mixture, and it must not change: choose another "
+            "folder, or have them replaced (dsv3 data build --replace)."
+        )
+    if present and not replace:
+        raise UserError(
+            f"{folder} was built {_difference(present.manifest.settings, settings)}, and it must "
+            "not change: restore that, start anew in another folder, or have it replaced (dsv3 "
+            "data build --replace)."
+        )
+
+
+def _of_mixture(name: str) -> bool:
+    return name == "cache" or re.fullmatch(r"member\d+", name) is not None
+
+
+def _difference(present: Settings, asked: Settings) -> str:
+    other = [
+        f"{name} {getattr(present, name)} instead of {value}"
+        for name, value in asked
+        if getattr(present, name) != value
+    ]
+    return f"with {', '.join(other)}" if other else "from another corpus than is asked for now"
