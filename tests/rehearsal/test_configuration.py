@@ -58,6 +58,11 @@ def test_what_is_set_behind_upstreams_back_is_looked_at(fields: dict[str, Any], 
     assert says in finding.sentence
 
 
+def test_a_schedule_of_one_chunk_a_rank_passes() -> None:
+    """As of zb1p on four stages, whose weight gradients wait."""
+    assert refusals(_finished(pipeline_model_parallel_size=4, pipeline_dtype=torch.bfloat16)) == []
+
+
 def test_what_is_lifted_has_a_reason_and_a_test() -> None:
     for row in LIFTED:
         assert row.reason
