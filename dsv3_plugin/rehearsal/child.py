@@ -14,8 +14,8 @@ from pathlib import Path
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.make import refuse_format
-from dsv3_plugin.planner.resolve import load_resolved
-from dsv3_plugin.recipe.load import changed
+from dsv3_plugin.planner.resolve import resolve
+from dsv3_plugin.recipe.load import changed, load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.report import Finding, RankReport, Request
 
@@ -38,7 +38,7 @@ def answered(request: Request, scratch: Path) -> RankReport:
     cluster = load_cluster(request.cluster)
     machine = cluster.machine
     try:
-        recipe = load_resolved(request.recipe, request.overrides, machine)
+        recipe = resolve(load_recipe(request.recipe, request.overrides, machine), machine, cluster)
         refuse_format(recipe, cluster)
         if request.depth == "messages":
             from dsv3_plugin.upstream import cpu_host

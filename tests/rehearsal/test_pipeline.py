@@ -119,3 +119,18 @@ def test_who_waits_how_long_and_who_is_slowest_is_told(report):
     )
     alone = dataclasses.replace(found, pipelines=())
     assert grids.stages(alone).rows[0][-1] == "—"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "refused"), [("h800", "finds none that fits into the 85.0 GB"), ("h200", None)]
+)
+def test_a_layout_is_balanced_for_the_cluster_that_was_asked_for(cluster, refused, tmp_path):
+    """Not for the recipe's own, whose devices are too small for so few of them."""
+    few = ("parallel.processes=256", "parallel.expert=16", "pipeline.layout=balanced")
+    report = answered(Request("pretrain/deepseek-v3", few, cluster, 0, 32, "messages"), tmp_path)
+    if refused is None:
+        assert report.findings == ()
+        assert report.messages is not None
+    else:
+        (finding,) = report.findings
+        assert refused in finding.sentence
