@@ -10,9 +10,9 @@ what it would have read. Evaluations never run out of samples (`Endless`).
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +32,7 @@ from megatron.training.utils import get_blend_and_blend_per_split
 
 from dsv3_plugin.data.batch import InputsOfStage, stage_inputs
 from dsv3_plugin.data.dataset_folder import find_dataset
+from dsv3_plugin.data.evaluated import Endless, InTurn
 from dsv3_plugin.data.index_file import read_index
 from dsv3_plugin.distributed.rank_zero_first import rank_zero_first
 from dsv3_plugin.errors import UserError
@@ -140,13 +141,17 @@ class MockDocuments(_NoTokenIsPadding, MockGPTDataset):
     """Samples of upstream's made-up tokens (`--mock-data`)."""
 
 
-def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider:
+def datasets_provider(
+    inputs_of_stage: InputsOfStage = stage_inputs, held_out_sets: Sequence[Path] = ()
+) -> Provider:
     """A `train_valid_test_datasets_provider` in upstream's signature.
 
     Args:
         inputs_of_stage: says, for a virtual stage of this rank, what it reads of a batch; datasets
             are built where it reads anything. Rank 0 must be among those, for some stage: it
             writes the indices that the others load.
+        held_out_sets: prefixes of datasets that evaluations read in turn, an evaluation's batches
+            of each, behind upstream's `--valid-data-path`.
     """
 
     def train_valid_test_datasets_provider(
@@ -158,20 +163,27 @@ def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider
 
         args = get_args()
         config = dataset_config(args)
-        if args.rank == 0:
-            for prefix in _prefixes(config.blend, config.blend_per_split):
-                if prefix.with_name(f"{prefix.name}.idx").is_file():  # else upstream's to fetch
-                    read_index(prefix)
-            for folder in _index_folders(config):
-                remove_broken_indices(folder)
         dataset = MockDocuments if args.mock_data else Documents
         sizes = [samples if samples is None else max(samples, 1) for samples in num_samples]
-        train, valid, test = Builder(dataset, sizes, is_built_on_rank, config).build()
+
+        def build(config: GPTDatasetConfig) -> list[Any]:
+            if args.rank == 0:
+                _look_at_files(config)
+            return Builder(dataset, sizes, is_built_on_rank, config).build()
+
+        train, valid, test = build(config)
         if args.dataloader_type == "single" and not args.full_validation:
             # Other samplers begin anew by themselves, and need to know where the samples end.
             valid, test = (part and Endless(part) for part in (valid, test))
             if train and args.consumed_train_samples >= len(train):
                 train = Endless(train)  # nothing is left but to evaluate
+        if held_out_sets:
+            sets = [
+                build(_only_valid(config, prefix))[Split.valid.value] for prefix in held_out_sets
+            ]
+            evaluated = [part for part in (valid, *map(Endless, filter(None, sets))) if part]
+            per_evaluation = args.eval_iters * args.eval_global_batch_size
+            valid = evaluated and InTurn(evaluated, per_evaluation, args.consumed_valid_samples)
         return train, valid, test
 
     # Upstream asks each rank then, instead of tensor-parallel rank 0 alone.
@@ -179,29 +191,20 @@ def datasets_provider(inputs_of_stage: InputsOfStage = stage_inputs) -> Provider
     return train_valid_test_datasets_provider
 
 
-class Endless(torch.utils.data.Dataset[Any]):
-    """A dataset that begins anew after its last sample.
+def _look_at_files(config: GPTDatasetConfig) -> None:
+    """What upstream would believe: indices of tokens, and what is left of those of samples."""
+    for prefix in _prefixes(config.blend, config.blend_per_split):
+        if prefix.with_name(f"{prefix.name}.idx").is_file():  # else upstream's to fetch
+            read_index(prefix)
+    for folder in _index_folders(config):
+        remove_broken_indices(folder)
 
-    Upstream lays out as many samples as it expects to be read. Its count knows neither of an
-    evaluation before the first step together with one at the end, nor of a run that goes on with
-    longer intervals and has read more already than they would; its sampler then stops in the
-    middle of an evaluation, or does not start.
 
-    Args:
-        samples: what is repeated, as long as upstream made it: its order depends on its length.
-    """
-
-    def __init__(self, samples: GPTDataset | BlendedDataset) -> None:
-        self._samples = samples
-        blended = isinstance(samples, BlendedDataset)
-        self.split = samples.split if blended else samples.index_split
-        """Upstream's sampler takes the batch size of evaluations by it."""
-
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, index: int) -> Any:
-        return self._samples[index % len(self._samples)]
+def _only_valid(config: GPTDatasetConfig, prefix: Path) -> GPTDatasetConfig:
+    """The same, of one dataset to evaluate on."""
+    cache = config.path_to_cache and _cache(config.path_to_cache, [prefix])
+    blends = [None, ([str(prefix)], None), None]
+    return dataclasses.replace(config, blend_per_split=blends, path_to_cache=cache)
 
 
 def dataset_config(args: Any) -> GPTDatasetConfig:

@@ -1,14 +1,14 @@
 """Where a dataset is built: one builder at a time, and nothing that is not ours gives way."""
 
 import contextlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 
-from dsv3_plugin.data.dataset_folder import OWN_NAMES, Dataset, Settings
+from dsv3_plugin.data.dataset_folder import MANIFEST, OWN_NAMES, Dataset, Settings
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.full_disk import write_errors_as
+from dsv3_plugin.recipe.common import HELD_OUT_SETS
 
 
 def sole_builder(out_dir: Path, tell: Callable[[str], None]) -> locks.FolderLock:
@@ -39,14 +39,16 @@ def check_place(folder: Path, present: Dataset | None, settings: Settings, repla
         return
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: choose another folder for the dataset.")
-    there = [path.name for path in folder.iterdir()]
-    foreign = sorted(name for name in there if name not in OWN_NAMES and not _of_mixture(name))
+    beside = _beside(folder)
+    foreign = sorted(
+        path.name for path in folder.iterdir() if path.name not in OWN_NAMES and path not in beside
+    )
     if foreign:
         raise UserError(
             f"{folder} holds other things than a dataset ({', '.join(foreign[:3])}): choose "
             "another folder."
         )
-    if not replace and any(map(_of_mixture, there)):
+    if not replace and any(path.name.startswith(_MEMBER) for path in beside):
         raise UserError(
             f"{folder} holds the datasets of a mixture, and it must not change: choose another "
             "folder, or have them replaced (dsv3 data build --replace)."
@@ -59,8 +61,15 @@ def check_place(folder: Path, present: Dataset | None, settings: Settings, repla
         )
 
 
-def _of_mixture(name: str) -> bool:
-    return name == "cache" or re.fullmatch(r"member\d+", name) is not None
+def _beside(folder: Path) -> set[Path]:
+    """What else than the dataset of one corpus we make in a folder: a mixture, held-out sets."""
+    members = {path.parent for path in folder.glob(f"{_MEMBER}*/{MANIFEST}")}
+    sets = folder / HELD_OUT_SETS
+    ours = sets.is_dir() and all((path / MANIFEST).is_file() for path in sets.iterdir())
+    return members | ({folder / "cache"} if members else set()) | ({sets} if ours else set())
+
+
+_MEMBER = "member"
 
 
 def _difference(present: Settings, asked: Settings) -> str:

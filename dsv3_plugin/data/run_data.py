@@ -2,18 +2,20 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from dsv3_plugin.data.dataset_folder import Dataset, Part, Settings, find_dataset, other_data
 from dsv3_plugin.data.dataset_tokenizer import tokenizer_of
 from dsv3_plugin.data.members import Built, Choices, build_members
+from dsv3_plugin.data.place import write_errors
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, check_fits, open_tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.recipe import corpora
+from dsv3_plugin.recipe.common import HELD_OUT_SETS
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.sections import Data
 
@@ -24,9 +26,11 @@ class RunData:
 
     Attributes:
         datasets: of all that is drawn from, in its order.
+        held_out_sets: what is evaluated on by itself, by its names.
     """
 
     datasets: tuple[Dataset, ...]
+    held_out_sets: Mapping[str, Dataset] = field(default_factory=dict)
 
     @property
     def train_prefixes(self) -> list[Path]:
@@ -167,7 +171,40 @@ def ensure_data(
         _check_length(f"training part{whose}", manifest.train, data.seq_length)
         if manifest.held_out:
             _check_length(f"held-out part{whose}", manifest.held_out, data.seq_length)
-    return found
+    sets = {
+        name: _held_out_set(data, name, path, out_dir, encoded_with, resuming, workers, tell)
+        for name, path in data.held_out_sets.items()
+    }
+    return replace(found, held_out_sets=sets)
+
+
+def _held_out_set(
+    data: Data,
+    name: str,
+    path: str,
+    out_dir: Path,
+    tokenizer: TextTokenizer,
+    resuming: bool,
+    workers: int,
+    tell: Callable[[str], None] | None,
+) -> Dataset:
+    """The dataset of a held-out set, which is there as a whole; a run may go on with others."""
+    folder = out_dir / HELD_OUT_SETS / name
+    there = find_dataset(folder)
+    with write_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    [built] = build_members(
+        path,
+        tokenizer,
+        folder,
+        Choices(held_out=0.0, seed=0, text_key=data.text_key, on_bad_row=data.on_bad_row),
+        keep=resuming and there is not None and corpora.same(there.manifest.corpus.named, path),
+        workers=workers,
+        replace=data.path is None,
+        tell=tell,
+    )
+    _check_length(f"held-out set {name}", built.dataset.manifest.train, data.seq_length)
+    return built.dataset
 
 
 def _notes(data: Data, members: Iterable[Built]) -> Iterator[str]:

@@ -29,17 +29,22 @@ def is_done(recipe: Recipe) -> bool:
 
 def _is_evaluated(recipe: Recipe, step: int) -> bool:
     """Upstream evaluates after the last save: a run can end between the two."""
-    return any(
-        record["iteration"] == step and "validation_loss" in record
+    data = recipe.data
+    wanted = {*([None] if data.held_out else []), *data.held_out_sets}
+    return wanted <= {
+        record.get("held_out_set")
         for record in recipe.run_folder.metrics.stream()
-    )
+        if record["iteration"] == step and "validation_loss" in record
+    }
 
 
 def closing_sentence(recipe: Recipe, stopped: str = "Stopped") -> str:
     """Done with which numbers, or stopped, and from where the same command goes on."""
     folder = recipe.run_folder
     if is_done(recipe):
-        last = folder.metrics.read()[-1]
+        records = folder.metrics.read()
+        kept_back = [record for record in records if "held_out_set" not in record]
+        last = kept_back[-1] if recipe.data.held_out else records[-1]
         return f"Done: {describe(last)}. Everything is in {folder.root}."
     saved = folder.steps_saved()
     where = f"goes on from step {saved:,}" if saved else "begins anew"

@@ -17,12 +17,13 @@ from dsv3_plugin.terminal.lines import Unwritable
 def describe(record: dict[str, Any]) -> str:
     """One record of metrics.jsonl as a plain line."""
     parts = [f"step {record['iteration']}", f"{tokens_text(record['tokens'])} tokens"]
+    held_out = f"held-out {record.get('held_out_set', '')}".strip()
     further_mtp = (key for key in record if re.fullmatch(r"mtp_\d+_loss", key))
     for key, text in (
         ("loss", "loss {:.4f}"),
         ("mtp_loss", "mtp loss {:.4f}"),
         *((key, key.replace("_", " ") + " {:.4f}") for key in further_mtp),
-        ("validation_loss", "held-out loss {:.4f}"),
+        ("validation_loss", f"{held_out} loss {{:.4f}}"),
         ("learning_rate", "lr {:.3g}"),
         ("grad_norm", "grad norm {:.3f}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
@@ -99,7 +100,8 @@ class ProgressDisplay:
             self._bar.refresh()
 
     def _show(self, record: dict[str, Any]) -> None:
-        self._seen.update(record)
+        if "held_out_set" not in record:
+            self._seen.update(record)
         self._pace.note(record)
         if self._console.is_terminal:
             self._bar.update(

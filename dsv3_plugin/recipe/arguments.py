@@ -72,6 +72,8 @@ def beyond_the_line(recipe: Recipe) -> list[str]:
         phrases.append(f"two-hop dispatch in {recipe.dispatch.precision}")
     if recipe.model.rope_type == "yarn":
         phrases.append("YaRN's betas and original length")
+    if sets := recipe.data.held_out_sets:
+        phrases.append(f"evaluations on {', '.join(sets)}")
     if recipe.precision.swiglu_input is not None:
         phrases.append(f"inputs of SwiGLU kept in {recipe.precision.swiglu_input}")
     return phrases

@@ -42,6 +42,9 @@ from dsv3_plugin.schedules.csv_file import read_csv
 from dsv3_plugin.schedules.placement import Placement, placement_of
 from dsv3_plugin.schedules.registry import SCHEDULES, ScheduleKind
 
+HELD_OUT_SETS = "held_out_sets"
+"""The folder of the held-out sets in that of the data."""
+
 Backend = Literal["local", "transformer_engine"]
 
 
@@ -248,6 +251,12 @@ class Common(Section):
     @property
     def data_folder(self) -> Path:
         return named(self.data.path) if self.data.path is not None else self.folder / "data"
+
+    @property
+    def held_out_prefixes(self) -> list[Path]:
+        """Of the dataset of each held-out set, all of which is evaluated on."""
+        folder = self.data_folder / HELD_OUT_SETS
+        return [folder / name / "train" for name in self.data.held_out_sets]
 
     @property
     def checkpoint_folder(self) -> Path:

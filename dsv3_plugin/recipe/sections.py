@@ -86,6 +86,8 @@ class Data(Section):
     """Share of documents rearranged for fill-in-the-middle (prefix, suffix, middle)."""
     held_out: Fraction = 0.01
     """Share of documents kept for evaluation."""
+    held_out_sets: dict[str, str] = Field(default={})
+    """Corpora by name (`{code: code.jsonl, …}`) that are only evaluated on, each by itself."""
     path: str | None = None
     """Folder of the indexed corpus; null: `data` in the run's folder."""
 

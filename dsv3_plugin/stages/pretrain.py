@@ -28,7 +28,7 @@ def pretrain(run: Run) -> Stage:
     recipe = run.recipe
     return Stage(
         prepare=partial(prepare, run),
-        datasets=datasets_provider,
+        datasets=partial(datasets_provider, held_out_sets=recipe.held_out_prefixes),
         forward_step=forward_step,
         hooks=[
             Throughput(recipe.data.seq_length),

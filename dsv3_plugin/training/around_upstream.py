@@ -24,11 +24,12 @@ Function = Callable[..., Any]
 
 
 def _during_a_run(
-    around: Callable[[Run, dict[str, Any], Callable[[], Any]], Any],
+    around: Callable[[Run, dict[str, Any], Callable[..., Any]], Any],
 ) -> Callable[[Function], Function]:
     """Makes `around` the wrapper of an upstream function while a run trains.
 
-    `around` gets the run, the function's arguments by upstream's names, and the call to make.
+    `around` gets the run, the function's arguments by upstream's names, and the call to make, which
+    takes others in their place.
     """
 
     @functools.wraps(around)
@@ -42,7 +43,11 @@ def _during_a_run(
                 return original(*args, **kwargs)
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
-            return around(run, given.arguments, lambda: original(*args, **kwargs))
+
+            def proceed(**other: Any) -> Any:
+                return original(**given.arguments | other) if other else original(*args, **kwargs)
+
+            return around(run, given.arguments, proceed)
 
         return wrapped
 
@@ -131,20 +136,46 @@ def training_log(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) ->
 
 
 @_during_a_run
-def evaluate_and_print_results(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
-    """Around `evaluate_and_print_results`: the same weights are evaluated once.
+def evaluate_and_print_results(
+    run: Run, given: dict[str, Any], proceed: Callable[..., Any]
+) -> None:
+    """Around `evaluate_and_print_results`: the same weights are evaluated once, and on each set.
 
     Upstream evaluates once more when training has ended, be it after a step that was evaluated.
+    What it is given to read has an evaluation's batches of each set in turn (`data.evaluated`).
     """
     iteration = given["iteration"]
     if iteration == run.evaluated:
-        return None
+        return
+    recipe = run.recipe
     with run.at(f"the evaluation after step {iteration:,}"):
-        answer = proceed()
+        if recipe.data.held_out or not recipe.data.held_out_sets:
+            proceed()
+        for hook in run.hooks:
+            hook.on_evaluation(iteration)
+        for name in recipe.data.held_out_sets:
+            with _of_one_set(name):
+                proceed(data_iterator=[given["data_iterator"]])
+            for hook in run.hooks:
+                hook.on_held_out_set(iteration, name)
     run.evaluated = iteration
-    for hook in run.hooks:
-        hook.on_evaluation(iteration)
-    return answer
+
+
+@contextlib.contextmanager
+def _of_one_set(name: str) -> Iterator[None]:
+    """Upstream's settings for an evaluation whose lines are to have a name."""
+    settings = get_args()
+    own = {
+        "multiple_validation_sets": True,
+        "validation_set_names": [name],
+        "eval_iters": [settings.eval_iters],
+    }
+    before = {key: getattr(settings, key) for key in own}
+    vars(settings).update(own)
+    try:
+        yield
+    finally:
+        vars(settings).update(before)
 
 
 @_during_a_run

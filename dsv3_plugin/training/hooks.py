@@ -65,6 +65,9 @@ class Hook:
     def on_evaluation(self, iteration: int) -> None:
         """Upstream has evaluated the weights after `iteration` steps."""
 
+    def on_held_out_set(self, iteration: int, name: str) -> None:
+        """Upstream has evaluated them on one of the held-out sets, which come after that."""
+
     def wants_save(self, iteration: int) -> bool:
         """Whether a checkpoint that upstream is about to write is one to write."""
         return True

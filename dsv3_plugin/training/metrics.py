@@ -46,6 +46,15 @@ def recorded_name(tag: str) -> str | None:
     return _NAMES.get(tag) or re.sub(r"\W+", "_", tag).strip("_")
 
 
+def of_one_set(numbers: dict[str, float], name: str) -> dict[str, float]:
+    """What was found on a held-out set, called as on the documents that were kept back."""
+    of_set = recorded_name(f"lm loss validation-{name}")
+    return {
+        "validation_loss" if key == of_set else key.replace(of_set, "lm_loss_validation"): value
+        for key, value in numbers.items()
+    }
+
+
 class MetricsWriter:
     """A TensorBoard writer that also remembers the scalars it was given."""
 
@@ -129,6 +138,11 @@ class Metrics(Hook):
         writer = get_tensorboard_writer()
         if isinstance(writer, MetricsWriter):
             self._write(iteration, writer.take())
+
+    def on_held_out_set(self, iteration: int, name: str) -> None:
+        writer = get_tensorboard_writer()
+        if isinstance(writer, MetricsWriter):
+            self._write(iteration, {"held_out_set": name, **of_one_set(writer.take(), name)})
 
     def _write(self, iteration: int, numbers: dict[str, Any]) -> None:
         if not numbers:

@@ -59,7 +59,7 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
         tell(f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
     if changed:
         tell(f"From here on the recipe says otherwise than before: {', '.join(changed)}.")
-    notes = (dispatch, *mixture_notes(recipe, data), evaluation_note(recipe, data.valid_tokens))
+    notes = (dispatch, *mixture_notes(recipe, data), *evaluation_notes(recipe, data))
     for note in notes:
         if note is not None:
             tell(note)
@@ -107,7 +107,17 @@ def mixture_notes(recipe: Recipe, data: RunData) -> Iterator[str]:
         )
 
 
-def evaluation_note(recipe: Recipe, held_out_tokens: int) -> str | None:
+def evaluation_notes(recipe: Recipe, data: RunData) -> Iterator[str | None]:
+    """Of each thing that is evaluated on, as `evaluation_note`."""
+    if recipe.data.held_out:
+        yield evaluation_note(recipe, data.valid_tokens)
+    for name, dataset in data.held_out_sets.items():
+        yield evaluation_note(recipe, dataset.manifest.train.tokens, f"held-out set {name}")
+
+
+def evaluation_note(
+    recipe: Recipe, held_out_tokens: int, what: str = "held-out part"
+) -> str | None:
     """How often the held-out part is read, where it is read more than once; None: it suffices."""
     training, steps = recipe.training, recipe.total_steps
     if training.eval_interval is None:
@@ -119,8 +129,7 @@ def evaluation_note(recipe: Recipe, held_out_tokens: int) -> str | None:
         return None
     sequences = "1 sequence" if there == 1 else f"{there:,} sequences"
     return (
-        f"The held-out part has {sequences} and {evaluations:,} evaluations read {read:,}: it is "
-        f"repeated."
+        f"The {what} has {sequences} and {evaluations:,} evaluations read {read:,}: it is repeated."
     )
 
 

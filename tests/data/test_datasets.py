@@ -231,6 +231,29 @@ def test_a_broken_index_of_a_mixture_is_written_anew(built, others, megatron, tm
         assert path.read_bytes() == whole
 
 
+def test_held_out_sets_are_evaluated_in_turn(built, others, megatron):
+    """An evaluation's batches of the documents kept back, then of each set."""
+    vars(megatron).update(eval_iters=2, eval_global_batch_size=3, consumed_valid_samples=0)
+    provider = partial(datasets_provider, held_out_sets=[others.train_prefix, built.train_prefix])
+    alone = []
+    for prefix in (built.held_out_prefix, others.train_prefix, built.train_prefix):
+        vars(megatron).update(valid_data_path=[str(prefix)])
+        alone.append(datasets_provider()((60, 12, 0))[1])
+    vars(megatron).update(valid_data_path=[str(built.held_out_prefix)])
+    _, valid, _ = provider()((60, 12, 0))
+    expected = [
+        alone[which][turn * 6 + i] for turn in (0, 1) for which in range(3) for i in range(6)
+    ]
+    for i, sample in enumerate(expected):
+        assert torch.equal(valid[i]["tokens"], sample["tokens"])
+    vars(megatron).update(consumed_valid_samples=18)
+    _, resumed, _ = provider()((60, 12, 0))
+    assert torch.equal(resumed[18]["tokens"], expected[18]["tokens"])
+    vars(megatron).update(valid_data_path=None, consumed_valid_samples=0)  # nothing is kept back
+    _, sets, _ = provider()((60, 12, 0))
+    assert torch.equal(sets[0]["tokens"], expected[6]["tokens"])
+
+
 def loader(dataset, consumed):
     """Upstream's, which asserts that something is left to read; one sample a batch."""
     sampler = MegatronPretrainingSampler(len(dataset), consumed, 1, 0, data_parallel_size=1)

@@ -285,3 +285,36 @@ def test_a_member_shorter_than_a_sequence(mixed, tokenizer_folder, tiny, tmp_pat
 def test_a_tokenizer_cannot_be_trained_on_tokens(mixed, tiny, tmp_path):
     with pytest.raises(UserError, match=r"words\.idx is encoded already, so no tokenizer"):
         ensure_data(changed(mixed, tokenizer="bpe:300"), tmp_path / "data", tiny)
+
+
+def test_held_out_sets(section, tokenizer_folder, tiny, tmp_path):
+    code = tmp_path / "code.jsonl"
+    code.write_text("".join(f'{{"text": "def f{i}(): return {i}"}}\n' for i in range(30)))
+    words = encode(tmp_path / "words", tokenizer_folder, (f"other words {i}" for i in range(40)))
+    asked = changed(
+        section,
+        tokenizer=str(tokenizer_folder),
+        held_out_sets={"code": str(code), "words": str(words)},
+    )
+    out = tmp_path / "data"
+    data = ensure_data(asked, out, tiny)
+    line = ["pretrain/tiny", [f"data={json.dumps(asked.model_dump() | {'path': str(out)})}"]]
+    prefixes = [dataset.train_prefix for dataset in data.held_out_sets.values()]
+    assert load_recipe(*line).held_out_prefixes == prefixes
+    assert [len(IndexedDataset(str(prefix))) for prefix in prefixes] == [30, 40]
+    for dataset in data.held_out_sets.values():
+        assert dataset.manifest.train.fim_documents == 0
+        assert dataset.manifest.tokenizer.digest == data.tokenizer_digest
+    assert data.corpus_digest == ensure_data(section, tmp_path / "plain", tiny).corpus_digest
+
+    code.unlink()
+    assert ensure_data(asked, out, tiny, resuming=True) == data
+    fewer = changed(asked, held_out_sets={"code": str(words)})  # a run may go on with others
+    assert [*ensure_data(fewer, out, tiny, resuming=True).held_out_sets] == ["code"]
+
+
+def test_a_held_out_set_shorter_than_a_sequence(section, tiny, tmp_path):
+    (tmp_path / "short.txt").write_text("a")
+    asked = changed(section, held_out_sets={"short": str(tmp_path / "short.txt")})
+    with pytest.raises(UserError, match="the held-out set short has 2 tokens, less than one"):
+        ensure_data(asked, tmp_path / "data", tiny)

@@ -26,6 +26,14 @@ def test_a_record_is_one_plain_line():
     )
 
 
+def test_a_held_out_set_is_shown_by_its_name_and_is_not_the_held_out_loss():
+    of_set = {"iteration": 10, "tokens": 20_480, "held_out_set": "code", "validation_loss": 2.5}
+    assert describe(of_set) == "step 10  20.48K tokens  held-out code loss 2.5000"
+    text = shown(True, STEP, {**STEP, "validation_loss": 6.2}, of_set | {"time": 101.0})
+    assert "held-out 6.200" in text
+    assert "2.500" not in text
+
+
 def test_further_multi_token_prediction_layers_are_shown_beside_the_first():
     further = {**STEP, "mtp_2_loss": 6.75, "mtp_2_acceptance_rate": 1.0}
     assert "  mtp loss 6.5000  mtp 2 loss 6.7500  lr 0.004" in describe(further)

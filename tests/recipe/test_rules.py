@@ -35,6 +35,19 @@ from tests.recipe.piped import PIPED
         (["parallel.expert=3"], "expert 3 does not divide 16 routed experts"),
         (["parallel.processes=3"], "expert 2 does not divide the 3 ranks of a pipeline stage"),
         (["parallel.tensor=4"], "2 processes do not divide by tensor 4"),
+        (["data.corpus=[a, ./a]"], "a twice: name it once"),
+        (["data.corpus=[{path: a, weight: -1}, {path: b, weight: 2}]"], "gives a the weight -1"),
+        (["data.corpus=[{path: a, wieght: 1}]"], "'data.corpus.0.wieght' (nearest: 'weight')"),
+        (["data.corpus=gone.idx"], "gone.idx is encoded already, so no tokenizer can be trained"),
+        (["data.held_out_sets={a: x, A: y}"], "a and A are one name to some disks"),
+        (["data.held_out_sets={a/b: x}"], "'a/b' is no name of a set"),
+        (["data.held_out_sets={a: x, b: ./x}"], "b: ./x is data.held_out_sets.a as well"),
+        (["data.held_out_sets={a: stdlib}"], "a: stdlib is data.corpus as well"),
+        (["data.held_out_sets={a: x}", "training.eval_interval=null"], "would never be looked at"),
+        (
+            ["data.held_out_sets={a: x}", "megatron_args={full-validation: true}"],
+            "full-validation does not go with data.held_out_sets",
+        ),
         (["data.seq_length=2048"], "more than the model's 1024 positions"),
         (
             [

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dsv3_plugin.training.metrics import MetricsWriter, recorded_name
+from dsv3_plugin.training.metrics import MetricsWriter, of_one_set, recorded_name
 
 
 class TensorBoard:
@@ -36,6 +36,12 @@ class TensorBoard:
 )
 def test_every_number_has_a_name(tag: str, name: str | None) -> None:
     assert recorded_name(tag) == name
+
+
+def test_what_is_found_on_a_held_out_set_is_called_as_elsewhere() -> None:
+    tags = ("lm loss validation-my code", "lm loss validation-my code ppl")
+    numbers = {recorded_name(tag): 2.0 for tag in tags}
+    assert of_one_set(numbers, "my code") == {"validation_loss": 2.0, "lm_loss_validation_ppl": 2.0}
 
 
 def test_a_line_has_what_upstream_told_and_tensorboard_has_all_of_it() -> None:

@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator
 
 from dsv3_plugin.recipe.rules.backend import precision, torch_backend
 from dsv3_plugin.recipe.rules.curves import curves
-from dsv3_plugin.recipe.rules.data import evaluation, mixture, sequence, tokenizer
+from dsv3_plugin.recipe.rules.data import (
+    evaluation,
+    held_out_sets,
+    mixture,
+    sequence,
+    tokenizer,
+)
 from dsv3_plugin.recipe.rules.dispatch import dispatch
 from dsv3_plugin.recipe.rules.executor import executor
 from dsv3_plugin.recipe.rules.layout import layout
@@ -25,6 +31,7 @@ RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     tokenizer,
     evaluation,
     mixture,
+    held_out_sets,
     curves,
     schedule_file,
     micro_batches,

@@ -1,5 +1,6 @@
 """Sequences, and what is kept for evaluation."""
 
+import re
 from collections.abc import Iterator
 
 from dsv3_plugin.recipe import corpora
@@ -37,11 +38,43 @@ def tokenizer(recipe: Recipe) -> Iterator[str]:
 
 def evaluation(recipe: Recipe) -> Iterator[str]:
     """There is something to evaluate on."""
-    interval = recipe.training.eval_interval
-    if interval is not None and recipe.data.held_out == 0:
+    interval, data = recipe.training.eval_interval, recipe.data
+    if interval is not None and data.held_out == 0 and not data.held_out_sets:
         yield (
             f"training.eval_interval {interval} needs held-out documents: give data.held_out a "
             "share above 0, or set training.eval_interval to null"
+        )
+    if interval is None and data.held_out_sets:
+        yield (
+            "data.held_out_sets would never be looked at: give training.eval_interval the steps "
+            "between evaluations"
+        )
+
+
+def held_out_sets(recipe: Recipe) -> Iterator[str]:
+    """Held-out sets have names of their own, and none of them is trained on."""
+    sets = recipe.data.held_out_sets
+    seen: dict[str, str] = {}
+    for name in sets:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            yield (
+                f"data.held_out_sets: {name!r} is no name of a set: take letters, digits, _, . and "
+                f"- (it is that of a folder, too)"
+            )
+        if (other := seen.setdefault(name.casefold(), name)) != name:
+            yield f"data.held_out_sets: {other} and {name} are one name to some disks: rename one"
+    places: dict[str, str] = {}
+    for member in corpora.members(recipe.data.corpus):
+        places |= {place: "data.corpus" for place in member.place}
+    for name, path in sets.items():
+        for place in (place for member in corpora.members(path) for place in member.place):
+            if place in places:
+                yield f"data.held_out_sets.{name}: {path} is {places[place]} as well: take another"
+            places[place] = f"data.held_out_sets.{name}"
+    if sets and recipe.passed_flags.get("full-validation"):
+        yield (
+            "megatron_args: full-validation does not go with data.held_out_sets, of which "
+            "training.eval_steps batches each are read: leave it out"
         )
 
 
