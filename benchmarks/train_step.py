@@ -49,9 +49,9 @@ from transformers import DeepseekV3ForCausalLM  # noqa: E402
 import dsv3_plugin  # noqa: E402
 from dsv3_plugin.checkpoint import iter_hf_tensors  # noqa: E402
 from dsv3_plugin.distributed.world import single_process  # noqa: E402
-from dsv3_plugin.model.attention import CausalAttention  # noqa: E402
 from dsv3_plugin.model.build import build_model  # noqa: E402
 from dsv3_plugin.model.config import transformer_config  # noqa: E402
+from dsv3_plugin.model.core_attention import CausalAttention  # noqa: E402
 from dsv3_plugin.planner.counts import parameter_counts  # noqa: E402
 from dsv3_plugin.recipe.hf_config import hf_config  # noqa: E402
 from dsv3_plugin.recipe.model import ModelConfig  # noqa: E402

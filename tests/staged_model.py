@@ -46,6 +46,7 @@ def staged_model(layers: int) -> ModelConfig:
 
 def forward_step(iterator: Iterator[Any], model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
     """What upstream's schedules call: only the stages at the ends read a batch."""
+    from megatron.core import parallel_state
     from megatron.core.utils import get_attr_wrapped_model
 
     parts = ("pre_process", "post_process", "mtp_process")
@@ -54,9 +55,13 @@ def forward_step(iterator: Iterator[Any], model: torch.nn.Module) -> tuple[torch
     output = model(batch["tokens"], batch["positions"], None, labels=batch["labels"])
 
     def loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        mean = losses.mean()
-        return mean, {
-            "lm loss": mean.detach().clone(),
+        context = parallel_state.get_context_parallel_group()
+        share = losses.mean() / context.size()  # upstream multiplies by their number
+        mean = share.detach().clone()
+        if context.size() > 1:
+            torch.distributed.all_reduce(mean, group=context)
+        return share, {
+            "lm loss": mean,
             "token losses": losses.detach().clone(),  # [b, s]
         }
 

@@ -34,6 +34,9 @@ class Batch:
             where a row is one sequence.
         padding_mask: bool, of the shape of tokens; True where a place is filled up. None where
             nothing is.
+        loss_share: float32 `[]`, counted tokens of this rank over the mean of the context-parallel
+            ranks that share the sequence; None where the sequence is whole, or its loss is summed
+            (`calculate_per_token_loss`).
     """
 
     tokens: torch.Tensor | None = None
@@ -43,6 +46,7 @@ class Batch:
     attention_mask: torch.Tensor | None = None
     boundaries: PackedSeqParams | None = None
     padding_mask: torch.Tensor | None = None
+    loss_share: torch.Tensor | None = None
 
 
 class StageInputs(NamedTuple):
@@ -124,7 +128,11 @@ def get_batch(samples: Iterator[Sample] | None, inputs: StageInputs) -> Batch:
         is_pipeline_first_stage=inputs.tokens,
         is_pipeline_last_stage=inputs.labels,
     )
-    sample = get_batch_on_this_cp_rank(
-        sample, is_hybrid_cp=False, cp_group=parallel_state.get_context_parallel_group()
-    )
-    return Batch(**{key: sample.get(key) for key in SAMPLE_KEYS})
+    group = parallel_state.get_context_parallel_group()
+    whole = sample.get("loss_mask")
+    sample = get_batch_on_this_cp_rank(sample, is_hybrid_cp=False, cp_group=group)
+    share = None
+    if group.size() > 1 and whole is not None and not args.calculate_per_token_loss:
+        mean = whole.sum() / group.size()
+        share = sample["loss_mask"].sum() / mean.clamp(min=1 / group.size())
+    return Batch(**{key: sample.get(key) for key in SAMPLE_KEYS}, loss_share=share)

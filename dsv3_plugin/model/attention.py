@@ -1,39 +1,47 @@
-"""Multi-head latent attention of the local backend, in torch alone.
+"""Multi-head latent attention: upstream's, with what the family needs and upstream's lacks.
 
-`CausalAttention` is the core: softmax(q kᵀ · scale) v with keys wider than values, which upstream's
-own local core attention does not take. `LatentAttention` is upstream's MLA with what the family
-needs and upstream's lacks: latents normed with eps 1e-6 (upstream uses `layernorm_epsilon`), models
-without a Q latent (upstream insists on a fused norm there), weight gradients that can wait, and
-rotation and assembly of queries and keys in one pass.
+Latents normed with eps 1e-6 (upstream uses `layernorm_epsilon`), models without a Q latent
+(upstream insists on a fused norm there), weight gradients that can wait, rotation and assembly of
+queries and keys in one pass, and context parallelism for which latents travel
+(`latent_context.py`).
 """
 
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
-from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import (
+    checkpoint,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.multi_latent_attention import (
     MLASelfAttention,
     MLASelfAttentionSubmodules,
 )
-from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
 
+from dsv3_plugin.distributed.zigzag import Zigzag, taken
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.model.linear import ColumnLinear
+from dsv3_plugin.model.latent_context import (
+    GatherLatents,
+    KeysValues,
+    Together,
+    UpProjection,
+    attend_to_prefixes,
+    attends_to_packs,
+    kept_in_pieces,
+    zigzag_of,
+)
+from dsv3_plugin.model.linear import ColumnLinear, WeightGradients
+from dsv3_plugin.model.rotary import Assemble, RotateKey, RotateQueries
+from dsv3_plugin.recipe.context import head_groups
 from dsv3_plugin.recipe.model import LATENT_NORM_EPSILON
-
-QUERY_BLOCK = 32
-"""Queries that share one product with their keys: small, so that few masked scores are computed."""
-
-LONGEST_KEPT = 1024
-"""Longest sequence whose probabilities are kept for backward (half of s² per head)."""
 
 
 class LatentAttention(MLASelfAttention):
@@ -51,6 +59,18 @@ class LatentAttention(MLASelfAttention):
             linear = getattr(self, name, None)
             if type(linear) is ColumnParallelLinear:
                 ColumnLinear.of(linear)
+        divided, up = self.pg_collection.cp.size() > 1, self.linear_kv_up_proj
+        if divided and not hasattr(up, "weight_gradients"):
+            # TE's, whose rows are multiplied by us; its hooks take gradients that may wait.
+            up.weight_gradients = WeightGradients(hooks=up.wgrad_accumulation_and_reduce_hooks)
+
+    def _backward_kv_proj(self) -> None:
+        """Owed weight gradients, as upstream's plan of layers asks for them."""
+        if self.pg_collection.cp.size() == 1:
+            super()._backward_kv_proj()
+        else:
+            self.linear_kv_up_proj.weight_gradients.pay_oldest()
+            self.linear_kv_down_proj.backward_dw()
 
     def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, Any]:
         """Build what the spec says, no more.
@@ -65,6 +85,115 @@ class LatentAttention(MLASelfAttention):
                 "q_layernorm", "kv_layernorm",
             )
         }  # fmt: skip
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        packed_seq_params: PackedSeqParams | None = None,
+        **given: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Upstream's forward; with context parallelism of this rank's chunks, [s / N, b, h]."""
+        if self.pg_collection.cp.size() == 1:
+            return super().forward(
+                hidden_states, attention_mask, packed_seq_params=packed_seq_params, **given
+            )
+        if attention_mask is not None or any(value is not None for value in given.values()):
+            raise UserError(
+                "Context parallelism divides causal sequences in training and evaluation: with an "
+                "attention mask or a cache set context_parallel_size to 1."
+            )
+        return self._forward_in_context(hidden_states, packed_seq_params)
+
+    def _forward_in_context(
+        self, hidden_states: Tensor, packed: PackedSeqParams | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of this rank's tokens to all before them in their sequence."""
+        group = self.pg_collection.cp
+        q_latent, kv_latent, k_rotary = self._normed_latents(hidden_states)
+        zigzag = zigzag_of(len(k_rotary), group, packed)
+        up = self._up_projection(zigzag)
+        cos, sin = self._rotation_of(zigzag, k_rotary.dtype)
+        rotated = RotateKey.apply(k_rotary, cos, sin)
+        latents = GatherLatents.apply(torch.cat([kv_latent, rotated], dim=-1), zigzag, group)
+        project = partial(self._queries_by_group, up.groups)
+        if self.recompute_up_proj:
+            queries = CheckpointWithoutOutput(fp8=self.config.fp8 or None)
+            query = queries.checkpoint(project, q_latent, cos, sin)
+        else:
+            query = project(q_latent, cos, sin)
+        every, pieces = KeysValues(latents, up), []
+        for number, of_group in enumerate(query.unbind()):
+            key, value = every.of_group(number)
+            with every.dropped_until_backward(number, key, value):
+                pieces += self._attend_group(of_group, key, value, zigzag)
+        out = Together.apply(up.groups, *pieces)
+        if self.recompute_up_proj:
+            queries.discard_output_and_register_recompute(out)
+        if self.checkpoint_core_attention:  # which keeps nothing of what it gives
+            return self.linear_proj(out)
+        with kept_in_pieces(out, up.groups, pieces):
+            return self.linear_proj(out)
+
+    def _attend_group(
+        self, query: Tensor, key: Tensor, value: Tensor, zigzag: Zigzag
+    ) -> tuple[Tensor, ...]:
+        """Attention of a group of heads, chunk by chunk, [own, b, heads · d of values]."""
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+            outs = attend_to_prefixes(self.core_attention, query, key, value, zigzag)
+            if value.shape[-1] == self.config.v_head_dim:
+                return outs
+            heads = (out.unflatten(-1, value.shape[2:]) for out in outs)
+            return tuple(out[..., : self.config.v_head_dim].flatten(2) for out in heads)
+
+        if self.checkpoint_core_attention and self.training:
+            return checkpoint(attend, False, query, key, value)
+        return attend(query, key, value)
+
+    def _normed_latents(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of this rank's tokens the Q latent, and what all heads make keys and values of.
+
+        Under tensor parallelism the latter is whole on every rank, whose heads add to its gradient.
+        """
+        config, tensor = self.config, self.pg_collection.tp
+        widths = [config.kv_lora_rank, config.qk_pos_emb_head_dim]
+        q_latent, kv = self._qkv_down_projection(hidden_states)
+        if kv.shape[-1] != sum(widths):
+            kv = gather_from_tensor_model_parallel_region(kv)
+            if config.sequence_parallel:
+                kv = scatter_to_sequence_parallel_region(kv)
+        if config.q_lora_rank is not None:
+            q_latent = self.q_layernorm(q_latent)
+        kv_latent, k_rotary = kv.split(widths, dim=-1)
+        parts = self.kv_layernorm(kv_latent), k_rotary
+        if tensor.size() > 1:
+            every = copy_to_tensor_model_parallel_region
+            if config.sequence_parallel:
+                every = gather_from_sequence_parallel_region
+            parts = tuple(every(part, group=tensor) for part in parts)
+        return q_latent, *parts
+
+    def _queries_by_group(self, groups: int, q_latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotated queries, [groups, s / N, b, heads of a group, d]."""
+        latent = self.config.q_lora_rank is not None
+        q, _ = (self.linear_q_up_proj if latent else self.linear_q_proj)(q_latent)
+        q = q.unflatten(-1, (self.num_attention_heads_per_partition, -1))
+        return RotateQueries.apply(q, cos, sin, self.config.qk_head_dim, groups)
+
+    def _up_projection(self, zigzag: Zigzag) -> UpProjection:
+        """How keys and values are made of latents."""
+        config, linear = self.config, self.linear_kv_up_proj
+        wide = attends_to_packs(self.core_attention, zigzag)
+        return UpProjection(
+            weight=linear.weight,
+            gradients=linear.weight_gradients,
+            groups=head_groups(self.num_attention_heads_per_partition, zigzag.size),
+            latent=config.kv_lora_rank,
+            plain=config.qk_head_dim,
+            head=config.qk_head_dim + config.v_head_dim,
+            value=self.q_head_dim if wide else config.v_head_dim,
+        )
 
     def get_query_key_value_tensors(
         self,
@@ -115,7 +244,7 @@ class LatentAttention(MLASelfAttention):
         q, _ = (self.linear_q_up_proj if latent else self.linear_q_proj)(q_latent)
         kv, _ = self.linear_kv_up_proj(kv_latent)
         heads = (self.num_attention_heads_per_partition, -1)
-        return _Assemble.apply(
+        return Assemble.apply(
             q.unflatten(-1, heads),
             kv.unflatten(-1, heads),
             k_rotary,
@@ -136,227 +265,19 @@ class LatentAttention(MLASelfAttention):
 
     def _rotation(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin of each position and pair, [s, 1, 1, d / 2], YaRN's factor included."""
-        angles, factor = self.rotary_pos_emb(length), 1.0
-        if self.config.rope_type == "yarn":
-            angles, factor = angles
+        return self._turned(self.rotary_pos_emb(length), None, dtype)
+
+    def _rotation_of(self, zigzag: Zigzag, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The same of this rank's tokens, each at its position in its whole sample."""
+        # `packed_seq` has upstream give all positions, and not cut them by ranks itself.
+        table = self.rotary_pos_emb(max(zigzag.lengths), packed_seq=True)
+        return self._turned(table, zigzag.positions, dtype)
+
+    def _turned(
+        self, table: Any, positions: list[slice] | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        angles, factor = table if self.config.rope_type == "yarn" else (table, 1.0)
         angles = angles[..., : angles.shape[-1] // 2]
+        if positions is not None:
+            angles = taken(angles, positions)
         return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
-
-
-class _Assemble(torch.autograd.Function):
-    """Rotate the positional parts and lay out whole queries and keys, each written once.
-
-    The pairs (x₀, x₁), (x₂, x₃), … of a rotary head are rotated, and come out as all first members
-    followed by all second ones; queries and keys alike, so their products are as before.
-    """
-
-    @staticmethod
-    def forward(ctx, q, kv, k_rotary, cos, sin, plain) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(cos, sin)
-        ctx.plain, ctx.kv_shape = plain, kv.shape
-        query = torch.empty_like(q)
-        query[..., :plain] = q[..., :plain]
-        _rotate(q[..., plain:], cos, sin, query[..., plain:])
-        key = kv.new_empty(query.shape)
-        key[..., :plain] = kv[..., :plain]
-        rotated = torch.empty_like(k_rotary).unsqueeze(2)
-        _rotate(k_rotary.unsqueeze(2), cos, sin, rotated)
-        key[..., plain:] = rotated
-        return query, key, kv[..., plain:].contiguous()
-
-    @staticmethod
-    def backward(ctx, grad_query, grad_key, grad_value) -> tuple[Tensor | None, ...]:
-        cos, sin = ctx.saved_tensors
-        plain = ctx.plain
-        grad_q = torch.empty_like(grad_query, memory_format=torch.contiguous_format)
-        grad_q[..., :plain] = grad_query[..., :plain]
-        _rotate_back(grad_query[..., plain:], cos, sin, grad_q[..., plain:])
-        grad_kv = grad_key.new_empty(ctx.kv_shape)
-        grad_kv[..., :plain] = grad_key[..., :plain]
-        grad_kv[..., plain:] = grad_value
-        shared = grad_key[..., plain:].sum(dim=2, keepdim=True)
-        grad_rotary = torch.empty_like(shared)
-        _rotate_back(shared, cos, sin, grad_rotary)
-        return grad_q, grad_kv, grad_rotary.squeeze(2), None, None, None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    first, second = x[..., 0::2], x[..., 1::2]
-    half = first.shape[-1]
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin)
-
-
-def _rotate_back(grad: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    first, second = grad.chunk(2, dim=-1)
-    torch.mul(first, cos, out=out[..., 0::2]).addcmul_(second, sin)
-    torch.mul(second, cos, out=out[..., 1::2]).addcmul_(first, sin, value=-1)
-
-
-class CausalAttention(MegatronModule):
-    """softmax(q kᵀ · scale) v, each query seeing the keys up to its own position."""
-
-    def __init__(
-        self,
-        config: MLATransformerConfig,
-        layer_number: int,
-        attn_mask_type: AttnMaskType,
-        attention_type: str,
-        attention_dropout: float | None = None,
-        softmax_scale: float | None = None,
-        k_channels: int | None = None,
-        v_channels: int | None = None,
-        cp_comm_type: str | None = None,
-        pg_collection: ProcessGroupCollection | None = None,
-    ) -> None:
-        super().__init__(config=config)
-        if config.context_parallel_size > 1:
-            raise UserError(
-                "The local backend has no context parallelism: set context_parallel_size to 1 "
-                "or use transformer_impl transformer_engine."
-            )
-        dropout = config.attention_dropout if attention_dropout is None else attention_dropout
-        if dropout:
-            raise UserError("The local backend has no attention dropout: set attention_dropout 0.")
-        self.softmax_scale = softmax_scale
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
-    ) -> Tensor:
-        """Attend.
-
-        Args:
-            query: [s, b, heads, d], or [t, heads, d] for packed sequences.
-            key: [s of keys, b, heads, d]; when longer than the query (a cache), the last query
-                stands at the last key.
-            value: [s of keys, b, heads, d of values].
-            attention_mask: [b or 1, 1, s, s of keys], True where a query must not look; it replaces
-                the causal mask and should contain it. None for plain causal attention.
-            attn_mask_type: upstream's hint, not needed: attention here is causal.
-            attention_bias: not supported.
-            packed_seq_params: sample boundaries (`thd`); samples do not see each other.
-
-        Returns:
-            [s, b, heads · d of values], or [t, heads · d of values] for packed sequences.
-        """
-        if attention_bias is not None:
-            raise UserError("The local backend's attention takes no attention_bias.")
-        if packed_seq_params is not None:
-            return self._packed(query, key, value, packed_seq_params)
-        plain = attention_mask is None and query.shape[0] == key.shape[0]
-        if plain and _fits_blocks(query):
-            return _CausalInBlocks.apply(query, key, value, self.softmax_scale)
-        if attention_mask is not None:
-            visible = ~attention_mask
-        else:
-            visible = None if plain else _visible(query, key)
-        return _attend(query, key, value, visible, self.softmax_scale)
-
-    def _packed(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams) -> Tensor:
-        """Attention inside each sample of a pack, [t, heads · d of values]."""
-        if packed.qkv_format != "thd":
-            raise UserError(f"Packed sequences must be 'thd', not '{packed.qkv_format}'.")
-        # Padding between samples, where there is any, attends within its sample and is masked out
-        # of the loss; so the padded boundaries are the ones that cover every row.
-        ends = packed.cu_seqlens_q_padded
-        ends = (packed.cu_seqlens_q if ends is None else ends).tolist()
-        bounds = [*ends, query.shape[0]] if ends[-1] < query.shape[0] else ends
-        samples = [
-            self.forward(query[a:b, None], key[a:b, None], value[a:b, None], None)
-            for a, b in pairwise(bounds)
-            if a < b
-        ]
-        return torch.cat(samples).squeeze(1)
-
-
-def _fits_blocks(query: Tensor) -> bool:
-    return not query.is_cuda and query.dtype == torch.float32 and query.shape[0] <= LONGEST_KEPT
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, scale: float | None
-) -> Tensor:
-    """torch's attention, [s, b, heads · d of values]; `visible` None means causal."""
-    width = value.shape[-1]
-    if not query.is_cuda and query.shape[-1] > width:
-        # torch's CPU kernel that never holds all scores wants values as wide as keys.
-        value = F.pad(value, (0, query.shape[-1] - width))
-    q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, is_causal=visible is None, scale=scale
-    )
-    return out[..., :width].permute(2, 0, 1, 3).flatten(2)
-
-
-def _visible(query: Tensor, key: Tensor) -> Tensor:
-    """[s, s of keys], True where a query may look when the last query stands at the last key."""
-    queries, keys = query.shape[0], key.shape[0]
-    everything = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
-    return everything.tril(diagonal=keys - queries)
-
-
-class _CausalInBlocks(torch.autograd.Function):
-    """Causal attention of short sequences on a CPU, in blocks of queries.
-
-    Twice as fast there as torch's own: a block of queries meets only the keys it may see, and the
-    probabilities are kept instead of computed again. Batch and heads are one dimension of strided
-    views, so nothing is transposed in memory.
-    """
-
-    @staticmethod
-    def forward(ctx, query, key, value, scale) -> Tensor:
-        q = _batch_first(query * scale)
-        k, v = _batch_first(key), _batch_first(value)
-        length, width = query.shape[0], value.shape[-1]
-        out = query.new_empty(length, q.shape[0], width)
-        future = torch.full((QUERY_BLOCK, QUERY_BLOCK), float("-inf")).triu(1)
-        blocks = []
-        for start in range(0, length, QUERY_BLOCK):
-            end = min(start + QUERY_BLOCK, length)
-            scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2))
-            own = end - start
-            scores[:, :, start:] += future[:own, :own]
-            torch.softmax(scores, dim=-1, out=scores)
-            out[start:end] = torch.bmm(scores, v[:, :end]).transpose(0, 1)
-            blocks.append(scores)
-        ctx.save_for_backward(q, k, v, *blocks)
-        ctx.scale, ctx.heads = scale, query.shape[2]
-        return out.view(length, query.shape[1], -1)
-
-    @staticmethod
-    def backward(ctx, grad_out) -> tuple[Tensor | None, ...]:
-        q, k, v, *blocks = ctx.saved_tensors
-        batch, length, width = v.shape
-        grads = grad_out.reshape(length, batch, width).transpose(0, 1)
-        grad_q = q.new_empty(length, batch, q.shape[-1])
-        grad_k, grad_v = k.new_zeros(k.shape), v.new_zeros(v.shape)
-        for index, probs in enumerate(blocks):
-            start = index * QUERY_BLOCK
-            end = start + probs.shape[1]
-            grad = grads[:, start:end]
-            grad_v[:, :end] += torch.bmm(probs.transpose(1, 2), grad)
-            grad_scores = torch.bmm(grad, v[:, :end].transpose(1, 2))
-            torch._softmax_backward_data(
-                grad_scores, probs, -1, grad_scores.dtype, grad_input=grad_scores
-            )
-            grad_k[:, :end] += torch.bmm(grad_scores.transpose(1, 2), q[:, start:end])
-            block = torch.bmm(grad_scores, k[:, :end])
-            torch.mul(block.transpose(0, 1), ctx.scale, out=grad_q[start:end])
-        return (
-            grad_q.unflatten(1, (-1, ctx.heads)),
-            grad_k.transpose(0, 1).unflatten(1, (-1, ctx.heads)),
-            grad_v.transpose(0, 1).unflatten(1, (-1, ctx.heads)),
-            None,
-        )
-
-
-def _batch_first(x: Tensor) -> Tensor:
-    """[s, b, heads, d] as [b · heads, s, d], a view."""
-    return x.flatten(1, 2).transpose(0, 1)

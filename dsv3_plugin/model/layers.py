@@ -39,20 +39,24 @@ from megatron.core.transformer.transformer_layer import (
 
 from dsv3_plugin.dispatch.moe_layer import MoELayer
 from dsv3_plugin.dispatch.shared_expert import SharedExpertInSteps
-from dsv3_plugin.model.attention import CausalAttention, LatentAttention
+from dsv3_plugin.model.attention import LatentAttention
+from dsv3_plugin.model.core_attention import CausalAttention
 from dsv3_plugin.model.experts import GroupedExperts
 from dsv3_plugin.model.linear import ColumnLinear, RowLinear
 from dsv3_plugin.model.moe import LocalMoELayer
 from dsv3_plugin.model.norm import RMSNorm
 from dsv3_plugin.model.router import DeepSeekRouter
 from dsv3_plugin.model.swiglu import DenseMLP, SharedExpert
+from dsv3_plugin.model.te_attention import group_attention
 from dsv3_plugin.model.te_experts import experts_for
 
 # Norms that Transformer Engine fuses into the linear layer behind them. Saved under its names, a
 # checkpoint of either backend is loaded by both (upstream's post-training spec does the same).
-_FUSED_NORMS = {
-    "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
+_FUSED_KV_NORM = {
     "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
+}
+_FUSED_NORMS = _FUSED_KV_NORM | {
+    "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
 }
 _FUSED_DENSE = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
 
@@ -181,7 +185,22 @@ def _te_layer(config: MLATransformerConfig, *, is_moe: bool) -> ModuleSpec:
         multi_latent_attention=True,
         use_te_activation_func=config.use_te_activation_func,
     )
-    spec.submodules.self_attention.module = LatentAttention
+    attention = spec.submodules.self_attention
+    attention.module = LatentAttention
+    if config.context_parallel_size > 1:
+        # Latents are gathered when they are normed: the norm stands alone, as the local backend's.
+        from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TENorm
+
+        core = attention.submodules.core_attention
+        attention.submodules = dataclasses.replace(
+            attention.submodules,
+            kv_layernorm=TENorm,
+            linear_kv_up_proj=TEColumnParallelLinear,
+            core_attention=group_attention(core),
+        )
+        spec.submodules.sharded_state_dict_keys_map = (
+            spec.submodules.sharded_state_dict_keys_map | _FUSED_KV_NORM
+        )
     if is_moe:
         moe = spec.submodules.mlp
         submodules = moe.keywords["submodules"]

@@ -38,17 +38,22 @@ Owed = Sequence[tuple[torch.nn.Parameter, Product]]
 
 @dataclass
 class WeightGradients:
-    """The weight gradients of one module: paid at once, or owed until asked for."""
+    """The weight gradients of one module: paid at once, or owed until asked for.
+
+    Attributes:
+        postpone: they are owed.
+        hooks: called after each payment.
+    """
 
     postpone: bool = False
+    hooks: list[Callable[[], None]] = field(default_factory=list)
     _owed: deque[Owed] = field(default_factory=deque)
-    _hooks: list[Callable[[], None]] = field(default_factory=list)
 
     def arrive(self, gradients: Owed) -> list[Tensor | None]:
         """Called by a backward; returns what it hands to autograd for each parameter."""
         if self.postpone:
             self._owed.append(gradients)
-        elif self._hooks:
+        elif self.hooks:
             self._pay(gradients)
         else:
             return [_for_autograd(parameter, product) for parameter, product in gradients]
@@ -61,7 +66,7 @@ class WeightGradients:
 
     def add_hook(self, hook: Callable[[], None]) -> None:
         """Have `hook` called after each payment, instead of autograd calling it."""
-        self._hooks.append(hook)
+        self.hooks.append(hook)
 
     def __len__(self) -> int:
         return len(self._owed)
@@ -72,15 +77,15 @@ class WeightGradients:
             if _takes_product(parameter):
                 product(parameter.main_grad)
                 parameter.grad_added_to_main_grad = True
-                if self._hooks:  # which insist on a gradient, look at the flag and drop it
+                if self.hooks:  # which insist on a gradient, look at the flag and drop it
                     parameter.grad = torch.empty_like(parameter)
-            elif hasattr(parameter, "main_grad") and not self._hooks:
+            elif hasattr(parameter, "main_grad") and not self.hooks:
                 parameter.main_grad.add_(product(None))
             elif parameter.grad is None:
                 parameter.grad = product(None)
             else:
                 product(parameter.grad)
-        for hook in self._hooks:
+        for hook in self.hooks:
             hook()
 
 

@@ -1,6 +1,6 @@
 """What model/ replaces of upstream, and why: its rows of the table of patches."""
 
-from dsv3_plugin.model import head, layers, loss
+from dsv3_plugin.model import head, layers, loss, next_tokens
 from dsv3_plugin.upstream.patching import Patch
 
 PATCHES: tuple[Patch, ...] = (
@@ -16,6 +16,13 @@ PATCHES: tuple[Patch, ...] = (
         replacement=loss.vocab_parallel_cross_entropy,
         reason="on a CPU the vocabulary-parallel form costs several passes that one rank can spare",
         test="tests/model/test_small_layers.py",
+        wraps=True,
+    ),
+    Patch(
+        targets=("megatron.core.transformer.multi_token_prediction:roll_tensor",),
+        replacement=next_tokens.roll_tensor,
+        reason="MTP's labels cross samples of a pack; its loss is no mean over parts of a sequence",
+        test="tests/model/test_next_tokens.py",
         wraps=True,
     ),
     Patch(

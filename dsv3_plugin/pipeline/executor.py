@@ -108,6 +108,7 @@ class Executor:
         iterators = data_iterator if isinstance(data_iterator, list) else [data_iterator]
         config = get_model_config(chunks[0])
         group = parallel_state.get_pipeline_model_parallel_group()
+        context = parallel_state.get_context_parallel_world_size()
         if not self._began:
             self._begin(chunks, config)
         batches = [MicroBatches(iterator, num_microbatches) for iterator in iterators]
@@ -117,7 +118,7 @@ class Executor:
             batches,
             forward_step_func=forward_step_func,
             micro_batches=num_microbatches,
-            shape=(seq_length, micro_batch_size, config.hidden_size),
+            shape=(seq_length // context, micro_batch_size, config.hidden_size),
             only_forward=forward_only,
             collect_non_loss_data=collect_non_loss_data,
         )

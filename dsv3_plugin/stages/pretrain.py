@@ -76,17 +76,20 @@ def forward_step(
         packed_seq_params=batch.boundaries,
         padding_mask=batch.padding_mask,
     )
-    return output, partial(next_token_loss, batch.loss_mask)
+    return output, partial(next_token_loss, batch.loss_mask, share=batch.loss_share)
 
 
 def next_token_loss(
-    loss_mask: torch.Tensor, losses: torch.Tensor
+    loss_mask: torch.Tensor, losses: torch.Tensor, share: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """The summed loss of a micro-batch.
 
     Args:
         loss_mask: `[b, s]`, 1 where a token counts.
         losses: `[b, s]`, cross-entropy of each token in nats.
+        share: `[]`, of a sequence that several ranks share: this rank's counted tokens over their
+            mean. Upstream divides each rank's sum by its own number and takes the mean over ranks;
+            weighed so, that is the mean over tokens.
 
     Returns:
         The sum over counted tokens, their number, and both for the log.
@@ -95,4 +98,4 @@ def next_token_loss(
     total = (losses.view(-1).float() * mask).sum()
     tokens = mask.sum().int()
     report = torch.stack([total.detach(), tokens.float()])
-    return total, tokens, {"lm loss": report}
+    return total if share is None else total * share, tokens, {"lm loss": report}

@@ -181,6 +181,8 @@ def _on_cpu(factory: Any, argument: str = "device") -> Any:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if _is_cuda(kwargs.get(argument)):
             kwargs[argument] = CPU
+        if kwargs.get("pin_memory"):  # for copies to a GPU
+            kwargs["pin_memory"] = False
         return factory(*args, **kwargs)
 
     return wrapped

@@ -58,7 +58,7 @@ def main(model_file: str, spec: str, load: str, save: str, *flags: str) -> None:
     from megatron.training.arguments import parse_and_validate_args
     from megatron.training.models import gpt
 
-    from dsv3_plugin.model.attention import CausalAttention
+    from dsv3_plugin.model.core_attention import CausalAttention
     from dsv3_plugin.model.layers import mtp_block_spec
 
     argv = [*FLAGS.split(), "--vocab-size", str(model.vocab_size - 1), "--save", save, *flags]

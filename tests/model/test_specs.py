@@ -8,9 +8,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.training.models import gpt
 
-from dsv3_plugin.model.attention import CausalAttention, LatentAttention
+from dsv3_plugin.model.attention import LatentAttention
 from dsv3_plugin.model.build import build_model
 from dsv3_plugin.model.config import transformer_config
+from dsv3_plugin.model.core_attention import CausalAttention
 from dsv3_plugin.model.experts import GroupedExperts
 from dsv3_plugin.model.router import DeepSeekRouter
 from dsv3_plugin.model.specs import deepseek_v3_spec

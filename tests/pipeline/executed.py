@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import dsv3_plugin
 from dsv3_plugin.recipe.stage_layout import even
 from dsv3_plugin.schedules.actions import Schedule
 from tests.staged_model import forward_step, staged_model
@@ -21,15 +22,20 @@ MODEL = staged_model(8)
 
 
 def batches(count: int) -> Iterator[dict[str, torch.Tensor]]:
-    """The first micro-batches, the same on every rank."""
+    """The first micro-batches, of all ranks but for the context-parallel part of each."""
+    from megatron.core import parallel_state
+    from megatron.core.utils import get_batch_on_this_cp_rank
+
+    context = parallel_state.get_context_parallel_group()
     for number in range(count):
         drawn = torch.randint(64, (MICRO, SEQ + 1), generator=torch.Generator().manual_seed(number))
         drawn = drawn.to("cuda")  # where the CPU is the host, that is the CPU
-        yield {
-            "tokens": drawn[:, :-1],
-            "labels": drawn[:, 1:],
+        whole = {
+            "tokens": drawn[:, :-1].contiguous(),
+            "labels": drawn[:, 1:].contiguous(),
             "positions": torch.arange(SEQ, device="cuda").expand(MICRO, SEQ),
         }
+        yield get_batch_on_this_cp_rank(whole, is_hybrid_cp=False, cp_group=context)
 
 
 @torch.no_grad()
@@ -103,8 +109,13 @@ def in_one_process(micro_batches: int) -> tuple[list[float], dict[str, torch.Ten
     return answer
 
 
-def chunks_of(schedule: Schedule) -> list[torch.nn.Module]:
-    """This rank's chunks, built where the schedule wants them, each in its DDP."""
+def chunks_of(schedule: Schedule, context: int = 1) -> list[torch.nn.Module]:
+    """This rank's chunks, built where the schedule wants them, each in its DDP.
+
+    Args:
+        schedule: the schedule.
+        context: ranks that share a sequence.
+    """
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -119,6 +130,7 @@ def chunks_of(schedule: Schedule) -> list[torch.nn.Module]:
     parallel_state.initialize_model_parallel(
         pipeline_model_parallel_size=schedule.pp,
         virtual_pipeline_model_parallel_size=virtual,
+        context_parallel_size=context,
         get_embedding_ranks=(lambda ranks: [ranks[0]]) if placement.ends_meet else None,
     )
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
@@ -134,6 +146,7 @@ def chunks_of(schedule: Schedule) -> list[torch.nn.Module]:
                 vp_stage=index if virtual else None,
                 pipeline_model_parallel_size=schedule.pp,
                 virtual_pipeline_model_parallel_size=virtual,
+                context_parallel_size=context,
                 pipeline_model_parallel_layout=layout,
                 deallocate_pipeline_outputs=True,
                 moe_router_bias_update_rate=1e-3,
@@ -153,14 +166,14 @@ def chunks_of(schedule: Schedule) -> list[torch.nn.Module]:
 
 
 def in_a_pipeline(
-    schedule: Schedule,
+    schedule: Schedule, context: int = 1
 ) -> tuple[list[float], dict[str, torch.Tensor], int, list[float]]:
     """The same step by the executor on this rank's chunks, then an evaluation."""
     from megatron.core import parallel_state
 
     from dsv3_plugin.pipeline.executor import Executor
 
-    wrapped = chunks_of(schedule)
+    wrapped = chunks_of(schedule, context)
     executor = Executor(lambda count: schedule)
     micro_batches = schedule.num_micro_batches
     arguments = {
@@ -187,15 +200,17 @@ def in_a_pipeline(
     return losses, gradients, peak, [float(report["lm loss"]) for report in evaluated]
 
 
-def all_schedules(rank: int, schedules: list[Schedule]) -> list[Any]:
+def all_schedules(rank: int, schedules: list[Schedule], context: int = 1) -> list[Any]:
     """For each schedule what `in_one_process` and `in_a_pipeline` answer on this rank."""
+    if context > 1:
+        dsv3_plugin.register()  # multi-token prediction in parts of a sequence
     answers = []
     references: dict[int, Any] = {}
     for schedule in schedules:
         count = schedule.num_micro_batches
         if count not in references:
             references[count] = in_one_process(count)
-        answers.append((references[count], in_a_pipeline(schedule)))
+        answers.append((references[count], in_a_pipeline(schedule, context)))
     return answers
 
 

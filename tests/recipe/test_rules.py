@@ -176,11 +176,6 @@ def test_refused_in_one_sentence(overrides, sentence):
             "cannot overlap the data-parallel reduction",
         ),
         (
-            ["pipeline.schedule=zbv", "parallel.context=2", "parallel.processes=8",
-             "host=gpu", "backend=transformer_engine"],
-            "does not divide sequences: parallel.context must be 1",
-        ),
-        (
             ["pipeline.schedule=zbv", "megatron_args={context-parallel-size: 2}"],
             "context-parallel-size 2 contradicts parallel.context, which is 1",
         ),

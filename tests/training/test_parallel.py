@@ -1,4 +1,4 @@
-"""One process, two data-parallel ranks, two expert-parallel ranks: the same training.
+"""One process, two ranks that share the data, the experts or each sequence: the same training.
 
 Also: optimizer states sharded over data-parallel ranks (ZeRO-1), which on torch's AdamW upstream
 cannot resume by itself.
@@ -15,6 +15,7 @@ RANKS = {
     "one process": (1, ["parallel.expert=1"]),
     "data parallel": (2, ["parallel.expert=1"]),
     "expert parallel": (2, ["parallel.expert=2"]),
+    "context and expert parallel": (2, ["parallel.expert=2", "parallel.context=2"]),
 }
 
 

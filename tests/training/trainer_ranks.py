@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.distributed.messages import Outbox
+from dsv3_plugin.distributed.world import order_kernels
 from dsv3_plugin.launch.rank import train_as_rank
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.resolve import load_resolved
@@ -21,6 +22,7 @@ def train(rank: int, recipe: Path, overrides: list[str], make_stage: Any = None)
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(loaded.parallel.processes),
     }
+    order_kernels(loaded)  # as whoever starts ranks does
     log = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())

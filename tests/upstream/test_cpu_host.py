@@ -35,6 +35,7 @@ def test_cuda_arguments_land_on_the_cpu():
     assert torch.ones(1).to("cuda:0").to(device="cuda").cuda().device == cpu_host.CPU
     assert torch.nn.Linear(1, 1).cuda().weight.device == cpu_host.CPU
     assert torch.zeros(2, device="meta").device.type == "meta"
+    assert torch.tensor([1], pin_memory=True).cuda().tolist() == [1]
 
 
 @pytest.mark.parametrize(

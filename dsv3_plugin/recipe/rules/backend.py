@@ -30,11 +30,6 @@ def torch_backend(recipe: Recipe) -> Iterator[str]:
     """What only Transformer Engine can do is not asked of torch."""
     if recipe.backend != "local" and recipe.host != "cpu":
         return
-    if recipe.parallel.context > 1:
-        yield (
-            f"parallel.context {recipe.parallel.context} needs backend: transformer_engine, whose "
-            "attention divides sequences; with backend: local set parallel.context to 1"
-        )
     if "moe_act" in recipe.recompute:
         # Upstream recomputes it around Transformer Engine's grouped matrix product alone.
         yield (

@@ -46,8 +46,6 @@ def executor(recipe: Recipe) -> Iterator[str]:
     for flag, why in _FLAGS.items():
         if flags.get(flag) and flags[flag] != "none":
             yield f"{what} {why.format(flag=flag)}"
-    if recipe.parallel.context > 1:
-        yield f"{what} does not divide sequences: parallel.context must be 1"
     if recipe.parallel.tensor > 1 or flags.get("sequence-parallel"):
         yield (
             f"{what} sends whole sequences between stages, and tensor parallelism divides them "

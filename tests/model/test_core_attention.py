@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from megatron.core.transformer.enums import AttnMaskType
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.model.attention import LONGEST_KEPT, CausalAttention
 from dsv3_plugin.model.config import transformer_config
+from dsv3_plugin.model.core_attention import LONGEST_KEPT, CausalAttention
 from tests import oracles
 
 HEADS, D, DV = 3, 12, 10
@@ -93,7 +93,5 @@ def test_equals_torch():
 
 
 def test_what_is_not_supported_is_refused():
-    with pytest.raises(UserError, match="context_parallel"):
-        attention(context_parallel_size=2)
     with pytest.raises(UserError, match="dropout"):
         attention(attention_dropout=0.1)

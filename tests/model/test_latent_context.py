@@ -1,0 +1,106 @@
+"""Sequences divided over ranks: logits, losses and every gradient are those of whole sequences."""
+
+import pytest
+import torch
+
+from tests.gloo_ranks import run_ranks
+from tests.model.context_ranks import Case, whole_and_divided
+
+SELECTIVE = {"recompute_granularity": "selective"}
+YARN = {
+    "rope_type": "yarn",
+    "rotary_scaling_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+}
+ALL_EXPERTS = {
+    "moe_ffn_hidden_size": 24,
+    "moe_shared_expert_intermediate_size": 48,
+    "moe_router_topk": 16,
+    "moe_router_num_groups": None,
+    "moe_router_group_topk": None,
+}
+PACK = ((13, 3), (8, 0), (1, 7), (20, 4))
+
+CASES = {
+    2: {
+        "as it is": Case(),
+        "up-projections and norms again": Case(
+            config=SELECTIVE | {"recompute_modules": ["mla_up_proj", "layernorm"]}
+        ),
+        "core attention again": Case(config=SELECTIVE | {"recompute_modules": ["core_attn"]}),
+        "both again": Case(
+            config=SELECTIVE | {"recompute_modules": ["mla_up_proj", "core_attn", "moe"]}
+        ),
+        "whole layers again": Case(
+            config={
+                "recompute_granularity": "full",
+                "recompute_method": "uniform",
+                "recompute_num_layers": 1,
+            }
+        ),
+        "YaRN": Case(model=YARN),
+        "no Q latent, softmax router": Case(
+            model={
+                "q_lora_rank": None,
+                "moe_router_score_function": "softmax",
+                "moe_router_enable_expert_bias": False,
+                "moe_router_pre_softmax": True,
+            }
+        ),
+        "two tokens ahead": Case(model={"mtp_num_layers": 2}),
+        "a pack with padding": Case(samples=PACK),
+        "a pack, up-projections again, YaRN": Case(
+            model=YARN, samples=PACK, config=SELECTIVE | {"recompute_modules": ["mla_up_proj"]}
+        ),
+        "a beginning that does not count": Case(masked=19),
+        # Every token to all experts: with a choice, another rounding chooses others.
+        "BF16": Case(dtype=torch.bfloat16, model=ALL_EXPERTS),
+    },
+    4: {
+        "as it is": Case(context=4, model={"num_attention_heads": 6}),
+        "a pack with padding": Case(context=4, samples=((13, 3), (8, 0), (1, 7))),
+        "experts on two ranks of a sequence": Case(expert=2),
+        "experts on all ranks": Case(expert=4),
+        "tensor parallel": Case(tensor=2, config={"sequence_parallel": True}),
+    },
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def answers(request, tmp_path_factory):
+    """By case, what each rank answered; one start of processes for all."""
+    scratch = tmp_path_factory.mktemp(f"context{request.param}")
+    cases = CASES[request.param]
+    ranks = run_ranks(request.param, whole_and_divided, cases, scratch=scratch, timeout_s=240)
+    return cases, {name: [rank[name] for rank in ranks] for name in cases}
+
+
+def test_logits_losses_and_gradients_are_those_of_whole_sequences(answers):
+    cases, ranks = answers
+    for name, case in cases.items():
+        check(name, case, ranks[name])
+
+
+def check(name, case, ranks):
+    near = 0.03 if case.dtype == torch.bfloat16 else 1e-5
+    for whole, divided in ranks:
+        same(name, "loss", divided.loss, whole.loss, near)
+        same(name, "MTP loss", divided.ahead, whole.ahead, near)
+        same(name, "logits", divided.logits, whole.logits, near)
+        if case.tensor > 1:
+            continue
+        assert divided.gradients.keys() == whole.gradients.keys()
+        for weight, gradient in whole.gradients.items():
+            same(name, weight, divided.gradients[weight], gradient, near)
+        for router, bias in whole.biases.items():
+            same(name, router, divided.biases[router], bias, near)
+
+
+def same(case, what, actual, expected, tolerance):
+    assert expected.abs().max() > 0, f"{case}: {what} says nothing"
+    error = (actual - expected).norm() / expected.norm()
+    assert error < tolerance, f"{case}: {what} differs by {error:.2e}"
