@@ -10,6 +10,7 @@ from typing import Literal, Self
 
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.recipe.context import head_groups
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.options import chosen
 from dsv3_plugin.recipe.schema import Recipe
@@ -136,6 +137,11 @@ class Setting:
     def tokens(self) -> int:
         """Tokens of a micro-batch on a rank, before tensor parallelism divides them."""
         return self.micro_batch * self.seq_length // self.context
+
+    @property
+    def head_groups(self) -> int:
+        """Groups of heads whose keys and values exist one after the other (context parallelism)."""
+        return head_groups(self.model.num_attention_heads // self.tensor, self.context)
 
     @property
     def tokens_split(self) -> int:

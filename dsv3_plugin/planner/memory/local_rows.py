@@ -6,11 +6,19 @@ of the same micro-batch; OWED from the gradient of a layer's input to those of i
 schedule divides the two (`model/linear.py`): the operands of the products that are still to come.
 """
 
-from dsv3_plugin.planner.memory.rows import Row, row
+from dsv3_plugin.planner.memory.rows import (
+    A_GROUP_BACKWARD,
+    A_GROUP_FORWARD,
+    Row,
+    row,
+    shared,
+    whole,
+)
 from dsv3_plugin.planner.setting import Setting
 
 _QUERY_BLOCK, _LONGEST_KEPT = 32, 1024
-"""As in `model/attention.py`: queries in a block, and tokens up to which probabilities are kept."""
+"""As in `model/core_attention.py`: queries in a block, and keys up to which probabilities are
+kept."""
 
 
 def _fp32(setting: Setting) -> bool:
@@ -73,19 +81,20 @@ ATTENTION = (
     *_norm("norm of the Q latent", "d_q"),
     *_norm("norm of the KV latent", "d_c"),
     row("normed Q latent", "token", lambda z: z.d_q),
-    row("normed KV latent", "token", lambda z: z.d_c),
+    row("normed KV latent", "token", lambda z: z.d_c, when=whole),
+    row("gathered latents and rotary keys", "sequence", lambda z: z.d_c + z.d_R, when=shared),
     row("cos and sin", "token", lambda z: z.d_R),
     row("scaled query", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_CORE, when=_in_blocks),
     row(
         "query", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_UP,
         when=lambda setting: _in_flash(setting) or _CORE in setting.recompute,
     ),
-    row("key", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_UP),
+    row("key", "token", lambda z: z.n * (z.d_h + z.d_R), "x", _UP, whole),
     row(
-        "value", "token", lambda z: z.n * z.d_v, unless=_UP,
-        when=lambda setting: _in_blocks(setting) or _CORE in setting.recompute,
+        "value", "token", lambda z: z.n * z.d_v, "x", _UP,
+        lambda setting: whole(setting) and (_in_blocks(setting) or _CORE in setting.recompute),
     ),
-    row("value, as wide as keys", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_CORE,
+    row("value, as wide as keys", "sequence", lambda z: z.n * (z.d_h + z.d_R), unless=_CORE,
         when=_in_flash),
     row("output, as wide as keys", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_CORE,
         when=_in_flash),
@@ -145,8 +154,14 @@ ATTENTION_OWED = (
     row("gradient of the KV latent and the rotary key", "token", lambda z: z.d_c + z.d_R),
     row("normed Q latent", "token", lambda z: z.d_q),
     row("gradient of the queries", "token", lambda z: z.n * (z.d_h + z.d_R)),
-    row("normed KV latent", "token", lambda z: z.d_c),
-    row("gradient of keys and values", "token", lambda z: z.n * (z.d_h + z.d_v)),
+    row("normed KV latent", "token", lambda z: z.d_c, when=whole),
+    row("gradient of keys and values", "token", lambda z: z.n * (z.d_h + z.d_v), when=whole),
+    row(
+        "gradient of their projection",
+        "layer",
+        lambda z: z.n * (z.d_h + z.d_v) * z.d_c,
+        when=shared,
+    ),
     row("output of the heads", "token", lambda z: z.n * z.d_v),
     row("gradient after attention", "split", lambda z: z.h),
     row("normed input of the block", "split", lambda z: z.h),
@@ -174,7 +189,8 @@ MTP_OWED = (
 
 ATTENTION_FORWARD = (
     row("queries, keys and values before they are laid out", "token",
-        lambda z: z.n * (2 * z.d_h + z.d_R + z.d_v)),
+        lambda z: z.n * (2 * z.d_h + z.d_R + z.d_v), when=whole),
+    *A_GROUP_FORWARD,
     row("output of the projection", "split", lambda z: z.h),
 )  # fmt: skip
 
@@ -190,7 +206,8 @@ ATTENTION_BACKWARD = (
     row("gradients of the residual stream", "split", lambda z: 2 * z.h),
     row("gradient of the heads' output", "token", lambda z: z.n * z.d_v),
     row("gradients of queries, keys and values", "token",
-        lambda z: 2 * z.n * (2 * (z.d_h + z.d_R) + z.d_v)),
+        lambda z: 2 * z.n * (2 * (z.d_h + z.d_R) + z.d_v), when=whole),
+    *A_GROUP_BACKWARD,
 )  # fmt: skip
 
 DENSE_BACKWARD = (

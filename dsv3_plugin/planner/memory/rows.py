@@ -18,6 +18,7 @@ class Symbols:
 
     Attributes:
         s, h: tokens of a sequence; hidden size.
+        g: groups of heads that attend one after the other, where ranks share a sequence.
         n, d_h, d_R, d_v: heads of this rank; width without positions, rotary width, of values.
         d_c, d_q: ranks of the KV latent and of the Q latent (0: there is none).
         f, f_s, f_e: inner widths of dense layers, shared experts and one routed expert.
@@ -27,6 +28,7 @@ class Symbols:
 
     s: int
     h: int
+    g: int
     n: int
     d_h: int
     d_R: int
@@ -47,6 +49,7 @@ def symbols_of(setting: Setting) -> Symbols:
     return Symbols(
         s=setting.seq_length,
         h=model.hidden_size,
+        g=setting.head_groups,
         n=model.num_attention_heads // t,
         d_h=model.qk_head_dim,
         d_R=model.qk_pos_emb_head_dim,
@@ -62,9 +65,9 @@ def symbols_of(setting: Setting) -> Symbols:
     )
 
 
-Of = Literal["token", "split", "row"]
-"""A token of the micro-batch; one of those that sequence parallelism leaves this rank; a row of its
-routed experts."""
+Of = Literal["token", "split", "sequence", "row", "layer"]
+"""A token of the micro-batch; one of those that sequence parallelism leaves this rank; one of those
+of all ranks that share the sequence; a row of the rank's routed experts; the layer itself."""
 
 Width = Literal["x", "q"] | int
 """Bytes of an element: x an activation's; q an operand's, quantised in FP8 training, with its
@@ -73,6 +76,16 @@ scales; or a number."""
 
 def _always(setting: Setting) -> bool:
     return True
+
+
+def whole(setting: Setting) -> bool:
+    """Whether a rank has whole sequences."""
+    return setting.context == 1
+
+
+def shared(setting: Setting) -> bool:
+    """Whether ranks share a sequence, and gather its latents."""
+    return setting.context > 1
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,22 @@ def row(
     return Row(name, of, elements, width, frozenset(unless.split()), when)
 
 
+A_GROUP_FORWARD = (
+    row("keys and values of a group, before and after they are laid out", "sequence",
+        lambda z: z.n / z.g * (2 * z.d_h + z.d_R + 2 * z.d_v), when=shared),
+    row("output of the heads, put together", "token", lambda z: z.n * z.d_v, when=shared),
+)  # fmt: skip
+
+A_GROUP_BACKWARD = (
+    row("output of the heads, put together", "token", lambda z: z.n * z.d_v, when=shared),
+    row("gradients of queries", "token", lambda z: z.n * (z.d_h + z.d_R), when=shared),
+    row("a group's keys and values, and their gradients", "sequence",
+        lambda z: 3 * z.n / z.g * (z.d_h + z.d_R + z.d_v), when=shared),
+    row("gradient of the latents", "sequence", lambda z: 2 * (z.d_c + z.d_R), when=shared),
+)  # fmt: skip
+"""What attention works with in groups of heads (`model/latent_context.py`), with both backends."""
+
+
 def bytes_of(setting: Setting, rows: Iterable[Row], dropped: bool = False) -> float:
     """Of one micro-batch: of the rows that are kept, or of those that are recomputed."""
     symbols = symbols_of(setting)
@@ -119,9 +148,17 @@ def bytes_of(setting: Setting, rows: Iterable[Row], dropped: bool = False) -> fl
 
 
 def _number(setting: Setting, of: Of) -> float:
-    if of == "token":
-        return setting.tokens
-    return setting.tokens_split if of == "split" else setting.routed_rows
+    match of:
+        case "token":
+            return setting.tokens
+        case "split":
+            return setting.tokens_split
+        case "sequence":
+            return setting.tokens * setting.context
+        case "row":
+            return setting.routed_rows
+        case "layer":
+            return 1
 
 
 _QUANTISED = {

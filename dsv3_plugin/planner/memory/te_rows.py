@@ -11,7 +11,13 @@ fused rotation are each module's, not a micro-batch's. The tables' names are tho
 `local_rows.py`.
 """
 
-from dsv3_plugin.planner.memory.rows import row
+from dsv3_plugin.planner.memory.rows import (
+    A_GROUP_BACKWARD,
+    A_GROUP_FORWARD,
+    row,
+    shared,
+    whole,
+)
 from dsv3_plugin.planner.setting import Setting
 
 
@@ -56,13 +62,19 @@ ATTENTION = (
     row("normed input, of the Q down-projection", "split", lambda z: z.h, "q", "norms", _fp8),
     row("Q latent", "split", lambda z: z.d_q),
     row("KV latent", "split", lambda z: z.d_c),
-    row("rotary key", "split", lambda z: z.d_R, when=lambda setting: _UP in setting.recompute),
-    row("1 / rms of the latents' norms", "split", lambda z: 2, 4, _UP),
+    row("rotary key", "split", lambda z: z.d_R,
+        when=lambda setting: _UP in setting.recompute and whole(setting)),
+    row("1 / rms of the Q latent's norm", "split", lambda z: 1, 4, _UP),
+    row("1 / rms of the KV latent's norm", "split", lambda z: 1, 4, _UP, whole),
+    row("1 / rms of the KV latent's norm, before it is gathered", "split", lambda z: 1, 4,
+        when=shared),
     row("normed Q latent", "split", lambda z: z.d_q, "q", _UP),
-    row("normed KV latent", "split", lambda z: z.d_c, "q", _UP),
+    row("normed KV latent", "split", lambda z: z.d_c, "q", _UP, whole),
+    row("gathered latents and rotary keys", "sequence", lambda z: z.d_c + z.d_R, when=shared),
+    row("cos and sin", "token", lambda z: z.d_R, when=shared),
     row("query", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_UP),
-    row("key", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_UP),
-    row("value", "token", lambda z: z.n * z.d_v, unless=_UP),
+    row("key", "token", lambda z: z.n * (z.d_h + z.d_R), "x", _UP, whole),
+    row("value", "token", lambda z: z.n * z.d_v, "x", _UP, whole),
     row("output of the heads", "token", lambda z: z.n * z.d_v),
     row("output of the heads, for the projection", "token", lambda z: z.n * z.d_v, "q",
         when=_delayed),
@@ -136,9 +148,12 @@ ATTENTION_OWED = (
     row("normed input, once more", "split", lambda z: z.h, "q", when=_fp8),
     row("gradients of both latents and of the rotary key", "split",
         lambda z: z.d_q + z.d_c + z.d_R, "q"),
-    row("normed latents", "split", lambda z: z.d_q + z.d_c, "q"),
-    row("gradient of queries, keys and values", "token",
-        lambda z: z.n * (2 * z.d_h + z.d_R + z.d_v), "q"),
+    row("normed Q latent", "split", lambda z: z.d_q, "q"),
+    row("gradient of queries", "token", lambda z: z.n * (z.d_h + z.d_R), "q"),
+    row("normed KV latent", "split", lambda z: z.d_c, "q", when=whole),
+    row("gradient of keys and values", "token", lambda z: z.n * (z.d_h + z.d_v), "q", when=whole),
+    row("gradient of their projection", "layer", lambda z: z.n * (z.d_h + z.d_v) * z.d_c,
+        when=shared),
     row("output of the heads", "token", lambda z: z.n * z.d_v, "q"),
     row("gradient after attention", "split", lambda z: z.h, "q"),
 )  # fmt: skip
@@ -166,7 +181,8 @@ MTP_OWED = (
 
 ATTENTION_FORWARD = (
     row("queries, keys and values before they are laid out", "token",
-        lambda z: z.n * (2 * z.d_h + z.d_R + z.d_v)),
+        lambda z: z.n * (2 * z.d_h + z.d_R + z.d_v), when=whole),
+    *A_GROUP_FORWARD,
     row("normed input", "split", lambda z: z.h),
     row("output of the projection", "split", lambda z: z.h),
 )  # fmt: skip
@@ -189,7 +205,8 @@ ATTENTION_BACKWARD = (
     row("gradients of the residual stream", "split", lambda z: 2 * z.h),
     row("gradient of the heads' output", "token", lambda z: z.n * z.d_v),
     row("gradients of queries, keys and values", "token",
-        lambda z: 2 * z.n * (2 * (z.d_h + z.d_R) + z.d_v)),
+        lambda z: 2 * z.n * (2 * (z.d_h + z.d_R) + z.d_v), when=whole),
+    *A_GROUP_BACKWARD,
 )  # fmt: skip
 
 DENSE_BACKWARD = (

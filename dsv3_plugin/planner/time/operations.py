@@ -162,11 +162,23 @@ def _attention(setting: Setting) -> Passes:
     part.add(_linear(setting, "kv_down", setting.tokens_split, h, latent))
     part.add(_norm(setting, "kv_norm", model.kv_lora_rank), recomputed="norms" in again)
     key_value = heads * (model.qk_head_dim + model.v_head_dim)
-    up.add(_linear(setting, "kv_up", tokens, model.kv_lora_rank, key_value))
+    # Where ranks share a sequence each makes keys and values of all of it, in groups of heads, in
+    # the training's dtype, and once more in the backward (`model/latent_context.py`).
+    shared = setting.context > 1
+    every, format = tokens * setting.context, setting.dtype if shared else None
+    keys = _linear(setting, "kv_up", every, model.kv_lora_rank, key_value, format)
     # Queries are turned in place; keys are put together from their two parts.
-    turned = tokens * heads * (2 * query + query + model.qk_head_dim) * setting.width
-    up.add(Passes([Move("rope", turned)], [Move("rope", turned)]))
+    turned = Move("rope", tokens * heads * 2 * query * setting.width)
+    laid = Move("rope", every * heads * (query + model.qk_head_dim) * setting.width)
+    up.add(Passes([turned], [turned]))
+    keys.add(Passes([laid], [laid]))
+    if shared:
+        part.add(_latents(setting))
+    else:
+        up.add(keys)
     part.add(up, recomputed="mla_up_proj" in again)
+    if shared:
+        part.add(keys, recomputed=True)
     part.add(_core_attention(setting, heads), recomputed="core_attn" in again)
     return part.add(_linear(setting, "o_proj", tokens, heads * model.v_head_dim, h))
 
@@ -175,19 +187,25 @@ def _core_attention(setting: Setting, heads: int) -> Passes:
     model, tokens, length = setting.model, setting.tokens, setting.seq_length
     query = model.qk_head_dim + model.qk_pos_emb_head_dim
     square = tokens * length * heads  # multiply-adds of half the square, times 2 operations
-    core = Passes(
+    return Passes(
         [Attention("core", square * (query + model.v_head_dim), length, backward=False)],
         # Scores once more, then the gradients of values, scores, queries and keys.
         [Attention("core", square * (3 * query + 2 * model.v_head_dim), length, backward=True)],
     )
-    if setting.context > 1:
-        others = (setting.context - 1) * tokens
-        sent = others * heads * (query + model.v_head_dim) * setting.width
-        link: LinkName = _link(setting, setting.tensor * setting.context)
-        count = setting.context - 1
-        core.forward.append(Message("keys_values", sent, link, "context_parallel", count))
-        core.input.append(Message("keys_values", 2 * sent, link, "context_parallel", count))
-    return core
+
+
+def _latents(setting: Setting) -> Passes:
+    """What ranks that share a sequence tell each other: latents, and the sum of their gradient.
+
+    Both in the order of ranks and in that of the sequence, which is a copy.
+    """
+    model, ranks = setting.model, setting.context
+    row = (model.kv_lora_rank + model.qk_pos_emb_head_dim) * setting.width
+    link: LinkName = _link(setting, setting.tensor * ranks)
+    sent = (ranks - 1) * setting.tokens * row
+    message = Message("latents", sent, link, "context_parallel", ranks - 1)
+    ordered = Move("latents", 2 * ranks * setting.tokens * row)
+    return Passes([message, ordered], [ordered, message])
 
 
 def _moe(setting: Setting) -> Passes:

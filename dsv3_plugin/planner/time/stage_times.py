@@ -138,8 +138,6 @@ def _parts(operations: Iterable[Operation], cluster: Cluster) -> Parts:
     found: Parts = Counter()
     for operation in operations:
         found[operation.part] += seconds(operation, cluster)
-    # A ring of keys and values travels while attention computes.
-    found["context_parallel"] = max(0.0, found["context_parallel"] - found["attention"])
     return found
 
 

@@ -58,6 +58,16 @@ RUNS: dict[str, tuple[int, list[str]]] = {
             "dispatch={kind: two_hop, ranks_per_node: 1}",
         ],
     ),
+    "context": (
+        4,
+        [
+            "parallel.pipeline=2",
+            "parallel.context=2",
+            "pipeline.schedule=zbv",
+            "parallel.expert=2",
+            "recompute=[norms]",
+        ],
+    ),
     "no pipeline": (
         2,
         ["parallel.expert=2", "parallel.zero1=true", "recompute=[moe, mla_up_proj]"],
@@ -125,7 +135,7 @@ def measured_run(
 def test_states_are_those_of_a_run_to_the_byte(measured_run: MeasuredRun) -> None:
     setting = measured_run.setting
     for rank, found in enumerate(measured_run.ranks):
-        pipeline_rank, replica = divmod(rank, setting.data)
+        pipeline_rank, replica = divmod(rank, setting.stage_ranks)
         stages = measured_run.stages[pipeline_rank]
         assert found["weights"] == weights(setting, stages)
         assert found["gradients"] == gradients(setting, stages)
@@ -138,7 +148,7 @@ def test_activations_are_those_of_a_run_within_three_percent(measured_run: Measu
     setting = measured_run.setting
     orders = rank_orders(measured_run.schedule, measured_run.placement)
     for rank, found in enumerate(measured_run.ranks):
-        pipeline_rank = rank // setting.data
+        pipeline_rank = rank // setting.stage_ranks
         chunks = [stage_bytes(setting, stage) for stage in measured_run.stages[pipeline_rank]]
         kept = fullest(orders[pipeline_rank], chunks, between=True)
         assert kept.total == pytest.approx(found["kept"], rel=0.03)
@@ -151,8 +161,13 @@ def test_a_rehearsal_holds_what_a_run_holds_within_three_percent(
     measured_run: MeasuredRun,
 ) -> None:
     setting = measured_run.setting
-    if measured_run.name not in ("dualpipe", "dualpipe_v", "no pipeline"):  # two of a kind suffice
-        pytest.skip("a rehearsal takes its time")
+    if measured_run.name not in (
+        "dualpipe",
+        "dualpipe_v",
+        "no pipeline",
+        "context",
+    ):  # two of a kind suffice
+        pytest.skip("a rehearsal takes its time, and some of each kind suffice")
     world, words = len(measured_run.ranks), tuple(measured_run.overrides)
     micro_batches = 2 * world // setting.data
     first_of_each_place = range(0, world, world // setting.pipeline)

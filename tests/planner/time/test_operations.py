@@ -56,12 +56,24 @@ def test_tensor_parallel_ranks_share_the_work(kind):
     assert [op for op in shared if op.part == "tensor_parallel"]
 
 
-def test_context_parallel_ranks_share_the_sequence_and_send_keys_and_values():
+def test_context_parallel_ranks_share_the_sequence_and_send_latents():
     alone, shared = passes(V3, "moe"), passes(replace(V3, context=8), "moe")
-    assert 8 * total_flops(shared) == pytest.approx(total_flops(alone))
-    sent = [op.bytes for op in shared.forward if op.part == "context_parallel"]
-    # Keys and values of seven eighths of the sequence come by: 128 heads of 192 + 128 in BF16.
-    assert sent == [7 * 512 * 128 * 320 * 2]
+
+    def up(operations):
+        return [op for op in operations if isinstance(op, Gemm) and op.name == "kv_up"]
+
+    def others(layer):
+        return total_flops(layer) - total_flops(up(layer))
+
+    assert 8 * others(shared) == pytest.approx(others(alone))
+    # Every rank makes the keys and values of the whole sequence, and in the backward once more.
+    assert [len(up(half)) for half in (shared.forward, shared.input, shared.weight)] == [1, 2, 1]
+    assert {op.flops for op in up(shared)} == {op.flops for op in up(alone)}
+    assert {op.format for op in up(shared)} == {"bf16"}
+    # Latents of seven eighths of the sequence come by, and their gradient: 512 + 64 in BF16.
+    for half in (shared.forward, shared.input):
+        sent = [op.bytes for op in half if op.part == "context_parallel"]
+        assert sent == [7 * 512 * (512 + 64) * 2]
 
 
 @pytest.mark.parametrize(

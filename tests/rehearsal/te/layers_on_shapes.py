@@ -33,10 +33,16 @@ def main(cases: list[dict[str, Any]]) -> None:
     with fake_world(0, RANKS, 8):
         from megatron.core import parallel_state
 
-        parallel_state.initialize_model_parallel(
-            expert_model_parallel_size=RANKS, create_gloo_process_groups=False
-        )
-        print(json.dumps({case["name"]: measured(case, kernels) for case in cases}))
+        found = {}
+        for case in cases:
+            parallel_state.initialize_model_parallel(
+                expert_model_parallel_size=RANKS,
+                context_parallel_size=case.get("context", 1),
+                create_gloo_process_groups=False,
+            )
+            found[case["name"]] = measured(case, kernels)
+            parallel_state.destroy_model_parallel()
+        print(json.dumps(found))
 
 
 def measured(case: dict[str, Any], kernels: Counter[str]) -> dict[str, Any]:
@@ -65,7 +71,8 @@ def measured(case: dict[str, Any], kernels: Counter[str]) -> dict[str, Any]:
                 for parameter in model.parameters():
                     parameter.grad = None
                 kept, loss = forward(model, tokens, storages)
-                loss.mean().backward()
+                with split.keeping_weights_owed(True):
+                    loss.mean().backward()
                 del loss
                 owing = storages.total
                 split.weights()
@@ -108,6 +115,7 @@ def build(case: dict[str, Any]) -> torch.nn.Module:
             dtype=torch.bfloat16,
             perform_initialization=False,
             expert_model_parallel_size=RANKS,
+            context_parallel_size=case.get("context", 1),
             gradient_accumulation_fusion=True,
             apply_rope_fusion=True,
             rope_type="yarn",

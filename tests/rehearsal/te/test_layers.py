@@ -18,6 +18,12 @@ CASES = {
     "SwiGLU in FP8": {"fp8": "blockwise", "recompute": ALL, "swiglu_in_fp8": True},
     "tensorwise, recomputed": {"fp8": "tensorwise", "recompute": ALL},
     "bf16, recomputed": {"fp8": None, "recompute": ALL},
+    "an eighth of a sequence": {"fp8": "blockwise", "recompute": [], "context": 8},
+    "an eighth, recomputed": {
+        "fp8": "blockwise",
+        "recompute": ["layernorm", "mla_up_proj", "core_attn"],
+        "context": 8,
+    },
 }
 OF_RECIPES = {"layernorm": "norms"}
 """Upstream's recomputed modules → the recipe's, where they differ."""
@@ -31,15 +37,16 @@ def kept() -> dict:
 
 def planned(name: str) -> Setting:
     case = CASES[name]
+    context = case.get("context", 1)
     return Setting(
         model=load_model("deepseek-v3"),
-        seq_length=4096,
+        seq_length=4096 * context,
         micro_batch=1,
         tensor=1,
         pipeline=1,
-        context=1,
+        context=context,
         expert=64,
-        data=64,
+        data=64 // context,
         zero1=True,
         backend="transformer_engine",
         dtype="bf16",
@@ -77,6 +84,15 @@ def test_attention_is_cudnns(kept: dict):
     """Not products of whole matrices of scores, for which fake tensors were taken once."""
     kernels = kept["blockwise"]["kernels"]
     assert kernels["attention_forward"] == kernels["attention_backward"] == 3
+
+
+def test_a_group_of_heads_attends_in_two_chunks(kept: dict):
+    """Three layers, eight groups; a backward again where it is asked for, and never besides."""
+    chunks = 3 * 8 * 2
+    kernels = kept["an eighth of a sequence"]["kernels"]
+    assert kernels["attention_forward"] == kernels["attention_backward"] == chunks
+    kernels = kept["an eighth, recomputed"]["kernels"]
+    assert kernels["attention_forward"] == 2 * chunks
 
 
 def test_each_weight_takes_three_products(kept: dict):
