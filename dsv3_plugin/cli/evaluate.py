@@ -63,13 +63,13 @@ def needle(
 
     Each question is asked of the same text without its fact, too.
     """
-    from dsv3_plugin.cli.plan_output import refuse_other_suffix
+    from dsv3_plugin.cli.plan_output import refuse_no_page
     from dsv3_plugin.distributed.world import single_process
     from dsv3_plugin.evaluation.facts import KINDS
     from dsv3_plugin.evaluation.needle import Setting
 
     if html is not None:
-        refuse_other_suffix(html)
+        refuse_no_page(html)
     setting = Setting(
         lengths=tuple(map(int, _numbers("--lengths", lengths, whole=True))),
         depths=tuple(_numbers("--depths", depths)),
@@ -130,11 +130,11 @@ def loss(
     json: Json = False,
 ) -> None:
     """Compute the loss on held-out text, in nats per token."""
-    from dsv3_plugin.cli.plan_output import refuse_other_suffix
+    from dsv3_plugin.cli.plan_output import refuse_no_page
     from dsv3_plugin.distributed.world import single_process
 
     if html is not None:
-        refuse_other_suffix(html)
+        refuse_no_page(html)
     with single_process():
         from dsv3_plugin.cli.progress import phases
         from dsv3_plugin.evaluation.from_checkpoint import losses_of_checkpoint

@@ -1,6 +1,8 @@
 """Where the answer of `dsv3 plan` goes: tables, JSON, a page."""
 
+import errno
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.report.plan.case import Case
 from dsv3_plugin.report.plan.comparison import comparison, remarks
 from dsv3_plugin.report.plan.counts import counts_mapping, counts_summary, counts_table
@@ -29,7 +32,7 @@ class Output:
     def check(self) -> None:
         """Raise UserError for what does not go together."""
         if self.html is not None:
-            refuse_other_suffix(self.html)
+            refuse_no_page(self.html)
         if self.json and self.ranks:
             raise UserError("--ranks is for the table; --json has every pipeline rank")
 
@@ -84,10 +87,15 @@ class Output:
         say(json.dumps(mapping))
 
 
-def refuse_other_suffix(page: Path) -> None:
-    """Raise UserError for the name of a page that no browser would take for one."""
+def refuse_no_page(page: Path) -> None:
+    """Raise UserError for what cannot become a page, before anything is computed for it."""
     if page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--html writes .html files; {page} does not end so")
+    with write_errors_as(lambda reason: f"cannot write {page}: {reason}"):
+        if page.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(page.parent.resolve(strict=True), os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _mapping(case: Case) -> dict[str, Any]:

@@ -33,18 +33,19 @@ def rehearse(
     Each rehearsed rank has the load of the busiest. Exit code 1 where it would not run.
     """
     from dsv3_plugin.cli.plan_cases import Asked, Conditions
-    from dsv3_plugin.cli.plan_output import refuse_other_suffix
+    from dsv3_plugin.cli.plan_output import refuse_no_page
     from dsv3_plugin.cli.progress import children_done
     from dsv3_plugin.recipe.load import load_recipe
     from dsv3_plugin.rehearsal.cases import chosen_ranks
     from dsv3_plugin.rehearsal.children import devices
     from dsv3_plugin.rehearsal.rehearsal import Wanted
     from dsv3_plugin.rehearsal.rehearsal import rehearse as rehearsed
+    from dsv3_plugin.rehearsal.te.installed import how_to_get_it, te_python
 
     if configuration and ranks is not None:
         raise UserError("--configuration rehearses no rank: leave out --ranks")
     if html is not None:
-        refuse_other_suffix(html)
+        refuse_no_page(html)
     conditions = Conditions(cluster, imbalance, None, None, drawn=False)
     conditions.check()
     words = tuple(overrides or ())
@@ -59,6 +60,10 @@ def rehearse(
         ranks=() if configuration else tuple(chosen_ranks(run.recipe, ranks)),
         imbalance=run.imbalance,
     )
+    if wanted.ranks and wanted.needs_te_python and te_python() is None:
+        raise UserError(
+            how_to_get_it().removesuffix(".") + "; --configuration rehearses without it."
+        )
     with children_done(wanted.children) as done:
         found = rehearsed(wanted, devices(run.cluster, run.recipe.on_gpu(run.machine)), done)
     if html is not None:

@@ -4,8 +4,11 @@ python -m dsv3_plugin.rehearsal.child < request.json
 """
 
 import contextlib
+import ctypes
 import json
 import os
+import platform
+import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -22,6 +25,7 @@ from dsv3_plugin.rehearsal.report import Finding, RankReport, Request
 
 def main() -> None:
     """Read a request, write a report."""
+    _end_with_parent()
     given = json.load(sys.stdin)
     request = Request(**given | {"overrides": tuple(given["overrides"])})
     answer = os.fdopen(os.dup(1), "w")
@@ -31,6 +35,13 @@ def main() -> None:
     json.dump(asdict(report), answer)
     answer.flush()
     os._exit(0)  # threads of upstream's may be waiting for ranks that are not there
+
+
+def _end_with_parent() -> None:
+    """Nobody waits for a child whose parent was killed."""
+    if platform.system() == "Linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def answered(request: Request, scratch: Path) -> RankReport:
@@ -65,7 +76,7 @@ def answered(request: Request, scratch: Path) -> RankReport:
 
             return rehearse(request, recipe, machine, world, device)
     except UserError as error:
-        return RankReport(request.rank, 0, (Finding(str(error)),))
+        return RankReport(request.rank, 0, (Finding(str(error).removesuffix(".")),))
 
 
 def for_one_step(recipe: Recipe, micro_batches: int, scratch: Path) -> Recipe:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -50,43 +52,58 @@ def rehearsed(
 ) -> list[RankReport]:
     """The reports on requests, in their order.
 
+    Whoever is interrupted here leaves no process behind.
+
     Args:
         requests: each gets a process of its own.
         devices: what the processes run on.
         done: called after each.
     """
+    running: set[subprocess.Popen[str]] = set()
 
     def one(request: Request) -> RankReport:
-        report = _asked(request, devices)
+        report = _asked(request, devices, running)
         done()
         return report
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return list(pool.map(one, requests))
+        try:
+            return list(pool.map(one, requests))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in list(running):
+                child.kill()
+            raise
 
 
-def _asked(request: Request, devices: Devices) -> RankReport:
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", _CHILD],
-        input=json.dumps(asdict(request)),
-        env=devices.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if ended.returncode == 0:
-        return _report(json.loads(ended.stdout))
+def _asked(request: Request, devices: Devices, running: set[subprocess.Popen[str]]) -> RankReport:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", _CHILD],
+            env=devices.environment | {"TMPDIR": scratch},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child,
+    ):
+        running.add(child)
+        answer, log = child.communicate(json.dumps(asdict(request)))
+        running.remove(child)
+    if child.returncode == 0:
+        return _report(json.loads(answer))
     if os.environ.get("DSV3_DEBUG") == "1":
-        sys.stderr.write(ended.stderr)
-    return RankReport(
-        request.rank,
-        0,
-        (
-            Finding(
-                f"rank {request.rank} ends with {_last_words(ended.stderr.splitlines())}",
-                "DSV3_DEBUG=1 shows where",
-            ),
-        ),
+        sys.stderr.write(log)
+    return RankReport(request.rank, 0, (_why_it_ended(request.rank, child.returncode, log),))
+
+
+def _why_it_ended(rank: int, code: int, log: str) -> Finding:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return Finding(f"rank {rank} was ended by {name}", "a rehearsed rank takes 1.3 GB")
+    return Finding(
+        f"rank {rank} ends with {_last_words(log.splitlines())}", "DSV3_DEBUG=1 shows where"
     )
 
 

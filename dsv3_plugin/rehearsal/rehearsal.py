@@ -97,7 +97,7 @@ class Rehearsal:
 
     @property
     def slowest(self) -> dict[str, RankPlan]:
-        """Schedule of each step that was rehearsed → of several places, that with most work."""
+        """Schedule of each step that was rehearsed → of several places, the busiest."""
         phases = {phase.name: phase for phase in self.plan.phases if len(phase.ranks) > 1}
         cases = dict.fromkeys(step.case for step in (*self.ranks, *self.pipelines))
         return {case.schedule: phases[case.phase].slowest for case in cases if case.phase in phases}
@@ -147,6 +147,12 @@ class Wanted:
         """Whether messages between stages are to be rehearsed: ranks are, and ours are theirs."""
         recipe = self.recipe
         return bool(self.ranks) and recipe.parallel.pipeline > 1 and recipe.executor == "ours"
+
+    @property
+    def needs_te_python(self) -> bool:
+        """Whether the ranks' layers are Transformer Engine's, whose Python a step takes."""
+        recipe, machine = self.recipe, self.machine
+        return recipe.on_gpu(machine) and recipe.resolved_backend(machine) == "transformer_engine"
 
     def request(self, rank: int, case: StepCase, depth: Depth) -> Request:
         """What a child is told."""

@@ -12,6 +12,7 @@ from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.rehearsal.children import devices, rehearsed
 from dsv3_plugin.rehearsal.report import Request
 from dsv3_plugin.rehearsal.shim import build
+from dsv3_plugin.rehearsal.te import installed
 from dsv3_plugin.rehearsal.te.installed import how_to_get_it, te_python
 from tests.conftest import Said
 
@@ -72,6 +73,7 @@ def test_a_rank_of_the_full_recipe_fits_and_is_as_planned(
     ("words", "says"),
     [
         (["pretrain/tiny", "--html", "page.pdf"], "--html writes .html files"),
+        (["pretrain/tiny", "--html", "nowhere/page.html"], "cannot write nowhere/page.html: No su"),
         (["pretrain/tiny", "--configuration", "--ranks", "0"], "leave out --ranks"),
         (["pretrain/tiny", "--ranks", "9"], "give ranks from 0 to 1"),
         (["pretrain/tiny", "--imbalance", "0"], "cannot be 0"),
@@ -86,6 +88,17 @@ def test_what_cannot_be_rehearsed_is_said(
     said = dsv3("rehearse", *words)
     assert said.code == 2
     assert says in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_without_transformer_engines_python_no_rank_is_begun(
+    dsv3: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "_places", lambda: iter(()))
+    said = dsv3("rehearse", "pretrain/deepseek-v3")
+    assert said.code == 2
+    assert "run `pip install --no-deps --target" in said.err
+    assert "`; --configuration rehearses without it." in said.err
     assert said.err.count("\n") == 1
 
 

@@ -14,6 +14,8 @@ def stages(rehearsal: Rehearsal) -> Grid:
     stepped = rehearsal.stepped
     unit = unit_for(max((rank.total for rank in stepped), default=0))
     several = len({rank.case.schedule for rank in stepped}) > 1
+    waiting = [rehearsal.waiting(rank) for rank in stepped]
+    waits = any(share is not None for share in waiting)
     rows = tuple(
         (
             name(rank, several),
@@ -21,9 +23,9 @@ def stages(rehearsal: Rehearsal) -> Grid:
             unit.text(rank.planned.memory_total),
             unit.text(rank.card - rank.total),
             f"{rank.planned.work:.3f}",
-            _percent(rehearsal.waiting(rank)),
+            *([_percent(share)] if waits else []),
         )
-        for rank in stepped
+        for rank, share in zip(stepped, waiting, strict=True)
     )
     header = (
         "rank, its stages",
@@ -31,7 +33,7 @@ def stages(rehearsal: Rehearsal) -> Grid:
         f"planned\n{unit.name}",
         "spare",
         "work/mean",
-        "waiting\n%",
+        *(["waiting\n%"] if waits else []),
     )
     return Grid(header, rows)
 

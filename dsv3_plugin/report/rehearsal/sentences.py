@@ -47,8 +47,8 @@ def in_the_end(rehearsal: Rehearsal) -> str:
 def slowest(schedule: str, place: RankPlan) -> str:
     """Which place of the pipeline a step goes by."""
     return (
-        f"{schedule}: pipeline rank {place.pipeline_rank} is the slowest, with {place.work:.3f} "
-        "times the mean's work."
+        f"{schedule}: pipeline rank {place.pipeline_rank} is the slowest, busy for "
+        f"{figure_text(place.busy_seconds)} s."
     )
 
 
