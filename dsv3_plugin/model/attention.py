@@ -6,7 +6,6 @@ queries and keys in one pass, and context parallelism for which latents travel
 (`latent_context.py`).
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -114,14 +113,19 @@ class LatentAttention(MLASelfAttention):
         zigzag = zigzag_of(len(k_rotary), group, packed)
         up = self._up_projection(zigzag)
         cos, sin = self._rotation_of(zigzag, k_rotary.dtype)
-        rotated = RotateKey.apply(k_rotary, cos, sin)
-        latents = GatherLatents.apply(torch.cat([kv_latent, rotated], dim=-1), zigzag, group)
-        project = partial(self._queries_by_group, up.groups)
+        mine = torch.cat([kv_latent, RotateKey.apply(k_rotary, cos, sin)], dim=-1)
+
+        def project(
+            q_latent: Tensor, mine: Tensor, cos: Tensor, sin: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            query = self._queries_by_group(up.groups, q_latent, cos, sin)
+            return query, GatherLatents.apply(mine, zigzag, group)
+
         if self.recompute_up_proj:
-            queries = CheckpointWithoutOutput(fp8=self.config.fp8 or None)
-            query = queries.checkpoint(project, q_latent, cos, sin)
+            again = CheckpointWithoutOutput(fp8=self.config.fp8 or None)
+            query, latents = again.checkpoint(project, q_latent, mine, cos, sin)
         else:
-            query = project(q_latent, cos, sin)
+            query, latents = project(q_latent, mine, cos, sin)
         every, pieces = KeysValues(latents, up), []
         for number, of_group in enumerate(query.unbind()):
             key, value = every.of_group(number)
@@ -129,7 +133,7 @@ class LatentAttention(MLASelfAttention):
                 pieces += self._attend_group(of_group, key, value, zigzag)
         out = Together.apply(up.groups, *pieces)
         if self.recompute_up_proj:
-            queries.discard_output_and_register_recompute(out)
+            again.discard_output_and_register_recompute(out)
         if self.checkpoint_core_attention:  # which keeps nothing of what it gives
             return self.linear_proj(out)
         with kept_in_pieces(out, up.groups, pieces):

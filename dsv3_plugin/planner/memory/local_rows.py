@@ -82,7 +82,10 @@ ATTENTION = (
     *_norm("norm of the KV latent", "d_c"),
     row("normed Q latent", "token", lambda z: z.d_q),
     row("normed KV latent", "token", lambda z: z.d_c, when=whole),
-    row("gathered latents and rotary keys", "sequence", lambda z: z.d_c + z.d_R, when=shared),
+    row("latents and rotated keys", "token", lambda z: z.d_c + z.d_R,
+        when=lambda setting: shared(setting) and _UP in setting.recompute),
+    row("latents and rotated keys, gathered", "sequence", lambda z: z.d_c + z.d_R, "x", _UP,
+        shared),
     row("cos and sin", "token", lambda z: z.d_R),
     row("scaled query", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_CORE, when=_in_blocks),
     row(

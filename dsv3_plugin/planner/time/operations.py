@@ -173,7 +173,7 @@ def _attention(setting: Setting) -> Passes:
     up.add(Passes([turned], [turned]))
     keys.add(Passes([laid], [laid]))
     if shared:
-        part.add(_latents(setting))
+        part.add(_latents(setting), recomputed="mla_up_proj" in again)
     else:
         up.add(keys)
     part.add(up, recomputed="mla_up_proj" in again)

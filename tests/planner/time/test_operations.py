@@ -74,6 +74,10 @@ def test_context_parallel_ranks_share_the_sequence_and_send_latents():
     for half in (shared.forward, shared.input):
         sent = [op.bytes for op in half if op.part == "context_parallel"]
         assert sent == [7 * 512 * (512 + 64) * 2]
+    # Not kept, they come by once more.
+    again = passes(replace(V3, context=8, recompute=frozenset({"mla_up_proj"})), "moe")
+    messages = [op for op in again.input if op.part == "context_parallel"]
+    assert len(messages) == 2
 
 
 @pytest.mark.parametrize(
