@@ -31,7 +31,7 @@ from dsv3_plugin.training.metrics import observe_tensorboard
 from dsv3_plugin.training.patches import TABLE
 from dsv3_plugin.training.run import Run
 from dsv3_plugin.training.stage import Stage
-from dsv3_plugin.training.upstream_arguments import parse
+from dsv3_plugin.training.upstream_arguments import parse, refusals_as_sentences
 from dsv3_plugin.upstream import patching
 
 
@@ -71,7 +71,8 @@ def configured(run: Run) -> Configured:
     args = get_args()
     layout = placed_layout(run.recipe)
     config_class = PlacedModelConfig if layout else GPTModelConfig
-    model = gpt_config_from_args(args, model_config_cls=config_class)
+    with refusals_as_sentences():
+        model = gpt_config_from_args(args, model_config_cls=config_class)
     adjust_config(model.transformer, run.recipe.model)
     in_fp8 = run.recipe.precision.swiglu_input == "fp8"
     model.transformer.activation_func_fp8_input_store = in_fp8  # it has no flag

@@ -24,7 +24,7 @@ def check(recipe: Recipe, machine: Machine) -> None:
         UserError: upstream's own validation refuses it.
     """
     patching.apply(TABLE)
-    with _command_line(megatron_arguments(recipe, machine, SPEC)), _refusals():
+    with _command_line(megatron_arguments(recipe, machine, SPEC)), refusals_as_sentences():
         args = parse_args()
         validate_args(args)
         gpt_config_from_args(args)
@@ -36,7 +36,7 @@ def parse(arguments: list[str]) -> None:
     Raises:
         UserError: upstream's own validation refuses it.
     """
-    with _command_line(arguments), _refusals():
+    with _command_line(arguments), refusals_as_sentences():
         parse_and_validate_args()
 
 
@@ -51,8 +51,12 @@ def _command_line(arguments: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _refusals() -> Iterator[None]:
-    """What upstream's parser and validation raise becomes a sentence."""
+def refusals_as_sentences() -> Iterator[None]:
+    """What upstream's parser and validation raise becomes a sentence.
+
+    Raises:
+        UserError: upstream refuses what it was given.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
