@@ -5,7 +5,8 @@ in the middle of a pipeline differ only by how many micro-batches they hold at o
 repeats itself: a schedule is rehearsed with as few micro-batches as already hold the most memory.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.phases import phases_of
@@ -62,6 +63,34 @@ def fold(schedule: str, pipeline: int, micro_batches: int) -> int:
     # Every rank has begun to repeat itself once each has as many on their way as it ever has.
     enough = max(kind.least_micro_batches(pipeline), 2 * pipeline) + 2 * together
     return min(micro_batches, -(-enough // together) * together)
+
+
+def shortest(cases: Sequence[StepCase], pipeline: int) -> StepCase:
+    """Of some steps the one that can be shortest, with as few micro-batches as it takes."""
+    shortened = []
+    for case in cases:
+        kind = SCHEDULES.get(case.schedule)
+        least = case.folded
+        if kind is not None and kind.make is not None and pipeline > 1:
+            least = min(least, kind.least_micro_batches(pipeline))
+        shortened.append(replace(case, folded=least))
+    return min(shortened, key=lambda case: case.folded)
+
+
+def company_of(recipe: Recipe) -> list[int]:
+    """Ranks to rehearse beside those of each kind, and these: others of their groups.
+
+    At the first and a middle place of the pipeline, the next rank, the next that has the same
+    part of each tensor, and the next that has the same experts.
+    """
+    parallel = recipe.parallel
+    places = sorted({0, parallel.pipeline // 2})
+    size = parallel.processes // parallel.pipeline
+    strides = {0, 1, parallel.tensor, parallel.tensor * parallel.expert}
+    offsets = sorted(stride for stride in strides if stride < size)
+    if len(offsets) == 1:
+        return []
+    return [place * size + offset for place in places for offset in offsets]
 
 
 def ranks_of_each_kind(recipe: Recipe) -> list[int]:

@@ -21,8 +21,11 @@ _OF_TWO = ("send", "recv", "recv_any_source")
 Group = tuple[tuple[int, ...], int]
 """Members, and which of the groups that they have together."""
 
-Rows = Mapping[int, Sequence[tuple[Group, Issued]]]
-"""By global rank, what it issued on which group, in order."""
+Row = Sequence[tuple[Group, Issued]]
+"""What a rank issued on which group, in order."""
+
+Rows = Mapping[int, Row]
+"""The same by global rank."""
 
 
 def unlike_collectives(issued: Mapping[int, Sequence[Issued]]) -> list[Finding]:
@@ -44,7 +47,16 @@ def unlike_collectives(issued: Mapping[int, Sequence[Issued]]) -> list[Finding]:
             for rank, row in rows.items()
             if rank in group[0]
         }
-        findings += list(_first_difference(group[0], present))[:1]
+        known: dict[int, Sequence[Issued]] = {}
+        for rank, row in present.items():
+            like = next((one for one in known if _heard_alike(rows[one], rows[rank], group)), None)
+            if like is None:
+                known[rank] = row
+                continue
+            difference = list(_first_difference(group[0], {like: known[like], rank: row}))
+            findings += difference
+            if difference:
+                break
     return findings or list(_circles(rows))
 
 
@@ -71,6 +83,25 @@ def _of_groups(rank: int, row: Sequence[Issued]) -> Iterator[tuple[Group, Issued
     for one in row:
         if one.operation.rstrip("_") not in _OF_TWO and rank in one.group:
             yield (one.group, one.twin), one
+
+
+def _heard_alike(one: Row, other: Row, group: Group) -> bool:
+    """Whether two ranks said the same where as many hear it as are in a group.
+
+    In a rehearsal a rank hears itself alone. Where others would have told it of what it does not
+    have (experts, which upstream's optimizers agree on), it leaves out what it would have issued.
+    """
+    mine, theirs = _said(one, group), _said(other, group)
+    return all(mine[where] == theirs[where] for where in mine.keys() & theirs.keys())
+
+
+def _said(row: Row, group: Group) -> dict[Group, list[str]]:
+    """What a rank said as objects on other groups of as many members, in order."""
+    told: dict[Group, list[str]] = {}
+    for on, one in row:
+        if one.said and on != group and len(on[0]) >= len(group[0]):
+            told.setdefault(on, []).append(one.said)
+    return told
 
 
 def _first_difference(

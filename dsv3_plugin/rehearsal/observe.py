@@ -81,6 +81,7 @@ class Observer(TorchDispatchMode):
     Attributes:
         known: values that are known all the same.
         waits: how often the host waited for the device, by where it did.
+        drained: those where it waited for all that it had queued, and for no event of it.
     """
 
     def __init__(self, known: KnownValues, watchers: Sequence[Watcher]) -> None:
@@ -88,11 +89,13 @@ class Observer(TorchDispatchMode):
         self.known = known
         self._watchers = watchers
         self.waits: Counter[str] = Counter()
+        self.drained: Counter[str] = Counter()
         self._here = threading.local()  # the two sides of a pair are in the middle of their own
 
     def restart(self) -> None:
         """Count the host's waits from here on."""
         self.waits.clear()
+        self.drained.clear()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -153,24 +156,27 @@ class Observer(TorchDispatchMode):
         with _disable_current_modes():
             return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
-    def waited(self) -> None:
-        """The host waits for the device."""
-        self.waits[_who()] += 1
+    def waited(self, for_event: bool = False) -> None:
+        """The host waits for the device: for all that it has queued, or for an event."""
+        who = _who()
+        self.waits[who] += 1
+        self.drained.update(() if for_event else (who,))
 
 
 def count_waits(observer: Observer, replacer: Replacer) -> None:
     """Have whoever waits for a device, a stream or an event say so."""
 
-    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
+    def counting(for_event: bool, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def synchronize(*args: Any, **kwargs: Any) -> Any:
-            observer.waited()
+            observer.waited(for_event)
             return original(*args, **kwargs)
 
         return synchronize
 
     for waiting in ("synchronize", "Stream.synchronize", "Event.synchronize"):
-        replacer.wrap(f"torch.cuda:{waiting}", counting)
+        for_event = waiting.startswith("Event")
+        replacer.wrap(f"torch.cuda:{waiting}", functools.partial(counting, for_event))
 
 
 def _reaches_host(function: Any, args: Any, kwargs: Any, result: torch.Tensor) -> bool:

@@ -22,16 +22,19 @@ from dsv3_plugin.checkpoint.restricted import restricted_reading
 from dsv3_plugin.data.batch import Sample
 from dsv3_plugin.dispatch.moe_layer import MoELayer
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.pipeline.chunks import PlacedLayout
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.configuration import refusals
 from dsv3_plugin.rehearsal.device import Device
 from dsv3_plugin.rehearsal.known import KnownValues
 from dsv3_plugin.rehearsal.launched import Collectives, Kernels
+from dsv3_plugin.rehearsal.micro_batches import MicroBatches
 from dsv3_plugin.rehearsal.observe import Observer, count_waits
 from dsv3_plugin.rehearsal.parts import claim_states, tell_makers_apart
 from dsv3_plugin.rehearsal.report import RankReport, Request
 from dsv3_plugin.rehearsal.routing import even_routing, skewed_routing
 from dsv3_plugin.rehearsal.storages import Storages
+from dsv3_plugin.rehearsal.sums import Sums
 from dsv3_plugin.rehearsal.world import World
 from dsv3_plugin.stages import stage_named
 from dsv3_plugin.training import trainer
@@ -83,9 +86,11 @@ def _built_and_stepped(
     kind = "cuda" if run.recipe.on_gpu(run.machine) else "cpu"
     storages, kernels, collectives = Storages(kind), Kernels(kind), Collectives(world)
     device.launches.told = kernels.launched
-    observer = Observer(known, [storages, kernels, collectives])
+    sums, micro_batches = Sums(), MicroBatches(storages, request.micro_batches)
+    observer = Observer(known, [storages, kernels, collectives, sums])
     replacer = Replacer()
     tell_makers_apart(storages, replacer)
+    micro_batches.follow(replacer)
     _follow_resizing(storages, replacer)
     _share_storages(replacer)
     _follow_pairs(observer, replacer)
@@ -95,7 +100,7 @@ def _built_and_stepped(
     _let_messages_leave(replacer)
     _give_samples(run.recipe, replacer)
     _give_routing(run.recipe, known, request, replacer)
-    watch = _Watch(storages, [kernels, observer], world)
+    watch = _Watch(storages, [kernels, observer], sums, world)
     stage = dataclasses.replace(stage_named(run.recipe.stage)(run), hooks=[watch])
     with contextlib.suppress(_Enough), device.fake_mode(allow_non_fake_inputs=True), observer:
         trainer.train_configured(run, stage, settings)
@@ -109,18 +114,33 @@ def _built_and_stepped(
         memory=watch.memory,
         moments=watch.moments,
         operations=kernels.counted(),
+        kept=_along_the_model(micro_batches.kept, settings),
+        growth=micro_batches.growth,
+        sums=sums.by_parameter(),
         synchronisations=dict(observer.waits),
+        drained=dict(observer.drained),
         built_with=tuple(world.issued[: watch.built_with]),
         collectives=tuple(world.issued[watch.built_with :]),
     )
 
 
+def _along_the_model(kept: dict[int, int], settings: trainer.Configured) -> tuple[int, ...]:
+    """What is said of stages of the schedule, in the order of the model's."""
+    layout = settings.model.transformer.pipeline_model_parallel_layout
+    if not kept or not isinstance(layout, PlacedLayout):
+        return ()
+    return tuple(kept[stage] for stage in sorted(kept, key=layout.placement.model_stage))
+
+
 class _Watch(Hook):
     """Looks at the rank before, in and after its step."""
 
-    def __init__(self, storages: Storages, counters: Sequence[Any], world: World) -> None:
+    def __init__(
+        self, storages: Storages, counters: Sequence[Any], sums: Sums, world: World
+    ) -> None:
         self._storages = storages
         self._counters = counters
+        self._sums = sums
         self._world = world
         self.states: dict[str, int] = {}
         self.memory: dict[str, int] = {}
@@ -132,6 +152,7 @@ class _Watch(Hook):
         step.optimizer.step()
         claim_states(self._storages, list(step.model), step.optimizer)
         self.states = dict(self._storages.now)
+        self._sums.watch(step.model)
         self._storages.begin_moment()
         self.built_with = len(self._world.issued)
         for counter in self._counters:

@@ -4,60 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.make import make_plan
-from dsv3_plugin.planner.plan import MemoryPart, Plan, RankPlan
+from dsv3_plugin.planner.plan import Plan, RankPlan
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.rehearsal.cases import StepCase, step_cases
+from dsv3_plugin.rehearsal.cases import StepCase, shortest, step_cases
 from dsv3_plugin.rehearsal.children import Devices, rehearsed
-from dsv3_plugin.rehearsal.collectives import unlike_collectives, unlike_groups
+from dsv3_plugin.rehearsal.findings import between_ranks, of_ranks
 from dsv3_plugin.rehearsal.report import Depth, Finding, RankReport, Request
-
-MOST_GROUPS = 128
-"""Process groups that a rank may be in: NCCL gives each buffers and threads of its own."""
-MOST_ASKED = 128
-"""Groups that the plugin may have a rank make: it takes as long as the rendezvous answers."""
-
-
-@dataclass(frozen=True)
-class SteppedRank:
-    """A rank in one of the steps.
-
-    Attributes:
-        case: the step.
-        report: what the child found.
-        planned: what the planner says of its place in the pipeline.
-        card: bytes of its device.
-    """
-
-    case: StepCase
-    report: RankReport
-    planned: RankPlan
-    card: int
-
-    @property
-    def memory(self) -> dict[MemoryPart, int]:
-        """Part → bytes at the fullest moment; of context, NCCL and workspaces, the plan's."""
-        return self.report.memory | {"allocator": self.planned.memory_bytes.get("allocator", 0)}
-
-    @property
-    def total(self) -> int:
-        """Bytes at the fullest moment."""
-        return sum(self.memory.values())
-
-
-@dataclass(frozen=True)
-class SteppedPipeline:
-    """The messages of all ranks of a pipeline in one of the steps.
-
-    Attributes:
-        case: the step.
-        report: what the child found of them.
-    """
-
-    case: StepCase
-    report: RankReport
+from dsv3_plugin.rehearsal.stepped import SteppedPipeline, SteppedRank
 
 
 @dataclass(frozen=True)
@@ -124,7 +79,8 @@ class Wanted:
         cluster_name: as `load_cluster` takes it.
         recipe: closed for the cluster.
         ranks: of the world; none: the configuration alone.
-        imbalance: load of each of these ranks' experts over the mean.
+        company: ranks that take the shortest step, for what others do at the same time.
+        imbalance: load of each rank's experts over the mean.
     """
 
     name: str
@@ -134,13 +90,35 @@ class Wanted:
     machine: Machine
     recipe: Recipe
     ranks: tuple[int, ...]
+    company: tuple[int, ...]
     imbalance: float
 
     @property
     def children(self) -> int:
         """Processes that it takes."""
-        each = len(self.ranks) + self.has_pipeline
-        return 1 + each * len(step_cases(self.recipe))
+        cases = step_cases(self.recipe)
+        return 1 + len(list(self.steps(cases))) + self.has_pipeline * len(cases)
+
+    def steps(self, cases: Sequence[StepCase]) -> Iterator[tuple[int, StepCase]]:
+        """Which ranks take which steps."""
+        short = shortest(cases, self.recipe.parallel.pipeline)
+        steps = [(rank, case) for case in cases for rank in self.ranks]
+        yield from dict.fromkeys([*steps, *((rank, short) for rank in self.company)])
+
+    def stepped(self, plan: Plan, rank: int, case: StepCase, report: RankReport) -> SteppedRank:
+        """A rank with what the plan says of it."""
+        phase = next(phase for phase in plan.phases if phase.name == case.phase)
+        parallel, training = self.recipe.parallel, self.recipe.training
+        tokens = training.micro_batch_size * phase.seq_length
+        width = {"bf16": 2, "fp32": 4}[self.recipe.precision.dtype]
+        return SteppedRank(
+            case,
+            report,
+            planned=phase.ranks[rank // (parallel.processes // parallel.pipeline)],
+            card=self.cluster.memory_bytes,
+            tokens=tokens,
+            message=tokens * self.recipe.model.hidden_size * width,
+        )
 
     @property
     def has_pipeline(self) -> bool:
@@ -181,26 +159,24 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
     stepped: list[SteppedRank] = []
     pipelines: list[SteppedPipeline] = []
     if not any(finding.stops for finding in configuration.findings):
-        pairs = [(rank, case) for case in cases for rank in wanted.ranks]
-        requests = [wanted.request(*pair, "step") for pair in pairs]
+        stepping = list(wanted.steps(cases))
+        requests = [wanted.request(rank, case, "step") for rank, case in stepping]
         if wanted.has_pipeline:
             requests += [wanted.request(0, case, "messages") for case in cases]
         reports = rehearsed(requests, devices, done)
         stepped = [
-            SteppedRank(
-                case, report, _planned(plan, case, rank, wanted), wanted.cluster.memory_bytes
-            )
-            for (rank, case), report in zip(pairs, reports, strict=False)
+            wanted.stepped(plan, rank, case, report)
+            for (rank, case), report in zip(stepping, reports, strict=False)
         ]
         pipelines = [
             SteppedPipeline(case, report)
-            for case, report in zip(cases, reports[len(pairs) :], strict=False)
+            for case, report in zip(cases, reports[len(stepping) :], strict=False)
         ]
     findings = [
         *configuration.findings,
         *_of_devices(wanted, devices),
-        *_of_ranks(stepped),
-        *_between_ranks(stepped),
+        *of_ranks(stepped),
+        *between_ranks(stepped),
         *(finding for pipeline in pipelines for finding in pipeline.report.findings),
     ]
     return Rehearsal(
@@ -210,29 +186,10 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
         device=devices.kind,
         plan=plan,
         configuration=configuration,
-        ranks=tuple(stepped),
+        ranks=tuple(rank for rank in stepped if rank.case in cases),
         pipelines=tuple(pipelines),
         findings=tuple(sorted(dict.fromkeys(findings), key=lambda finding: not finding.stops)),
     )
-
-
-def _planned(plan: Plan, case: StepCase, rank: int, wanted: Wanted) -> RankPlan:
-    phase = next(phase for phase in plan.phases if phase.name == case.phase)
-    parallel = wanted.recipe.parallel
-    return phase.ranks[rank // (parallel.processes // parallel.pipeline)]
-
-
-def _between_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
-    """Of ranks in the same step, as far as they came."""
-    cases: dict[StepCase, list[RankReport]] = {}
-    for rank in stepped:
-        if rank.report.memory:
-            cases.setdefault(rank.case, []).append(rank.report)
-    for reports in cases.values():
-        yield from unlike_groups({report.rank: report.made_together for report in reports})
-        yield from unlike_collectives(
-            {report.rank: (*report.built_with, *report.collectives) for report in reports}
-        )
 
 
 def _of_devices(wanted: Wanted, devices: Devices) -> Iterator[Finding]:
@@ -242,25 +199,3 @@ def _of_devices(wanted: Wanted, devices: Devices) -> Iterator[Finding]:
             "the same as over a CUDA runtime, and kernels are within 2 % of it",
             stops=False,
         )
-
-
-def _of_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
-    for rank in stepped:
-        yield from rank.report.findings
-        number = rank.report.rank
-        if rank.report.groups > MOST_GROUPS:
-            yield Finding(
-                f"rank {number} is in {rank.report.groups:,} process groups, and NCCL keeps "
-                f"buffers for each: {MOST_GROUPS} are bearable"
-            )
-        if rank.report.groups_asked_here > MOST_ASKED:
-            yield Finding(
-                f"rank {number} has to take part in {rank.report.groups_asked_here:,} makings of "
-                f"process groups beside Megatron's, one after the other: {MOST_ASKED} are bearable"
-            )
-        if rank.report.memory and rank.total > rank.card:
-            yield Finding(
-                f"rank {number} needs {bytes_text(rank.total)} in {rank.case.schedule}, and its "
-                f"device has {bytes_text(rank.card)}",
-                "recompute more, or divide otherwise: `dsv3 plan --search` finds how",
-            )

@@ -122,7 +122,11 @@ class RankReport:
         memory: part → bytes at the fullest moment, of the step or of the optimizer, those included.
         moments: moment → bytes at its fullest.
         operations: of the step.
+        kept: bytes that a micro-batch keeps of each stage here, along the model.
+        growth: bytes that each micro-batch left behind for good.
+        sums: parameter → the groups over which its gradient was summed in the step.
         synchronisations: where the host waited for the device → how often, in the step.
+        drained: those where it waited for all that it had queued, and for no event of it.
         collectives: of the step, in order; built_with: those before it.
         messages: of all ranks of the pipeline, where those were asked for.
     """
@@ -138,7 +142,11 @@ class RankReport:
     memory: dict[MemoryPart, int] = field(default_factory=dict)
     moments: dict[Moment, int] = field(default_factory=dict)
     operations: Operations | None = None
+    kept: tuple[int, ...] = ()
+    growth: int = 0
+    sums: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     synchronisations: dict[str, int] = field(default_factory=dict)
+    drained: dict[str, int] = field(default_factory=dict)
     built_with: tuple[Issued, ...] = ()
     collectives: tuple[Issued, ...] = ()
     messages: Messages | None = None

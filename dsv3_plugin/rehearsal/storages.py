@@ -7,8 +7,9 @@ the micro-batches of a pipeline.
 import contextlib
 import threading
 import weakref
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,22 +18,43 @@ from torch.utils import _pytree as pytree
 ACTIVATIONS = "activations"
 
 
+@dataclass(frozen=True)
+class _Alive:
+    """A storage that is held by something.
+
+    Attributes:
+        reference: to it, weak.
+        part: which it belongs to.
+        size: bytes.
+        era: in which it was made.
+    """
+
+    reference: Any
+    part: str
+    size: int
+    era: Hashable
+
+
 class Storages:
     """Follows what operations make, on one device (a `Watcher`).
 
     Attributes:
         now: part → bytes that are alive.
         fullest: the same at the moment when there were most.
+        era: what is made now belongs to; whoever wants to tell eras apart moves it on.
+        by_era: era → bytes made in it that are alive.
     """
 
     def __init__(self, device_type: str) -> None:
         self._device_type = device_type
-        self._alive: dict[int, tuple[Any, str, int]] = {}
+        self._alive: dict[int, _Alive] = {}
         self._here = threading.local()  # the two sides of a pair are in the middle of their own
         self.now: dict[str, int] = defaultdict(int)
         self.total = 0
         self.most = 0
         self.fullest: dict[str, int] = {}
+        self.era: Hashable = None
+        self.by_era: Counter[Hashable] = Counter()
 
     def issued(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:
         for leaf in pytree.tree_leaves(result):
@@ -50,24 +72,20 @@ class Storages:
         key = id(storage)  # torch gives a storage one Python object for as long as it lives
         known = self._alive.get(key)
         if known is not None:
-            if part is not None and known[1] != part:
-                self._add(known[1], -known[2])
-                self._alive[key] = (known[0], part, known[2])
-                self._add(part, known[2])
+            if part is not None and known.part != part:
+                self._drop(key)
+                self._keep(key, replace(known, part=part))
             return
         part = part or getattr(self._here, "part", ACTIVATIONS)
-        size = storage.nbytes()
-        reference = weakref.ref(storage, lambda _: self._gone(key))
-        self._alive[key] = (reference, part, size)
-        self._add(part, size)
+        reference = weakref.ref(storage, lambda _: self._drop(key))
+        self._keep(key, _Alive(reference, part, storage.nbytes(), self.era))
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage was emptied, or filled again."""
         key = id(storage)
         if key in self._alive:
-            reference, part, size = self._alive[key]
-            self._alive[key] = (reference, part, storage.nbytes())
-            self._add(part, storage.nbytes() - size)
+            known = self._drop(key)
+            self._keep(key, replace(known, size=storage.nbytes()))
 
     def begin_moment(self) -> None:
         """Look for the fullest moment from here on."""
@@ -88,12 +106,18 @@ class Storages:
         for tensor in tensors:
             self.take(tensor, part)
 
-    def _gone(self, key: int) -> None:
-        _, part, size = self._alive.pop(key)
-        self._add(part, -size)
+    def _keep(self, key: int, alive: _Alive) -> None:
+        self._alive[key] = alive
+        self._add(alive, alive.size)
 
-    def _add(self, part: str, size: int) -> None:
-        self.now[part] += size
+    def _drop(self, key: int) -> _Alive:
+        alive = self._alive.pop(key)
+        self._add(alive, -alive.size)
+        return alive
+
+    def _add(self, alive: _Alive, size: int) -> None:
+        self.now[alive.part] += size
+        self.by_era[alive.era] += size
         self.total += size
         if self.total > self.most:
             self.most, self.fullest = self.total, dict(self.now)

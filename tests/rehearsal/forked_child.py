@@ -7,18 +7,25 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from dsv3_plugin.rehearsal.report import RankReport, Request
+from dsv3_plugin.upstream import cpu_host
 from tests.forked import forked
+from tests.rehearsal import faults
 
 
-def reports(requests: Sequence[Request]) -> list[RankReport]:
-    """What the children found, one after the other."""
-    return [_report(request) for request in requests]
+def reports(requests: Sequence[Request], fault: str | None = None) -> list[RankReport]:
+    """What the children found, one after the other.
+
+    Args:
+        requests: each has a child.
+        fault: a function of `faults`, called in each before it begins.
+    """
+    return [_report(request, fault) for request in requests]
 
 
-def _report(request: Request) -> RankReport:
+def _report(request: Request, fault: str | None) -> RankReport:
     context = forked()
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(request, writer), daemon=True)
+    process = context.Process(target=_child, args=(request, fault, writer), daemon=True)
     process.start()
     writer.close()
     try:
@@ -27,12 +34,15 @@ def _report(request: Request) -> RankReport:
         process.join()
 
 
-def _child(request: Request, writer: Connection) -> None:
+def _child(request: Request, fault: str | None, writer: Connection) -> None:
     from dsv3_plugin.rehearsal.child import answered
 
     log = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(log, stream)
+    if fault is not None:
+        cpu_host.enable()
+        getattr(faults, fault)()
     with tempfile.TemporaryDirectory() as scratch:
         writer.send(answered(request, Path(scratch)))
     os._exit(0)

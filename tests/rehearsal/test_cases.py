@@ -5,7 +5,7 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.memory.peak import RankOrder, rank_orders
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.rehearsal.cases import chosen_ranks, fold, step_cases
+from dsv3_plugin.rehearsal.cases import chosen_ranks, company_of, fold, shortest, step_cases
 from dsv3_plugin.schedules.placement import placement_of
 from dsv3_plugin.schedules.registry import SCHEDULES
 
@@ -55,3 +55,14 @@ def test_ranks_are_one_of_each_kind_or_those_that_are_named() -> None:
     for words in ("2048", "-1", "x", "1,,2", ""):
         with pytest.raises(UserError, match="give ranks from 0 to 2,047"):
             chosen_ranks(recipe, words)
+
+
+def test_ranks_of_shared_groups_keep_company_in_the_shortest_step() -> None:
+    recipe = load_recipe("pretrain/deepseek-v3", [])
+    assert company_of(recipe) == [0, 1, 64, 1024, 1025, 1088]
+    least = shortest(step_cases(recipe), 16)
+    assert least.schedule == "1f1b_v"
+    assert least.folded == SCHEDULES["1f1b_v"].least_micro_batches(16)
+    assert company_of(load_recipe("pretrain/tiny", [])) == [0, 1]
+    alone = ["parallel.processes=1", "parallel.expert=1"]
+    assert company_of(load_recipe("pretrain/tiny", alone)) == []

@@ -93,3 +93,16 @@ def test_groups_that_all_ranks_make_are_the_same_on_all():
     assert "ranks 0 and 4 part at process group 2 " in finding.sentence
     (finding,) = unlike_groups({0: ["a", "b"], 4: ["a"]})
     assert "rank 0 makes b, rank 4 none" in finding.sentence
+
+
+def test_what_all_hear_decides_who_is_compared():
+    """A rank without experts does not know that others have some, and skips their norm."""
+
+    def row(said, *more):
+        return [Issued(WORLD, "all_gather_object", 0, said=said), *more]
+
+    norm = Issued(WORLD, "allreduce_", 4, twin=1)
+    rows = {0: row("dense"), 1: row("dense"), 8: row("experts", norm), 9: row("experts", norm)}
+    assert unlike_collectives(rows) == []
+    (finding,) = unlike_collectives(rows | {9: row("experts")})
+    assert "ranks 8 and 9 part at collective 1" in finding.sentence

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +15,10 @@ from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.rehearsal.cases import step_cases
 from dsv3_plugin.rehearsal.child import answered
 from dsv3_plugin.rehearsal.children import _report
-from dsv3_plugin.rehearsal.rehearsal import (
-    Rehearsal,
-    SteppedPipeline,
-    SteppedRank,
-    Wanted,
-    _between_ranks,
-)
+from dsv3_plugin.rehearsal.findings import between_ranks
+from dsv3_plugin.rehearsal.rehearsal import Rehearsal, Wanted
 from dsv3_plugin.rehearsal.report import Finding, Issued, Messages, RankReport, Request
+from dsv3_plugin.rehearsal.stepped import SteppedPipeline, SteppedRank
 from dsv3_plugin.report.rehearsal import grids
 from dsv3_plugin.report.rehearsal.mapping import mapping
 from dsv3_plugin.report.rehearsal.sentences import in_time, pipelines
@@ -64,8 +61,11 @@ def test_there_are_messages_where_our_executor_runs_ranks(override, ranks, has):
     words = ("pipeline.schedule=1f1b", override) if override else ()
     recipe = load_resolved("pretrain/tiny", (*PIPELINE, *words), load_cluster("cpu").machine)
     cluster = load_cluster("cpu")
-    wanted = Wanted("tiny", (), "cpu", cluster, cluster.machine, recipe, ranks, 1.0)
+    wanted = Wanted("tiny", (), "cpu", cluster, cluster.machine, recipe, ranks, (), 1.0)
     assert wanted.has_pipeline is has
+
+
+PLANNED = SimpleNamespace(stages=())
 
 
 def test_ranks_are_compared_wherever_they_lie_in_their_pipelines():
@@ -74,17 +74,17 @@ def test_ranks_are_compared_wherever_they_lie_in_their_pipelines():
     def stepped(rank: int, size: int, case: str = "case", **fields: Any) -> SteppedRank:
         issued = (Issued((0, 1, 2, 3), "allreduce_", size),)
         fields = {"memory": {"weights": 1}, "collectives": issued, **fields}
-        return SteppedRank(case, RankReport(rank, rank // 2, **fields), None, 0)
+        return SteppedRank(case, RankReport(rank, rank // 2, **fields), PLANNED, 0, 0, 0)
 
     alike = [stepped(0, 8), stepped(1, 8), stepped(2, 8)]
     others = [stepped(3, 64, "another"), stepped(3, 64, memory={})]
-    assert list(_between_ranks([*alike, *others])) == []
-    (finding,) = _between_ranks([*alike, stepped(3, 64)])
+    assert list(between_ranks([*alike, *others])) == []
+    (finding,) = between_ranks([*alike, stepped(3, 64)])
     assert finding.sentence.startswith("ranks 0 and 3 part at collective 1")
-    (finding,) = _between_ranks([*alike, stepped(3, 8, made_together=("one of all ranks",))])
+    (finding,) = between_ranks([*alike, stepped(3, 8, made_together=("one of all ranks",))])
     assert finding.sentence.startswith("ranks 0 and 3 part at process group 1")
     built = stepped(3, 8, built_with=(Issued((0, 1, 2, 3), "barrier", 0),))
-    (finding,) = _between_ranks([*alike, built])
+    (finding,) = between_ranks([*alike, built])
     assert "rank 3 barrier" in finding.sentence
 
 
@@ -104,7 +104,9 @@ def test_who_waits_how_long_and_who_is_slowest_is_told(report):
     plan = make_plan(recipe, cluster, cluster.machine)
     case = step_cases(recipe)[-1]
     phase = next(phase for phase in plan.phases if phase.name == case.phase)
-    stepped = SteppedRank(case, RankReport(2, 2, memory={"weights": 1}), phase.ranks[2], 10**9)
+    stepped = SteppedRank(
+        case, RankReport(2, 2, memory={"weights": 1}), phase.ranks[2], 10**9, 0, 0
+    )
     found = Rehearsal(
         "tiny", 4, cluster, "the CPU host", plan, RankReport(0, 0), (stepped,),
         (SteppedPipeline(case, report),), (),

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from dsv3_plugin.planner.plan import MemoryPart
-from dsv3_plugin.rehearsal.rehearsal import Rehearsal, SteppedRank
+from dsv3_plugin.rehearsal.rehearsal import Rehearsal
+from dsv3_plugin.rehearsal.stepped import SteppedRank
 from dsv3_plugin.report.plan.grid import Grid
 from dsv3_plugin.report.plan.grids import unit_for
 from dsv3_plugin.report.plan.words import MEMORY, stages_text

@@ -3,7 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from dsv3_plugin.rehearsal.rehearsal import Rehearsal, SteppedPipeline, SteppedRank
+from dsv3_plugin.rehearsal.rehearsal import Rehearsal
+from dsv3_plugin.rehearsal.stepped import SteppedPipeline, SteppedRank
 
 
 def mapping(rehearsal: Rehearsal) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""What is to be said of ranks that took a step: each by itself, and all together."""
+
+from collections.abc import Iterator, Sequence
+
+from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.rehearsal.cases import StepCase
+from dsv3_plugin.rehearsal.collectives import unlike_collectives, unlike_groups
+from dsv3_plugin.rehearsal.replicas import unlike_sums
+from dsv3_plugin.rehearsal.report import Finding
+from dsv3_plugin.rehearsal.stepped import SteppedRank
+
+MOST_GROUPS = 128
+"""Process groups that a rank may be in: NCCL gives each buffers and threads of its own."""
+MOST_ASKED = 128
+"""Groups that the plugin may have a rank make: it takes as long as the rendezvous answers."""
+PER_TOKEN = 28
+"""Bytes of a token that a step keeps of every micro-batch: itself, its label and position as
+integers of 8 bytes, and its place in the mask as a number of 4."""
+UNLIKE = 0.01
+"""Of what a micro-batch keeps of a stage, by which stages of like layers may differ: rows of
+experts go up to multiples of 16 or 128."""
+
+
+def of_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
+    """Of each rank by itself."""
+    for rank in stepped:
+        yield from rank.report.findings
+        yield from _of_groups(rank)
+        yield from _of_host(rank)
+        yield from _of_memory(rank)
+
+
+def between_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
+    """Of ranks in the same step, as far as they came."""
+    cases: dict[StepCase, list[SteppedRank]] = {}
+    for rank in stepped:
+        if rank.report.memory:
+            cases.setdefault(rank.case, []).append(rank)
+    for ranks in cases.values():
+        reports = {rank.report.rank: rank.report for rank in ranks}
+        yield from unlike_groups({rank: each.made_together for rank, each in reports.items()})
+        yield from unlike_collectives(
+            {rank: (*each.built_with, *each.collectives) for rank, each in reports.items()}
+        )
+        yield from unlike_sums({rank: each.sums for rank, each in reports.items()})
+        yield from _unlike_stages(ranks)
+
+
+def _of_groups(rank: SteppedRank) -> Iterator[Finding]:
+    report = rank.report
+    if report.groups > MOST_GROUPS:
+        yield Finding(
+            f"rank {report.rank} is in {report.groups:,} process groups, and NCCL keeps "
+            f"buffers for each: {MOST_GROUPS} are bearable"
+        )
+    if report.groups_asked_here > MOST_ASKED:
+        yield Finding(
+            f"rank {report.rank} has to take part in {report.groups_asked_here:,} makings of "
+            f"process groups beside Megatron's, one after the other: {MOST_ASKED} are bearable"
+        )
+
+
+def _of_host(rank: SteppedRank) -> Iterator[Finding]:
+    """What the host waits for once or twice in a step is of the step, and of no micro-batch."""
+    for where, times in rank.report.drained.items():
+        if times >= max(3, rank.case.folded):
+            yield Finding(
+                f"the host of rank {rank.report.rank} waits for its device {times:,} times in a "
+                f"step of {rank.case.folded} micro-batches, in {where}: what it queued runs out, "
+                "and other ranks wait with it",
+                "a copy to pinned memory on a stream beside, and an event to wait for",
+            )
+
+
+def _of_memory(rank: SteppedRank) -> Iterator[Finding]:
+    report, case = rank.report, rank.case
+    if not report.memory:
+        return
+    later = report.growth * (case.micro_batches - case.folded)
+    if report.growth > PER_TOKEN * rank.tokens:
+        yield Finding(
+            f"rank {report.rank} keeps {bytes_text(report.growth)} of every micro-batch after its "
+            f"backward: {bytes_text(report.growth * case.micro_batches)} at the end of a step of "
+            f"{case.micro_batches}"
+        )
+    if rank.total + later > rank.card:
+        yield Finding(
+            f"rank {report.rank} needs {bytes_text(rank.total + later)} in {case.schedule}, and "
+            f"its device has {bytes_text(rank.card)}",
+            "recompute more, or divide otherwise: `dsv3 plan --search` finds how",
+        )
+
+
+def _unlike_stages(ranks: Sequence[SteppedRank]) -> Iterator[Finding]:
+    """Stages of like layers that keep unlike amounts of a micro-batch: the first two."""
+    kept: dict[object, tuple[int, int]] = {}
+    for rank in ranks:
+        for stage, size in zip(rank.planned.stages, rank.report.kept, strict=False):
+            other, expected = kept.setdefault(stage, (rank.report.rank, size))
+            # What is sent is held by the one stage or by the other.
+            if abs(size - expected) > UNLIKE * max(size, expected) + rank.message:
+                yield Finding(
+                    f"stages of like layers keep unlike amounts of a micro-batch: "
+                    f"{bytes_text(expected)} on rank {other}, {bytes_text(size)} on rank "
+                    f"{rank.report.rank}"
+                )
+                return

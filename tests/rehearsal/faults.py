@@ -1,0 +1,84 @@
+"""Faults that a rehearsal has to find: each is put into the code that a child runs, by its name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dsv3_plugin.upstream.replace import Replacer
+
+_replacer = Replacer()
+"""Never restored: the child ends with it."""
+
+
+def _before(target: str, do: Callable[..., Any]) -> None:
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            do(*args)
+            return original(*args, **kwargs)
+
+        return wrapped
+
+    _replacer.wrap(target, wrap)
+
+
+def _before_dispatch(do: Callable[[torch.Tensor], Any]) -> None:
+    preprocess = "dsv3_plugin.dispatch.moe_layer:MoELayer.preprocess"
+    _before(preprocess, lambda layer, hidden, *rest: do(hidden))
+
+
+def the_embeddings_stay_apart() -> None:
+    """First and last stage do not add the gradients of the embedding that both hold."""
+    where = "megatron.core.distributed.finalize_model_grads"
+    _replacer.set(f"{where}:_allreduce_word_embedding_grads", lambda *args, **kwargs: None)
+
+
+def some_members_alone_issue() -> None:
+    """A collective of the ranks that share experts, on every second of them."""
+    from megatron.core import parallel_state
+
+    def issue(hidden: torch.Tensor) -> None:
+        if dist.get_rank() % 2 == 0:
+            group = parallel_state.get_expert_model_parallel_group()
+            dist.all_reduce(hidden.new_zeros(4), group=group)
+
+    _before_dispatch(issue)
+
+
+def some_ranks_make_a_group() -> None:
+    """Which all have to make."""
+
+    def make(*args: Any) -> None:
+        if dist.get_rank() == 0:
+            dist.new_group([0, 1])
+
+    _before("dsv3_plugin.training.trainer:train_configured", make)
+
+
+def every_micro_batch_leaves_its_gradient() -> None:
+    """In a list that nobody empties."""
+    kept: list[torch.Tensor] = []
+
+    def keep(step: Any, part: Any, gradient: torch.Tensor | None) -> None:
+        if gradient is not None:
+            kept.append(torch.empty_like(gradient))
+
+    _before("dsv3_plugin.pipeline.rank_step:RankStep._after_backward", keep)
+
+
+def one_layer_recomputes_nothing() -> None:
+    """The third, whatever it was told."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def made(layer: Any, *args: Any, **kwargs: Any) -> None:
+            original(layer, *args, **kwargs)
+            if layer.layer_number == 3:
+                for module in layer.modules():
+                    for name in [name for name in vars(module) if "recompute" in name]:
+                        setattr(module, name, False)
+
+        return made
+
+    where = "megatron.core.transformer.transformer_layer:TransformerLayer.__init__"
+    _replacer.wrap(where, wrap)

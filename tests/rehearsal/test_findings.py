@@ -1,0 +1,54 @@
+"""What is said of ranks that took a step."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dsv3_plugin.planner.stages import Stage
+from dsv3_plugin.rehearsal.cases import StepCase
+from dsv3_plugin.rehearsal.findings import between_ranks, of_ranks
+from dsv3_plugin.rehearsal.report import RankReport
+from dsv3_plugin.rehearsal.stepped import SteppedRank
+
+CASE = StepCase("all", "zbv", micro_batches=100, folded=12)
+CARD, TOKENS, MESSAGE = 80_000_000_000, 4096, 10
+
+
+def stepped(rank: int = 0, stages: tuple[Stage, ...] = (), **fields: Any) -> SteppedRank:
+    report = RankReport(rank, 0, **{"memory": {"weights": 1_000_000_000}, **fields})
+    planned = SimpleNamespace(stages=stages, memory_bytes={"allocator": 4_000_000_000})
+    return SteppedRank(CASE, report, planned, CARD, TOKENS, MESSAGE)
+
+
+def sentences(*ranks: SteppedRank) -> list[str]:
+    return [finding.sentence for finding in of_ranks(ranks) if finding.stops]
+
+
+def test_a_rank_that_holds_what_fits_and_waits_for_nothing_in_the_step():
+    waits = {"megatron.training.reduce": 1, "megatron.clip": 2}
+    assert sentences(stepped(drained=waits, growth=24 * TOKENS, groups=30)) == []
+
+
+def test_a_host_that_waits_in_every_micro_batch():
+    (sentence,) = sentences(stepped(3, drained={"dsv3_plugin.dispatch.counts": 12}))
+    assert sentence.startswith("the host of rank 3 waits for its device 12 times in a step of 12 ")
+    assert "in dsv3_plugin.dispatch.counts" in sentence
+
+
+def test_what_every_micro_batch_leaves_behind_is_counted_for_all_of_them():
+    (sentence,) = sentences(stepped(growth=1_000_000))
+    assert "keeps 1.0 MB of every micro-batch after its backward: 100.0 MB at the end" in sentence
+    grown, full = sentences(stepped(growth=900_000_000))
+    assert "90.0 GB at the end" in grown
+    assert full.startswith("rank 0 needs 84.2 GB in zbv, and its device has 80.0 GB")
+
+
+@pytest.mark.parametrize(("kept", "unlike"), [((1000, 1020, 7), 0), ((1000, 1021, 7), 1)])
+def test_stages_of_like_layers_keep_alike(kept: tuple[int, ...], unlike: int):
+    stages = (Stage(moe=2), Stage(moe=2), Stage(moe=1))
+    found = list(between_ranks([stepped(0, stages, kept=kept)]))
+    assert len(found) == unlike
+    elsewhere = stepped(4, (Stage(moe=2),), kept=(1100,))
+    first, *_ = between_ranks([stepped(0, stages, kept=(1000, 1000, 7)), elsewhere])
+    assert "1.0 kB on rank 0, 1.1 kB on rank 4" in first.sentence
