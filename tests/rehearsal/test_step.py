@@ -53,14 +53,14 @@ def full() -> Callable[..., list[str]]:
     ]
 
 
-def test_a_rank_of_the_full_recipe_fits_and_is_as_planned(
+def test_a_rank_of_the_full_recipe_is_as_planned_and_has_five_to_spare_where_experts_are_uneven(
     dsv3: Callable[..., Said], full: Callable[..., list[str]]
 ) -> None:
-    found = _found(dsv3(*full("--ranks", "1024")))
+    found = _found(dsv3(*full("--ranks", "1024", "--imbalance", "1.2")))
     assert found["would_run"]
     (rank,) = found["ranks"]
     assert rank["schedule"] == "dualpipe_v"
-    assert sum(rank["memory"].values()) < rank["card"]
+    assert sum(rank["memory"].values()) <= rank["card"] - 5e9
     assert "CUDA runtime" in found["device"]
     for part in (
         "weights", "gradients", "optimizer", "fp8_copies", "activations", "dispatch_buffers",

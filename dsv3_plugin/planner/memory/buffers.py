@@ -58,8 +58,11 @@ def dispatch_buffers(setting: Setting, stages: tuple[Stage, ...], pairs: bool) -
         return int(2 * arriving * (1 + pairs)) + _deepep(setting)
     nodes = max(1, setting.expert // setting.ranks_per_node)
     to_nodes = _copies(setting, nodes) * setting.tokens_split * row if nodes > 1 else 0
+    # What it hands on between nodes comes from all ranks of its own, the busiest being one of them.
+    nearby = min(setting.expert, setting.ranks_per_node)
+    handed_on = to_ranks * (1 + (setting.imbalance - 1) / nearby) * row
     # On the way back, in the activations' type: rows sent and received on both hops.
-    return int((2 * arriving + 2 * to_nodes) * (1 + pairs))
+    return int((arriving + handed_on + 2 * to_nodes) * (1 + pairs))
 
 
 def saving(setting: Setting, stages: tuple[Stage, ...]) -> int:

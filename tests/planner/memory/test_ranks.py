@@ -43,8 +43,9 @@ def test_a_middle_rank_has_what_was_estimated_for_it(ranks: list[RankMemory]) ->
     assert 77 < ranks[7].total / 1e9 < 85
 
 
-def test_the_recipe_fits_with_five_to_spare_at_an_imbalance_of_a_fifth() -> None:
-    shipped = steps_of("pretrain/deepseek-v3")
+@pytest.mark.parametrize("cluster", ["h800", "h100"])
+def test_the_recipe_fits_with_five_to_spare_at_an_imbalance_of_a_fifth(cluster: str) -> None:
+    shipped = steps_of("pretrain/deepseek-v3", cluster=cluster)
     uneven = replace(shipped, setting=replace(shipped.setting, imbalance=1.2))
     for phase in phases_of(shipped.recipe):
         held = [rank.total for rank in rank_memories(uneven, phase.largest)]
@@ -140,6 +141,17 @@ def test_dispatchers_have_buffers_where_experts_are_elsewhere(dispatcher: str) -
     if dispatcher != "hybridep":  # which has room for everything once
         both = dispatch_buffers(setting, experts, pairs=True)
         assert both > 1.4 * dispatch_buffers(setting, experts, pairs=False)
+
+
+def test_a_rank_hands_on_for_all_ranks_of_its_node_and_one_of_them_is_the_busiest() -> None:
+    def growth(dispatcher: str) -> int:
+        even = replace(V3.setting, dispatcher=dispatcher)
+        uneven = replace(even, imbalance=1.2)
+        busy, mean = (dispatch_buffers(one, (Stage(moe=2),), pairs=True) for one in (uneven, even))
+        return busy - mean
+
+    # What DeepEP receives and sends back is all for its own experts.
+    assert growth("two_hop") / growth("deepep") == pytest.approx((1 + 1 / 8) / 2)
 
 
 def test_a_cpu_has_neither_context_nor_communicators() -> None:
