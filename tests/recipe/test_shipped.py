@@ -72,6 +72,23 @@ def test_deepseek_v3_is_the_report():
     assert layers == even_layers(recipe.model, stage_placement(16, 2))
 
 
+@pytest.mark.parametrize(("phase", "length", "batch"), [("32k", 32, 1920), ("128k", 128, 480)])
+def test_deepseek_v3s_extension_is_the_report(phase, length, batch):
+    recipe = load_recipe(f"extend/deepseek-v3-{phase}")
+    assert recipe.data.seq_length == length * 1024
+    assert recipe.total_steps == 1000
+    curves = recipe.curves
+    for tokens in (0, recipe.total_tokens - 1):
+        assert recipe.batch_schedule.batch(tokens) == batch
+        assert curves.learning_rate(tokens) == 7.3e-6
+        assert (curves.router_bias_speed(tokens), curves.mtp_weight(tokens)) == (0.0, 0.1)
+    model = recipe.model
+    assert (model.rope_type, model.rotary_scaling_factor) == ("yarn", 40)
+    assert model.original_max_position_embeddings == 4096
+    assert (model.beta_slow, model.beta_fast) == (1, 32)  # the report's α and β
+    assert model.mscale == model.mscale_all_dim == 1  # √t = 0.1 ln s + 1, on queries and keys alike
+
+
 def test_tiny_runs_on_two_processes():
     recipe = load_recipe("pretrain/tiny")
     assert (recipe.parallel.processes, recipe.parallel.expert) == (2, 2)

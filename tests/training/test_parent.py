@@ -127,8 +127,15 @@ def test_another_model_length_or_scale_is_refused(before, wanted, sentence):
         parent.refuse_another(before, wanted)
 
 
-def test_shipped_recipes_follow_one_another():
-    names = ("pretrain/tiny", "extend/tiny-1k", "extend/tiny-4k")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("pretrain/tiny", "extend/tiny-1k", "extend/tiny-4k"),
+        ("pretrain/deepseek-v3", "extend/deepseek-v3-32k", "extend/deepseek-v3-128k"),
+    ],
+    ids=["tiny", "deepseek-v3"],
+)
+def test_shipped_recipes_follow_one_another(names):
     for before, after in itertools.pairwise(map(load_recipe, names)):
         assert after.from_ == before.directory
         parent.refuse_another(of(before.model, before.data.seq_length), after.model)
