@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy
 from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -14,6 +15,7 @@ from dsv3_plugin.evaluation.checkpoint import Place
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.common import HELD_OUT_SETS
 
 _SUFFIXES = (".bin", ".idx")
 
@@ -39,7 +41,7 @@ class TokenSet:
         number = int(numpy.searchsorted(self._ends, first, side="right"))
         offset = first - (int(self._ends[number - 1]) if number else 0)
         while count:
-            piece = self._documents.get(number, offset)[:count]
+            piece = self.documents.get(number, offset)[:count]
             pieces.append(piece)
             count -= len(piece)
             number, offset = number + 1, 0
@@ -61,13 +63,14 @@ class TokenSet:
         return [length * (number * there // chosen) for number in range(chosen)]
 
     @cached_property
-    def _documents(self) -> IndexedDataset:
+    def documents(self) -> IndexedDataset:
+        """Each of them, checked; its arrays are views of a mapping that goes when it does."""
         read_index(self.prefix)  # upstream reads wherever an index points
         return IndexedDataset(str(self.prefix))
 
     @cached_property
     def _ends(self) -> numpy.ndarray:
-        return numpy.cumsum(self._documents.sequence_lengths, dtype=numpy.int64)
+        return numpy.cumsum(self.documents.sequence_lengths, dtype=numpy.int64)
 
 
 def held_out_sets(place: Place, data: str | None) -> list[TokenSet]:
@@ -88,14 +91,10 @@ def held_out_sets(place: Place, data: str | None) -> list[TokenSet]:
             f"{place.folder} lies in no run's folder, so nothing says what was held out: name a "
             "dataset with --data"
         )
-    sets = [
-        TokenSet(f"the held-out part of {dataset.folder}", dataset.held_out_prefix)
-        for dataset in datasets_of(place.run)
-        if dataset.held_out_prefix is not None
-    ]
+    sets = held_out_of(place.run)
     if not sets:
         raise UserError(f"{place.run.root} held nothing out: name a dataset with --data")
-    return sets
+    return [one.tokens for one in sets]
 
 
 def _named_sets(path: Path) -> list[TokenSet]:
@@ -113,21 +112,54 @@ def _named_sets(path: Path) -> list[TokenSet]:
     return [TokenSet(str(path), prefix)]
 
 
-def datasets_of(run: RunFolder) -> list[Dataset]:
-    """The datasets of a run, wherever its own folder is by now; several are those of a mixture.
+@dataclass(frozen=True)
+class HeldOut:
+    """What a run held out: the part of a dataset, or a set of its own.
+
+    Attributes:
+        dataset: that it is of.
+        tokens: of it.
+    """
+
+    dataset: Dataset
+    tokens: TokenSet
+
+
+def held_out_of(run: RunFolder) -> list[HeldOut]:
+    """All that a run held out, wherever its own folder is by now.
+
+    The held-out part of its dataset, or of each of a mixture's, then the sets that it names.
 
     Raises:
-        UserError: one of them is damaged.
+        UserError: a dataset is damaged.
     """
-    data = yaml_text.read_mapping(run.recipe).get("data")
-    path = data.get("path") if isinstance(data, dict) else None
+    data = _data_of(run)
+    path = data.get("path")
     folder = named(path) if isinstance(path, str) else run.root / "data"
-    manifests = [folder / MANIFEST, *sorted(folder.glob(f"*/{MANIFEST}"))]
-    return [open_dataset(manifest.parent) for manifest in manifests if manifest.exists()]
+    trained_on = [folder, *sorted(place.parent for place in folder.glob(f"*/{MANIFEST}"))]
+    parts = [
+        HeldOut(one, TokenSet(f"the held-out part of {one.folder}", one.held_out_prefix))
+        for one in _datasets(trained_on)
+        if one.held_out_prefix is not None
+    ]
+    names = data.get("held_out_sets")
+    own = [folder / HELD_OUT_SETS / name for name in names] if isinstance(names, dict) else []
+    return parts + [
+        HeldOut(one, TokenSet(one.folder.name, one.train_prefix)) for one in _datasets(own)
+    ]
+
+
+def _datasets(folders: list[Path]) -> list[Dataset]:
+    return [open_dataset(folder) for folder in folders if (folder / MANIFEST).exists()]
 
 
 def sequence_length_of(run: RunFolder) -> int | None:
     """How long a run's sequences are; None: its recipe does not say."""
-    data = yaml_text.read_mapping(run.recipe).get("data")
-    length = data.get("seq_length") if isinstance(data, dict) else None
+    length = _data_of(run).get("seq_length")
     return length if isinstance(length, int) else None
+
+
+def _data_of(run: RunFolder) -> dict[str, Any]:
+    """A recipe's section on data."""
+    data = yaml_text.read_mapping(run.recipe).get("data")
+    return data if isinstance(data, dict) else {}

@@ -4,15 +4,12 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from megatron.core.datasets.indexed_dataset import IndexedDataset
-
 from dsv3_plugin.data.corpus import STDLIB, find_sources
-from dsv3_plugin.data.dataset_folder import Dataset
 from dsv3_plugin.data.dataset_tokenizer import tokenizer_of
 from dsv3_plugin.data.documents import read_documents
 from dsv3_plugin.evaluation.checkpoint import Coder, Place
 from dsv3_plugin.evaluation.haystack import Haystack
-from dsv3_plugin.evaluation.held_out import datasets_of
+from dsv3_plugin.evaluation.held_out import HeldOut, held_out_of
 
 
 @dataclass(frozen=True)
@@ -49,20 +46,18 @@ def texts_for(place: Place, corpus: str | None, seed: int) -> Texts:
         UserError: there is no such corpus, or it or the run's dataset cannot be read.
     """
     draw = random.Random(seed)
-    if corpus is None and place.run is not None:
-        held_out = [one for one in datasets_of(place.run) if one.held_out_prefix is not None]
-        if held_out:
-            return Texts(f"the held-out text of {place.run.root}", _held_out(held_out, draw))
+    if corpus is None and place.run is not None and (held_out := held_out_of(place.run)):
+        return Texts(f"the held-out text of {place.run.root}", _held_out(held_out, draw))
     sources = find_sources(corpus or STDLIB)
     draw.shuffle(sources)
     return Texts(corpus or STDLIB, (document.text for document in read_documents(sources)))
 
 
-def _held_out(datasets: list[Dataset], draw: random.Random) -> Iterator[str]:
-    """The documents of held-out parts, mixed."""
-    opened = [(tokenizer_of(one), IndexedDataset(str(one.held_out_prefix))) for one in datasets]
-    places = [(of, number) for of, (_, part) in enumerate(opened) for number in range(len(part))]
+def _held_out(sets: list[HeldOut], draw: random.Random) -> Iterator[str]:
+    """The documents of what was held out, mixed."""
+    tokenizers = [tokenizer_of(one.dataset) for one in sets]
+    parts = [one.tokens.documents for one in sets]
+    places = [(of, number) for of, part in enumerate(parts) for number in range(len(part))]
     for of, number in draw.sample(places, len(places)):
-        tokenizer, documents = opened[of]
-        tokens = documents[number].tolist()
-        yield tokenizer.decode([token for token in tokens if token != tokenizer.eos_id])
+        tokens, end = parts[of][number].tolist(), tokenizers[of].eos_id
+        yield tokenizers[of].decode([token for token in tokens if token != end])

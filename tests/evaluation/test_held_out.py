@@ -1,6 +1,7 @@
 """Held-out tokens: documents end to end, sequences spread over them, and what is refused."""
 
 import itertools
+import shutil
 
 import numpy
 import pytest
@@ -9,7 +10,8 @@ from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.data.dataset_folder import open_dataset
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.evaluation.checkpoint import Place
-from dsv3_plugin.evaluation.held_out import TokenSet, held_out_sets
+from dsv3_plugin.evaluation.held_out import TokenSet, held_out_of, held_out_sets
+from dsv3_plugin.files.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -70,3 +72,20 @@ def test_checkpoints_outside_of_a_run_need_a_name(trained, tmp_path):
     elsewhere.symlink_to(tracker.find(trained.checkpoints).parent)
     with pytest.raises(UserError, match="lies in no run's folder"):
         held_out_sets(Place.named(elsewhere), None)
+
+
+def test_a_runs_named_sets_are_read_beside_its_parts(trained, tmp_path):
+    """As `data.held_out_sets` leaves them; a mixture has a part of each member."""
+    run = RunFolder(tmp_path)
+    run.write_recipe("data: {held_out_sets: {code: texts, prose: texts}}")
+    for place in ("data/member0", "data/member1", "data/held_out_sets/code"):
+        shutil.copytree(trained.data, tmp_path / place)
+    found = [one.tokens for one in held_out_of(run)]
+    assert [one.name for one in found] == [
+        f"the held-out part of {tmp_path}/data/member0",
+        f"the held-out part of {tmp_path}/data/member1",
+        "code",
+    ]
+    manifest = open_dataset(trained.data).manifest
+    sizes = [manifest.held_out.tokens] * 2 + [manifest.train.tokens]
+    assert [len(one) for one in found] == sizes
