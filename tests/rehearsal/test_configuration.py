@@ -70,7 +70,9 @@ def test_what_is_lifted_has_a_reason_and_a_test() -> None:
 
 
 SHIPPED = [
-    f"pretrain/{path.stem}" for path in sorted((shipped_folder() / "pretrain").glob("*.yaml"))
+    f"{path.parent.name}/{path.stem}"
+    for path in sorted(shipped_folder().glob("*/*.yaml"))
+    if path.parent.name != "models"
 ]
 
 
