@@ -55,15 +55,17 @@ class StageInputs(NamedTuple):
     Attributes:
         tokens: `tokens` and `position_ids`, for the embedding.
         labels: `labels` and `loss_mask`, for the loss.
+        padding: `padding_mask`, for the routers of its layers.
     """
 
     tokens: bool
     labels: bool
+    padding: bool = False
 
     @property
     def any(self) -> bool:
         """Whether the stage reads batches at all."""
-        return self.tokens or self.labels
+        return self.tokens or self.labels or self.padding
 
 
 InputsOfStage = Callable[[int | None], StageInputs]
@@ -105,29 +107,36 @@ def get_batch(samples: Iterator[Sample] | None, inputs: StageInputs) -> Batch:
     args = get_args()
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
     sample: Sample = {}
+    read: Sample = {}
     if tp_rank == 0:
         assert samples is not None, "no dataset was built on a rank that reads batches"
         read = next(samples)
         for key in SAMPLE_KEYS:
             value = read.get(key)
             sample[key] = None if value is None else value.cuda(non_blocking=True)
-    sample = get_batch_on_this_tp_rank(
-        sample,
-        has_cu_seqlens=False,
-        is_hybrid_cp=False,
-        create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
-        broadcast_src_rank=parallel_state.get_tensor_model_parallel_src_rank(),
-        broadcast_group=parallel_state.get_tensor_model_parallel_group(),
-        cp_size=args.context_parallel_size,
-        tp_rank=tp_rank,
-        micro_batch_size=args.micro_batch_size,
-        seq_length=args.seq_length,
-        # Upstream asks where the stage stands; what it does with the answer is choose tensors.
-        mtp_on_this_rank=inputs.tokens and inputs.labels,
-        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
-        is_pipeline_first_stage=inputs.tokens,
-        is_pipeline_last_stage=inputs.labels,
+    sample = (
+        {}
+        if not (inputs.tokens or inputs.labels)
+        else get_batch_on_this_tp_rank(
+            sample,
+            has_cu_seqlens=False,
+            is_hybrid_cp=False,
+            create_attention_mask_in_dataloader=args.create_attention_mask_in_dataloader,
+            broadcast_src_rank=parallel_state.get_tensor_model_parallel_src_rank(),
+            broadcast_group=parallel_state.get_tensor_model_parallel_group(),
+            cp_size=args.context_parallel_size,
+            tp_rank=tp_rank,
+            micro_batch_size=args.micro_batch_size,
+            seq_length=args.seq_length,
+            # Upstream asks where the stage stands; what it does with the answer is choose tensors.
+            mtp_on_this_rank=inputs.tokens and inputs.labels,
+            pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+            is_pipeline_first_stage=inputs.tokens,
+            is_pipeline_last_stage=inputs.labels,
+        )
     )
+    if inputs.padding:
+        sample["padding_mask"] = _padding_mask(read.get("padding_mask"))
     group = parallel_state.get_context_parallel_group()
     whole = sample.get("loss_mask")
     sample = get_batch_on_this_cp_rank(sample, is_hybrid_cp=False, cp_group=group)
@@ -135,4 +144,23 @@ def get_batch(samples: Iterator[Sample] | None, inputs: StageInputs) -> Batch:
     if group.size() > 1 and whole is not None and not args.calculate_per_token_loss:
         mean = whole.sum() / group.size()
         share = sample["loss_mask"].sum() / mean.clamp(min=1 / group.size())
-    return Batch(**{key: sample.get(key) for key in SAMPLE_KEYS}, loss_share=share)
+    return Batch(
+        **{key: sample.get(key) for key in (*SAMPLE_KEYS, "padding_mask")}, loss_share=share
+    )
+
+
+def _padding_mask(read: torch.Tensor | None) -> torch.Tensor:
+    """What tensor-parallel rank 0 has read, on all of them; upstream hands on nothing like it."""
+    args = get_args()
+    if read is None:
+        shape = (args.micro_batch_size, args.seq_length)
+        mask = torch.empty(shape, dtype=torch.uint8, device=torch.cuda.current_device())
+    else:
+        mask = read.to(torch.uint8).cuda(non_blocking=True)
+    if parallel_state.get_tensor_model_parallel_world_size() > 1:
+        torch.distributed.broadcast(
+            mask,
+            parallel_state.get_tensor_model_parallel_src_rank(),
+            group=parallel_state.get_tensor_model_parallel_group(),
+        )
+    return mask.bool()

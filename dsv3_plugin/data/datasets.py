@@ -34,6 +34,7 @@ from dsv3_plugin.data.batch import InputsOfStage, stage_inputs
 from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.evaluated import Endless, InTurn
 from dsv3_plugin.data.index_file import read_index
+from dsv3_plugin.data.whole import WholeDocuments, WholePacking, whole_documents
 from dsv3_plugin.distributed.rank_zero_first import rank_zero_first
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.full_disk import reason
@@ -142,7 +143,9 @@ class MockDocuments(_NoTokenIsPadding, MockGPTDataset):
 
 
 def datasets_provider(
-    inputs_of_stage: InputsOfStage = stage_inputs, held_out_sets: Sequence[Path] = ()
+    inputs_of_stage: InputsOfStage = stage_inputs,
+    held_out_sets: Sequence[Path] = (),
+    whole: WholePacking | None = None,
 ) -> Provider:
     """A `train_valid_test_datasets_provider` in upstream's signature.
 
@@ -152,18 +155,22 @@ def datasets_provider(
             writes the indices that the others load.
         held_out_sets: prefixes of datasets that evaluations read in turn, an evaluation's batches
             of each, behind upstream's `--valid-data-path`.
+        whole: how documents stay whole, in training and evaluations; None: they are a stream.
     """
 
     def train_valid_test_datasets_provider(
         num_samples: Sequence[int | None], vp_stage: int | None = None
     ) -> tuple[Any, Any, Any]:
         def is_built_on_rank() -> bool:
-            reads = inputs_of_stage(vp_stage).any
+            # Padding is read by every stage: all of them have routers.
+            reads = whole is not None or inputs_of_stage(vp_stage).any
             return reads and parallel_state.get_tensor_model_parallel_rank() == 0
 
         args = get_args()
         config = dataset_config(args)
-        dataset = MockDocuments if args.mock_data else Documents
+        dataset: Any = MockDocuments if args.mock_data else Documents
+        if whole is not None:
+            config, dataset = whole_documents(config, whole, _train_weights(args)), WholeDocuments
         sizes = [samples if samples is None else max(samples, 1) for samples in num_samples]
 
         def build(config: GPTDatasetConfig) -> list[Any]:
@@ -234,6 +241,13 @@ def dataset_config(args: Any) -> GPTDatasetConfig:
     )
 
 
+def _train_weights(args: Any) -> list[float] | None:
+    """Of the training blend, as they were given; None: they were not."""
+    _, per_split = get_blend_and_blend_per_split(args)
+    blend = per_split and per_split[Split.train.value]
+    return blend[1] if blend else None
+
+
 def _with_weights(
     prefixes: list[str], weights: list[float] | None
 ) -> tuple[list[str], list[float] | None]:
@@ -277,16 +291,18 @@ def _cache(folder: str | None, prefixes: Sequence[Path]) -> str | None:
 
 
 def _index_folders(config: GPTDatasetConfig) -> list[Path]:
-    """Where `Documents` keeps its indices (`GPTDataset._build_document_sample_shuffle_indices`)."""
+    """Where datasets keep their indices (`GPTDataset._build_document_sample_shuffle_indices`)."""
     if config.path_to_cache:
         return [Path(config.path_to_cache)]
     prefixes = _prefixes(config.blend, config.blend_per_split)
-    return [prefix / "cache" / f"{Documents.__name__}_indices" for prefix in prefixes]
+    kinds = (Documents.__name__, WholeDocuments.__name__)
+    return [prefix / "cache" / f"{kind}_indices" for prefix in prefixes for kind in kinds]
 
 
 _BLEND = BlendedDataset.__name__
 _INDICES = {
     Documents.__name__: ("document", "sample", "shuffle"),
+    WholeDocuments.__name__: WholeDocuments.INDICES,
     _BLEND: ("dataset", "dataset_sample"),
 }
 """What upstream keeps of a dataset: the indices of each class."""

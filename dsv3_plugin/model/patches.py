@@ -1,6 +1,6 @@
 """What model/ replaces of upstream, and why: its rows of the table of patches."""
 
-from dsv3_plugin.model import head, layers, loss, next_tokens
+from dsv3_plugin.model import head, layers, loss, mtp_padding, next_tokens
 from dsv3_plugin.upstream.patching import Patch
 
 PATCHES: tuple[Patch, ...] = (
@@ -9,6 +9,16 @@ PATCHES: tuple[Patch, ...] = (
         replacement=layers.choose_mtp_block_spec,
         reason="upstream's builder makes the MTP layers' spec itself and never asks --spec",
         test="tests/model/test_specs.py",
+        wraps=True,
+    ),
+    Patch(
+        targets=(
+            "megatron.core.transformer.multi_token_prediction:"
+            "MultiTokenPredictionLayer._get_embeddings",
+        ),
+        replacement=mtp_padding.get_embeddings,
+        reason="the last place of a padded sequence counts in the router of an MTP layer",
+        test="tests/model/test_mtp_padding.py",
         wraps=True,
     ),
     Patch(

@@ -82,6 +82,14 @@ class Data(Section):
     that of the weights that a stage begins with."""
     seq_length: Size
     """Tokens per sequence."""
+    packing: Literal["stream", "whole"] = "stream"
+    """stream: documents laid end to end, and cut every `seq_length` tokens; whole: one that fits
+    into a sequence is never cut, and what a sequence has left is padding."""
+    long_document_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """With packing: whole, the share of the training tokens that come from long documents; null: as
+    they come."""
+    long_document: Size | None = None
+    """Tokens of a long document, at the least; null: half of seq_length."""
     fim_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of documents rearranged for fill-in-the-middle (prefix, suffix, middle)."""
     held_out: Fraction = 0.01
@@ -90,6 +98,11 @@ class Data(Section):
     """Corpora by name (`{code: code.jsonl, …}`) that are only evaluated on, each by itself."""
     path: str | None = None
     """Folder of the indexed corpus; null: `data` in the run's folder."""
+
+    @property
+    def least_of_long(self) -> int:
+        """Tokens of a long document, at the least."""
+        return self.long_document or max(self.seq_length // 2, 1)
 
     @pydantic.field_validator("tokenizer", mode="before")
     @classmethod

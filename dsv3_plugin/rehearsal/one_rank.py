@@ -290,6 +290,7 @@ def _give_samples(recipe: Recipe, replacer: Replacer) -> None:
                 "labels": numbers,
                 "position_ids": numbers,
                 "loss_mask": torch.ones(shape),
+                "padding_mask": torch.zeros(shape, dtype=torch.bool),
                 "attention_mask": None,
             }
 

@@ -9,10 +9,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model
 
 from dsv3_plugin.data.batch import Sample, StageInputs, get_batch
 from dsv3_plugin.data.datasets import datasets_provider
+from dsv3_plugin.data.whole import WholePacking
+from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.curves import CurveValues
 from dsv3_plugin.training.expert_load import ExpertLoad
 from dsv3_plugin.training.metrics import Metrics
@@ -28,8 +31,10 @@ def pretrain(run: Run) -> Stage:
     recipe = run.recipe
     return Stage(
         prepare=partial(prepare, run),
-        datasets=partial(datasets_provider, held_out_sets=recipe.held_out_prefixes),
-        forward_step=forward_step,
+        datasets=partial(
+            datasets_provider, held_out_sets=recipe.held_out_prefixes, whole=whole_packing(recipe)
+        ),
+        forward_step=partial(forward_step, padded=recipe.data.packing == "whole"),
         hooks=[
             Throughput(recipe.data.seq_length),
             CurveValues(recipe.curves),
@@ -38,6 +43,14 @@ def pretrain(run: Run) -> Stage:
             Metrics(recipe, run.folder),
         ],
     )
+
+
+def whole_packing(recipe: Recipe) -> WholePacking | None:
+    """How the recipe's documents stay whole; None: they are a stream."""
+    data = recipe.data
+    if data.packing == "stream":
+        return None
+    return WholePacking(data.least_of_long, data.long_document_share)
 
 
 def chunk_inputs(model: torch.nn.Module) -> StageInputs:
@@ -53,6 +66,8 @@ def forward_step(
     samples: Iterator[Sample] | None,
     model: torch.nn.Module,
     return_schedule_plan: bool = False,
+    *,
+    padded: bool = False,
 ) -> tuple[Any, Any]:
     """One forward pass of a model chunk, in the form upstream's schedules call it.
 
@@ -61,11 +76,12 @@ def forward_step(
         model: the chunk.
         return_schedule_plan: do not compute: upstream's schedule with overlapped experts runs a
             plan of the pass, layer by layer beside the backward of another.
+        padded: whether sequences have padding, which routers of every chunk are told.
 
     Returns:
         The chunk's output or plan, and the function that makes a loss of it on the last stage.
     """
-    batch = get_batch(samples, chunk_inputs(model))
+    batch = get_batch(samples, chunk_inputs(model)._replace(padding=padded))
     forward = model.build_schedule_plan if return_schedule_plan else model
     output = forward(
         batch.tokens,
@@ -74,9 +90,23 @@ def forward_step(
         labels=batch.labels,
         loss_mask=batch.loss_mask,
         packed_seq_params=batch.boundaries,
-        padding_mask=batch.padding_mask,
+        padding_mask=_of_layers(batch.padding_mask, model),
     )
     return output, partial(next_token_loss, batch.loss_mask, share=batch.loss_share)
+
+
+def _of_layers(padding_mask: torch.Tensor | None, model: torch.nn.Module) -> torch.Tensor | None:
+    """The mask of what a chunk's layers see: with sequence parallelism, a rank's part.
+
+    Upstream takes the part of the chunk that embeds, and leaves the others the whole.
+    """
+    if padding_mask is None or get_attr_wrapped_model(model, "pre_process"):
+        return padding_mask
+    config = get_attr_wrapped_model(model, "config")
+    if not config.sequence_parallel:
+        return padding_mask
+    tensor = parallel_state.get_tensor_model_parallel_rank()
+    return padding_mask.chunk(config.tensor_model_parallel_size, dim=1)[tensor].contiguous()
 
 
 def next_token_loss(

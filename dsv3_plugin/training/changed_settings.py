@@ -9,6 +9,9 @@ from dsv3_plugin.recipe.schema import Recipe
 
 _KEPT = {
     "data.seq_length": "by which the curves count their tokens",
+    "data.packing": "by which its sequences are filled",
+    "data.long_document_share": "by which its documents are drawn",
+    "data.long_document": "by which its documents are drawn",
     "training.seed": "by which the order of its data was drawn",
     "parallel.zero1": "whose optimizer states do not go over",
     "from": "whose weights it began with",
@@ -54,7 +57,7 @@ def _changed(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     description = recipe.checkpoint_folder / "recipe.yaml"
     if not description.exists():
         return {}
-    before = _flat(yaml_text.read_mapping(description))
+    before = {"data.packing": "stream"} | _flat(yaml_text.read_mapping(description))
     now = _flat(yaml_text.parse(recipe.to_yaml(), "the recipe"))
     return {
         key: (before[key], value)

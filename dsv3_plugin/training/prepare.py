@@ -20,6 +20,7 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training import parent
 from dsv3_plugin.training.changed_settings import other_numbers
 from dsv3_plugin.training.checkpoint_folder import write_description
+from dsv3_plugin.training.long_documents_note import packing_notes
 from dsv3_plugin.training.resume import (
     refuse_another_model,
     refuse_what_does_not_go_on,
@@ -49,6 +50,7 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
         refuse_what_does_not_go_on(recipe)
     weights = recipe.checkpoint_folder if saved is not None else _parents(run, tell)
     data = _data(recipe, tell, weights, resuming=resumed)
+    packing = packing_notes(recipe, data)
     changed = other_numbers(recipe) if resumed else []
     write_description(recipe, data, weights)
     run.folder.metrics.keep_until(saved.iteration if resumed else -1)
@@ -59,7 +61,7 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
         tell(f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
     if changed:
         tell(f"From here on the recipe says otherwise than before: {', '.join(changed)}.")
-    notes = (dispatch, *mixture_notes(recipe, data), *evaluation_notes(recipe, data))
+    notes = (dispatch, *mixture_notes(recipe, data), *packing, *evaluation_notes(recipe, data))
     for note in notes:
         if note is not None:
             tell(note)

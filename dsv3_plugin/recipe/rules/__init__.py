@@ -11,6 +11,7 @@ from dsv3_plugin.recipe.rules.data import (
     evaluation,
     held_out_sets,
     mixture,
+    packing,
     sequence,
     tokenizer,
 )
@@ -32,6 +33,7 @@ RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     evaluation,
     mixture,
     held_out_sets,
+    packing,
     curves,
     schedule_file,
     micro_batches,

@@ -36,6 +36,22 @@ def tokenizer(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def packing(recipe: Recipe) -> Iterator[str]:
+    """Long documents have a share where documents stay whole."""
+    data = recipe.data
+    if data.packing == "stream":
+        for key in ("long_document_share", "long_document"):
+            if (value := getattr(data, key)) is not None:
+                yield (
+                    f"data.{key} {value:g} needs documents that stay whole: set data.packing to "
+                    f"whole, or leave it out"
+                )
+    else:
+        for flag in ("reset-position-ids", "reset-attention-mask", "eod-mask-loss"):
+            if recipe.passed_flags.get(flag):
+                yield f"megatron_args: {flag} is for data.packing: stream: leave it out"
+
+
 def evaluation(recipe: Recipe) -> Iterator[str]:
     """There is something to evaluate on."""
     interval, data = recipe.training.eval_interval, recipe.data
