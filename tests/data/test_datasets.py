@@ -72,6 +72,7 @@ def arguments(built, cache, **changes) -> SimpleNamespace:
         "reset_attention_mask": False,
         "eod_mask_loss": False,
         "create_attention_mask_in_dataloader": False,
+        "calculate_per_token_loss": False,
         "mid_level_dataset_surplus": 0.005,
     }
     return SimpleNamespace(**{**values, **changes})
