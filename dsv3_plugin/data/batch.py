@@ -55,17 +55,15 @@ class StageInputs(NamedTuple):
     Attributes:
         tokens: `tokens` and `position_ids`, for the embedding.
         labels: `labels` and `loss_mask`, for the loss.
-        padding: `padding_mask`, for the routers of its layers.
     """
 
     tokens: bool
     labels: bool
-    padding: bool = False
 
     @property
     def any(self) -> bool:
         """Whether the stage reads batches at all."""
-        return self.tokens or self.labels or self.padding
+        return self.tokens or self.labels
 
 
 InputsOfStage = Callable[[int | None], StageInputs]
@@ -92,7 +90,9 @@ def stage_inputs(vp_stage: int | None = None) -> StageInputs:
     )
 
 
-def get_batch(samples: Iterator[Sample] | None, inputs: StageInputs) -> Batch:
+def get_batch(
+    samples: Iterator[Sample] | None, inputs: StageInputs, *, padded: bool = False
+) -> Batch:
     """The next micro-batch, on this process's device, as far as the stage reads it.
 
     Tensor-parallel rank 0 reads and the others receive from it; with context parallelism every
@@ -101,8 +101,9 @@ def get_batch(samples: Iterator[Sample] | None, inputs: StageInputs) -> Batch:
     Args:
         samples: the dataset's, collated; None where none is built.
         inputs: what to keep.
+        padded: whether there is padding, which every stage reads, for the routers of its layers.
     """
-    if not inputs.any:
+    if not (inputs.any or padded):
         return Batch()
     args = get_args()
     tp_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -114,10 +115,8 @@ def get_batch(samples: Iterator[Sample] | None, inputs: StageInputs) -> Batch:
         for key in SAMPLE_KEYS:
             value = read.get(key)
             sample[key] = None if value is None else value.cuda(non_blocking=True)
-    sample = (
-        {}
-        if not (inputs.tokens or inputs.labels)
-        else get_batch_on_this_tp_rank(
+    if inputs.any:
+        sample = get_batch_on_this_tp_rank(
             sample,
             has_cu_seqlens=False,
             is_hybrid_cp=False,
@@ -134,8 +133,9 @@ def get_batch(samples: Iterator[Sample] | None, inputs: StageInputs) -> Batch:
             is_pipeline_first_stage=inputs.tokens,
             is_pipeline_last_stage=inputs.labels,
         )
-    )
-    if inputs.padding:
+    else:
+        sample = {}
+    if padded:
         sample["padding_mask"] = _padding_mask(read.get("padding_mask"))
     group = parallel_state.get_context_parallel_group()
     whole = sample.get("loss_mask")

@@ -7,24 +7,24 @@ router.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from dsv3_plugin.upstream import own_run
 
 
 def get_embeddings(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps upstream's `MultiTokenPredictionLayer._get_embeddings`."""
+    """Wraps upstream's `MultiTokenPredictionLayer._get_embeddings`, where a run of ours trains."""
+    signature = inspect.signature(original)
 
     @functools.wraps(original)
-    def with_padding(
-        self: Any, *args: Any, padding_mask: torch.Tensor | None = None, **kwargs: Any
-    ) -> Any:
-        inputs, positions, shifted, *rest = original(
-            self, *args, padding_mask=padding_mask, **kwargs
-        )
-        if padding_mask is not None:
-            shifted = shifted | padding_mask
-        return inputs, positions, shifted, *rest
+    def with_padding(*args: Any, **kwargs: Any) -> Any:
+        answer = original(*args, **kwargs)
+        padding_mask = signature.bind(*args, **kwargs).arguments.get("padding_mask")
+        if padding_mask is None or not own_run.is_training():
+            return answer
+        inputs, positions, shifted, *rest = answer
+        return inputs, positions, shifted | padding_mask, *rest
 
     return with_padding

@@ -81,7 +81,7 @@ def forward_step(
     Returns:
         The chunk's output or plan, and the function that makes a loss of it on the last stage.
     """
-    batch = get_batch(samples, chunk_inputs(model)._replace(padding=padded))
+    batch = get_batch(samples, chunk_inputs(model), padded=padded)
     forward = model.build_schedule_plan if return_schedule_plan else model
     output = forward(
         batch.tokens,

@@ -6,6 +6,7 @@ import torch
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
 
 from dsv3_plugin.model.mtp_padding import get_embeddings
+from dsv3_plugin.upstream import own_run
 
 
 def shifted(padding):
@@ -24,9 +25,15 @@ def shifted(padding):
 
 def test_the_last_place_of_a_padded_sequence_stays_padding():
     padding = torch.tensor([[False, False, True, True], [False, False, False, False]])
-    ids, _, mask, _, _ = shifted(padding)
+    with own_run.training():
+        ids, _, mask, _, _ = shifted(padding)
     assert mask.tolist() == [[False, True, True, True], [False, False, False, False]]
     assert ids.tolist() == [[1, 2, 3, 0]] * 2
+
+
+def test_other_programs_have_upstreams():
+    padding = torch.tensor([[False, True, True, True]])
+    assert shifted(padding)[2].tolist() == [[True, True, True, False]]
 
 
 def test_without_padding_there_is_none():
@@ -34,4 +41,5 @@ def test_without_padding_there_is_none():
     ids = torch.arange(4)[None]
     embeddings = get_embeddings(MultiTokenPredictionLayer._get_embeddings)
     given = {"input_ids": ids, "position_ids": ids, "hidden_states": torch.zeros(2, 2)}
-    assert embeddings(layer, embedding=lambda **_: ids.float(), **given)[2] is None
+    with own_run.training():
+        assert embeddings(layer, embedding=lambda **_: ids.float(), **given)[2] is None

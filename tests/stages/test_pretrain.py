@@ -43,7 +43,7 @@ class Chunk(torch.nn.Module):
 def test_a_chunk_computes_or_is_planned_on_the_same_batch(
     monkeypatch: pytest.MonkeyPatch, asked: dict, done: str
 ) -> None:
-    monkeypatch.setattr(pretrain, "get_batch", lambda samples, inputs: next(samples))
+    monkeypatch.setattr(pretrain, "get_batch", lambda samples, inputs, padded: next(samples))
     (how, given), _ = pretrain.forward_step(iter([BATCH]), Chunk(), **asked)
     assert how == done
     assert given.arguments["input_ids"] is BATCH.tokens

@@ -36,6 +36,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  #
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.optimizer.optimizer import MegatronOptimizer  # noqa: E402
 from megatron.core.tensor_parallel import random  # noqa: E402
+from megatron.core.transformer import multi_token_prediction  # noqa: E402
 from megatron.core.transformer.moe import moe_utils  # noqa: E402
 from megatron.core.transformer.multi_token_prediction import MTPLossAutoScaler  # noqa: E402
 from megatron.training import training  # noqa: E402
@@ -517,3 +518,21 @@ def test_what_is_recomputed_is_seen_by_all_that_was_kept():
 
     before, after = both(seen)
     assert all(map(torch.equal, before, after))
+
+
+@of("megatron.core.transformer.multi_token_prediction:MultiTokenPredictionLayer._get_embeddings")
+def test_a_layer_that_predicts_ahead_has_upstreams_mask_of_padding():
+    layer = SimpleNamespace(cp_group=None, config=SimpleNamespace(mtp_detach_heads=False))
+    ids, hidden = torch.arange(4)[None], torch.zeros(4, 1, 2)
+    padding = torch.tensor([[False, False, True, True]])
+
+    def embed(input_ids, position_ids):
+        return input_ids.float()
+
+    def shifted() -> torch.Tensor:
+        # Looked up at the moment of use: the row replaces it in the class.
+        get = multi_token_prediction.MultiTokenPredictionLayer._get_embeddings
+        return get(layer, ids, ids, embed, hidden, None, padding)[2]
+
+    before, after = both(shifted)
+    assert torch.equal(before, after)
