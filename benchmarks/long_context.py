@@ -44,11 +44,13 @@ LENGTHS = (SHORT, MIDDLE, LONG)
 HELD_OUT = 40
 """Files of the standard library that nobody trains on, about an eightieth."""
 LINES_OF_A_PASSAGE = 6
+DOCUMENTS = 400
+"""Of each kind, that the tokenizer is trained on."""
 
 MODEL: dict[str, Any] = {
     "num_layers": 2,
     "hidden_size": 128,
-    "vocab_size": 1024,
+    "vocab_size": 2048,
     "ffn_hidden_size": 384,
     "layernorm_epsilon": 1e-6,
     "init_method_std": 0.04,
@@ -171,7 +173,7 @@ def lists(seed: int = 0) -> Iterator[str]:
     draw = random.Random(seed)
     words = sorted({word for kind in KINDS for value in values(kind, "training") for word in value})
     while True:
-        length = draw.randint(8, 32)
+        length = draw.randint(8, 24)
         yield " " + " ".join(draw.sample(words, length) * (SHORT // length))
 
 
@@ -192,11 +194,13 @@ def write_tokenizer(folder: Path) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    files = [
-        folder / "texts" / f"facts-{SHORT}" / "facts.jsonl",
-        folder / "texts" / "train" / "python.jsonl",
-    ]
-    lines = (line for path in files for line in path.read_text(encoding="utf-8").splitlines())
+    names = (f"facts-{SHORT}/facts.jsonl", "lists/lists.jsonl", "train/python.jsonl")
+    # Of each so few that the words of facts are frequent, and so a token each.
+    lines = (
+        line
+        for name in names
+        for line in (folder / "texts" / name).read_text(encoding="utf-8").splitlines()[:DOCUMENTS]
+    )
     backend.train_from_iterator((json.loads(line)["text"] for line in lines), trainer)
     with whole_folder(folder / "tokenizer") as place:
         backend.save(str(place / "tokenizer.json"))
@@ -403,8 +407,8 @@ def stages(share: float) -> list[Stage]:
 
     unstretched = {"rope_type": "rope", "max_position_embeddings": SHORT}
     short = [
-        Stage("lists", SHORT, steps(1500), 16, 1.5e-3, {"lists": 1.0}, None, unstretched),
-        Stage("short", SHORT, steps(8000), 16, 1.5e-3, mixture(SHORT, 0.1), "lists", unstretched),
+        Stage("lists", SHORT, steps(2000), 16, 1e-3, {"lists": 1.0}, None, unstretched),
+        Stage("short", SHORT, steps(8000), 16, 1e-3, mixture(SHORT, 0.1), "lists", unstretched),
     ]
     extended = [
         Stage(f"{name}-{length}", length, steps(300), batch, 5e-4, mixture(length), parent, how)
