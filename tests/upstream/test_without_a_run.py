@@ -35,6 +35,7 @@ from megatron.core.distributed import (  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer  # noqa: E402
 from megatron.core.optimizer.optimizer import MegatronOptimizer  # noqa: E402
+from megatron.core.packed_seq_params import PackedSeqParams  # noqa: E402
 from megatron.core.tensor_parallel import random  # noqa: E402
 from megatron.core.transformer import multi_token_prediction  # noqa: E402
 from megatron.core.transformer.moe import moe_utils  # noqa: E402
@@ -536,3 +537,19 @@ def test_a_layer_that_predicts_ahead_has_upstreams_mask_of_padding():
 
     before, after = both(shifted)
     assert torch.equal(before, after)
+
+
+@of("megatron.core.transformer.multi_token_prediction:roll_tensor")
+def test_labels_are_rolled_as_ever_on_one_rank_and_in_packs_without_padding():
+    ends = torch.tensor([0, 3, 8], dtype=torch.int32)
+    pack = PackedSeqParams(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends)
+    labels = torch.arange(1, 9)[None]
+
+    def rolled() -> list[tuple[torch.Tensor, torch.Tensor]]:
+        roll = multi_token_prediction.roll_tensor
+        return [roll(labels), roll(labels, packed_seq_params=pack)]
+
+    before, after = both(rolled)
+    for (ours, count), (theirs, counted) in zip(after, before, strict=True):
+        assert torch.equal(ours, theirs)
+        assert count == counted
