@@ -6,10 +6,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from dsv3_plugin.data.run_data import RunData
 from dsv3_plugin.errors import UserError, user_error_in
 from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
@@ -66,11 +66,7 @@ def test_a_description_that_does_not_fit_is_one_sentence(trained, tmp_path):
         tokenizer = tmp_path / "tokenizer"
         tokenizer.mkdir()
         (tokenizer / "tokenizer.json").write_bytes(b" " * 200_000)
-        data = RunData(
-            train_prefix=tmp_path / "train", valid_prefix=None, tokenizer_dir=tokenizer,
-            train_tokens=100, valid_tokens=0, eos_id=0, fingerprint="", corpus_digest="",
-            tokenizer_digest="",
-        )  # fmt: skip
+        data = SimpleNamespace(tokenizer_dir=tokenizer, corpus_digest="", tokenizer_digest="")
         with pytest.raises(UserError) as refusal:
             write_description(recipe, data, None)
     assert str(refusal.value) == (

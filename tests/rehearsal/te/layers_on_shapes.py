@@ -145,11 +145,12 @@ def forward(
     for name, layer in layers.items():
 
         def before(*_: Any, name: str = name) -> None:
-            marks[name] = {id(entry[0]): entry for entry in storages._alive.values()}
+            marks[name] = {id(one.reference): one for one in storages._alive.values()}
 
         def after(*_: Any, name: str = name) -> None:
-            made = [one for one in storages._alive.values() if id(one[0]) not in marks[name]]
-            kept[name] = sum(size for _, _, size in made)
+            alive = storages._alive.values()
+            made = [one for one in alive if id(one.reference) not in marks[name]]
+            kept[name] = sum(one.size for one in made)
 
         hooks += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
     loss = model(tokens, tokens, None, labels=tokens)
