@@ -4,6 +4,7 @@ What was there before (weights, gradients, optimizer states) is not counted. Vie
 count once, a storage as long as anything holds it.
 """
 
+import time
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+_READINGS = 30
+"""A millisecond apart, of what is kept behind a collective."""
 
 
 class LiveStorages:
@@ -27,6 +31,7 @@ class LiveStorages:
         self._before = {tensor.untyped_storage().data_ptr() for tensor in before}
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._left: list[weakref.ref[Any]] = []
+        self._sent = False  # by a collective, since it was last seen what is kept
         self.most = 0
 
     def watching(self) -> TorchDispatchMode:
@@ -41,6 +46,25 @@ class LiveStorages:
             return False
         self._alive[key] = weakref.ref(storage, lambda _: self._alive.pop(key, None))
         return True
+
+    def most_may_be_now(self) -> None:
+        """Look whether there is more than ever."""
+        kept = self.kept()
+        if kept > self.most and self._sent:
+            kept = self._settled(kept)
+            self._sent = False
+        self.most = max(self.most, kept)
+
+    def sends(self) -> None:
+        """Take note of a collective: its thread may hold tensors a little longer than its work."""
+        self._sent = True
+
+    def _settled(self, kept: int) -> int:
+        """What is kept when threads of gloo have had time to let go of what they sent."""
+        for _ in range(_READINGS):
+            time.sleep(0.001)
+            kept = min(kept, self.kept())
+        return kept
 
     def leaves(self, tensor: torch.Tensor | None) -> None:
         """Take note of a message to another rank, which `kept` never counts."""
@@ -70,6 +94,8 @@ class _Watch(TorchDispatchMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if function.namespace == "c10d":
+            self._live.sends()
         if any([self._live.made(leaf) for leaf in leaves]):
-            self._live.most = max(self._live.most, self._live.kept())
+            self._live.most_may_be_now()
         return result
