@@ -178,13 +178,15 @@ class _Experts(torch.autograd.Function):
         gate_up = F.grouped_mm(x, weight1.transpose(1, 2), offs=ends)
         gate, up = gate_up.chunk(2, dim=-1)
         hidden = F.silu(gate).mul_(up).mul_(probs[:, None])
-        ctx.save_for_backward(x, probs, weight1, weight2, gate_up, ends)
+        ctx.save_for_backward(x, probs, gate_up, ends)
+        ctx.weights = weight1, weight2  # themselves, as in a linear layer
         ctx.owed = owed
         return F.grouped_mm(hidden, weight2.transpose(1, 2), offs=ends)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, probs, weight1, weight2, gate_up, ends = ctx.saved_tensors
+        x, probs, gate_up, ends = ctx.saved_tensors
+        weight1, weight2 = ctx.weights
         grad_output = grad_output.contiguous()
         grad_gate_up = torch.empty_like(gate_up)
         gate, up = gate_up.chunk(2, dim=-1)

@@ -297,16 +297,16 @@ class _UpProject(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, group: int, gradient: "_WeightGradient") -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x)
         ctx.group, ctx.gradient = group, gradient
         return torch.matmul(x, weight[gradient.up.rows(group)].t())
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        rows = ctx.gradient.up.rows(ctx.group)
+        (x,), up = ctx.saved_tensors, ctx.gradient.up
+        rows = up.rows(ctx.group)
         grad = grad.reshape(-1, grad.shape[-1])
-        grad_x = torch.mm(grad, weight[rows]).view(x.shape)
+        grad_x = torch.mm(grad, up.weight[rows]).view(x.shape)
         whole = None
         if ctx.needs_input_grad[1]:
             whole = ctx.gradient.of_group(rows, grad, x.reshape(-1, x.shape[-1]))

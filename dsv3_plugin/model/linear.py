@@ -130,13 +130,16 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, owed: WeightGradients) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x)
+        # Itself: under hooks on saved tensors (offloading) autograd would hand back another tensor,
+        # which has no `main_grad`.
+        ctx.weight = weight
         ctx.owed = owed
         return torch.matmul(x, weight.t())
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        (x,), weight = ctx.saved_tensors, ctx.weight
         grad_output = grad_output.reshape(-1, grad_output.shape[-1])
         # Detached: what is owed would else keep the graph it came from, down to the chunk's input.
         rows = x.detach().reshape(-1, x.shape[-1])

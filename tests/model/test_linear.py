@@ -72,6 +72,18 @@ def test_what_is_owed_keeps_no_input_of_the_layers_alive():
     assert weight.grad.abs().sum() > 0
 
 
+def test_what_waits_goes_to_the_parameters_also_where_saved_tensors_are_kept_elsewhere():
+    # Under such hooks autograd hands a backward other tensors than the parameters it was given.
+    model = built()
+    postpone_weight_gradients(model, True)
+    for tokens in micro_batches():
+        with torch.autograd.graph.save_on_cpu():
+            loss = loss_of(model, tokens)
+        loss.backward()
+        backward_dw(model)
+    assert_equal({name: p.grad for name, p in model.named_parameters()}, expected_gradients())
+
+
 def test_outstanding_micro_batches_are_paid_in_order():
     model = built()
     for index, tokens in enumerate(micro_batches()):

@@ -5,16 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
+from dsv3_plugin.rehearsal.report import Depth
 from dsv3_plugin.rehearsal.te.installed import how_to_get_it
 
 
-@pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+def said(depth: Depth, scratch: Path) -> list[str]:
     program = Path(__file__).with_name("without_te.py")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(program), str(tmp_path_factory.mktemp("scratch"))],
+        [sys.executable, "-W", "ignore", str(program), depth, str(scratch)],
         capture_output=True,
         text=True,
         check=False,
@@ -23,9 +21,9 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_upstream_configures_the_full_model_by_names_alone(said: dict[str, list[str]]):
-    assert said["configuration"] == []
+def test_upstream_configures_the_full_model_by_names_alone(tmp_path: Path):
+    assert said("configuration", tmp_path) == []
 
 
-def test_a_step_says_how_to_get_it(said: dict[str, list[str]]):
-    assert said["step"] == [how_to_get_it()]
+def test_a_step_says_how_to_get_it(tmp_path: Path):
+    assert said("step", tmp_path) == [how_to_get_it().removesuffix(".")]
