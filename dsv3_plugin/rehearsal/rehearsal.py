@@ -26,7 +26,7 @@ class Rehearsal:
         device: what stood for a GPU.
         plan: the planner's, with the same imbalance.
         configuration: of rank 0, checked alone.
-        ranks: those that were stepped.
+        ranks: those that were asked for, in each of the steps.
         pipelines: where our executor runs one, its steps.
         findings: all of them, those that stop first.
     """
@@ -104,6 +104,10 @@ class Wanted:
         short = shortest(cases, self.recipe.parallel.pipeline)
         steps = [(rank, case) for case in cases for rank in self.ranks]
         yield from dict.fromkeys([*steps, *((rank, short) for rank in self.company)])
+
+    def shows(self, rank: SteppedRank, cases: Sequence[StepCase]) -> bool:
+        """Whether a rank is told of by itself: it did not only keep others company."""
+        return rank.report.rank in self.ranks and rank.case in cases
 
     def stepped(self, plan: Plan, rank: int, case: StepCase, report: RankReport) -> SteppedRank:
         """A rank with what the plan says of it."""
@@ -186,7 +190,7 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
         device=devices.kind,
         plan=plan,
         configuration=configuration,
-        ranks=tuple(rank for rank in stepped if rank.case in cases),
+        ranks=tuple(rank for rank in stepped if wanted.shows(rank, cases)),
         pipelines=tuple(pipelines),
         findings=tuple(sorted(dict.fromkeys(findings), key=lambda finding: not finding.stops)),
     )

@@ -1,0 +1,46 @@
+"""What a rehearsal is made of: which ranks it steps, and which of them it tells of."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.rehearsal import rehearsal
+from dsv3_plugin.rehearsal.cases import company_of, ranks_of_each_kind
+from dsv3_plugin.rehearsal.children import Devices
+from dsv3_plugin.rehearsal.rehearsal import Wanted, rehearse
+from dsv3_plugin.rehearsal.report import RankReport, Request
+
+
+@pytest.mark.parametrize(
+    ("words", "shown", "company"),
+    [
+        # The shortest step is the step itself, and a rank that keeps company is not told of.
+        ((), [0], [0, 1]),
+        (("parallel.processes=4", "parallel.pipeline=2"), [0, 2], [0, 1, 2, 3]),
+    ],
+    ids=["one place", "two places"],
+)
+def test_ranks_that_keep_company_have_no_rows(
+    words: tuple[str, ...],
+    shown: list[int],
+    company: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = load_cluster("cpu").model_copy(update={"gpus": 4})
+    recipe = load_resolved("pretrain/tiny", words, cluster.machine)
+    asked: list[Request] = []
+
+    def reported(requests: Sequence[Request], *rest: object) -> list[RankReport]:
+        asked.extend(requests)
+        return [RankReport(request.rank, 0, memory={"weights": 1}) for request in requests]
+
+    monkeypatch.setattr(rehearsal, "rehearsed", reported)
+    wanted = Wanted(
+        "pretrain/tiny", words, "cpu", cluster, cluster.machine, recipe,
+        tuple(ranks_of_each_kind(recipe)), tuple(company_of(recipe)), 1.0,
+    )  # fmt: skip
+    found = rehearse(wanted, Devices({}, "the CPU host"), lambda: None)
+    assert sorted({request.rank for request in asked if request.depth == "step"}) == company
+    assert [rank.report.rank for rank in found.ranks] == shown
