@@ -16,7 +16,8 @@ from dsv3_plugin.checkpoint.formats.pickles import ForeignSymbolError
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import replace_file
-from dsv3_plugin.files.run_folder import TRACKER, RunFolder
+from dsv3_plugin.files.run_folder import TRACKER
+from dsv3_plugin.recipe.kept import run_in
 
 INCOMPLETE = "INCOMPLETE"
 """Marks a conversion's target that is not finished; it is also the conversion's journal."""
@@ -128,8 +129,8 @@ def find(directory: str | Path) -> Path:
 
 
 def refuse_run_folder(directory: Path) -> None:
-    """Raises UserError if `directory` is that of a run, with its checkpoints a level down."""
-    if (inside := newest_complete(RunFolder(directory).checkpoints)) is not None:
+    """Raises UserError if `directory` is that of a run, with its checkpoints in another."""
+    if (inside := newest_complete(run_in(directory).checkpoints)) is not None:
         raise UserError(
             f"{directory} holds no complete checkpoint, and {inside.path.parent} does: name that."
         )

@@ -1,6 +1,5 @@
 """What is evaluated: a checkpoint, its tokenizer, and the run that it is of."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
 from dsv3_plugin.inference.generate import generate
 from dsv3_plugin.recipe import overrides
+from dsv3_plugin.recipe.kept import run_in, run_of
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.validation import validate
 
@@ -44,13 +44,11 @@ class Place:
         Raises:
             UserError: there is no checkpoint there.
         """
-        run = RunFolder(path)
-        if tracker.is_checkpoint(run.checkpoints):
-            path = run.checkpoints
-        root = tracker.find(path).parent
-        above = RunFolder(Path(os.path.normpath(root / "..")))
-        is_of_a_run = above.recipe.is_file() and above.checkpoints.resolve() == root.resolve()
-        return cls(path, above if is_of_a_run else None)
+        if not tracker.is_checkpoint(path):
+            run = run_in(path)
+            if tracker.is_checkpoint(run.checkpoints):
+                return cls(run.checkpoints, run if run.recipe.is_file() else None)
+        return cls(path, run_of(tracker.find(path).parent))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy
 from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -14,8 +13,8 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.evaluation.checkpoint import Place
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.common import HELD_OUT_SETS
+from dsv3_plugin.recipe.kept import section
 
 _SUFFIXES = (".bin", ".idx")
 
@@ -133,7 +132,7 @@ def held_out_of(run: RunFolder) -> list[HeldOut]:
     Raises:
         UserError: a dataset is damaged.
     """
-    data = _data_of(run)
+    data = section(run.recipe, "data")
     path = data.get("path")
     folder = named(path) if isinstance(path, str) else run.root / "data"
     trained_on = [folder, *sorted(place.parent for place in folder.glob(f"*/{MANIFEST}"))]
@@ -155,11 +154,5 @@ def _datasets(folders: list[Path]) -> list[Dataset]:
 
 def sequence_length_of(run: RunFolder) -> int | None:
     """How long a run's sequences are; None: its recipe does not say."""
-    length = _data_of(run).get("seq_length")
+    length = section(run.recipe, "data").get("seq_length")
     return length if isinstance(length, int) else None
-
-
-def _data_of(run: RunFolder) -> dict[str, Any]:
-    """A recipe's section on data."""
-    data = yaml_text.read_mapping(run.recipe).get("data")
-    return data if isinstance(data, dict) else {}

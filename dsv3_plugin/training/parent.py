@@ -19,9 +19,9 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
-from dsv3_plugin.files.run_folder import RECIPE, RunFolder
-from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.files.run_folder import RECIPE
 from dsv3_plugin.recipe.hf_config import read_hf_model
+from dsv3_plugin.recipe.kept import run_in, section
 from dsv3_plugin.recipe.model import ModelConfig
 
 _OF_TRAINING = {
@@ -91,20 +91,12 @@ def _saved(path: Path) -> Saved | None:
             )
         number = path.name.removeprefix("iter_")
         return Saved(path, int(number), False) if number.isdecimal() else Saved(path, 0, True)
-    for folder in (path, _checkpoints_of(path)):
+    for folder in (path, run_in(path).checkpoints):
         if folder.is_dir():
             tracker.refuse_unfinished(folder)
             if saved := tracker.newest_complete(folder):
                 return saved
     return None
-
-
-def _checkpoints_of(run: Path) -> Path:
-    """Where a run's checkpoints are; its recipe may have put them elsewhere."""
-    recipe = run / RECIPE
-    said = yaml_text.read_mapping(recipe).get("checkpoint", {}) if recipe.is_file() else {}
-    elsewhere = said.get("directory") if isinstance(said, dict) else None
-    return RunFolder(run, named(elsewhere) if isinstance(elsewhere, str) else None).checkpoints
 
 
 def _nothing_in(path: Path) -> str:
@@ -122,9 +114,7 @@ def _nothing_in(path: Path) -> str:
 
 def _trained_length(checkpoints: Path) -> int | None:
     """What the recipe beside a run's checkpoints says."""
-    recipe = checkpoints / RECIPE
-    said = yaml_text.read_mapping(recipe).get("data", {}) if recipe.is_file() else {}
-    length = said.get("seq_length") if isinstance(said, dict) else None
+    length = section(checkpoints / RECIPE, "data").get("seq_length")
     return length if isinstance(length, int) else None
 
 

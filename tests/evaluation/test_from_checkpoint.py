@@ -1,10 +1,12 @@
 """`dsv3 eval`, on the small run as training left it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 from transformers import AutoModelForCausalLM
 
@@ -15,6 +17,7 @@ from dsv3_plugin.evaluation.checkpoint import Evaluated, Place
 from dsv3_plugin.evaluation.from_checkpoint import losses_of, losses_of_checkpoint
 from dsv3_plugin.evaluation.held_out import held_out_sets
 from dsv3_plugin.evaluation.loss import losses_on
+from dsv3_plugin.files.run_folder import RunFolder
 from tests import oracles
 from tests.small_runs import records
 
@@ -45,6 +48,26 @@ def test_a_folder_of_checkpoints_is_the_same_and_json_has_all_that_was_asked(tra
         (128, 0.0), (128, 1.0), (128, None),
     ]  # fmt: skip
     assert all(one["expected"].startswith(" ") for one in told["asked"])
+
+
+def test_a_run_whose_checkpoints_are_elsewhere_is_the_same(trained, dsv3, tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    (run / "data").symlink_to(trained.data)
+    shutil.copytree(trained.checkpoints, elsewhere)
+    recipe = yaml.safe_load((trained.folder / "recipe.yaml").read_text())
+    recipe |= {"directory": str(run)}
+    recipe["checkpoint"]["directory"] = str(elsewhere)
+    for folder in (run, elsewhere):
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for named in (run, elsewhere, next(elsewhere.glob("iter_*"))):
+        assert Place.named(named).run == RunFolder(run, elsewhere)
+    losses = [
+        dsv3("eval", "loss", "--checkpoint", folder, "--sequences", "2", "--json").out
+        for folder in (run, trained.folder)
+    ]
+    sets = [[one["loss"] for one in json.loads(each)["sets"]] for each in losses]
+    assert sets[0] == sets[1]
 
 
 def test_the_same_weights_are_asked_with_other_positions(trained, dsv3):
