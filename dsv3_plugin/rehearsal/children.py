@@ -127,6 +127,8 @@ def _report(said: dict) -> RankReport:
             "messages": None if messages is None else _messages(messages),
             "kept": tuple(said["kept"]),
             "sums": {name: list(map(tuple, groups)) for name, groups in said["sums"].items()},
+            "without_gradient": tuple(said["without_gradient"]),
+            "overwritten": tuple(said["overwritten"]),
             "made_together": tuple(said["made_together"]),
             "built_with": tuple(_issued(said["built_with"])),
             "collectives": tuple(_issued(said["collectives"])),

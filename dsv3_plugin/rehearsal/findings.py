@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.planner.plan import MemoryPart
 from dsv3_plugin.rehearsal.cases import StepCase
 from dsv3_plugin.rehearsal.collectives import unlike_collectives, unlike_groups
 from dsv3_plugin.rehearsal.replicas import unlike_sums
-from dsv3_plugin.rehearsal.report import Finding
+from dsv3_plugin.rehearsal.report import Finding, RankReport
 from dsv3_plugin.rehearsal.stepped import SteppedRank
 
 MOST_GROUPS = 128
@@ -16,9 +17,14 @@ MOST_ASKED = 128
 PER_TOKEN = 28
 """Bytes of a token that a step keeps of every micro-batch: itself, its label and position as
 integers of 8 bytes, and its place in the mask as a number of 4."""
+UNPLANNED = 0.01
+"""Of its states, what a rank may hold before its step beside or beyond them."""
 UNLIKE = 0.01
 """Of what a micro-batch keeps of a stage, by which stages of like layers may differ: rows of
 experts go up to multiples of 16 or 128."""
+
+_PER_PARAMETER: dict[MemoryPart, str] = {"gradients": "gradients", "optimizer": "optimizer states"}
+_OF_A_STEP: tuple[MemoryPart, ...] = ("activations", "logits", "dispatch_buffers")
 
 
 def of_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
@@ -27,6 +33,8 @@ def of_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
         yield from rank.report.findings
         yield from _of_groups(rank)
         yield from _of_host(rank)
+        yield from _of_states(rank)
+        yield from _of_gradients(rank.report)
         yield from _of_memory(rank)
 
 
@@ -70,6 +78,35 @@ def _of_host(rank: SteppedRank) -> Iterator[Finding]:
                 "and other ranks wait with it",
                 "a copy to pinned memory on a stream beside, and an event to wait for",
             )
+
+
+def _of_states(rank: SteppedRank) -> Iterator[Finding]:
+    """What a rank holds before it begins a step, against what its parameters need."""
+    states, planned = rank.report.states, rank.planned.memory_bytes
+    for part, name in _PER_PARAMETER.items():
+        held, needed = states.get(part, 0), planned.get(part, 0)
+        if held > (1 + UNPLANNED) * needed:
+            yield Finding(
+                f"rank {rank.report.rank} holds {bytes_text(held)} of {name}, and the parameters "
+                f"of its place need {bytes_text(needed)}"
+            )
+    beside = sum(size for part, size in states.items() if part in _OF_A_STEP)
+    if beside > UNPLANNED * sum(states.values()):
+        yield Finding(
+            f"rank {rank.report.rank} holds {bytes_text(beside)} before its step that are neither "
+            "weights nor gradients nor optimizer states"
+        )
+
+
+def _of_gradients(report: RankReport) -> Iterator[Finding]:
+    for names, what in (
+        (report.without_gradient, "is given no gradient in a step"),
+        (report.overwritten, "has its gradient overwritten by a later micro-batch"),
+    ):
+        if names:
+            first, *rest = names
+            more = f", and so with {len(rest):,} more parameters" if rest else ""
+            yield Finding(f"on rank {report.rank} {first} {what}{more}")
 
 
 def _of_memory(rank: SteppedRank) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from dsv3_plugin.dispatch.moe_layer import MoELayer
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.pipeline.chunks import PlacedLayout
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.rehearsal.accumulation import Accumulation
 from dsv3_plugin.rehearsal.configuration import refusals
 from dsv3_plugin.rehearsal.device import Device
 from dsv3_plugin.rehearsal.known import KnownValues
@@ -35,6 +36,7 @@ from dsv3_plugin.rehearsal.report import RankReport, Request
 from dsv3_plugin.rehearsal.routing import even_routing, skewed_routing
 from dsv3_plugin.rehearsal.storages import Storages
 from dsv3_plugin.rehearsal.sums import Sums
+from dsv3_plugin.rehearsal.te.kernels import Kernel
 from dsv3_plugin.rehearsal.world import World
 from dsv3_plugin.stages import stage_named
 from dsv3_plugin.training import trainer
@@ -85,9 +87,15 @@ def _built_and_stepped(
     known = KnownValues()
     kind = "cuda" if run.recipe.on_gpu(run.machine) else "cpu"
     storages, kernels, collectives = Storages(kind), Kernels(kind), Collectives(world)
-    device.launches.told = kernels.launched
-    sums, micro_batches = Sums(), MicroBatches(storages, request.micro_batches)
-    observer = Observer(known, [storages, kernels, collectives, sums])
+    sums, accumulation = Sums(), Accumulation()
+    micro_batches = MicroBatches(storages, request.micro_batches)
+    observer = Observer(known, [storages, kernels, collectives, sums, accumulation])
+
+    def launched(kernel: Kernel) -> None:
+        kernels.launched(kernel)
+        accumulation.launched(kernel)
+
+    device.launches.told = launched
     replacer = Replacer()
     tell_makers_apart(storages, replacer)
     micro_batches.follow(replacer)
@@ -99,8 +107,8 @@ def _built_and_stepped(
     _answer_reading(observer, replacer)
     _let_messages_leave(replacer)
     _give_samples(run.recipe, replacer)
-    _give_routing(run.recipe, known, request, replacer)
-    watch = _Watch(storages, [kernels, observer], sums, world)
+    all_experts = _give_routing(run.recipe, known, request, replacer)
+    watch = _Watch(storages, [kernels, observer], sums, accumulation, world, all_experts)
     stage = dataclasses.replace(stage_named(run.recipe.stage)(run), hooks=[watch])
     with contextlib.suppress(_Enough), device.fake_mode(allow_non_fake_inputs=True), observer:
         trainer.train_configured(run, stage, settings)
@@ -117,6 +125,8 @@ def _built_and_stepped(
         kept=_along_the_model(micro_batches.kept, settings),
         growth=micro_batches.growth,
         sums=sums.by_parameter(),
+        without_gradient=watch.without_gradient,
+        overwritten=tuple(accumulation.overwritten),
         synchronisations=dict(observer.waits),
         drained=dict(observer.drained),
         built_with=tuple(world.issued[: watch.built_with]),
@@ -136,12 +146,21 @@ class _Watch(Hook):
     """Looks at the rank before, in and after its step."""
 
     def __init__(
-        self, storages: Storages, counters: Sequence[Any], sums: Sums, world: World
+        self,
+        storages: Storages,
+        counters: Sequence[Any],
+        sums: Sums,
+        accumulation: Accumulation,
+        world: World,
+        all_experts: bool,
     ) -> None:
         self._storages = storages
         self._counters = counters
         self._sums = sums
+        self._accumulation = accumulation
         self._world = world
+        self._all_experts = all_experts
+        self.without_gradient: tuple[str, ...] = ()
         self.states: dict[str, int] = {}
         self.memory: dict[str, int] = {}
         self.moments: dict[str, int] = {}
@@ -153,6 +172,7 @@ class _Watch(Hook):
         claim_states(self._storages, list(step.model), step.optimizer)
         self.states = dict(self._storages.now)
         self._sums.watch(step.model)
+        self._accumulation.watch(step.model, experts=self._all_experts)
         self._storages.begin_moment()
         self.built_with = len(self._world.issued)
         for counter in self._counters:
@@ -161,6 +181,7 @@ class _Watch(Hook):
     def after_backward(self, step: Step) -> None:
         self.memory = self._storages.fullest
         self.moments["step"] = self._storages.most
+        self.without_gradient = tuple(self._accumulation.missing())
         self._storages.begin_moment()
 
     def after_step(self, step: Step) -> None:
@@ -304,11 +325,15 @@ def _give_samples(recipe: Recipe, replacer: Replacer) -> None:
     replacer.set("megatron.training.training:build_train_valid_test_data_iterators", iterators)
 
 
-def _give_routing(recipe: Recipe, known: KnownValues, request: Request, replacer: Replacer) -> None:
-    """The same map for every layer and micro-batch, known where a dispatcher asks for counts."""
+def _give_routing(recipe: Recipe, known: KnownValues, request: Request, replacer: Replacer) -> bool:
+    """The same map for every layer and micro-batch, known where a dispatcher asks for counts.
+
+    Returns:
+        Whether each of the rank's experts has tokens.
+    """
     model, parallel = recipe.model, recipe.parallel
     if not model.moe_layers:
-        return
+        return True
     tokens = recipe.training.micro_batch_size * recipe.data.seq_length // parallel.context
     limits = model.moe_router_num_groups or 1, model.moe_router_group_topk or 1
     even = even_routing(
@@ -316,7 +341,8 @@ def _give_routing(recipe: Recipe, known: KnownValues, request: Request, replacer
     )
     per_rank = model.num_moe_experts // parallel.expert
     first = request.rank % parallel.expert * per_rank
-    given = skewed_routing(even, slice(first, first + per_rank), request.imbalance, *limits)
+    own = slice(first, first + per_rank)
+    given = skewed_routing(even, own, request.imbalance, *limits)
 
     def preprocess(original: Any) -> Any:
         def with_routing(self: Any, hidden: Any, probs: Any, routing_map: torch.Tensor) -> Any:
@@ -326,3 +352,4 @@ def _give_routing(recipe: Recipe, known: KnownValues, request: Request, replacer
         return with_routing
 
     replacer.wrap(f"{MoELayer.__module__}:{MoELayer.__qualname__}.preprocess", preprocess)
+    return bool(given[:, own].any(0).all())

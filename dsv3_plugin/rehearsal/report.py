@@ -125,6 +125,8 @@ class RankReport:
         kept: bytes that a micro-batch keeps of each stage here, along the model.
         growth: bytes that each micro-batch left behind for good.
         sums: parameter → the groups over which its gradient was summed in the step.
+        without_gradient: parameters that train, and whose gradient nothing in the step wrote.
+        overwritten: those whose gradient lost what the step had written there before.
         synchronisations: where the host waited for the device → how often, in the step.
         drained: those where it waited for all that it had queued, and for no event of it.
         collectives: of the step, in order; built_with: those before it.
@@ -145,6 +147,8 @@ class RankReport:
     kept: tuple[int, ...] = ()
     growth: int = 0
     sums: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    without_gradient: tuple[str, ...] = ()
+    overwritten: tuple[str, ...] = ()
     synchronisations: dict[str, int] = field(default_factory=dict)
     drained: dict[str, int] = field(default_factory=dict)
     built_with: tuple[Issued, ...] = ()

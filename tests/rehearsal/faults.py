@@ -67,18 +67,47 @@ def every_micro_batch_leaves_its_gradient() -> None:
     _before("dsv3_plugin.pipeline.rank_step:RankStep._after_backward", keep)
 
 
-def one_layer_recomputes_nothing() -> None:
-    """The third, whatever it was told."""
-
+def _after_making(target: str, do: Callable[[Any], Any]) -> None:
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def made(layer: Any, *args: Any, **kwargs: Any) -> None:
-            original(layer, *args, **kwargs)
-            if layer.layer_number == 3:
-                for module in layer.modules():
-                    for name in [name for name in vars(module) if "recompute" in name]:
-                        setattr(module, name, False)
+        def made(made: Any, *args: Any, **kwargs: Any) -> None:
+            original(made, *args, **kwargs)
+            do(made)
 
         return made
 
-    where = "megatron.core.transformer.transformer_layer:TransformerLayer.__init__"
-    _replacer.wrap(where, wrap)
+    _replacer.wrap(target, wrap)
+
+
+_LAYER = "megatron.core.transformer.transformer_layer:TransformerLayer.__init__"
+
+
+def a_parameter_is_used_by_nobody() -> None:
+    """One in the third layer."""
+
+    def add(layer: Any) -> None:
+        if layer.layer_number == 3:
+            layer.scale = torch.nn.Parameter(torch.ones(8))
+
+    _after_making(_LAYER, add)
+
+
+def gradients_are_allocated_twice() -> None:
+    """And the second time for nothing."""
+
+    def allocate(chunk: Any) -> None:
+        chunk.again = [torch.zeros_like(buffer.grad_data) for buffer in chunk.buffers]
+
+    where = "megatron.core.distributed.distributed_data_parallel:DistributedDataParallel"
+    _after_making(f"{where}.__init__", allocate)
+
+
+def one_layer_recomputes_nothing() -> None:
+    """The third, whatever it was told."""
+
+    def forget(layer: Any) -> None:
+        if layer.layer_number == 3:
+            for module in layer.modules():
+                for name in [name for name in vars(module) if "recompute" in name]:
+                    setattr(module, name, False)
+
+    _after_making(_LAYER, forget)

@@ -1,10 +1,13 @@
 """Faults put into the code of a run: the rehearsal finds each, and knows none of them."""
 
-from types import SimpleNamespace
+from collections.abc import Sequence
 
 import pytest
 
-from dsv3_plugin.planner.stages import Stage
+from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.planner.plan import RankPlan
+from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.load import load_model
 from dsv3_plugin.rehearsal.cases import StepCase
 from dsv3_plugin.rehearsal.findings import between_ranks, of_ranks
@@ -26,10 +29,6 @@ RECIPE = (
     f"data.seq_length={TOKENS}",
     "training.micro_batch_size=1",
 )
-PLACES = (
-    (Stage(embedding=True, dense=1), Stage(mtp=1, head=True)),
-    (Stage(moe=1), Stage(moe=1)),
-)
 ENDS = (*RECIPE, "pipeline.schedule=1f1b", "pipeline.layout=Et|ttmL")
 """The first stage and the last lie on two ranks, which share the embedding."""
 MESSAGE = 4 * TOKENS * load_model("tiny").hidden_size
@@ -39,18 +38,20 @@ CASE = StepCase("all", "1f1b_v", micro_batches=40, folded=MICRO_BATCHES)
 def findings(
     ranks: tuple[int, ...], fault: str | None = None, recipe: tuple[str, ...] = RECIPE
 ) -> list[str]:
+    places = _planned(recipe)
     requests = [Request("pretrain/tiny", recipe, "cpu", rank, MICRO_BATCHES) for rank in ranks]
     stepped = [
-        SteppedRank(CASE, report, _planned(report.pipeline_rank, recipe), 10**12, TOKENS, MESSAGE)
+        SteppedRank(CASE, report, places[report.pipeline_rank], 10**12, TOKENS, MESSAGE)
         for report in forked_child.reports(requests, fault)
     ]
     assert all(rank.report.memory for rank in stepped)
     return [finding.sentence for finding in (*of_ranks(stepped), *between_ranks(stepped))]
 
 
-def _planned(place: int, recipe: tuple[str, ...]) -> SimpleNamespace:
-    stages = PLACES[place] if recipe is RECIPE else ()
-    return SimpleNamespace(stages=stages, memory_bytes={})
+def _planned(words: tuple[str, ...]) -> Sequence[RankPlan]:
+    cluster = load_cluster("cpu").model_copy(update={"gpus": 4})
+    recipe = load_resolved("pretrain/tiny", words, cluster.machine)
+    return make_plan(recipe, cluster, cluster.machine).phases[-1].ranks
 
 
 def test_without_a_fault_nothing_is_found() -> None:
@@ -64,6 +65,8 @@ def test_without_a_fault_nothing_is_found() -> None:
         ("some_ranks_make_a_group", (0, 1), "ranks 0 and 1 part at process group"),
         ("every_micro_batch_leaves_its_gradient", (2,), "rank 2 keeps"),
         ("one_layer_recomputes_nothing", (2,), "stages of like layers keep unlike amounts"),
+        ("gradients_are_allocated_twice", (2,), "rank 2 holds"),
+        ("a_parameter_is_used_by_nobody", (2,), "on rank 2 decoder.layers.3.scale is given no gra"),
     ],
 )  # fmt: skip
 def test_a_fault_is_found(fault: str, ranks: tuple[int, ...], says: str) -> None:

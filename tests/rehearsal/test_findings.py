@@ -17,7 +17,8 @@ CARD, TOKENS, MESSAGE = 80_000_000_000, 4096, 10
 
 def stepped(rank: int = 0, stages: tuple[Stage, ...] = (), **fields: Any) -> SteppedRank:
     report = RankReport(rank, 0, **{"memory": {"weights": 1_000_000_000}, **fields})
-    planned = SimpleNamespace(stages=stages, memory_bytes={"allocator": 4_000_000_000})
+    needed = {"allocator": 4_000_000_000, "gradients": 1000, "optimizer": 500}
+    planned = SimpleNamespace(stages=stages, memory_bytes=needed)
     return SteppedRank(CASE, report, planned, CARD, TOKENS, MESSAGE)
 
 
@@ -52,3 +53,28 @@ def test_stages_of_like_layers_keep_alike(kept: tuple[int, ...], unlike: int):
     elsewhere = stepped(4, (Stage(moe=2),), kept=(1100,))
     first, *_ = between_ranks([stepped(0, stages, kept=(1000, 1000, 7)), elsewhere])
     assert "1.0 kB on rank 0, 1.1 kB on rank 4" in first.sentence
+
+
+@pytest.mark.parametrize(
+    ("states", "says"),
+    [
+        ({"weights": 700, "gradients": 1010, "optimizer": 500, "activations": 22}, []),
+        ({"gradients": 1011}, ["rank 2 holds 1.0 kB of gradients, and the parameters of its"]),
+        ({"optimizer": 1000}, ["rank 2 holds 1.0 kB of optimizer states, and the parameters"]),
+        ({"weights": 1000, "logits": 11}, ["rank 2 holds 11 bytes before its step that are"]),
+    ],
+)
+def test_before_its_step_a_rank_holds_what_its_parameters_need(
+    states: dict[str, int], says: list[str]
+):
+    found = sentences(stepped(2, states=states))
+    assert len(found) == len(says)
+    assert all(map(str.startswith, found, says))
+
+
+def test_gradients_that_nothing_gives_or_that_are_lost():
+    names = ("decoder.final_norm.weight", "output_layer.weight")
+    assert sentences(stepped(4, without_gradient=names, overwritten=names[:1])) == [
+        f"on rank 4 {names[0]} is given no gradient in a step, and so with 1 more parameters",
+        f"on rank 4 {names[0]} has its gradient overwritten by a later micro-batch",
+    ]
