@@ -58,6 +58,10 @@ def build(
             "say which tokenizer encodes the corpus: --tokenizer bpe:4096 trains one of 4096 "
             "tokens on it, --tokenizer FOLDER takes a Hugging Face tokenizer."
         )
+    from dsv3_plugin.recipe.corpora import wrong_with
+
+    if (sentence := next(wrong_with(corpus, "--corpus"), None)) is not None:
+        raise UserError(sentence)
     from dsv3_plugin.upstream import cpu_host
 
     cpu_host.enable()  # no GPU is needed, and a visible one would only be initialised

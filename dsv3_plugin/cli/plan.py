@@ -80,6 +80,10 @@ def plan(
     elif write is not None:
         raise UserError("--write writes what --search finds: add --search")
     elif compare:
+        if ranks:
+            raise UserError(
+                "--ranks shows the ranks of one plan, and --compare several: leave one out"
+            )
         asked = side_by_side([what, *words])
         output.write_comparison([conditions.case(one, alone=False) for one in asked])
     else:

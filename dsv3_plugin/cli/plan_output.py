@@ -53,6 +53,8 @@ class Output:
     def _shown(self, case: Case) -> list[RenderableType]:
         counts = counts_mapping(case.model, case.seq_length)
         if case.plan is None:
+            if self.ranks:
+                raise UserError(f"--ranks is of a plan, and {case.name} is only counted")
             return [counts_table(counts)]
         shown = [counts_summary(counts), ""]
         if case.calibration is not None:

@@ -92,7 +92,7 @@ def build_dataset(
         tokenizer, held_out=held_out, fim_rate=fim_rate, seed=seed, text_key=text_key
     )
     left_out = Tally()
-    sources = find_sources(corpus, text_key, left_out)
+    sources = find_sources(corpus, text_key, left_out, on_bad_row)
     progress = progress or silent
     with sole_builder(out_dir, tell or note):
         signature = file_signature(sources, left_out.all())

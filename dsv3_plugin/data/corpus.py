@@ -19,6 +19,7 @@ from dsv3_plugin.data.left_out import LeftOut, Tally
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.recipe.corpora import STDLIB
+from dsv3_plugin.recipe.sections import OnBadRow
 
 # Outside of these, the standard library is ordinary source text that every installation has.
 # Tests are left out because distributions package them apart, and because some of them are
@@ -81,6 +82,7 @@ def find_sources(
     corpus: str | Path | Sequence[str | Path],
     text_key: str = "text",
     left_out: Tally | None = None,
+    on_bad_row: OnBadRow = "stop",
 ) -> list[Source]:
     """The files of a corpus, in reading order.
 
@@ -94,6 +96,7 @@ def find_sources(
             folder, or a sequence of these.
         text_key: the key or column that holds the text of a row.
         left_out: counts what is not read.
+        on_bad_row: `skip` leaves out links to what is not there; they are refused otherwise.
 
     Raises:
         UserError: a path that does not exist or cannot be listed, a file named that holds no
@@ -101,7 +104,7 @@ def find_sources(
     """
     named = [corpus] if isinstance(corpus, str | Path) else list(corpus)
     left_out = Tally() if left_out is None else left_out
-    sources = [source for item in named for source in _expand(item, text_key, left_out)]
+    sources = [source for item in named for source in _expand(item, text_key, left_out, on_bad_row)]
     if not sources:
         what = ", ".join(str(item) for item in named) or "the corpus"
         if left_out.all():
@@ -110,12 +113,14 @@ def find_sources(
     return sources
 
 
-def _expand(item: str | Path, text_key: str, left_out: Tally) -> Iterable[Source]:
+def _expand(
+    item: str | Path, text_key: str, left_out: Tally, on_bad_row: OnBadRow
+) -> Iterable[Source]:
     if item == STDLIB:
         return _standard_library()
     path = named(item)
     if path.is_dir():
-        return _folder(path, text_key, left_out)
+        return _folder(path, text_key, left_out, on_bad_row)
     if not path.exists():
         raise UserError(
             f'corpus {path} does not exist: name a file, a folder, or "{STDLIB}" for the source '
@@ -129,8 +134,8 @@ def _expand(item: str | Path, text_key: str, left_out: Tally) -> Iterable[Source
     return [Source(path, path.name, kind)]
 
 
-def _folder(root: Path, text_key: str, left_out: Tally) -> Iterator[Source]:
-    kinds = {path: kind_of(path, text_key) for path in _files_below(root, left_out)}
+def _folder(root: Path, text_key: str, left_out: Tally, on_bad_row: OnBadRow) -> Iterator[Source]:
+    kinds = {path: kind_of(path, text_key) for path in _files_below(root, left_out, on_bad_row)}
     above_data = {
         folder
         for path, kind in kinds.items()
@@ -169,11 +174,12 @@ def _standard_library() -> Iterator[Source]:
         )
 
 
-def _files_below(root: Path, left_out: Tally) -> Iterator[Path]:
+def _files_below(root: Path, left_out: Tally, on_bad_row: OnBadRow = "stop") -> Iterator[Path]:
     """Files below `root`, sorted by their parts, hidden, special and linked folders left out.
 
     Raises:
-        UserError: a folder cannot be listed, or a file cannot be found where a link says it is.
+        UserError: a folder cannot be listed, or a file cannot be found where a link says it is,
+            unless such are to be skipped.
     """
 
     def refuse(error: OSError) -> None:
@@ -197,6 +203,8 @@ def _files_below(root: Path, left_out: Tally) -> Iterator[Path]:
             below = path.relative_to(root.parent).as_posix()
             if name.startswith("."):
                 left_out.add("files", _HIDDEN, below)
+            elif on_bad_row == "skip" and path.is_symlink() and not path.exists():
+                left_out.add("files", "links to what is not there", below)
             elif stat.S_ISREG(_status(path).st_mode):
                 yield path
             else:

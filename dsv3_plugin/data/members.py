@@ -200,7 +200,10 @@ def _shared_tokenizer(
         text_key=choices.text_key,
         on_bad_row=choices.on_bad_row,
         files=[
-            file_signature(find_sources(member.names, choices.text_key, left_out), left_out.all())
+            file_signature(
+                find_sources(member.names, choices.text_key, left_out, choices.on_bad_row),
+                left_out.all(),
+            )
             for member in texts
             for left_out in (Tally(),)
         ],
@@ -225,7 +228,7 @@ def _trained_on(texts: Sequence[Member], choices: Choices) -> Iterator[str]:
     """The texts; all are read once before the first comes, which finds whatever stops a reading."""
     bounded = []
     for member in texts:
-        sources = find_sources(member.names, choices.text_key)
+        sources = find_sources(member.names, choices.text_key, on_bad_row=choices.on_bad_row)
         documents = partial(
             read_documents, sources, choices.text_key, on_bad_row=choices.on_bad_row
         )

@@ -151,23 +151,25 @@ def shares(drawn: Sequence[Member], tokens: Sequence[int]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def wrong_with(corpus: Corpus) -> Iterator[str]:
-    """What is wrong with a mixture, a sentence each."""
+def wrong_with(corpus: Corpus, key: str = "data.corpus") -> Iterator[str]:
+    """What is wrong with a corpus or a mixture, a sentence each; `key` is where it is said."""
     mixed = members(corpus)
+    if any(not name for member in mixed for name in member.names):
+        yield f'{key} names nothing (""): name a file, a folder, or "{STDLIB}"'
     weights = [member.weight for member in mixed]
     if None in weights and any(weight is not None for weight in weights):
         without = next(member for member in mixed if member.weight is None)
         yield (
-            f"data.corpus gives weights, and none to {without}: give each member one, or none "
+            f"{key} gives weights, and none to {without}: give each member one, or none "
             f"(then they are drawn from by their sizes)"
         )
     elif weights[0] is not None and min(weights) < 0:
         least = min(mixed, key=lambda member: member.weight)
-        yield f"data.corpus gives {least} the weight {least.weight:g}: give it one of 0 or more"
+        yield f"{key} gives {least} the weight {least.weight:g}: give it one of 0 or more"
     elif weights[0] is not None and sum(weights) == 0:
-        yield "data.corpus: the weights sum to 0, so that nothing would be drawn: give one above 0"
+        yield f"{key}: the weights sum to 0, so that nothing would be drawn: give one above 0"
     if (twice := _twice(place for member in mixed for place in member.place)) is not None:
-        yield f"data.corpus names {twice} twice: name it once, with the weight that it is to have"
+        yield f"{key} names {twice} twice: name it once, with the weight that it is to have"
 
 
 def _twice(places: Iterable[str]) -> str | None:

@@ -24,7 +24,9 @@ from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.overrides import Override, parse
 from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
-from dsv3_plugin.recipe.validation import validate
+from dsv3_plugin.recipe.validation import fields_of, validate
+
+_YAML = {".yaml", ".yml"}
 
 
 def shipped_folder() -> Path:
@@ -157,7 +159,7 @@ def load_recipe_or_model(
     if (shipped_folder() / "models" / f"{name_or_path}.yaml").is_file():
         name_or_path = f"models/{name_or_path}"
     path = find(name_or_path, models=True)
-    if yaml_text.read_mapping(path).keys() & {"model", "base"}:
+    if _read(path).keys() & {"model", "base"}:
         return load_recipe(path, overrides, machine)
     if overrides:
         raise UserError(f"{path} is a model, which takes no overrides.")
@@ -215,7 +217,7 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """A file's mapping laid over its base's, its references made independent of where it lies."""
     if path.resolve() in seen:
         raise UserError(f"{path}: builds on itself through base.")
-    data = _anchor(yaml_text.read_mapping(path), path.parent)
+    data = _anchor(_read(path), path.parent)
     base = data.pop("base", None)
     if base is None:
         return data
@@ -226,6 +228,25 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     below.pop("name", None)
     below.pop("directory", None)
     return merge(below, data)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping of a file; what is not called YAML may be something else, which is then said."""
+    if path.suffix in _YAML:
+        return yaml_text.read_mapping(path)
+    try:
+        data = yaml_text.read_mapping(path)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(f"{path} is no recipe or model, which are YAML (NAME.yaml).") from error
+    known = {key for kind in (*STAGES.values(), ModelConfig) for key in fields_of(kind)}
+    if data and not data.keys() & {"base", *known}:
+        raise UserError(
+            f"{path} has no key of a recipe or a model, which are YAML (NAME.yaml): name one, or a "
+            "shipped recipe such as pretrain/tiny."
+        )
+    return data
 
 
 def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:

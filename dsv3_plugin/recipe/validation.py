@@ -47,7 +47,8 @@ def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, wh
         case _:
             # A union reports each of its types: all of them are ways out.
             wanted = dict.fromkeys(_wanted(p) for p in problems if _keys(p) == path)
-            return f"{where}: '{dotted}' is {_shown(problem['input'])}; it must {_or(wanted)}."
+            is_so, must = _shown(problem["input"]), _or(wanted) + _as_whole(problem)
+            return f"{where}: '{dotted}' is {is_so}; it must {must}."
 
 
 def _wanted(problem: Any) -> str:
@@ -63,6 +64,13 @@ def _wanted(problem: Any) -> str:
         return "not be empty"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return message.removeprefix("input should ")
+
+
+def _as_whole(problem: Any) -> str:
+    """How a whole number is written that was given as a float (`1e3`)."""
+    value = problem["input"]
+    is_whole = problem["type"] == "int_type" and isinstance(value, float) and value.is_integer()
+    return f": write {value:.0f}" if is_whole else ""
 
 
 def _or(phrases: Iterable[str]) -> str:

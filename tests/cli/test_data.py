@@ -64,6 +64,21 @@ def test_wrong_words(corpus, tmp_path, dsv3):
     assert dsv3(*build, "bpe:300", "--workers", 0).code == 2
 
 
+@pytest.mark.parametrize(
+    ("corpora", "sentence"),
+    [
+        ([""], '--corpus names nothing (""): name a file, a folder, or "stdlib".'),
+        (["texts", "texts/"], "texts twice: name it once"),
+    ],
+)
+def test_a_corpus_that_cannot_be_meant_is_refused(dsv3, tmp_path, corpora, sentence):
+    named = [word for corpus in corpora for word in ("--corpus", corpus)]
+    said = dsv3("data", "build", *named, "--tokenizer", "bpe:300", "--out", tmp_path / "out")
+    assert said.code == 2
+    assert sentence in said.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_error_is_one_sentence_and_exit_code_2(tmp_path):
     command = (
         "data", "build", "--corpus", "nowhere", "--tokenizer", "bpe:300", "--out", "out",

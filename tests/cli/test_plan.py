@@ -7,7 +7,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from dsv3_plugin.cli import app, plan_cases
+from dsv3_plugin.cli import plan_cases
+from dsv3_plugin.cli.command import app
 from dsv3_plugin.numbers import count_text
 from dsv3_plugin.planner.counts import parameter_counts
 from dsv3_plugin.planner.plan import Limit
@@ -30,7 +31,7 @@ def test_mapping_has_the_promised_keys():
 @pytest.mark.parametrize("what", ["deepseek-v3", "pretrain/deepseek-v3"])
 def test_plan_answers_without_torch(what):
     code = (
-        "import sys; from dsv3_plugin.cli import app\n"
+        "import sys; from dsv3_plugin.cli.command import app\n"
         f"try: app(['plan', {what!r}, '--json'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'megatron', 'transformers', 'numpy', 'matplotlib'} & set(sys.modules)\n"
@@ -192,6 +193,9 @@ def test_a_plan_follows_from_measured_steps(dsv3, tmp_path):
         ("deepseek-v3 --cluster h800", "deepseek-v3 is a model, which says nothing of batches"),
         ("deepseek-v3 --imbalance 2", "--imbalance plans a recipe, such as pretrain/deepseek-v3"),
         ("deepseek-v3 --html a.html", "--html is the page of a plan, and deepseek-v3 is only"),
+        ("deepseek-v3 --ranks", "--ranks is of a plan, and deepseek-v3 is only counted."),
+        ("pretrain/tiny --ranks --seq-length 64", "pretrain/tiny is only counted."),
+        ("pretrain/tiny --compare pretrain/tiny --ranks", "--compare several: leave one out."),
         ("pretrain/tiny --imbalance 0.5", "the mean, 1 at balance, and cannot be 0.5"),
         ("pretrain/tiny --imbalance nan", "1 at balance, and cannot be nan"),
         ("pretrain/tiny --imbalance inf", "1 at balance, and cannot be inf"),

@@ -126,6 +126,10 @@ def test_links_hidden_and_special_files_are_counted(tmp_path):
     (corpus / "gone.txt").symlink_to(elsewhere / "gone.txt")
     with pytest.raises(UserError, match=r"cannot read .*gone.txt: it is a link to .*gone.txt,"):
         find_sources(corpus)
+    tally = Tally()
+    (source,) = find_sources(corpus, left_out=tally, on_bad_row="skip")
+    assert source.name == "c/a.txt"
+    assert "1 file: links to what is not there (c/gone.txt)" in str(tally)
 
 
 def test_signature_tells_what_is_left_out(tmp_path):

@@ -83,6 +83,12 @@ def test_what_is_wrong_with_a_mixture(corpus, said):
     assert said in sentence
 
 
+@pytest.mark.parametrize("corpus", ["", ["", "texts"]])
+def test_a_corpus_without_a_name_is_refused(corpus):
+    [sentence] = corpora.wrong_with(corpus)
+    assert sentence.startswith('data.corpus names nothing (""): name a file')
+
+
 def test_nothing_is_wrong_with_these():
     for corpus in ("stdlib", ["a", "b"], [{"path": "a"}, {"path": "b"}], [], ["a", "enc"]):
         assert not [*corpora.wrong_with(corpus)]

@@ -47,6 +47,22 @@ def test_a_recipe_cannot_build_on_itself(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text", ["import os\nx = {1: 2}\n", "def f():\n  return 1\n"], ids=["no YAML", "YAML"]
+)
+@pytest.mark.parametrize("load", [load_recipe, load_recipe_or_model])
+def test_another_file_than_yaml_is_told_by_its_name(tmp_path, text, load):
+    program = tmp_path / "train.py"
+    program.write_text(text)
+    with pytest.raises(UserError, match=r"train\.py .* are YAML \(NAME\.yaml\)"):
+        load(str(program))
+
+
+def test_a_recipe_may_have_any_name(tmp_path):
+    (tmp_path / "tiny.v2").write_text("base: pretrain/tiny\n")
+    assert load_recipe_or_model(str(tmp_path / "tiny.v2")).model.num_layers == 4
+
+
+@pytest.mark.parametrize(
     ("below", "above", "model"),
     [
         ("tiny", {"num_layers": 2}, {"base": "tiny", "num_layers": 2}),

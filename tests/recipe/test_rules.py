@@ -19,6 +19,8 @@ from tests.recipe.piped import PIPED
         (["curves.learning_rates=1"], "unknown key 'curves.learning_rates' (nearest: 'learning"),
         (["curves.mtp_weight=[{linaer: 1}]"], "'curves.mtp_weight.0.linaer' (nearest: 'linear')"),
         (["training.seed=x"], "'training.seed' is 'x'; it must be a valid integer"),
+        (["training.steps=1e3"], "is 1000.0; it must be a valid integer: write 1000."),
+        (["training.steps=1.5"], "'training.steps' is 1.5; it must be a valid integer."),
         (["training.seed=true"], "'training.seed' is True; it must be a valid integer"),
         (["precision.dtype=fp16"], "'precision.dtype' is 'fp16'; it must be 'fp32' or 'bf16'"),
         (["training=3"], "'training' is 3; it must be a mapping"),
