@@ -137,7 +137,7 @@ def _near(option: str, known: Iterable[str]) -> list[str]:
 def explain(error: Exception) -> tuple[str, int]:
     """The sentence and the exit code for what ended a command."""
     if isinstance(error, UserError):
-        return str(error), 2
+        return f"{str(error).removesuffix('.')}.", 2
     if isinstance(error, OSError) and error.strerror:
         about = f"{error.filename}: " if error.filename is not None else ""
         return f"{about}{error.strerror}.", 2

@@ -1,9 +1,11 @@
 """Whatever ends a command becomes one sentence, and an exit code that says whose fault it was."""
 
 from importlib import metadata
+from types import ModuleType
 
 import pytest
 
+import dsv3_plugin.cli
 from dsv3_plugin.cli import command as cli
 from dsv3_plugin.errors import UserError
 
@@ -12,6 +14,7 @@ from dsv3_plugin.errors import UserError
     ("error", "code", "sentence"),
     [
         (UserError("the sentence."), 2, "dsv3: the sentence.\n"),
+        (UserError("without its stop"), 2, "dsv3: without its stop.\n"),
         (PermissionError(13, "Permission denied", "/x"), 2, "dsv3: /x: Permission denied.\n"),
         (OSError(28, "No space left on device"), 2, "dsv3: No space left on device.\n"),
         (
@@ -35,6 +38,17 @@ def test_an_error_is_a_sentence(monkeypatch, capsys, error, code, sentence):
     monkeypatch.setenv("DSV3_DEBUG", "1")
     with pytest.raises(type(error)):
         cli.main()
+
+
+def test_ctrl_c_is_quiet_while_modules_are_loaded(dsv3, monkeypatch):
+    class Interrupted(ModuleType):
+        @property
+        def main(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(dsv3_plugin.cli, "command", Interrupted("command"))
+    said = dsv3("plan", "deepseek-v3")
+    assert (said.code, said.out, said.err) == (130, "", "")
 
 
 @pytest.mark.parametrize(

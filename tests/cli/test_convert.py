@@ -8,7 +8,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
-from dsv3_plugin.cli import app
+from dsv3_plugin.cli.command import app
 from tests.checkpoint.samples import random_tensors, small_model, write_folder
 
 MODEL = small_model()

@@ -4,7 +4,7 @@ import json
 
 from typer.testing import CliRunner
 
-from dsv3_plugin.cli import app
+from dsv3_plugin.cli.command import app
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.load import load_model
 from dsv3_plugin.recipe.model import ModelConfig

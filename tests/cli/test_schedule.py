@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from dsv3_plugin.cli import app
+from dsv3_plugin.cli.command import app
 from dsv3_plugin.cli.schedule_options import parse_costs, parse_numbers
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.actions import csv_text

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from dsv3_plugin.cli import app
+from dsv3_plugin.cli.command import app
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.schedules.registry import SCHEDULES
 from tests.docs.pages import PAGES, ROOT, Page
