@@ -3,16 +3,14 @@
 `python -m dsv3_plugin.recipe.reference > docs/recipes.md` writes it; a test says when it is stale.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.common import Common
 from dsv3_plugin.recipe.curve import Piece
+from dsv3_plugin.recipe.key_tables import KeyTables, one_line
 from dsv3_plugin.recipe.rules import RULES
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES
-from dsv3_plugin.recipe.section import Section
-from dsv3_plugin.recipe.validation import fields_of, model_in
+from dsv3_plugin.recipe.validation import fields_of
 
 _HEAD = """\
 # Recipes
@@ -64,8 +62,12 @@ _FILLED_IN = {
 }
 """What stands for a key that is required once a file has been read."""
 
-_STAGE = {"enum": [*STAGES], "default": DEFAULT_STAGE}
-"""What `stage` may be, over all classes of stages."""
+_TABLES = KeyTables(
+    _FILLED_IN,
+    apart={Piece: "A piece of a curve"},
+    # What it may be over all classes of stages.
+    schemas={"stage": {"enum": [*STAGES], "default": DEFAULT_STAGE}},
+)
 
 
 def page() -> str:
@@ -75,105 +77,20 @@ def page() -> str:
 
 def _keys() -> Iterator[str]:
     yield "## Keys of every recipe\n"
-    yield from _table(Common)
+    yield from _TABLES.table(Common)
     for name, kind in STAGES.items():
-        yield f"## stage: {name}\n\n{_line(kind.__doc__)}\n"
+        yield f"## stage: {name}\n\n{one_line(kind.__doc__)}\n"
         if own := fields_of(kind).keys() - fields_of(Common).keys():
-            yield from _table(kind, only=own)
-    yield from _nested(Common)
-    yield f"## A piece of a curve\n\n{_line(Piece.__doc__)}\n"
-    yield from _table(Piece)
+            yield from _TABLES.table(kind, only=own)
+    yield from _TABLES.nested(Common)
+    yield from _TABLES.told_apart()
 
 
 def _rules() -> Iterator[str]:
     yield "## What cannot be combined\n"
     yield "What a recipe has to fulfil, looked at in this order; a refusal names the way out.\n"
-    yield from (f"- {_line(rule.__doc__)}" for rule in RULES)
+    yield from (f"- {one_line(rule.__doc__)}" for rule in RULES)
     yield ""
-
-
-def _nested(kind: type[Section], path: str = "") -> Iterator[str]:
-    """The sections inside a section, each followed by those inside it."""
-    for key, field in fields_of(kind).items():
-        section = model_in(field.annotation)
-        if section is not None and section is not Piece:
-            yield f"## {path}{key}\n\n{_line(section.__doc__)}\n"
-            yield from _table(section, f"{path}{key}.")
-            yield from _nested(section, f"{path}{key}.")
-
-
-def _table(
-    kind: type[Section], path: str = "", only: Collection[str] | None = None
-) -> Iterator[str]:
-    """A row for each key of a section, or for some only."""
-    yield "| key | value | default | meaning |"
-    yield "|---|---|---|---|"
-    said = kind.model_json_schema()["properties"]
-    for key, field in fields_of(kind).items():
-        if only is None or key in only:
-            schema = _STAGE if path + key == "stage" else said[key]
-            value, default = _value(path + key, schema), _default(path + key, schema)
-            yield f"| `{key}` | {value} | {default} | {_line(field.description)} |"
-    yield ""
-
-
-def _value(path: str, schema: Mapping[str, Any]) -> str:
-    """What a key takes, in words."""
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_value(path, option) for option in schema["anyOf"]))
-    if "$ref" in schema:
-        return f"[mapping](#{path.replace('.', '')})"
-    if "const" in schema:
-        return f"`{schema['const']}`"
-    if "enum" in schema:
-        return ", ".join(f"`{value}`" for value in schema["enum"])
-    if schema.get("format") == "curve":
-        return "[curve](#a-piece-of-a-curve)"
-    if "format" in schema:
-        return schema["format"]
-    match schema["type"]:
-        case "array":
-            return f"list of {_value(path, schema['items'])}"
-        case "object":
-            return "mapping"
-        case "boolean":
-            return "`true`, `false`"
-        case "null":
-            return "`null`"
-        case "string":
-            return "text"
-        case number:
-            return number + ",".join(_limits(schema))
-
-
-_WIDEST = 2**31 - 1
-"""Of a `Size`, which need not be said of every one."""
-
-
-def _limits(schema: Mapping[str, Any]) -> Iterator[str]:
-    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    for name, sign in signs.items():
-        if name in schema and schema[name] != _WIDEST:
-            yield f" {sign} {schema[name]:.10g}"
-
-
-def _default(path: str, schema: Mapping[str, Any]) -> str:
-    if path in _FILLED_IN:
-        return _FILLED_IN[path]
-    if "default" not in schema:
-        return "required"
-    match schema["default"]:
-        case dict():
-            return ""
-        case float(number):
-            return f"`{number:g}`"
-        case value:
-            return f"`{yaml_text.dump({'it': value}).removeprefix('it: ').strip()}`"
-
-
-def _line(text: str | None) -> str:
-    """A docstring as one line of Markdown."""
-    return " ".join((text or "").split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":
