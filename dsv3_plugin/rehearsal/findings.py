@@ -126,6 +126,14 @@ def _of_memory(rank: SteppedRank) -> Iterator[Finding]:
             f"its device has {bytes_text(rank.card)}",
             "recompute more, or divide otherwise: `dsv3 plan --search` finds how",
         )
+    saving = rank.planned.moments.get("saving", 0)
+    if saving > rank.card >= rank.total + later:
+        yield Finding(
+            f"rank {report.rank} needs {bytes_text(saving)} while it saves, by the plan, and its "
+            f"device has {bytes_text(rank.card)}",
+            "let the hosts gather what is saved: leave out "
+            "megatron_args.distrib-optim-fully-reshardable-mem-efficient",
+        )
 
 
 def _unlike_stages(ranks: Sequence[SteppedRank]) -> Iterator[Finding]:

@@ -15,10 +15,12 @@ CASE = StepCase("all", "zbv", micro_batches=100, folded=12)
 CARD, TOKENS, MESSAGE = 80_000_000_000, 4096, 10
 
 
-def stepped(rank: int = 0, stages: tuple[Stage, ...] = (), **fields: Any) -> SteppedRank:
+def stepped(
+    rank: int = 0, stages: tuple[Stage, ...] = (), saving: int = 0, **fields: Any
+) -> SteppedRank:
     report = RankReport(rank, 0, **{"memory": {"weights": 1_000_000_000}, **fields})
     needed = {"allocator": 4_000_000_000, "gradients": 1000, "optimizer": 500}
-    planned = SimpleNamespace(stages=stages, memory_bytes=needed)
+    planned = SimpleNamespace(stages=stages, memory_bytes=needed, moments={"saving": saving})
     return SteppedRank(CASE, report, planned, CARD, TOKENS, MESSAGE)
 
 
@@ -43,6 +45,16 @@ def test_what_every_micro_batch_leaves_behind_is_counted_for_all_of_them():
     grown, full = sentences(stepped(growth=900_000_000))
     assert "90.0 GB at the end" in grown
     assert full.startswith("rank 0 needs 84.2 GB in zbv, and its device has 80.0 GB")
+
+
+def test_what_a_save_gathers_has_to_fit_as_well():
+    assert sentences(stepped(saving=CARD)) == []
+    (sentence,) = sentences(stepped(saving=CARD + 100_000_000))
+    assert sentence == (
+        "rank 0 needs 80.1 GB while it saves, by the plan, and its device has 80.0 GB"
+    )
+    (full,) = sentences(stepped(saving=2 * CARD, memory={"weights": CARD}))
+    assert "while it saves" not in full
 
 
 @pytest.mark.parametrize(("kept", "unlike"), [((1000, 1020, 7), 0), ((1000, 1021, 7), 1)])
