@@ -17,8 +17,9 @@ MOST_ASKED = 128
 PER_TOKEN = 28
 """Bytes of a token that a step keeps of every micro-batch: itself, its label and position as
 integers of 8 bytes, and its place in the mask as a number of 4."""
-UNPLANNED = 0.01
-"""Of its states, what a rank may hold before its step beside or beyond them."""
+UNPLANNED = 0.05
+"""Of its states, what a rank may hold before its step beside or beyond them: as far as the plan has
+to agree with a rehearsal, part by part. Upstream rounds buffers up to what ranks share evenly."""
 UNLIKE = 0.01
 """Of what a micro-batch keeps of a stage, by which stages of like layers may differ: rows of
 experts go up to multiples of 16 or 128."""

@@ -70,10 +70,10 @@ def test_stages_of_like_layers_keep_alike(kept: tuple[int, ...], unlike: int):
 @pytest.mark.parametrize(
     ("states", "says"),
     [
-        ({"weights": 700, "gradients": 1010, "optimizer": 500, "activations": 22}, []),
-        ({"gradients": 1011}, ["rank 2 holds 1.0 kB of gradients, and the parameters of its"]),
+        ({"weights": 700, "gradients": 1050, "optimizer": 500, "activations": 110}, []),
+        ({"gradients": 1051}, ["rank 2 holds 1.1 kB of gradients, and the parameters of its"]),
         ({"optimizer": 1000}, ["rank 2 holds 1.0 kB of optimizer states, and the parameters"]),
-        ({"weights": 1000, "logits": 11}, ["rank 2 holds 11 bytes before its step that are"]),
+        ({"weights": 1000, "logits": 53}, ["rank 2 holds 53 bytes before its step that are"]),
     ],
 )
 def test_before_its_step_a_rank_holds_what_its_parameters_need(
