@@ -2,8 +2,8 @@
 
 Latents normed with eps 1e-6 (upstream uses `layernorm_epsilon`), models without a Q latent
 (upstream insists on a fused norm there), weight gradients that can wait, rotation and assembly of
-queries and keys in one pass, and context parallelism for which latents travel
-(`latent_context.py`).
+queries and keys in one pass, gradients of all heads under tensor parallelism for what they share,
+and context parallelism for which latents travel (`latent_context.py`).
 """
 
 from typing import Any
@@ -58,10 +58,19 @@ class LatentAttention(MLASelfAttention):
             linear = getattr(self, name, None)
             if type(linear) is ColumnParallelLinear:
                 ColumnLinear.of(linear)
+        if self._every_rank_has_all_tokens and hasattr(self, "q_layernorm"):
+            # Upstream sums its gradient over tensor-parallel ranks whatever each of them has.
+            for weight in self.q_layernorm.parameters():
+                weight.average_gradients_across_tp_domain = True
         divided, up = self.pg_collection.cp.size() > 1, self.linear_kv_up_proj
         if divided and not hasattr(up, "weight_gradients"):
             # TE's, whose rows are multiplied by us; its hooks take gradients that may wait.
             up.weight_gradients = WeightGradients(hooks=up.wgrad_accumulation_and_reduce_hooks)
+
+    @property
+    def _every_rank_has_all_tokens(self) -> bool:
+        """Tensor parallelism without sequence parallelism."""
+        return self.pg_collection.tp.size() > 1 and not self.config.sequence_parallel
 
     def _backward_kv_proj(self) -> None:
         """Owed weight gradients, as upstream's plan of layers asks for them."""
@@ -161,22 +170,45 @@ class LatentAttention(MLASelfAttention):
         Under tensor parallelism the latter is whole on every rank, whose heads add to its gradient.
         """
         config, tensor = self.config, self.pg_collection.tp
-        widths = [config.kv_lora_rank, config.qk_pos_emb_head_dim]
         q_latent, kv = self._qkv_down_projection(hidden_states)
-        if kv.shape[-1] != sum(widths):
-            kv = gather_from_tensor_model_parallel_region(kv)
-            if config.sequence_parallel:
-                kv = scatter_to_sequence_parallel_region(kv)
         if config.q_lora_rank is not None:
             q_latent = self.q_layernorm(q_latent)
-        kv_latent, k_rotary = kv.split(widths, dim=-1)
-        parts = self.kv_layernorm(kv_latent), k_rotary
-        if tensor.size() > 1:
-            every = copy_to_tensor_model_parallel_region
-            if config.sequence_parallel:
-                every = gather_from_sequence_parallel_region
-            parts = tuple(every(part, group=tensor) for part in parts)
-        return q_latent, *parts
+        kv_latent, k_rotary = kv.split(self._kv_widths, dim=-1)
+        kv_latent = self.kv_layernorm(kv_latent)
+        if self._every_rank_has_all_tokens:
+            kv_latent = copy_to_tensor_model_parallel_region(kv_latent, group=tensor)
+        elif tensor.size() > 1:
+            kv_latent = gather_from_sequence_parallel_region(kv_latent, group=tensor)
+            k_rotary = gather_from_sequence_parallel_region(k_rotary, group=tensor)
+        return q_latent, kv_latent, k_rotary
+
+    @property
+    def _kv_widths(self) -> list[int]:
+        """Of the KV latent, and of the rotated key that all heads share."""
+        return [self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim]
+
+    def _qkv_down_projection(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Upstream's Q latent, and what keys and values are made of in its whole width.
+
+        Upstream divides that among tensor-parallel ranks where its layers are plain torch, and puts
+        it together where gradients are no longer summed: the rotated key, which all heads share,
+        has the gradient of a rank's own heads then. Without sequence parallelism that is so in
+        Transformer Engine's layers too.
+
+        Returns:
+            [s, b, q_lora_rank] (or the hidden states), [s, b, kv_lora_rank + rotary]; with sequence
+            parallelism of this rank's tokens.
+        """
+        q_latent, kv = super()._qkv_down_projection(hidden_states)
+        if kv.shape[-1] != sum(self._kv_widths):
+            kv = gather_from_tensor_model_parallel_region(kv)
+            if self.config.sequence_parallel:
+                kv = scatter_to_sequence_parallel_region(kv)
+        if self._every_rank_has_all_tokens:
+            kv_latent, k_rotary = kv.split(self._kv_widths, dim=-1)
+            k_rotary = copy_to_tensor_model_parallel_region(k_rotary, group=self.pg_collection.tp)
+            kv = torch.cat([kv_latent, k_rotary], dim=-1)
+        return q_latent, kv
 
     def _queries_by_group(self, groups: int, q_latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotated queries, [groups, s / N, b, heads of a group, d]."""
@@ -227,7 +259,7 @@ class LatentAttention(MLASelfAttention):
             )
         config = self.config
         q_latent, kv = self._qkv_down_projection(hidden_states)
-        kv_latent, k_rotary = kv.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], dim=-1)
+        kv_latent, k_rotary = kv.split(self._kv_widths, dim=-1)
         kv_latent = self.kv_layernorm(kv_latent)
         if config.q_lora_rank is not None:
             q_latent = self.q_layernorm(q_latent)

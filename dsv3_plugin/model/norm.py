@@ -18,6 +18,8 @@ class RMSNorm(torch.nn.RMSNorm):
         self, config: TransformerConfig, hidden_size: int, eps: float, **kwargs: Any
     ) -> None:
         super().__init__(hidden_size, eps=eps)
+        # Each rank has some tokens' part of the gradient, and upstream sums what is marked.
+        self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
         """Norm of [..., hidden], in the type of x."""

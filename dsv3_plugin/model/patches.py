@@ -1,6 +1,6 @@
 """What model/ replaces of upstream, and why: its rows of the table of patches."""
 
-from dsv3_plugin.model import head, layers, loss, mtp_padding, next_tokens
+from dsv3_plugin.model import head, layers, loss, mtp_padding, mtp_tokens, next_tokens
 from dsv3_plugin.upstream.patching import Patch
 
 PATCHES: tuple[Patch, ...] = (
@@ -33,6 +33,16 @@ PATCHES: tuple[Patch, ...] = (
         replacement=next_tokens.roll_tensor,
         reason="MTP's labels cross samples of a pack; its loss is no mean over parts of a sequence",
         test="tests/model/test_next_tokens.py",
+        wraps=True,
+    ),
+    Patch(
+        targets=(
+            "megatron.core.transformer.multi_token_prediction:process_mtp_loss",
+            "megatron.core.models.gpt.gpt_model:process_mtp_loss",
+        ),
+        replacement=mtp_tokens.process_mtp_loss,
+        reason="of a sequence that ranks share, MTP's labels are weighed by each rank's own tokens",
+        test="tests/model/test_latent_context.py",
         wraps=True,
     ),
     Patch(

@@ -11,12 +11,16 @@ What differs from upstream's TopKRouter, which this extends:
 * Tokens per expert are counted in int64. Upstream holds the counts in a floating buffer that a BF16
   model turns into BF16, where 257 is 256 and the sign of a bias update can flip.
 * The bias stays FP32 whatever the model is cast to.
+* Padding is left out with the fused kernel too, where upstream takes a mask of tokens for one of
+  experts and stops; and balance losses of sequences with padding do not depend on how they lie in
+  micro-batches or on ranks (`_padded_balance_loss`).
 """
 
 from collections.abc import Callable
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.moe_utils import (
     compute_routing_scores_for_aux_loss,
 )
@@ -95,15 +99,79 @@ class DeepSeekRouter(TopKRouter):
             probs = self._apply_aux_loss(probs, scores, counted, masked)
             probs = self._apply_seq_aux_loss(probs, scores, counted, seq_length, batch_size, masked)
             probs = self._apply_global_aux_loss(probs, scores, counted, masked)
-        # Once per token: not in evaluation, nor in the first of a recomputed layer's two forwards.
-        if self.enable_expert_bias and torch.is_grad_enabled():
-            self._count(routing_map, padding_mask)
+        self._apply_expert_bias(routing_map, padding_mask)
         return probs, routing_map
 
-    @torch.no_grad()
-    def _count(self, routing_map: Tensor, padding_mask: Tensor | None) -> None:
-        """Add this micro-batch's tokens to the counts that the bias update reads."""
-        self.local_tokens_per_expert += _without_padding(routing_map, padding_mask).sum(dim=0)
+    def _apply_expert_bias(self, routing_map: Tensor, padding_mask: Tensor | None = None) -> None:
+        """Add this micro-batch's tokens to the counts that the bias update reads.
+
+        Once per token: not in evaluation, nor in the first of a recomputed layer's two forwards.
+
+        Args:
+            routing_map: [tokens, experts]; padding_mask: [tokens].
+        """
+        if self.enable_expert_bias and torch.is_grad_enabled():
+            counted = _without_padding(routing_map, padding_mask)
+            self.local_tokens_per_expert += counted.sum(dim=0)
+
+    def _apply_aux_loss(
+        self, probs: Tensor, scores: Tensor, counted: Tensor, with_padding_mask: bool = False
+    ) -> Tensor:
+        """The balance loss of a micro-batch, attached to the weights."""
+        if not with_padding_mask:
+            return super()._apply_aux_loss(probs, scores, counted)
+        return self._padded_balance_loss("aux_loss", probs, scores, counted, sequences=1)
+
+    def _apply_seq_aux_loss(
+        self,
+        probs: Tensor,
+        scores: Tensor,
+        counted: Tensor,
+        seq_length: int,
+        bsz: int,
+        with_padding_mask: bool = False,
+    ) -> Tensor:
+        """The balance loss of each sequence, attached to the weights."""
+        if not with_padding_mask:
+            return super()._apply_seq_aux_loss(probs, scores, counted, seq_length, bsz)
+        return self._padded_balance_loss("seq_aux_loss", probs, scores, counted, sequences=bsz)
+
+    def _padded_balance_loss(
+        self, kind: str, probs: Tensor, scores: Tensor, counted: Tensor, sequences: int
+    ) -> Tensor:
+        """Equations 17 to 20 of each sequence's own tokens; of the sequences the mean by tokens.
+
+        Upstream divides by the micro-batch's mean number of tokens instead, so that a sequence's
+        loss depends on those beside it. Where gradients are summed over tokens, to be divided by
+        their number at last, it weighs each rank's part of a sequence by the rank's tokens and not
+        by the sequence's, so that the loss depends on how many ranks share it, and where on them
+        the padding is.
+
+        Args:
+            kind: upstream's name of the loss.
+            probs: what the loss is attached to.
+            scores: normalised affinities, [s · b, experts]; counted: the experts chosen by them.
+                Both are 0 where there is padding.
+            sequences: b, each balanced for itself; 1 for all of them together.
+        """
+        coefficient = self.get_aux_loss_coeff(kind)
+        if coefficient == 0:
+            return probs
+        group = self.tp_cp_group
+        of_sequences = (-1, sequences, self.num_experts)
+        mine = scores.reshape(of_sequences).sum(dim=0)
+        chosen = reduce_from_tensor_model_parallel_region(
+            counted.reshape(of_sequences).sum(dim=0), group
+        )
+        tokens = chosen.sum(dim=-1) / self.topk
+        every = tokens.sum()
+        losses = (chosen * mine).sum(dim=-1) * self.num_experts / self.topk
+        # Tokens · loss, which is divided by the square of the tokens.
+        loss = coefficient * (losses / tokens.clamp(min=1)).sum() / every.clamp(min=1)
+        return self.attach_and_log_load_balancing_loss(
+            probs, coefficient, loss, _LOGGED_AS[kind], group,
+            valid_token_count=every / group.size(),
+        )  # fmt: skip
 
     def _scores(self, logits: Tensor) -> Tensor:
         """Affinities in FP32, [tokens, experts]."""
@@ -142,6 +210,9 @@ class DeepSeekRouter(TopKRouter):
         if self.config.moe_router_topk_scaling_factor:
             weights = weights * self.config.moe_router_topk_scaling_factor
         return weights
+
+
+_LOGGED_AS = {"aux_loss": "load_balancing_loss", "seq_aux_loss": "seq_load_balancing_loss"}
 
 
 def _without_padding(routing_map: Tensor, padding_mask: Tensor | None) -> Tensor:

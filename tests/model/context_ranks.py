@@ -1,13 +1,13 @@
-"""One step of a small model, its sequences whole and divided over context-parallel ranks.
+"""One step of a small model, whole on every rank and divided over ranks, tokens and heads.
 
 What ranks of tests/model/test_latent_context.py run, each case with the same weights and batches
-twice: with every sequence on each rank, and with its part of them. The step is upstream's, with its
-scales of losses and its reduction of gradients; the loss is the product's.
+twice: with every sequence and all heads on each rank, and with its part of them. The step is
+upstream's, with its scales of losses and its reduction of gradients; the loss is the product's.
 """
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,11 @@ import torch
 import torch.distributed as dist
 
 import dsv3_plugin
+from dsv3_plugin.checkpoint.live_model import distributed_tensors
 from dsv3_plugin.distributed.zigzag import Zigzag, taken
+from dsv3_plugin.upstream import own_run
 from tests import oracles
+from tests.whole_tensors import Part, parts, whole
 
 LENGTH, BATCH, MICRO_BATCHES = 48, 2, 2
 
@@ -30,6 +33,8 @@ class Case:
         config: fields of MLATransformerConfig.
         context, expert, tensor: degrees of parallelism.
         samples: tokens of each sample of a pack and of the padding behind it; none: no packs.
+        padded: places at the end of each sequence that are filled up, of which routers are told;
+            the loss is then the mean over tokens, as where documents stay whole.
         masked: the first tokens of each sequence that do not count in the loss.
         dtype: of the weights.
     """
@@ -40,6 +45,7 @@ class Case:
     expert: int = 1
     tensor: int = 1
     samples: tuple[tuple[int, int], ...] = ()
+    padded: tuple[int, ...] = ()
     masked: int = 0
     dtype: torch.dtype = torch.float32
 
@@ -47,6 +53,15 @@ class Case:
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each sample with its padding."""
         return tuple(map(sum, self.samples)) or (LENGTH,)
+
+    @property
+    def sizes(self) -> tuple[tuple[str, int], ...]:
+        """Degrees of parallelism by upstream's names."""
+        return (
+            ("context_parallel_size", self.context),
+            ("expert_model_parallel_size", self.expert),
+            ("tensor_model_parallel_size", self.tensor),
+        )
 
 
 @dataclass(frozen=True)
@@ -56,35 +71,52 @@ class Answer:
     Attributes:
         loss: sum and number of counted tokens of each micro-batch, over the sequence's ranks.
         ahead: MTP's losses, as they are logged.
-        gradients: of every parameter; biases: of the routers, after the step.
+        gradients: what the rank holds of them.
+        biases: of the routers, after the step.
         logits: of the first micro-batch, in the order of the sequence.
     """
 
     loss: torch.Tensor
     ahead: torch.Tensor
-    gradients: dict[str, torch.Tensor]
+    gradients: list[Part]
     biases: dict[str, torch.Tensor]
     logits: torch.Tensor
 
 
 def whole_and_divided(rank: int, cases: dict[str, Case]) -> dict[str, tuple[Answer, Answer]]:
     """For `gloo_ranks.run_ranks`: every case on this rank."""
+    from megatron.core import parallel_state
+
     logging.disable(logging.INFO)  # upstream lists every bucket of gradients
     dsv3_plugin.register()
-    answers = {}
-    for name, case in cases.items():
-        weights: dict[str, Any] = {}
-        whole = _step(case, 1, weights)
-        answers[name] = whole, _step(case, case.context, weights)
-    return answers
+    weights: dict[str, dict[str, torch.Tensor]] = {name: {} for name in cases}
+    answers: dict[str, list[Answer]] = {name: [] for name in cases}
+    plain = {"context": 1, "tensor": 1}
+    alone = {
+        name: replace(case, **plain, config=case.config | {"sequence_parallel": False})
+        for name, case in cases.items()
+    }
+    for steps in (alone, cases):
+        for sizes in {case.sizes: None for case in steps.values()}:
+            # Once for all of these: groups have threads, which stay.
+            parallel_state.initialize_model_parallel(**dict(sizes), expert_tensor_parallel_size=1)
+            for name, case in steps.items():
+                if case.sizes == sizes:
+                    with own_run.training():
+                        answers[name].append(_step(case, weights[name]))
+            parallel_state.destroy_model_parallel()
+    return {name: (whole, divided) for name, (whole, divided) in answers.items()}
 
 
-def _step(case: Case, context: int, weights: dict[str, Any]) -> Answer:
+def _step(case: Case, weights: dict[str, torch.Tensor]) -> Answer:
     """A step with these weights; where there are none yet, they are drawn here."""
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipelining
-    from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+    from megatron.core.tensor_parallel import (
+        gather_from_tensor_model_parallel_region,
+        model_parallel_cuda_manual_seed,
+    )
     from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
     from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 
@@ -92,12 +124,6 @@ def _step(case: Case, context: int, weights: dict[str, Any]) -> Answer:
 
     MTPLossLoggingHelper.tracker.clear()
     get_moe_metrics_tracker().metrics.clear()
-    sizes = {
-        "context_parallel_size": context,
-        "expert_model_parallel_size": case.expert,
-        "tensor_model_parallel_size": case.tensor,
-    }
-    parallel_state.initialize_model_parallel(**sizes, expert_tensor_parallel_size=1)
     model_parallel_cuda_manual_seed(0, force_reset_rng=True)
     features = {
         "mtp_num_layers": 1,
@@ -107,14 +133,14 @@ def _step(case: Case, context: int, weights: dict[str, Any]) -> Answer:
     built = build_model(
         oracles.model_config(**features | case.model),
         dtype=case.dtype,
-        **sizes | {"expert_tensor_parallel_size": 1, "moe_router_bias_update_rate": 1e-3},
-        **case.config,
+        **dict(case.sizes)
+        | {"expert_tensor_parallel_size": 1, "moe_router_bias_update_rate": 1e-3},
+        **{"calculate_per_token_loss": bool(case.padded)} | case.config,
     ).train()
     if not weights:
         oracles.randomize(built, seed=5)  # alike on all ranks, also where they hold other experts
-        state = built.state_dict().items()
-        weights |= {name: value.clone() for name, value in state if value is not None}
-    built.load_state_dict(weights)
+        weights |= whole(parts([built]))
+    _take(built, weights)
     built.config.finalize_model_grads_func = _finish
     wrapped = DistributedDataParallel(built.config, DistributedDataParallelConfig(), built)
     wrapped.zero_grad_buffer()
@@ -134,15 +160,37 @@ def _step(case: Case, context: int, weights: dict[str, Any]) -> Answer:
     with torch.no_grad():
         batch = next(_batches(case))
         logits = built(batch["tokens"], batch["positions"], None, packed_seq_params=batch["packed"])
-    answer = Answer(
+        logits = gather_from_tensor_model_parallel_region(logits)
+    return Answer(
         loss,
         MTPLossLoggingHelper.tracker["loss_values"].clone(),
-        {name: weight.main_grad.clone() for name, weight in built.named_parameters()},
+        _gradients(built),
         {name: data.clone() for name, data in built.named_buffers() if "expert_bias" in name},
         _in_order(logits.transpose(0, 1), case, group).transpose(0, 1),
     )
-    parallel_state.destroy_model_parallel()
-    return answer
+
+
+@torch.no_grad()
+def _take(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Fill a model, or a part of one, with weights by their keys in a checkpoint."""
+    for tensor in distributed_tensors(model):
+        tensor.data.copy_(part_of(weights, tensor.key, tensor.global_offset, tensor.data.shape))
+
+
+def part_of(
+    tensors: dict[str, torch.Tensor], key: str, offset: tuple[int, ...], shape: tuple[int, ...]
+) -> torch.Tensor:
+    """The box of that shape that begins there; axes of a stack, which the shape lacks, are gone."""
+    stacked = (1,) * (len(offset) - len(shape)) + tuple(shape)
+    box = tuple(slice(o, o + n) for o, n in zip(offset, stacked, strict=True))
+    return tensors[key][box].view(shape)
+
+
+def _gradients(model: torch.nn.Module) -> list[Part]:
+    """Of every parameter; the model is of no use afterwards."""
+    for parameter in model.parameters():
+        parameter.data = parameter.main_grad
+    return [part for part in parts([model]) if "expert_bias" not in part[0]]
 
 
 def _forward_step(case: Case, iterator: Iterator[Any], model: torch.nn.Module) -> Any:
@@ -156,6 +204,7 @@ def _forward_step(case: Case, iterator: Iterator[Any], model: torch.nn.Module) -
         labels=batch["labels"],
         loss_mask=batch["mask"],
         packed_seq_params=batch["packed"],
+        padding_mask=batch["padding"],
     )
     return losses, partial(next_token_loss, batch["mask"], share=batch["share"])
 
@@ -175,18 +224,26 @@ def _batches(case: Case) -> Iterator[dict[str, Any]]:
         for tokens, padding in case.samples:
             mask[:, start + tokens - 1 : start + tokens + padding] = 0
             start += tokens + padding
-        whole = {
+        padding = torch.zeros(rows, sum(case.lengths), dtype=torch.bool)
+        for row, places in enumerate(case.padded):
+            padding[row, LENGTH - places :] = True
+            mask[row, LENGTH - places - 1 :] = 0
+        everything = {
             "tokens": drawn[:, :-1],
             "labels": drawn[:, 1:],
             "mask": mask,
+            "padding": padding,
             "positions": torch.cat([torch.arange(n) for n in case.lengths]).expand(rows, -1),
         }
-        part, share = whole, None
+        part, share = everything, None
         if group.size() > 1:
             zigzag = Zigzag(group.rank(), group.size(), case.lengths)
-            part = {name: taken(value, zigzag.rows(), dim=1) for name, value in whole.items()}
-            share = part["mask"].sum() / (mask.sum() / group.size())
+            part = {name: taken(value, zigzag.rows(), dim=1) for name, value in everything.items()}
+            if not case.padded:
+                share = part["mask"].sum() / (mask.sum() / group.size())
         part = {name: value.contiguous() for name, value in part.items()}
+        if not case.padded:
+            part["padding"] = None
         yield part | {"share": share, "packed": _packed(case) if case.samples else None}
 
 

@@ -1,10 +1,11 @@
-"""Sequences divided over ranks: logits, losses and every gradient are those of whole sequences."""
+"""Sequences and heads divided over ranks: logits, losses, every gradient are those of one rank."""
 
 import pytest
 import torch
 
+from tests import whole_tensors
 from tests.gloo_ranks import run_ranks
-from tests.model.context_ranks import Case, whole_and_divided
+from tests.model.context_ranks import Case, part_of, whole_and_divided
 
 SELECTIVE = {"recompute_granularity": "selective"}
 YARN = {
@@ -23,6 +24,16 @@ ALL_EXPERTS = {
     "moe_router_num_groups": None,
     "moe_router_group_topk": None,
 }
+DENSE = {
+    "moe_layer_freq": [0, 0, 0],
+    "num_moe_experts": None,
+    "moe_router_num_groups": None,
+    "moe_router_group_topk": None,
+    "moe_router_enable_expert_bias": False,
+    "moe_aux_loss_coeff": 0.0,
+    "moe_router_load_balancing_type": "none",
+}
+SEQUENCE_PARALLEL = {"sequence_parallel": True}
 PACK = ((13, 3), (8, 0), (1, 7), (20, 4))
 
 CASES = {
@@ -57,6 +68,12 @@ CASES = {
             model=YARN, samples=PACK, config=SELECTIVE | {"recompute_modules": ["mla_up_proj"]}
         ),
         "a beginning that does not count": Case(masked=19),
+        "sequences with padding": Case(padded=(17, 4)),
+        "heads on two ranks": Case(context=1, tensor=2, model=DENSE),
+        "heads and tokens on two ranks": Case(context=1, tensor=2, config=SEQUENCE_PARALLEL),
+        "the same with padding": Case(
+            context=1, tensor=2, config=SEQUENCE_PARALLEL, padded=(17, 4)
+        ),
         # Every token to all experts: with a choice, another rounding chooses others.
         "BF16": Case(dtype=torch.bfloat16, model=ALL_EXPERTS),
     },
@@ -65,7 +82,14 @@ CASES = {
         "a pack with padding": Case(context=4, samples=((13, 3), (8, 0), (1, 7))),
         "experts on two ranks of a sequence": Case(expert=2),
         "experts on all ranks": Case(expert=4),
-        "tensor parallel": Case(tensor=2, config={"sequence_parallel": True}),
+        "tensor parallel, no experts": Case(tensor=2, model=DENSE),
+        "tensor parallel": Case(tensor=2, config=SEQUENCE_PARALLEL),
+        "tensor parallel, a pack with padding": Case(
+            tensor=2, config=SEQUENCE_PARALLEL, samples=PACK
+        ),
+        "tensor parallel, sequences with padding": Case(
+            tensor=2, config=SEQUENCE_PARALLEL, padded=(17, 4)
+        ),
     },
 }
 
@@ -79,7 +103,7 @@ def answers(request, tmp_path_factory):
     return cases, {name: [rank[name] for rank in ranks] for name in cases}
 
 
-def test_logits_losses_and_gradients_are_those_of_whole_sequences(answers):
+def test_logits_losses_and_gradients_are_those_of_one_rank(answers):
     cases, ranks = answers
     for name, case in cases.items():
         check(name, case, ranks[name])
@@ -91,11 +115,10 @@ def check(name, case, ranks):
         same(name, "loss", divided.loss, whole.loss, near)
         same(name, "MTP loss", divided.ahead, whole.ahead, near)
         same(name, "logits", divided.logits, whole.logits, near)
-        if case.tensor > 1:
-            continue
-        assert divided.gradients.keys() == whole.gradients.keys()
-        for weight, gradient in whole.gradients.items():
-            same(name, weight, divided.gradients[weight], gradient, near)
+        gradients = whole_tensors.whole(whole.gradients)
+        assert {part[0] for part in divided.gradients} == gradients.keys()
+        for weight, offset, _, gradient in divided.gradients:
+            same(name, weight, gradient, part_of(gradients, weight, offset, gradient.shape), near)
         for router, bias in whole.biases.items():
             same(name, router, divided.biases[router], bias, near)
 

@@ -96,6 +96,20 @@ def test_the_fused_kernel_routes_a_v3_to_the_same_end(kernel):
     assert results[1][3].dtype == torch.int64
 
 
+def test_the_fused_kernel_leaves_padding_out(kernel):
+    shape = {"num_moe_experts": 32, "moe_router_num_groups": 8, "moe_router_group_topk": 4,
+             "moe_router_topk": 8}  # fmt: skip
+    plain, fused = router(**shape), router(overrides={"moe_router_fusion": True}, **shape)
+    fused.load_state_dict(plain.state_dict())
+    for made in (plain, fused):
+        logits = route(made)[0]
+        made.local_tokens_per_expert.zero_()
+        made.routing(logits, padded(logits, (24, 7, 15)))
+    assert len(kernel) == 2
+    assert int(fused.local_tokens_per_expert.sum()) == (24 + 7 + 15) * 8
+    assert torch.equal(fused.local_tokens_per_expert, plain.local_tokens_per_expert)
+
+
 def test_the_fused_kernel_is_not_asked_where_it_would_choose_otherwise(kernel):
     shape = {"moe_router_topk": 6, "moe_router_num_groups": 4, "moe_router_group_topk": 2}
     plain, fused = router(**shape), router(overrides={"moe_router_fusion": True}, **shape)
@@ -135,6 +149,29 @@ def test_sequence_balance_loss_is_the_reports():
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-7)
     logged = get_moe_metrics_tracker().metrics["seq_load_balancing_loss"].values.sum()
     torch.testing.assert_close(logged, loss.detach(), rtol=1e-5, atol=0)
+
+
+def padded(logits, tokens):
+    """True where a sequence [s, b] of so many tokens has padding."""
+    return torch.arange(len(logits))[:, None] >= torch.tensor(tokens)
+
+
+def test_padding_is_in_no_balance_loss():
+    """Of sequences of other lengths: each balanced over its own tokens, and weighed by them."""
+    made = router(moe_aux_loss_coeff=1e-3, moe_router_load_balancing_type="seq_aux_loss")
+    logits, tokens = route(made)[0], (24, 7, 15)
+    probs, _ = made.routing(logits, padded(logits, tokens))
+    actual = gradient_of_loss_in(made, logits, probs, 1e-3)
+    leaves = [
+        sequence[:length].clone().requires_grad_()
+        for sequence, length in zip(logits.detach().unbind(1), tokens, strict=True)
+    ]
+    losses = [balance_loss(leaf, top(leaf.detach(), 4), 4) for leaf in leaves]
+    sum(loss * length / sum(tokens) for loss, length in zip(losses, tokens, strict=True)).backward()
+    for number, leaf in enumerate(leaves):
+        expected = torch.zeros(24, 16)
+        expected[: len(leaf)] = leaf.grad
+        torch.testing.assert_close(actual[:, number], expected, rtol=1e-4, atol=1e-7)
 
 
 def v2_aux_loss(logits, chosen, topk, sequence_wise):

@@ -94,3 +94,30 @@ def test_labels_are_rolled_as_ever_on_one_rank_and_in_packs_without_padding():
     for (ours, count), (theirs, counted) in zip(after, before, strict=True):
         assert torch.equal(ours, theirs)
         assert count == counted
+
+
+@of("megatron.core.transformer.multi_token_prediction:process_mtp_loss")
+def test_labels_further_ahead_weigh_as_ever_on_one_rank():
+    config = SimpleNamespace(
+        mtp_num_layers=1, mtp_detach_heads=False, mtp_loss_scaling_factor=0.3,
+        calculate_per_token_loss=True,
+    )  # fmt: skip
+    draw = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(8, 1, 4, generator=draw), torch.randn(6, 4, generator=draw)
+    labels, mask = torch.tensor([[5, 0, 3, 2]]), torch.tensor([[0.0, 1.0, 1.0, 1.0]])
+
+    def head(states, weight, runtime_gather_output):
+        return states @ weight.t(), None
+
+    def loss(labels, logits):
+        return torch.nn.functional.cross_entropy(logits.permute(1, 2, 0), labels, reduction="none")
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        process = multi_token_prediction.process_mtp_loss
+        out = process(leaves[0], labels, mask, head, leaves[1], None, False, loss, config)
+        return torch.autograd.grad(out.sum(), leaves)
+
+    before, after = both(gradients)
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    assert before[1].abs().max() > 0
