@@ -144,17 +144,23 @@ class MoELayer(upstream.MoELayer):
         super().set_layer_number(layer_number)
         self.token_dispatcher.layer_number = layer_number
 
-    def preprocess(
-        self, hidden_states: torch.Tensor, probs: torch.Tensor, routing_map: torch.Tensor
-    ) -> Any:
+    def route(
+        self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        probs, routing_map = super().route(hidden_states, padding_mask)
         # Once per micro-batch: recomputation runs the forward twice, once of them without
         # gradients, and evaluation always without.
         if torch.is_grad_enabled():
-            self._load = self._load + routing_map.detach().sum(0)
-        return super().preprocess(hidden_states, probs, routing_map)
+            counted = routing_map.detach()
+            if padding_mask is not None:
+                counted = counted & ~padding_mask.reshape(-1, 1)
+            self._load = self._load + counted.sum(0)
+        return probs, routing_map
 
     def take_load(self) -> torch.Tensor | int:
         """`[X]` int64, tokens this rank sent to each expert since the last call; 0 for none.
+
+        Padding travels as well, and is not counted.
 
         Under tensor parallelism without sequence parallelism every rank of a group routes the same
         tokens, and only the first of them reports.

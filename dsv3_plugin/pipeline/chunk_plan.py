@@ -36,6 +36,7 @@ def plan_serves(config: TransformerConfig, device: torch.device) -> bool:
       before the first hop of `two_hop`, that input is a view of what the backward still needs.
     * The final norm is part of an expert layer's last node, and the layer of MTP has to be one.
     * FP8 with delayed scaling needs a context around the whole run.
+    * Routers are not told of padding, which there may be where the loss is summed over tokens.
     """
     return (
         device.type == "cuda"
@@ -51,6 +52,7 @@ def plan_serves(config: TransformerConfig, device: torch.device) -> bool:
         and config.cuda_graph_impl == "none"
         and not config.fine_grained_activation_offloading
         and not config.moe_paged_stash
+        and not config.calculate_per_token_loss
         and not (config.fp8 and config.fp8_recipe == Fp8Recipe.delayed)
     )
 

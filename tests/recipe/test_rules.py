@@ -203,6 +203,10 @@ def test_refused_in_one_sentence(overrides, sentence):
             "use dispatch.kind: alltoall, deepep or hybridep, or leave it out",
         ),
         (
+            ["data.packing=whole", "megatron_args={overlap-moe-expert-parallel-comm: true}"],
+            "tells routers nothing of the padding",
+        ),
+        (
             ["pipeline.schedule=zbv", "megatron_args={delay_wgrad_compute: true}"],
             "puts off weight gradients by itself",
         ),

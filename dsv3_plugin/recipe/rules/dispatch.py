@@ -34,6 +34,11 @@ def dispatch(recipe: Recipe) -> Iterator[str]:
             f"megatron_args: {_OVERLAP} cuts layers into nodes, which the two-hop dispatcher does "
             "not know: use dispatch.kind: alltoall, deepep or hybridep, or leave it out"
         )
+    if recipe.data.packing == "whole" and recipe.passed_flags.get(_OVERLAP):
+        yield (
+            f"megatron_args: {_OVERLAP} tells routers nothing of the padding that data.packing: "
+            "whole leaves: leave it out, or set data.packing: stream"
+        )
     per_node = wanted.ranks_per_node
     # A node may also hold several expert-parallel groups.
     if per_node != "auto" and expert % per_node and per_node % expert:
