@@ -1,5 +1,6 @@
 """`dsv3 data`: build a dataset, look into one."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -113,7 +114,7 @@ def show(
 
 
 def summary(dataset: "Dataset") -> list[str]:
-    """A dataset's origin and size, a line each, and a table of what was read of the corpus."""
+    """A dataset's origin and size, a line each, and tables of what was read and of its lengths."""
     manifest = dataset.manifest
     corpus, settings, tokenizer = manifest.corpus, manifest.settings, manifest.tokenizer
     held_out = _part(manifest.held_out) if manifest.held_out else "nothing"
@@ -126,6 +127,8 @@ def summary(dataset: "Dataset") -> list[str]:
         f"fill-in-the-middle (rate {settings.fim_rate}, seed {settings.seed})",
         f"held out   {held_out}",
         *_encoded_already(manifest),
+        "",
+        *_lengths(dataset),
         "",
         *_reading(corpus),
     ]
@@ -144,16 +147,30 @@ def _encoded_already(manifest: "Manifest") -> list[str]:
 
 def _reading(corpus: "CorpusFacts") -> list[str]:
     """What was read, by kinds of files, and what was left out, and why."""
-    rows = [("kind", "files", "documents", "tokens")]
-    for of in corpus.kinds:
-        rows.append((of.kind, f"{of.files:,}", f"{of.documents:,}", f"{of.tokens:,}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    kinds = [(of.kind, of.files, of.documents, of.tokens) for of in corpus.kinds]
     return [
-        *(
-            "  ".join([kind.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
-            for kind, *numbers in rows
-        ),
+        *_table(("kind", "files", "documents", "tokens"), kinds),
         *(f"left out   {things}" for things in corpus.left_out or ["nothing"]),
+    ]
+
+
+def _lengths(dataset: "Dataset") -> list[str]:
+    """How long the documents to train on are."""
+    from dsv3_plugin.data.index_file import map_sequences
+    from dsv3_plugin.data.long_documents import by_powers_of_four
+
+    lengths = map_sequences(dataset.train_prefix).lengths
+    rows = [(f"from {least:,} tokens", *numbers) for least, *numbers in by_powers_of_four(lengths)]
+    return _table(("to train on", "documents", "tokens"), rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[tuple[str, *tuple[int, ...]]]) -> list[str]:
+    """Aligned columns: names to the left, numbers to the right."""
+    cells = [head, *((name, *(f"{number:,}" for number in numbers)) for name, *numbers in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])])
+        for name, *numbers in cells
     ]
 
 

@@ -69,6 +69,19 @@ def by_length(lengths: numpy.ndarray, least: int) -> ByLength:
     )
 
 
+def by_powers_of_four(lengths: numpy.ndarray) -> list[tuple[int, int, int]]:
+    """(Tokens at the least, documents, their tokens), for each power of four that has documents."""
+    powers = 4 ** numpy.arange(16, dtype=numpy.int64)  # a length is an int32
+    which = numpy.searchsorted(powers, lengths, side="right") - 1
+    documents = numpy.bincount(which, minlength=len(powers))
+    tokens = numpy.bincount(which, weights=lengths, minlength=len(powers))
+    return [
+        (int(power), int(number), int(total))
+        for power, number, total in zip(powers, documents, tokens, strict=True)
+        if number
+    ]
+
+
 def drawn(
     found: Sequence[ByLength], weights: Sequence[float] | None, share: float | None
 ) -> list[Drawn]:

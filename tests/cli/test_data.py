@@ -109,6 +109,9 @@ def test_a_table_says_what_was_read_and_what_was_not(corpus, tmp_path, dsv3):
     assert row.split() == ["text", ".txt", "30", "30", tokens]
     assert left_out.startswith("left out   1 file: a CSV table, ")
     assert left_out.endswith("(corpus/table.csv)")
+    by_length = [line.split() for line in built.splitlines() if line.startswith("from ")]
+    assert sum(int(documents) for *_, documents, _ in by_length) == 30
+    assert sum(int(its.replace(",", "")) for *_, its in by_length) == int(tokens.replace(",", ""))
 
 
 def test_another_dataset_gives_way_only_when_told(corpus, tmp_path, dsv3):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3_plugin.data.long_documents import ByLength, by_length, drawn
+from dsv3_plugin.data.long_documents import ByLength, by_length, by_powers_of_four, drawn
 from dsv3_plugin.errors import UserError
 
 
@@ -15,6 +15,13 @@ def has(long: int, short: int) -> ByLength:
 
 def test_documents_are_counted_by_length():
     assert by_length(numpy.array([5, 100, 99, 300]), 100) == ByLength(100, 2, 400, 2, 104, 300, 100)
+
+
+def test_documents_are_counted_by_powers_of_four():
+    lengths = numpy.array([1, 3, 4, 15, 16, 70, 2**31 - 1], numpy.int32)
+    assert by_powers_of_four(lengths) == [
+        (1, 2, 4), (4, 2, 19), (16, 1, 16), (64, 1, 70), (4**15, 1, 2**31 - 1)
+    ]  # fmt: skip
 
 
 @given(
