@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections import Counter
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def measured(case: dict[str, Any], kernels: Counter[str]) -> dict[str, Any]:
                 kernels.clear()
                 for parameter in model.parameters():
                     parameter.grad = None
-                kept, loss = forward(model, tokens, storages)
+                kept, loss = forward(model, tokens, pack_of(case), storages)
                 with split.keeping_weights_owed(True):
                     loss.mean().backward()
                 del loss
@@ -130,8 +131,34 @@ def build(case: dict[str, Any]) -> torch.nn.Module:
     return model
 
 
+def pack_of(case: dict[str, Any]) -> Any:
+    """The samples of a pack by their tokens and the padding behind each; None: no pack."""
+    from megatron.core.packed_seq_params import PackedSeqParams
+
+    if "samples" not in case:
+        return None
+    lengths = [tokens + padding for tokens, padding in case["samples"]]
+    ends = {
+        "cu_seqlens": [0, *accumulate(tokens for tokens, _ in case["samples"])],
+        "padded": [0, *accumulate(lengths)],
+    }
+    of = {
+        name: torch.tensor(values, dtype=torch.int32, device="cuda")
+        for name, values in ends.items()
+    }
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=of["cu_seqlens"],
+        cu_seqlens_kv=of["cu_seqlens"],
+        cu_seqlens_q_padded=of["padded"],
+        cu_seqlens_kv_padded=of["padded"],
+        max_seqlen_q=max(lengths),
+        max_seqlen_kv=max(lengths),
+    )
+
+
 def forward(
-    model: torch.nn.Module, tokens: torch.Tensor, storages: Any
+    model: torch.nn.Module, tokens: torch.Tensor, packed: Any, storages: Any
 ) -> tuple[dict[str, Any], torch.Tensor]:
     """What each layer keeps, and the loss."""
     layers = {
@@ -153,7 +180,7 @@ def forward(
             kept[name] = sum(one.size for one in made)
 
         hooks += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
-    loss = model(tokens, tokens, None, labels=tokens)
+    loss = model(tokens, tokens, None, labels=tokens, packed_seq_params=packed)
     for hook in hooks:
         hook.remove()
     return kept, loss

@@ -25,13 +25,22 @@ CASES = {
         "context": 8,
     },
 }
+PACKS = {
+    # Twice 4,096 tokens: three samples, with padding behind two of them.
+    "a pack over two ranks": {
+        "fp8": "blockwise",
+        "recompute": [],
+        "context": 2,
+        "samples": [[1000, 24], [3072, 0], [3500, 596]],
+    },
+}
 OF_RECIPES = {"layernorm": "norms"}
 """Upstream's recomputed modules → the recipe's, where they differ."""
 
 
 @pytest.fixture(scope="module")
 def kept() -> dict:
-    cases = [{"name": name, **case} for name, case in CASES.items()]
+    cases = [{"name": name, **case} for name, case in (CASES | PACKS).items()]
     return rehearsed(Path(__file__).with_name("layers_on_shapes.py"), json.dumps(cases))
 
 
@@ -93,6 +102,12 @@ def test_a_group_of_heads_attends_in_two_chunks(kept: dict):
     assert kernels["attention_forward"] == kernels["attention_backward"] == chunks
     kernels = kept["an eighth, recomputed"]["kernels"]
     assert kernels["attention_forward"] == 2 * chunks
+
+
+def test_all_samples_of_a_pack_attend_in_two_calls(kept: dict):
+    """Three layers, two groups: every sample's first chunk together, and every second one."""
+    kernels = kept["a pack over two ranks"]["kernels"]
+    assert kernels["attention_forward"] == kernels["attention_backward"] == 3 * 2 * 2
 
 
 def test_each_weight_takes_three_products(kept: dict):
