@@ -130,7 +130,8 @@ def _attention(setting: Setting) -> Iterator[Tensor]:
     yield Tensor("linear_kv_down_proj", (kv + model.qk_pos_emb_head_dim) // down, h, fp8=True)
     if te:
         yield latent_norms.pop(0)
-    yield Tensor("linear_kv_up_proj", key_value, kv, fp8=True)
+    # Where ranks share a sequence, its rows are multiplied by groups of heads, in BF16.
+    yield Tensor("linear_kv_up_proj", key_value, kv, fp8=setting.context == 1)
     yield from latent_norms
     yield Tensor("pre_mlp_layernorm", h)
 
