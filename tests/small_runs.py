@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import yaml
 
@@ -217,6 +218,26 @@ def _environment() -> dict[str, str]:
 def records(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; none before there is one."""
     return RunFolder(folder).metrics.read()
+
+
+def evaluated_samples(data: Path, length: int, which: Iterable[int]) -> list[np.ndarray]:
+    """What a run's trainer evaluated on, by the indices that upstream left with its data.
+
+    Args:
+        data: the folder of its dataset.
+        length: tokens of its sequences; each sample has one more.
+        which: numbers of samples in the order of reading, from its first evaluation on.
+    """
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    documents, shuffled = (
+        np.load(next(data.glob(f"held_out/cache/*/*-valid-{name}_index.npy")), allow_pickle=False)
+        for name in ("document", "shuffle")
+    )
+    held_out = IndexedDataset(str(data / "held_out"))
+    stream = np.concatenate([held_out[number] for number in documents]).astype(np.int64)
+    starts = (length * int(shuffled[number]) for number in which)
+    return [stream[start : start + length + 1] for start in starts]
 
 
 def steps_taken(folder: Path) -> int:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from megatron.core.datasets.indexed_dataset import IndexedDataset
 from transformers import AutoModelForCausalLM
 
 from dsv3_plugin.checkpoint import export_hf
@@ -19,7 +18,7 @@ from dsv3_plugin.evaluation.held_out import held_out_sets
 from dsv3_plugin.evaluation.loss import losses_on
 from dsv3_plugin.files.run_folder import RunFolder
 from tests import oracles
-from tests.small_runs import records
+from tests.small_runs import evaluated_samples, records
 
 DEPTHS = ["--depths", "0,1", "--samples", "1", "--kind", "digits"]
 
@@ -117,18 +116,8 @@ def world(dsv3):
 
 
 def samples_of_the_last_evaluation(trained):
-    """The sequences that the trainer evaluated last, by the indices that upstream left."""
-    places = {
-        name: next(trained.data.glob(f"held_out/cache/*/*-valid-{name}_index.npy"))
-        for name in ("document", "shuffle")
-    }
-    documents = IndexedDataset(str(trained.data / "held_out"))
-    order = np.load(places["document"], allow_pickle=False)
-    stream = np.concatenate([documents[number] for number in order]).astype(np.int64)
-    shuffle = np.load(places["shuffle"], allow_pickle=False)
-    evaluation, read = 2, 2 * 8  # the third; eval_steps of the first batch size
-    numbers = shuffle[read * evaluation : read * (evaluation + 1)]
-    return [stream[64 * number : 64 * number + 65] for number in numbers.tolist()]
+    read = 2 * 8  # eval_steps of the first batch size
+    return evaluated_samples(trained.data, 64, range(2 * read, 3 * read))
 
 
 def test_the_loss_is_the_trainers_own_on_the_same_samples(trained, world):

@@ -10,7 +10,11 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from dsv3_plugin.checkpoint import export_hf
-from tests.small_runs import MODEL, Command, records
+from dsv3_plugin.distributed.world import single_process
+from dsv3_plugin.evaluation.checkpoint import Evaluated, Place
+from dsv3_plugin.evaluation.from_checkpoint import losses_of
+from dsv3_plugin.evaluation.loss import losses_on
+from tests.small_runs import MODEL, Command, evaluated_samples, records
 
 LONGER = {
     "base": "small.yaml",
@@ -57,6 +61,15 @@ def test_it_begins_with_the_parents_newest_checkpoint(extended, trained):
     # Far below what weights know that have not been trained, though positions mean another angle.
     untrained = next(line["validation_loss"] for line in records(trained.folder))
     assert first_loss(extended) < untrained - 0.5
+
+
+def test_the_first_held_out_loss_is_that_of_the_parent_at_these_positions(extended, trained, dsv3):
+    samples = evaluated_samples(extended / "data", 256, range(2 * 2))  # eval_steps of the batch
+    changes = [f"model.{key}={value}" for key, value in LONGER["model"].items()]
+    with single_process():
+        parent = Evaluated.load(Place.named(trained.folder), changes)
+        theirs = losses_on("samples", samples, losses_of(parent, "samples"))
+    assert first_loss(extended) == pytest.approx(theirs.loss, abs=1e-6)
 
 
 @pytest.mark.parametrize(
