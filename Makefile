@@ -38,7 +38,7 @@ lint: setup
 	@.venv/bin/ruff format --check .
 
 test: lint
-	@$(PY) -m pytest -n auto --dist loadscope -m "not te and not gpu"
+	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu"
 
 test-wheel: setup
 	@$(PY) tests/wheel/train_from_wheel.py

@@ -15,6 +15,16 @@ from tests.small_runs import Command, Trained, write_recipe
 hypothesis.settings.register_profile("dsv3", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("dsv3")
 
+_START_RANKS = tuple(
+    f"tests/{room}/"
+    for room in ("rehearsal", "training", "planner/memory", "dispatch", "pipeline", "upstream")
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first: at the end no worker is left alone with a long module."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_START_RANKS))
+
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -26,7 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The small recipe, trained to its end by `dsv3 train` on two ranks."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    return Trained(recipe, folder, Command("train", recipe, f"directory={folder}").end())
+    return Trained(recipe, folder, Command.forked("train", recipe, f"directory={folder}").end())
 
 
 @dataclass(frozen=True)
