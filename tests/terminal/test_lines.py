@@ -66,8 +66,8 @@ def test_a_text_keeps_its_lines_but_moves_no_cursor(monkeypatch, capsys):
 def test_nothing_else_writes_to_the_terminal():
     """So that no verb of the future forgets it."""
     own = {PACKAGE / "terminal" / "lines.py", PACKAGE / "terminal" / "console.py"}
-    # What argparse's kin make of --help, and a page that is written by redirection.
-    own |= {PACKAGE / "cli" / "command.py", PACKAGE / "recipe" / "reference.py"}
+    # What argparse's kin make of --help, and pages that are written by redirection.
+    own |= {PACKAGE / "cli" / "command.py", *PACKAGE.glob("*/reference.py")}
     found = {
         str(path.relative_to(PACKAGE))
         for path in {*PACKAGE.rglob("*.py")} - own
