@@ -1,0 +1,36 @@
+"""Ways to divide and to run a model that nothing else here steps: a rank of each takes its step."""
+
+import pytest
+
+from dsv3_plugin.rehearsal.report import Request
+from tests.rehearsal import forked_child
+
+SMALL = (
+    "parallel.processes=4",
+    "parallel.expert=2",
+    "model.num_layers=4",
+    "model.moe_layer_freq=[0,1,1,1]",
+    "data.seq_length=32",
+    "training.micro_batch_size=1",
+)
+PIPELINE = (*SMALL, "parallel.pipeline=2")
+OURS = (*PIPELINE, "pipeline.executor=ours")
+KINDS = {
+    "tensor and sequence parallel": (*SMALL, "parallel.tensor=2"),
+    "zero off": (*OURS, "parallel.zero1=false"),
+    "upstreams interleaved": (
+        *PIPELINE, "pipeline.executor=upstream", "pipeline.schedule=interleaved",
+        "pipeline.virtual_stages=2",
+    ),
+    "zb1p": (*OURS, "pipeline.schedule=zb1p"),
+    "zbv": (*OURS, "pipeline.schedule=zbv"),
+    "dualpipe": (*OURS, "pipeline.schedule=dualpipe"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_takes_its_step(kind: str) -> None:
+    (report,) = forked_child.reports([Request("pretrain/tiny", KINDS[kind], "cpu", 0, 4)])
+    assert report.findings == ()
+    assert sum(report.memory.values()) > sum(report.states.values()) > 0
+    assert report.without_gradient == report.overwritten == ()
