@@ -17,7 +17,6 @@ import argparse
 import itertools
 import json
 import os
-import random
 import resource
 import subprocess
 import sys
@@ -26,34 +25,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
 import yaml
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from long_context_report import Measured, draw, table
+from long_context_texts import (
+    Asking,
+    documents_with_facts,
+    lists,
+    passages,
+    real_texts,
+    write_documents,
+    write_tokenizer,
+)
 
-from dsv3_plugin.data.corpus import find_sources
-from dsv3_plugin.data.documents import read_documents
-from dsv3_plugin.data.tokenizer import EOS
-from dsv3_plugin.evaluation.facts import KINDS, training_documents, values
 from dsv3_plugin.files.atomic import whole_file
-from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.numbers import time_text, tokens_text
 
-SHORT, MIDDLE, LONG = 256, 1024, 4096
+FIRST, SHORT, MIDDLE, LONG = 64, 256, 1024, 4096
 LENGTHS = (SHORT, MIDDLE, LONG)
-HELD_OUT = 40
-"""Files of the standard library that nobody trains on, about an eightieth."""
-LINES_OF_A_PASSAGE = 6
-DOCUMENTS = 400
-"""Of each kind, that the tokenizer is trained on."""
+AMONG = 4
+"""Facts in a haystack of the harder questions."""
 
 MODEL: dict[str, Any] = {
     "num_layers": 2,
     "hidden_size": 128,
-    "vocab_size": 2048,
-    "ffn_hidden_size": 384,
+    "vocab_size": 1024,
+    "ffn_hidden_size": 256,
     "layernorm_epsilon": 1e-6,
-    "init_method_std": 0.04,
+    "init_method_std": 0.08,
     "num_attention_heads": 4,
     "kv_lora_rank": 64,
     "qk_head_dim": 32,
@@ -61,10 +60,6 @@ MODEL: dict[str, Any] = {
     "v_head_dim": 32,
     "rotary_base": 10000.0,
 }
-FACTS = {SHORT: (4, 1), MIDDLE: (10, 9), LONG: (24, 44)}
-"""Facts in a generated document of a stage, each asked for once, and passages of real text: about
-as many tokens as its sequences have, in the first two thirds."""
-TOKENS_OF_FACTS = 4e6
 YARN = {
     "rope_type": "yarn",
     "rotary_scaling_factor": 20.0,
@@ -73,6 +68,22 @@ YARN = {
 }
 """As recipes/extend: one YaRN for both phases, a quarter further than is asked of it."""
 PLAIN = {"rope_type": "rope", "max_position_embeddings": 20 * SHORT}
+UNSTRETCHED = {"rope_type": "rope", "max_position_embeddings": SHORT}
+
+IN_TEXT = {
+    SHORT: {Asking(1, 5): 2, Asking(2, 3): 3, Asking(3, 2): 2, Asking(4, 1): 1},
+    MIDDLE: {Asking(1, 4): 1, Asking(2, 2): 1, Asking(3, 2): 1, Asking(4, 2): 1, Asking(2, 6): 1},
+    LONG: {Asking(1, 4): 1, Asking(2, 2): 1, Asking(3, 2): 1, Asking(4, 2): 1, Asking(2, 6): 1},
+}
+"""What documents of facts between real text are made of. The longer they are, the further away is
+what is asked for: about a third of the document, on average, where each fact is asked for twice."""
+ALONE = {
+    FIRST: {Asking(1, 4): 1, Asking(2, 1): 2},
+    SHORT: {Asking(1, 8): 1, Asking(2, 8): 2, Asking(3, 5): 2, Asking(4, 4): 2, Asking(6, 2): 1},
+}
+"""And of facts alone."""
+GENERATED = {FIRST: 20_000, SHORT: 24_000, MIDDLE: 2_000, LONG: 500}
+"""Documents of each kind and length: more than a stage reads."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class Stage:
         length: tokens of its sequences.
         steps, batch: how many, and of how many sequences.
         rate: peak learning rate; it falls to a tenth.
-        mixture: folders of texts, each with its share of the tokens.
+        mixture: folders of texts, each with its share of the sequences.
         parent: the stage whose weights it begins with; None: it pretrains.
         positions: fields of the model that say how they are made.
     """
@@ -121,6 +132,7 @@ class Stage:
                 "tokenizer": tokenizer,
                 "seq_length": self.length,
                 "held_out": 0.0,
+                "packing": "whole",
             },
             "training": {
                 "steps": self.steps,
@@ -129,7 +141,7 @@ class Stage:
             },
             "curves": {
                 "learning_rate": [
-                    {"linear": self.rate, "from": 0, "for": f"{max(self.steps // 30, 1)} steps"},
+                    {"linear": self.rate, "from": 0, "for": f"{min(50, self.steps // 2)} steps"},
                     {"cosine": self.rate / 10, "until": f"{self.steps} steps"},
                     {"constant": self.rate / 10},
                 ],
@@ -143,97 +155,29 @@ class Stage:
 
 
 def write_data(folder: Path, share: float) -> None:
-    """Texts, generated documents and a tokenizer, as far as they are not there.
-
-    Of each length there are about as many generated tokens as real ones.
-    """
-    random_passages = texts(folder)
-    for length, (facts, passages_each) in FACTS.items():
-        documents = training_documents(
-            random_passages, facts=facts, passages_each=passages_each, seed=length
-        )
-        number = max(50, round(share * TOKENS_OF_FACTS / length))
-        path = folder / "texts" / f"facts-{length}" / "facts.jsonl"
-        if not path.exists():
-            write_documents(path, [*itertools.islice(documents, number)])
-    number = max(50, round(share * TOKENS_OF_FACTS / SHORT))
-    write_documents(
-        folder / "texts" / "lists" / "lists.jsonl", [*itertools.islice(lists(), number)]
-    )
-    if not (folder / "tokenizer").exists():
-        write_tokenizer(folder)
-
-
-def lists(seed: int = 0) -> Iterator[str]:
-    """Short lists of words read out again and again: nothing teaches sooner to look back.
-
-    A model of two layers takes long to find out that it can copy what followed a word before: from
-    facts, and lists read out twice, it had not after 7M tokens.
-    """
-    draw = random.Random(seed)
-    words = sorted({word for kind in KINDS for value in values(kind, "training") for word in value})
-    while True:
-        length = draw.randint(8, 24)
-        yield " " + " ".join(draw.sample(words, length) * (SHORT // length))
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A byte-level BPE in which a digit and the space before it are one token."""
-    backend = tokenizers.Tokenizer(models.BPE())
-    split = tokenizers.Regex(r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(split, "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=MODEL["vocab_size"],
-        special_tokens=[EOS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    names = (f"facts-{SHORT}/facts.jsonl", "lists/lists.jsonl", "train/python.jsonl")
-    # Of each so few that the words of facts are frequent, and so a token each.
-    lines = (
-        line
-        for name in names
-        for line in (folder / "texts" / name).read_text(encoding="utf-8").splitlines()[:DOCUMENTS]
-    )
-    backend.train_from_iterator((json.loads(line)["text"] for line in lines), trainer)
-    with whole_folder(folder / "tokenizer") as place:
-        backend.save(str(place / "tokenizer.json"))
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS}
-        (place / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-
-
-def texts(folder: Path) -> list[str]:
-    """Real text, written once: what is trained on and what is not; the passages of the former."""
-    documents = [document.text for document in read_documents(find_sources("stdlib"))]
-    random.Random(0).shuffle(documents)
-    parts = {"held_out": documents[:HELD_OUT], "train": documents[HELD_OUT:]}
-    for name, of in parts.items():
-        write_documents(folder / "texts" / name / "python.jsonl", of)
-    return [passage for text in parts["train"] for passage in passages(text)]
-
-
-def passages(text: str) -> list[str]:
-    """Some lines each, of those that are neither empty nor very long."""
-    lines = text.split("\n")
-    cut = ("\n".join(some) for some in itertools.batched(lines, LINES_OF_A_PASSAGE))
-    return [passage for passage in cut if passage.strip() and len(passage) < 600]
-
-
-def write_documents(path: Path, documents: list[str]) -> None:
-    """One document per line, if the file is not there yet."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as beside:
-        beside.write_text(
-            "".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8"
-        )
+    """Texts, generated documents and a tokenizer, as far as they are not there."""
+    train, held_out = real_texts()
+    between = [passage for text in train for passage in passages(text)]
+    texts = {
+        "train": iter(train),
+        "held_out": iter(held_out),
+        **{
+            f"facts-{length}": documents_with_facts(between, length, askings, seed=length)
+            for length, askings in IN_TEXT.items()
+        },
+        **{
+            f"facts-alone-{length}": documents_with_facts([], length, askings, seed=length)
+            for length, askings in ALONE.items()
+        },
+        f"lists-{FIRST}": lists(FIRST - 2, 14, seed=FIRST),
+        f"lists-{SHORT}": lists(SHORT - 16, 40, seed=SHORT),
+    }
+    for name, documents in texts.items():
+        length = name.rpartition("-")[2]
+        most = max(50, round(share * GENERATED[int(length)])) if length.isdigit() else None
+        path = folder / "texts" / name / f"{name}.jsonl"
+        write_documents(path, itertools.islice(documents, most))
+    write_tokenizer(folder / "tokenizer", MODEL["vocab_size"], train)
 
 
 def dsv3(*words: object, capture: bool = False) -> str:
@@ -283,116 +227,42 @@ def evaluated(name: str, folder: Path, *words: object) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-@dataclass(frozen=True)
-class Row:
-    """A model as it is evaluated.
-
-    Attributes:
-        name: in the table and the picture.
-        stage: whose weights.
-        changes: of its positions.
-    """
-
-    name: str
-    stage: str
-    changes: tuple[str, ...] = ()
-
-
 ROWS = (
-    Row("trained at 256", "short", (f"model.max_position_embeddings={20 * SHORT}",)),
-    Row("extended with YaRN", "yarn-4096"),
-    Row("the same, YaRN off", "yarn-4096", ("model.rope_type=rope",)),
-    Row("extended without YaRN", "plain-4096"),
+    ("trained at 256", "short", (f"model.max_position_embeddings={20 * SHORT}",)),
+    ("extended to 1,024 by YaRN", "yarn-1024", ()),
+    ("then to 4,096", "yarn-4096", ()),
+    ("the same weights, YaRN off", "yarn-4096", ("model.rope_type=rope",)),
+    ("extended to 4,096 without YaRN", "plain-4096", ()),
 )
+"""Models as they are evaluated: the name of each, whose weights, and changes of its positions."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of a row: the JSON of `dsv3 eval needle` and `dsv3 eval loss`."""
+def measure(folder: Path, samples: int) -> Iterator[Measured]:
+    """Evaluate all models, as far as they have not been.
 
-    row: Row
-    needles: dict[str, Any]
-    losses: dict[str, Any]
-
-    def right(self, length: int, *, needle: bool = True) -> tuple[int, int]:
-        """How many questions were answered rightly at a length, and how many there were."""
-        right = [
-            one["right"]
-            for one in self.needles["asked"]
-            if one["length"] == length and (one["depth"] is not None) == needle
-        ]
-        return sum(right), len(right)
-
-    def by_depth(self, length: int) -> list[tuple[float, float]]:
-        """Depths and the shares of right answers there, of all kinds together."""
-        shares: dict[float, list[float]] = {}
-        for one in self.needles["right"]:
-            if one["length"] == length and one["depth"] is not None:
-                shares.setdefault(one["depth"], []).append(one["share"])
-        return [(depth, sum(of) / len(of)) for depth, of in sorted(shares.items())]
-
-    @property
-    def by_position(self) -> list[tuple[int, float]]:
-        """The last context of each bucket, and the loss there."""
-        return [(one["last"], one["loss"]) for one in self.losses["sets"][0]["by_position"]]
-
-
-def measure(row: Row, folder: Path, samples: int) -> Measured:
-    """Evaluate a model, as far as it has not been."""
-    name = f"{row.stage}{'-changed' if row.changes and row.stage != 'short' else ''}"
-    on = ("--checkpoint", folder / row.stage, *row.changes)
-    needles = evaluated(
-        f"needle-{name}",
-        folder,
-        *("needle", *on, "--lengths", ",".join(map(str, LENGTHS)), "--samples", samples),
-        *("--haystack", folder / "texts" / "held_out"),
-    )
-    losses = evaluated(
-        f"loss-{name}",
-        folder,
-        *("loss", *on, "--data", folder / "held_out", "--seq-length", LONG, "--sequences", 32),
-    )
-    return Measured(row, needles, losses)
-
-
-def table(measured: list[Measured]) -> list[str]:
-    """What was found, a row for each model."""
-    lengths = [f"{length:,}" for length in LENGTHS]
-    lines = [
-        f"| | facts found at {' | '.join(lengths)} | without the fact | loss at "
-        f"{' | '.join(lengths)} |",
-        f"|---|{'---|' * (2 * len(LENGTHS) + 1)}",
-    ]
-    for one in measured:
-        found = [f"{right} of {asked}" for right, asked in map(one.right, LENGTHS)]
-        alone = [one.right(length, needle=False) for length in LENGTHS]
-        control = f"{sum(right for right, _ in alone)} of {sum(asked for _, asked in alone)}"
-        by_position = dict(one.by_position)
-        losses = [f"{by_position[length]:.3f}" for length in LENGTHS]
-        lines.append(f"| {' | '.join([one.row.name, *found, control, *losses])} |")
-    return lines
-
-
-def draw(measured: list[Measured], path: Path) -> None:
-    """Loss by context on the left, facts found at the full length by depth on the right."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for one in measured:
-        left.plot(*zip(*one.by_position, strict=True), "o-", markersize=3, label=one.row.name)
-        right.plot(*zip(*one.by_depth(LONG), strict=True), "o-", markersize=3)
-    left.set_xscale("log", base=2)
-    left.set_xlabel("tokens of context, at most")
-    left.set_ylabel("loss on files held out (nats per token)")
-    left.axvline(SHORT, color="0.7", linewidth=0.8)
-    left.legend(frameon=False, fontsize=8)
-    right.set_xlabel(f"depth of the fact in {LONG:,} tokens")
-    right.set_ylabel("answers that are right")
-    right.set_ylim(-0.03, 1.03)
-    for axis in (left, right):
-        axis.grid(alpha=0.25)
-    figure.savefig(path)
+    Args:
+        folder: of the runs.
+        samples: questions of each kind and depth at a length.
+    """
+    if not (folder / "held_out").exists():
+        dsv3(
+            *("data", "build", "--corpus", folder / "texts" / "held_out"),
+            *("--tokenizer", folder / "tokenizer", "--held-out", 0, "--out", folder / "held_out"),
+        )
+    text = ("--haystack", folder / "texts" / "held_out")
+    lengths = ("--lengths", ",".join(map(str, LENGTHS)), "--samples", samples)
+    sequences = ("--data", folder / "held_out", "--seq-length", LONG, "--sequences", 32)
+    for name, stage, changes in ROWS:
+        on = ("--checkpoint", folder / stage, *changes)
+        of = f"{stage}-{'-'.join(changes)}" if changes else stage
+        yield Measured(
+            name,
+            needles=evaluated(f"needle-{of}", folder, "needle", *on, *lengths, *text),
+            among=evaluated(
+                f"among-{of}", folder, "needle", *on, *lengths, *text, "--needles", AMONG
+            ),
+            losses=evaluated(f"loss-{of}", folder, "loss", *on, *sequences),
+        )
 
 
 def stages(share: float) -> list[Stage]:
@@ -401,21 +271,27 @@ def stages(share: float) -> list[Stage]:
     def steps(number: int) -> int:
         return max(2, round(share * number))
 
-    def mixture(length: int, lists: float = 0.0) -> dict[str, float]:
-        of = {"train": 0.4, f"facts-{length}": 0.6 - lists, "lists": lists}
-        return {name: weight for name, weight in of.items() if weight}
-
-    unstretched = {"rope_type": "rope", "max_position_embeddings": SHORT}
-    short = [
-        Stage("lists", SHORT, steps(2000), 16, 1e-3, {"lists": 1.0}, None, unstretched),
-        Stage("short", SHORT, steps(8000), 16, 1e-3, mixture(SHORT, 0.1), "lists", unstretched),
+    first = {f"lists-{FIRST}": 0.6, f"facts-alone-{FIRST}": 0.4}
+    short = {
+        f"facts-{SHORT}": 0.45,
+        f"facts-alone-{SHORT}": 0.25,
+        f"lists-{SHORT}": 0.1,
+        "train": 0.2,
+    }
+    trained = [
+        Stage("first", FIRST, steps(1500), 32, 2e-3, first, None, UNSTRETCHED),
+        Stage("short", SHORT, steps(6000), 8, 2e-3, short, "first", UNSTRETCHED),
     ]
-    extended = [
-        Stage(f"{name}-{length}", length, steps(300), batch, 5e-4, mixture(length), parent, how)
-        for name, how in (("yarn", YARN), ("plain", PLAIN))
-        for length, batch, parent in ((MIDDLE, 4, "short"), (LONG, 1, f"{name}-{MIDDLE}"))
-    ]
-    return [*short, *extended]
+    for name, how in (("yarn", YARN), ("plain", PLAIN)):
+        parent = "short"
+        for length, number, batch in ((MIDDLE, 600, 2), (LONG, 300, 1)):
+            mixture = {f"facts-{length}": 0.65, "train": 0.35}
+            stage = Stage(
+                f"{name}-{length}", length, steps(number), batch, 1e-3, mixture, parent, how
+            )
+            trained.append(stage)
+            parent = stage.name
+    return trained
 
 
 def main() -> None:
@@ -428,35 +304,22 @@ def main() -> None:
     write_data(folder, share)
     trained = stages(share)
     seconds = {stage.name: train(stage, folder) for stage in trained}
-    if not (folder / "held_out").exists():
-        dsv3(
-            *("data", "build", "--corpus", folder / "texts" / "held_out"),
-            *("--tokenizer", folder / "tokenizer", "--held-out", 0, "--out", folder / "held_out"),
-        )
-    measured = [measure(row, folder, arguments.samples) for row in ROWS]
-    print(*table(measured), sep="\n")
+    measured = [*measure(folder, arguments.samples)]
+    print(*table(measured, LENGTHS, AMONG), sep="\n")
     print()
     for stage in trained:
         print(
             f"{stage.name}: {tokens_text(stage.tokens)} tokens in sequences of {stage.length:,}, "
             f"{time_text(seconds[stage.name])} of a core"
         )
-    draw(measured, folder / "long_context.svg")
+    draw(measured, folder / "long_context.svg", SHORT, LONG)
     result = {
         "model": MODEL,
         "stages": [
             {"name": stage.name, "tokens": stage.tokens, "core_seconds": seconds[stage.name]}
             for stage in trained
         ],
-        "measured": [
-            {
-                "name": one.row.name,
-                "found": {length: one.right(length) for length in LENGTHS},
-                "without_the_fact": {length: one.right(length, needle=False) for length in LENGTHS},
-                "loss_by_context": dict(one.by_position),
-            }
-            for one in measured
-        ],
+        "measured": [one.mapping(LENGTHS) for one in measured],
     }
     print(json.dumps(result))
 
