@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _READINGS = 30
-"""A millisecond apart, of what is kept behind a collective."""
+"""So many in a row, a millisecond apart, show what is kept behind a collective: none is less."""
 
 
 class LiveStorages:
@@ -60,10 +60,16 @@ class LiveStorages:
         self._sent = True
 
     def _settled(self, kept: int) -> int:
-        """What is kept when threads of gloo have had time to let go of what they sent."""
-        for _ in range(_READINGS):
+        """What is kept when threads of gloo have let go of what they sent.
+
+        As long as they still do, it goes on; and only as long as it would be the most.
+        """
+        unchanged = 0
+        while kept > self.most and unchanged < _READINGS:
             time.sleep(0.001)
-            kept = min(kept, self.kept())
+            now = self.kept()
+            unchanged = 0 if now < kept else unchanged + 1
+            kept = min(kept, now)
         return kept
 
     def leaves(self, tensor: torch.Tensor | None) -> None:
