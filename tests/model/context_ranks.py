@@ -91,7 +91,7 @@ def whole_and_divided(rank: int, cases: dict[str, Case]) -> dict[str, tuple[Answ
     dsv3_plugin.register()
     weights: dict[str, dict[str, torch.Tensor]] = {name: {} for name in cases}
     answers: dict[str, list[Answer]] = {name: [] for name in cases}
-    plain = {"context": 1, "tensor": 1}
+    plain = {"context": 1, "expert": 1, "tensor": 1}
     alone = {
         name: replace(case, **plain, config=case.config | {"sequence_parallel": False})
         for name, case in cases.items()
@@ -99,7 +99,9 @@ def whole_and_divided(rank: int, cases: dict[str, Case]) -> dict[str, tuple[Answ
     for steps in (alone, cases):
         for sizes in {case.sizes: None for case in steps.values()}:
             # Once for all of these: groups have threads, which stay.
-            parallel_state.initialize_model_parallel(**dict(sizes), expert_tensor_parallel_size=1)
+            parallel_state.initialize_model_parallel(
+                **dict(sizes), expert_tensor_parallel_size=1, create_gloo_process_groups=False
+            )
             for name, case in steps.items():
                 if case.sizes == sizes:
                     with own_run.training():
@@ -138,7 +140,7 @@ def _step(case: Case, weights: dict[str, torch.Tensor]) -> Answer:
         **{"calculate_per_token_loss": bool(case.padded)} | case.config,
     ).train()
     if not weights:
-        oracles.randomize(built, seed=5)  # alike on all ranks, also where they hold other experts
+        oracles.randomize(built, seed=5)  # alike on all ranks
         weights |= whole(parts([built]))
     _take(built, weights)
     built.config.finalize_model_grads_func = _finish
