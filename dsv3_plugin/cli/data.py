@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dsv3_plugin.cli.options import Overrides, Recipe
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import bytes_text
-from dsv3_plugin.terminal.lines import say_all, show_text
+from dsv3_plugin.terminal.lines import note, say_all, show_text
 
 if TYPE_CHECKING:
     from dsv3_plugin.data.dataset_folder import CorpusFacts, Dataset, Manifest, Part
@@ -68,6 +69,7 @@ def build(
     cpu_host.enable()  # no GPU is needed, and a visible one would only be initialised
 
     from dsv3_plugin.cli.progress import phases
+    from dsv3_plugin.data.forms import TextForm
     from dsv3_plugin.data.members import Choices, build_members
     from dsv3_plugin.data.tokenizer import choose_tokenizer
 
@@ -76,7 +78,7 @@ def build(
             corpus,
             choose_tokenizer(tokenizer),
             out,
-            Choices(held_out, fim_rate, seed, text_key, on_bad_row),
+            Choices(held_out, fim_rate, seed, TextForm(text_key), on_bad_row=on_bad_row),
             workers=workers,
             replace=replace,
             progress=progress,
@@ -111,6 +113,17 @@ def show(
     text = decode_document(dataset, document, tokens)
     say_all([*summary(dataset), "", f"document {document} begins:", ""])
     show_text(f"{text}\n")
+
+
+@data.command("prepare")
+def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Build the data of a recipe, as its run would: for a machine that trains nothing.
+
+    The conversations of a fine-tuning are counted on the way, by which its steps are known.
+    """
+    from dsv3_plugin.launch.conversations import prepare_data
+
+    prepare_data(recipe, overrides or [], note)
 
 
 def summary(dataset: "Dataset") -> list[str]:

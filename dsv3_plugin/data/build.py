@@ -9,6 +9,7 @@ ones finds the first one's result and reuses it.
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dsv3_plugin.data.corpus import (
@@ -30,8 +31,9 @@ from dsv3_plugin.data.dataset_folder import (
     find_dataset,
     open_dataset,
 )
-from dsv3_plugin.data.documents import read_documents
+from dsv3_plugin.data.documents import SKIP, read_documents
 from dsv3_plugin.data.encode import EncodedDocument, Encoder, Text, encode_documents
+from dsv3_plugin.data.forms import TEXT, Form
 from dsv3_plugin.data.left_out import CANNOT_BE_READ, Tally
 from dsv3_plugin.data.place import check_place, sole_builder, write_errors
 from dsv3_plugin.data.progress import Progress, counted, silent
@@ -57,7 +59,8 @@ def build_dataset(
     held_out: float = 0.01,
     fim_rate: float = 0.0,
     seed: int = 1234,
-    text_key: str = "text",
+    form: Form = TEXT,
+    longest: int | None = None,
     on_bad_row: OnBadRow = "stop",
     workers: int = 1,
     replace: bool = True,
@@ -74,7 +77,8 @@ def build_dataset(
         held_out: fraction of the documents kept from training, in [0, 1).
         fim_rate: share of the other documents cut for fill-in-the-middle, in [0, 1].
         seed: of the FIM cuts.
-        text_key: key (JSON) or column (parquet) of the text.
+        form: of rows.
+        longest: tokens of a conversation at the most; a longer one is a bad row.
         on_bad_row: whether a row that cannot be read stops the building, or is left out.
         workers: processes that encode; 1 leaves it to the threads of the tokenizers library.
         replace: whether another dataset in `out_dir` gives way to this one.
@@ -89,10 +93,11 @@ def build_dataset(
         raise UserError(f"fim_rate is {fim_rate}: give a share of the documents in [0, 1].")
     refuse_share(held_out)
     settings = settings_of(
-        tokenizer, held_out=held_out, fim_rate=fim_rate, seed=seed, text_key=text_key
+        tokenizer, held_out=held_out, fim_rate=fim_rate, seed=seed, form=form, longest=longest
     )
     left_out = Tally()
-    sources = find_sources(corpus, text_key, left_out, on_bad_row)
+    sources = find_sources(corpus, form, left_out, on_bad_row)
+    rows = _Rows(sources, form, longest, on_bad_row, left_out)
     progress = progress or silent
     with sole_builder(out_dir, tell or note):
         signature = file_signature(sources, left_out.all())
@@ -105,8 +110,8 @@ def build_dataset(
         ):
             return reusable
 
-        documents = read_documents(sources, text_key, on_bad_row=on_bad_row, left_out=left_out)
-        found = survey(counted(documents, progress, "Reading the corpus", None), left_out)
+        reading = counted(rows.documents(), progress, "Reading the corpus", None)
+        found = survey(reading, left_out)
         if reusable and reusable.manifest.corpus.digest == found.digest:
             # The files were touched, or stand elsewhere; the texts are the same.
             return _with_left_out(reusable, left_out)
@@ -121,7 +126,7 @@ def build_dataset(
             left_out=left_out.all(),
         )
         with write_errors(out_dir), whole_folder(out_dir) as folder:
-            _build(folder, sources, tokenizer, settings, facts, found, workers, accept, progress)
+            _build(folder, rows, tokenizer, settings, facts, found, workers, accept, progress)
     return open_dataset(out_dir)
 
 
@@ -142,7 +147,8 @@ def settings_of(
     held_out: float,
     fim_rate: float,
     seed: int,
-    text_key: str,
+    form: Form,
+    longest: int | None = None,
 ) -> Settings:
     """What a dataset's manifest records of a call of `build_dataset`."""
     return Settings(
@@ -150,13 +156,50 @@ def settings_of(
         held_out=held_out,
         fim_rate=fim_rate,
         seed=seed,
-        text_key=text_key,
+        longest=longest,
+        **form.settings,
     )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What is read, and what is done about a bad row."""
+
+    sources: list[Source]
+    form: Form
+    longest: int | None
+    on_bad_row: OnBadRow
+    left_out: Tally
+
+    def documents(self) -> Iterator[Document]:
+        """The documents, for the first time."""
+        return read_documents(
+            self.sources, self.form, on_bad_row=self.on_bad_row, left_out=self.left_out
+        )
+
+    def again(self) -> Iterator[Document]:
+        """The same; whatever is to stop the building has stopped it the first time."""
+        return read_documents(self.sources, self.form, on_bad_row="skip")
+
+    def fitting(self, encoded: Iterable[EncodedDocument]) -> Iterator[EncodedDocument]:
+        """Those that are no longer than they may be."""
+        for document in encoded:
+            length, longest = len(document.ids), self.longest
+            if longest is None or length <= longest:
+                yield document
+            elif self.on_bad_row == "skip":
+                why = f"longer than a sequence of {longest:,} tokens"
+                self.left_out.add("rows", why, f"{document.name} has {length:,}")
+            else:
+                raise UserError(
+                    f"{document.name} has {length:,} tokens, more than a sequence of {longest:,}: "
+                    f"raise data.seq_length; {SKIP}."
+                )
 
 
 def _build(
     folder: Path,
-    sources: list[Source],
+    rows: _Rows,
     tokenizer: TextTokenizer | TrainBpe,
     settings: Settings,
     corpus: CorpusFacts,
@@ -166,22 +209,19 @@ def _build(
     progress: Progress,
 ) -> None:
     bound = held_out_below(found, settings.held_out)
-
-    def documents() -> Iterator[Document]:
-        # Whatever is to stop the building has stopped the survey.
-        return read_documents(sources, settings.text_key, on_bad_row="skip")
-
     if isinstance(tokenizer, TrainBpe):
         phase = f"Training a tokenizer of {tokenizer.vocab_size} tokens"
         texts = (
             document.text
-            for document in counted(documents(), progress, phase, found.documents)
+            for document in counted(rows.again(), progress, phase, found.documents)
             if document_hash(document) >= bound
         )
         train_bpe(texts, tokenizer.vocab_size, folder / TOKENIZER)
         tokenizer = open_tokenizer(folder / TOKENIZER)
     else:
         copy_tokenizer(tokenizer.folder, folder / TOKENIZER)
+    for name, text in rows.form.tokenizer_files.items():
+        (folder / TOKENIZER / name).write_text(text, encoding="utf-8")
     if accept is not None:
         accept(tokenizer)
 
@@ -197,8 +237,14 @@ def _build(
     encoded = encode_documents(
         encoder,
         (
-            Text(document.text, document.kind, document_hash(document) < bound)
-            for document in documents()
+            Text(
+                document.text,
+                document.kind,
+                document_hash(document) < bound,
+                document.name,
+                document.spans,
+            )
+            for document in rows.again()
         ),
         workers,
     )
@@ -206,7 +252,7 @@ def _build(
     token_bytes, train, held_out = write_parts(
         folder,
         counted(
-            _with_tokens_counted(encoded, tokens_of_kind),
+            _with_tokens_counted(rows.fitting(encoded), tokens_of_kind),
             progress,
             "Encoding documents",
             found.documents,
@@ -215,7 +261,12 @@ def _build(
     )
     manifest = Manifest(
         settings=settings,
-        corpus=corpus.model_copy(update={"kinds": _kinds(sources, found.of_kind, tokens_of_kind)}),
+        corpus=corpus.model_copy(
+            update={
+                "kinds": _kinds(rows.sources, found.of_kind, tokens_of_kind),
+                "left_out": rows.left_out.all(),
+            }
+        ),
         tokenizer=TokenizerFacts(
             digest=tokenizer.digest, size=tokenizer.most_tokens, eos_id=tokenizer.eos_id
         ),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from dsv3_plugin.data.forms import TEXT, Form, Span
 from dsv3_plugin.data.kinds import Format, NotRead, kind_by_name, kind_of, stem_of
 from dsv3_plugin.data.left_out import LeftOut, Tally
 from dsv3_plugin.errors import UserError
@@ -66,11 +67,13 @@ class Document:
 
     Attributes:
         kind: of the file it is from, see `Source.kind`.
+        spans: what of the text is learned, in its order; None: all of it.
     """
 
     name: str
     text: str
     kind: str = "text"
+    spans: tuple[Span, ...] | None = None
 
     @cached_property
     def digest(self) -> bytes:
@@ -80,7 +83,7 @@ class Document:
 
 def find_sources(
     corpus: str | Path | Sequence[str | Path],
-    text_key: str = "text",
+    form: Form = TEXT,
     left_out: Tally | None = None,
     on_bad_row: OnBadRow = "stop",
 ) -> list[Source]:
@@ -94,7 +97,7 @@ def find_sources(
     Args:
         corpus: `"stdlib"` (the source of the running interpreter's standard library), a file, a
             folder, or a sequence of these.
-        text_key: the key or column that holds the text of a row.
+        form: of rows.
         left_out: counts what is not read.
         on_bad_row: `skip` leaves out links to what is not there; they are refused otherwise.
 
@@ -104,7 +107,7 @@ def find_sources(
     """
     named = [corpus] if isinstance(corpus, str | Path) else list(corpus)
     left_out = Tally() if left_out is None else left_out
-    sources = [source for item in named for source in _expand(item, text_key, left_out, on_bad_row)]
+    sources = [source for item in named for source in _expand(item, form, left_out, on_bad_row)]
     if not sources:
         what = ", ".join(str(item) for item in named) or "the corpus"
         if left_out.all():
@@ -114,13 +117,13 @@ def find_sources(
 
 
 def _expand(
-    item: str | Path, text_key: str, left_out: Tally, on_bad_row: OnBadRow
+    item: str | Path, form: Form, left_out: Tally, on_bad_row: OnBadRow
 ) -> Iterable[Source]:
     if item == STDLIB:
         return _standard_library()
     path = named(item)
     if path.is_dir():
-        return _folder(path, text_key, left_out, on_bad_row)
+        return _folder(path, form, left_out, on_bad_row)
     if not path.exists():
         raise UserError(
             f'corpus {path} does not exist: name a file, a folder, or "{STDLIB}" for the source '
@@ -128,14 +131,14 @@ def _expand(
         )
     if not path.is_file():  # a pipe: it can be read, but once
         return [Source(path, path.name, kind_by_name(path))]
-    kind = kind_of(path, text_key)
+    kind = kind_of(path, form.keys)
     if isinstance(kind, NotRead):
         raise UserError(f"{path} holds no documents that are read: it is {kind.why}.")
     return [Source(path, path.name, kind)]
 
 
-def _folder(root: Path, text_key: str, left_out: Tally, on_bad_row: OnBadRow) -> Iterator[Source]:
-    kinds = {path: kind_of(path, text_key) for path in _files_below(root, left_out, on_bad_row)}
+def _folder(root: Path, form: Form, left_out: Tally, on_bad_row: OnBadRow) -> Iterator[Source]:
+    kinds = {path: kind_of(path, form.keys) for path in _files_below(root, left_out, on_bad_row)}
     above_data = {
         folder
         for path, kind in kinds.items()

@@ -4,6 +4,7 @@
     train.bin, train.idx     upstream's indexed format, one sequence per document, each ending in
                              the end-of-document token
     held_out.bin, .idx       likewise, the documents kept from training (may be absent)
+    train_learned.bin, .idx  of conversations: a byte for each token, 1 where it is learned
     tokenizer/               the Hugging Face tokenizer folder that encoded it
 
 Of a corpus that was encoded already, both `.bin` lead to its tokens (see `link_indexed`).
@@ -28,14 +29,25 @@ MANIFEST = "manifest.json"
 TRAIN = "train"
 HELD_OUT = "held_out"
 TOKENIZER = "tokenizer"
+_LEARNED = "_learned"
 
 _MOST_MANIFEST_BYTES = 2**20
 
 # All that a dataset folder may hold: a folder with anything else is not ours to replace.
 OWN_NAMES = frozenset(
     {MANIFEST, TOKENIZER, TRAIN, HELD_OUT}
-    | {f"{part}.{suffix}" for part in (TRAIN, HELD_OUT) for suffix in ("bin", "idx")}
+    | {
+        f"{part}{what}.{suffix}"
+        for part in (TRAIN, HELD_OUT)
+        for what in ("", _LEARNED)
+        for suffix in ("bin", "idx")
+    }
 )
+
+
+def learned_prefix(prefix: Path) -> Path:
+    """Of the bytes that say which tokens of a part are learned."""
+    return prefix.with_name(prefix.name + _LEARNED)
 
 
 class Settings(Section):
@@ -43,6 +55,9 @@ class Settings(Section):
 
     Attributes:
         tokenizer: `bpe:N`, or the digest of a tokenizer folder.
+        template: of conversations, the digest of their template and what it is told; None: it is
+            text.
+        longest: tokens of a conversation at the most.
         layout: version of this format and of the code that fills it; another one is rebuilt.
     """
 
@@ -51,6 +66,8 @@ class Settings(Section):
     fim_rate: float
     seed: int
     text_key: str
+    template: str | None = None
+    longest: int | None = None
     layout: int = 1
 
 
@@ -185,6 +202,9 @@ def open_dataset(folder: Path) -> Dataset:
     for name, part in ((TRAIN, manifest.train), (HELD_OUT, manifest.held_out)):
         if part is not None:
             _check_part(folder / name, part, manifest)
+            if manifest.settings.template is not None:
+                of_bytes = manifest.model_copy(update={"token_bytes": 1})
+                _check_part(learned_prefix(folder / name), part, of_bytes)
     return Dataset(folder, manifest)
 
 

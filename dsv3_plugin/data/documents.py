@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from dsv3_plugin.data.corpus import Document, Source
 from dsv3_plugin.data.expand import open_expanded
+from dsv3_plugin.data.forms import TEXT, Content, Form
 from dsv3_plugin.data.kinds import BOM
 from dsv3_plugin.data.left_out import CANNOT_BE_READ, Tally
 from dsv3_plugin.errors import UserError
@@ -32,15 +33,12 @@ _STRING_OR_VALUE = re.compile(rb'"(?>[^"\\]+|\\.)*+"|[,:\[{]', re.DOTALL)
 
 _PARQUET_ROWS = 64
 
-_KEYS_NAMED = 8
-_LONG_KEY = 60
-_SET_KEY = "name it by --text-key (in a recipe data.text_key)"
-_SKIP = "--on-bad-row skip (in a recipe data.on_bad_row: skip) leaves such rows out"
+SKIP = "--on-bad-row skip (in a recipe data.on_bad_row: skip) leaves such rows out"
 
 
 def read_documents(
     sources: Iterable[Source],
-    text_key: str = "text",
+    form: Form = TEXT,
     *,
     on_bad_row: OnBadRow = "stop",
     left_out: Tally | None = None,
@@ -48,7 +46,7 @@ def read_documents(
     """The documents of a corpus, in order; empty ones are left out.
 
     Args:
-        text_key: the key of a JSON object, or the column of a parquet file, that holds the text.
+        form: of rows of JSON and parquet.
         on_bad_row: `skip` leaves out what cannot be read as a document; of a damaged file, all from
             the damage on.
         left_out: counts what is left out.
@@ -59,7 +57,7 @@ def read_documents(
     left_out = Tally() if left_out is None else left_out
 
     for source in sources:
-        for row in _rows(source, text_key):
+        for row in _rows(source, form):
             if isinstance(row, Document):
                 if row.text:
                     yield row
@@ -68,16 +66,16 @@ def read_documents(
             elif on_bad_row == "skip":
                 left_out.add("rows", CANNOT_BE_READ, str(row).rstrip("."))
             else:
-                raise UserError(f"{str(row).rstrip('.')}; {_SKIP}.") from row
+                raise UserError(f"{str(row).rstrip('.')}; {SKIP}.") from row
 
 
 _Rows = Iterator[Document | UserError]
 """Documents, and errors in place of rows that are none."""
 
 
-def _rows(source: Source, text_key: str) -> _Rows:
+def _rows(source: Source, form: Form) -> _Rows:
     try:
-        yield from _READERS[source.format](source, text_key)
+        yield from _READERS[source.format](source, form)
     except UserError as error:
         yield error
     except (OSError, EOFError, zlib.error) as error:
@@ -85,16 +83,21 @@ def _rows(source: Source, text_key: str) -> _Rows:
         yield UserError(f"cannot read {source.path}: {reason}.")
 
 
-def _read_text(source: Source, text_key: str) -> _Rows:
+def _read_text(source: Source, form: Form) -> _Rows:
     where = str(source.path)
+    if not form.reads_text:
+        raise UserError(
+            f"{where} is plain text, and rows of JSON or parquet are read, with "
+            f"{' or '.join(form.keys)}."
+        )
     most = max(MOST_BYTES, min(source.path.stat().st_size, MOST_BYTES_OF_A_FILE))
     with open_expanded(source.path) as file:
         way_out = "split it into several files, or write it as JSON lines"
         raw = _at_most(most, file, where, way_out)
-    yield _document(source, source.name, _decode(raw, where))
+    yield _document(source, source.name, Content(_decode(raw, where)))
 
 
-def _read_jsonl(source: Source, text_key: str) -> _Rows:
+def _read_jsonl(source: Source, form: Form) -> _Rows:
     with open_expanded(source.path) as file:
         number = 0
         while raw := file.readline(MOST_BYTES + 1):
@@ -108,47 +111,43 @@ def _read_jsonl(source: Source, text_key: str) -> _Rows:
                 _finish_line(file, raw)
                 continue
             try:
-                text = _text_of(_parse(raw, where), where, text_key)
-                yield _document(source, f"{source.name}:{number}", text)
+                content = form.content(_parse(raw, where), where)
+                yield _document(source, f"{source.name}:{number}", content)
             except UserError as error:
                 yield error
 
 
-def _read_json(source: Source, text_key: str) -> _Rows:
+def _read_json(source: Source, form: Form) -> _Rows:
     where = str(source.path)
     with open_expanded(source.path) as file:
         raw = _at_most(MOST_BYTES, file, where, "write one object per line (jq -c '.[]')")
     value = _parse(raw, where)
     if not isinstance(value, list):
-        yield _document(source, source.name, _text_of(value, where, text_key))
+        yield _document(source, source.name, form.content(value, where))
         return
     for number, row in enumerate(value, start=1):
         try:
-            text = _text_of(row, f"{where} element {number}", text_key)
-            yield _document(source, f"{source.name}:{number}", text)
+            content = form.content(row, f"{where} element {number}")
+            yield _document(source, f"{source.name}:{number}", content)
         except UserError as error:
             yield error
 
 
-def _read_parquet(source: Source, text_key: str) -> _Rows:
+def _read_parquet(source: Source, form: Form) -> _Rows:
     import pyarrow
     from pyarrow import parquet
 
     where = str(source.path)
     try:
         with parquet.ParquetFile(source.path) as file:
-            if text_key not in file.schema_arrow.names:
-                columns = _named(file.schema_arrow.names)
-                raise UserError(
-                    f'{where} has no column "{text_key}" (its columns: {columns}): {_SET_KEY}.'
-                )
-            row = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_key]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
+            columns = form.columns(file.schema_arrow.names, where)
+            number = 0
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
                     try:
-                        text = _as_text(value, f"{where} row {row}", text_key)
-                        yield _document(source, f"{source.name}:{row}", text)
+                        content = form.content(row, f"{where} row {number}")
+                        yield _document(source, f"{source.name}:{number}", content)
                     except UserError as error:
                         yield error
     except pyarrow.ArrowException as error:
@@ -163,12 +162,15 @@ _READERS = {
 }
 
 
-def _document(source: Source, name: str, text: str) -> Document:
+def _document(source: Source, name: str, content: Content) -> Document:
     """A document without byte order marks: at its start, and where files were joined, anywhere.
 
-    As a letter, which joins words without a space, U+FEFF is deprecated since Unicode 3.2.
+    As a letter, which joins words without a space, U+FEFF is deprecated since Unicode 3.2. What is
+    learned in parts, by their places, stays as it is.
     """
-    return Document(name, text.replace(BOM, ""), source.kind)
+    if content.spans is not None:
+        return Document(name, content.text, source.kind, content.spans)
+    return Document(name, content.text.replace(BOM, ""), source.kind)
 
 
 def _at_most(most: int, file: BinaryIO, where: str, way_out: str) -> bytes:
@@ -211,32 +213,3 @@ def _parse(raw: bytes, where: str) -> Any:
         return json.loads(_decode(raw, where).removeprefix(BOM))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}.") from error
-
-
-def _text_of(value: Any, where: str, text_key: str) -> str:
-    if not isinstance(value, dict):
-        raise UserError(f'{where} is not a JSON object with a "{text_key}" key.')
-    if text_key not in value:
-        raise UserError(
-            f'{where} has no key "{text_key}" (its keys: {_named(sorted(value))}): {_SET_KEY}.'
-        )
-    return _as_text(value[text_key], where, text_key)
-
-
-def _as_text(value: object, where: str, text_key: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f'{where}: "{text_key}" is not text but {type(value).__name__}.')
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON may spell half of a surrogate pair
-        raise UserError(
-            f'{where}: "{text_key}" is not valid Unicode (a lone surrogate at character '
-            f"{error.start})."
-        ) from error
-    return value
-
-
-def _named(names: list[str]) -> str:
-    more = len(names) - _KEYS_NAMED
-    shown = [name if len(name) <= _LONG_KEY else f"{name[:_LONG_KEY]}…" for name in names]
-    return ", ".join(shown[:_KEYS_NAMED]) + (f" and {more:,} more" if more > 0 else "") or "none"

@@ -16,6 +16,7 @@ import numpy
 import tokenizers
 
 from dsv3_plugin.data import fim
+from dsv3_plugin.data.forms import Span
 from dsv3_plugin.data.tokenizer import encode_texts, without_threads
 from dsv3_plugin.errors import UserError
 
@@ -25,21 +26,31 @@ _BATCH_CHARACTERS = 1_000_000
 
 
 class Text(NamedTuple):
-    """A document to encode; see `corpus.Document` for its kind."""
+    """A document to encode; see `corpus.Document` for its kind and spans."""
 
     text: str
     kind: str
     is_held_out: bool
+    name: str = ""
+    spans: tuple[Span, ...] | None = None
 
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """A document's token ids, end-of-document token included, and where it belongs."""
+    """A document's token ids and where it belongs.
+
+    Attributes:
+        ids: with the end-of-document token; a conversation ends as its template ends it.
+        learned: uint8 `[tokens]`, 1 where a token is learned; None: all are.
+        name: where it came from, see `corpus.Document`.
+    """
 
     ids: numpy.ndarray
     kind: str
     is_held_out: bool
     is_fim: bool
+    learned: numpy.ndarray | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ class Encoder:
 
     def encode(self, documents: Sequence[Text]) -> list[EncodedDocument]:
         """Encode documents, in order."""
+        if documents and documents[0].spans is not None:
+            return self._conversations(documents)
         pieces = [self._pieces(document) for document in documents]
         ids = iter(encode_texts(self.backend, list(itertools.chain.from_iterable(pieces))))
         encoded = []
@@ -68,6 +81,28 @@ class Encoder:
                 tokens = next(ids)
             array = numpy.array([*tokens, self.eos_id], dtype=numpy.int32)
             encoded.append(EncodedDocument(array, document.kind, document.is_held_out, is_fim))
+        return encoded
+
+    def _conversations(self, documents: Sequence[Text]) -> list[EncodedDocument]:
+        """What a template wrote, special tokens where it spells them, and nothing added.
+
+        A token is learned that is a span's at least in part, as transformers marks it.
+        """
+        self.backend.encode_special_tokens = False  # not part of what is saved or pickled
+        texts = [document.text for document in documents]
+        encoded = []
+        for document, encoding in zip(
+            documents, self.backend.encode_batch(texts, add_special_tokens=False), strict=True
+        ):
+            begins, ends = numpy.array(encoding.offsets, dtype=numpy.int64).reshape(-1, 2).T
+            learned = numpy.zeros(len(begins), dtype=numpy.uint8)
+            for begin, end in document.spans or ():
+                learned[(ends > begin) & (begins < end)] = 1
+            ids = numpy.array(encoding.ids, dtype=numpy.int32)
+            held_out = document.is_held_out
+            encoded.append(
+                EncodedDocument(ids, document.kind, held_out, False, learned, document.name)
+            )
         return encoded
 
     def _pieces(self, document: Text) -> tuple[str, ...]:

@@ -1,12 +1,14 @@
 """Documents in upstream's indexed format: written, the held-out ones apart, and read back."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-from dsv3_plugin.data.dataset_folder import HELD_OUT, TRAIN, Dataset, Part
+from dsv3_plugin.data.dataset_folder import HELD_OUT, TRAIN, Dataset, Part, learned_prefix
 from dsv3_plugin.data.dataset_tokenizer import tokenizer_of
 from dsv3_plugin.data.encode import EncodedDocument
 from dsv3_plugin.errors import UserError
@@ -60,16 +62,23 @@ class _PartWriter:
     def __init__(self, prefix: Path, dtype: type) -> None:
         self._prefix = prefix
         self._builder = IndexedDatasetBuilder(str(prefix.with_suffix(".bin")), dtype=dtype)
+        self._learned: _PartWriter | None = None
         self._documents = self._fim_documents = self._tokens = 0
 
     def add(self, document: EncodedDocument) -> None:
         self._builder.add_document(document.ids, [len(document.ids)])
+        if document.learned is not None:
+            if self._learned is None:
+                self._learned = _PartWriter(learned_prefix(self._prefix), numpy.uint8)
+            self._learned.add(dataclasses.replace(document, ids=document.learned, learned=None))
         self._documents += 1
         self._fim_documents += document.is_fim
         self._tokens += len(document.ids)
 
     def finish(self) -> Part:
         self._builder.finalize(str(self._prefix.with_suffix(".idx")))
+        if self._learned is not None:
+            self._learned.finish()
         if not self._documents:
             self._prefix.with_suffix(".bin").unlink()
             self._prefix.with_suffix(".idx").unlink()
@@ -80,3 +89,5 @@ class _PartWriter:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a full disk was reported already
             self._builder.data_file.close()
+        if self._learned is not None:
+            self._learned.close()

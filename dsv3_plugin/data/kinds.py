@@ -8,6 +8,7 @@ read.
 import json
 import re
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,11 +89,11 @@ def kind_by_name(path: Path) -> Format:
     return "parquet" if suffix == ".parquet" else "text"
 
 
-def kind_of(path: Path, text_key: str) -> Format | NotRead:
+def kind_of(path: Path, keys: Sequence[str]) -> Format | NotRead:
     """The format of a file, or why it is not read.
 
     Args:
-        text_key: the key of JSON objects that holds a text; a file of others may be about data.
+        keys: of JSON objects that are documents, one each; a file of others may be about data.
 
     Raises:
         UserError: the file stands for contents that are not here.
@@ -122,7 +123,7 @@ def kind_of(path: Path, text_key: str) -> Format | NotRead:
         return "jsonl"
     if head.startswith(_UTF_16):
         return "text"  # reading it says what is wrong
-    return _json_kind(path, head, text_key, is_json=suffix == ".json")
+    return _json_kind(path, head, keys, is_json=suffix == ".json")
 
 
 def _binary(head: bytes) -> NotRead | None:
@@ -139,7 +140,7 @@ def _binary(head: bytes) -> NotRead | None:
     return None
 
 
-def _json_kind(path: Path, head: bytes, text_key: str, *, is_json: bool) -> Format | NotRead:
+def _json_kind(path: Path, head: bytes, keys: Sequence[str], *, is_json: bool) -> Format | NotRead:
     """`jsonl`, `json` or `text`: text only where the file neither is nor is called JSON."""
     start = _without_bom(head)
     if not _OBJECT.match(start) and not _ARRAY_OF_OBJECTS.match(start):
@@ -151,19 +152,24 @@ def _json_kind(path: Path, head: bytes, text_key: str, *, is_json: bool) -> Form
         if not newline and not is_whole:
             return "jsonl"  # one row, longer than what was looked at
         row = _parsed(first)
-        if isinstance(row, dict) and (text_key in row or _OBJECT.match(rest.lstrip())):
+        if isinstance(row, dict) and (_has_one(keys, row) or _OBJECT.match(rest.lstrip())):
             return "jsonl"
-    if _holds_text(head, text_key, is_whole):
+    if _holds_documents(head, keys, is_whole):
         return "json"
-    return NotRead(f'JSON without the key "{text_key}"')
+    return NotRead(f"JSON without the key {' or '.join(json.dumps(key) for key in keys)}")
 
 
-def _holds_text(head: bytes, text_key: str, is_whole: bool) -> bool:
+def _holds_documents(head: bytes, keys: Sequence[str], is_whole: bool) -> bool:
     value = _parsed(head) if is_whole else None
     if value is None:  # not all of it, or broken: reading it says so
-        return re.search(re.escape(json.dumps(text_key).encode()) + rb"\s*:", head) is not None
+        spelled = b"|".join(re.escape(json.dumps(key).encode()) for key in keys)
+        return re.search(b"(?:" + spelled + rb")\s*:", head) is not None
     rows = value if isinstance(value, list) else [value]
-    return any(isinstance(row, dict) and text_key in row for row in rows)
+    return any(isinstance(row, dict) and _has_one(keys, row) for row in rows)
+
+
+def _has_one(keys: Sequence[str], row: Mapping[str, Any]) -> bool:
+    return any(key in row for key in keys)
 
 
 def _without_bom(head: bytes) -> bytes:

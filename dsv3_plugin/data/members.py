@@ -23,6 +23,7 @@ from dsv3_plugin.data.dataset_folder import (
     find_dataset,
 )
 from dsv3_plugin.data.documents import read_documents
+from dsv3_plugin.data.forms import TEXT, Form
 from dsv3_plugin.data.left_out import Tally
 from dsv3_plugin.data.link_indexed import link_indexed, settings_of_indexed, tokens_of
 from dsv3_plugin.data.place import sole_builder, write_errors
@@ -48,7 +49,8 @@ class Choices:
     held_out: float = 0.01
     fim_rate: float = 0.0
     seed: int = 1234
-    text_key: str = "text"
+    form: Form = TEXT
+    longest: int | None = None
     on_bad_row: OnBadRow = "stop"
 
 
@@ -197,11 +199,11 @@ def _shared_tokenizer(
     made_from = _MadeFrom(
         tokenizer=str(wanted),
         held_out=choices.held_out,
-        text_key=choices.text_key,
+        **choices.form.settings,
         on_bad_row=choices.on_bad_row,
         files=[
             file_signature(
-                find_sources(member.names, choices.text_key, left_out, choices.on_bad_row),
+                find_sources(member.names, choices.form, left_out, choices.on_bad_row),
                 left_out.all(),
             )
             for member in texts
@@ -228,10 +230,8 @@ def _trained_on(texts: Sequence[Member], choices: Choices) -> Iterator[str]:
     """The texts; all are read once before the first comes, which finds whatever stops a reading."""
     bounded = []
     for member in texts:
-        sources = find_sources(member.names, choices.text_key, on_bad_row=choices.on_bad_row)
-        documents = partial(
-            read_documents, sources, choices.text_key, on_bad_row=choices.on_bad_row
-        )
+        sources = find_sources(member.names, choices.form, on_bad_row=choices.on_bad_row)
+        documents = partial(read_documents, sources, choices.form, on_bad_row=choices.on_bad_row)
         bounded.append((documents, held_out_below(survey(documents()), choices.held_out)))
     return (
         document.text

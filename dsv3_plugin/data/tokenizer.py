@@ -3,8 +3,8 @@
 Both end as a Hugging Face tokenizer folder that transformers, upstream's `HuggingFaceTokenizer`
 and an exported model all load. A trained one uses DeepSeek-V3's pre-tokenizer and its names of
 special tokens, with `<｜begin▁of▁sentence｜>`, `<｜end▁of▁sentence｜>` and padding at ids 0, 1, 2
-as there. Documents are encoded as plain text: one that happens to spell a special token does not
-become it.
+as there, and its chat template. Documents are encoded as plain text: one that happens to spell a
+special token does not become it.
 """
 
 import hashlib
@@ -38,6 +38,19 @@ ASSISTANT = "<｜Assistant｜>"
 
 SPECIAL_TOKENS = (BOS, EOS, PAD, FIM_BEGIN, FIM_HOLE, FIM_END, USER, ASSISTANT)
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message.role == 'system' %}{{ message.content }}"
+    f"{{% elif message.role == 'user' %}}{USER}{{{{ message.content }}}}"
+    f"{{% elif message.role == 'assistant' %}}{ASSISTANT}{{{{ message.content }}}}{EOS}"
+    "{% else %}{{ raise_exception('this template knows no tools') }}"
+    "{% endif %}"
+    "{% endfor %}"
+    f"{{% if add_generation_prompt %}}{ASSISTANT}{{% endif %}}"
+)
+"""How DeepSeek-V3 writes a conversation, of a tokenizer that is trained."""
 
 # The pre-tokenizer of DeepSeek-V3's tokenizer.json: numbers in groups of three digits, runs of
 # Chinese and Japanese, then words, punctuation and white space.
@@ -197,6 +210,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(
         json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
     )
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def open_tokenizer(folder: Path) -> TextTokenizer:

@@ -18,6 +18,7 @@ from dsv3_plugin.data.build import build_dataset
 from dsv3_plugin.data.corpus import find_sources
 from dsv3_plugin.data.dataset_folder import find_dataset, open_dataset
 from dsv3_plugin.data.documents import read_documents
+from dsv3_plugin.data.forms import TextForm
 from dsv3_plugin.data.indexed import decode_document
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, open_tokenizer, train_bpe
 from dsv3_plugin.errors import UserError
@@ -213,7 +214,7 @@ def test_bad_input_writes_nothing(corpus, tokenizer, tmp_path):
         (empty, {}, "the corpus is empty"),
         (corpus, {"held_out": 1.0}, "held_out is 1.0"),
         (corpus, {"fim_rate": 1.5}, "fim_rate is 1.5"),
-        (corpus, {"text_key": "body"}, 'no key "body"'),
+        (corpus, {"form": TextForm("body")}, 'no key "body"'),
     ):
         with pytest.raises(UserError, match=said):
             build_dataset(source, tokenizer, tmp_path / "out", **choices)

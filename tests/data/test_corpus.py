@@ -8,12 +8,13 @@ import pytest
 
 from dsv3_plugin.data.corpus import Source, file_signature, find_sources
 from dsv3_plugin.data.documents import read_documents
+from dsv3_plugin.data.forms import TextForm
 from dsv3_plugin.data.left_out import Tally
 from dsv3_plugin.errors import UserError
 
 
 def texts(corpus, text_key="text"):
-    return [document.text for document in read_documents(find_sources(corpus), text_key)]
+    return [document.text for document in read_documents(find_sources(corpus), TextForm(text_key))]
 
 
 def test_standard_library_is_a_corpus_of_its_source_files():
@@ -67,7 +68,7 @@ def test_signature_tells_whether_files_changed(tmp_path):
 
 def left_out_of(corpus) -> dict[str, int]:
     tally = Tally()
-    find_sources(corpus, "text", tally)
+    find_sources(corpus, left_out=tally)
     return {f"{of.things}: {', '.join(of.examples)}": of.count for of in tally.all()}
 
 
@@ -137,6 +138,6 @@ def test_signature_tells_what_is_left_out(tmp_path):
     signatures = set()
     for name in ("b.csv", "c.csv"):
         tally = Tally()
-        signatures.add(file_signature(find_sources(tmp_path, "text", tally), tally.all()))
+        signatures.add(file_signature(find_sources(tmp_path, left_out=tally), tally.all()))
         (tmp_path / name).write_text("text\n")
     assert len(signatures) == 2

@@ -12,12 +12,13 @@ from pyarrow import parquet
 
 from dsv3_plugin.data.corpus import find_sources
 from dsv3_plugin.data.documents import read_documents
+from dsv3_plugin.data.forms import TextForm
 from dsv3_plugin.data.left_out import Tally
 from dsv3_plugin.errors import UserError
 
 
 def texts(corpus, text_key="text"):
-    return [document.text for document in read_documents(find_sources(corpus), text_key)]
+    return [document.text for document in read_documents(find_sources(corpus), TextForm(text_key))]
 
 
 def write_jsonl(path: Path, values) -> Path:
@@ -50,7 +51,7 @@ def test_every_format_gives_the_same_documents(tmp_path):
 def test_keys_empty_documents_and_blank_lines(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text('{"body": "one"}\n\n{"body": ""}\n{"body": "two"}')
-    documents = list(read_documents(find_sources(path), "body"))
+    documents = list(read_documents(find_sources(path), TextForm("body")))
 
     assert [document.text for document in documents] == ["one", "two"]
     assert [document.name for document in documents] == ["c.jsonl:1", "c.jsonl:4"]

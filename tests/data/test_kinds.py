@@ -77,7 +77,7 @@ def names_alone(value: object) -> str:
 )
 def test_what_is_read(tmp_path, name, content, kind):
     (tmp_path / name).write_bytes(content)
-    assert kind_of(tmp_path / name, "text") == kind
+    assert kind_of(tmp_path / name, ["text"]) == kind
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_is_read(tmp_path, name, content, kind):
 )
 def test_what_is_not_read(tmp_path, name, content, why, is_data):
     (tmp_path / name).write_bytes(content)
-    kind = kind_of(tmp_path / name, "text")
+    kind = kind_of(tmp_path / name, ["text"])
     assert isinstance(kind, NotRead)
     assert why in kind.why
     assert kind.is_data == is_data
@@ -116,12 +116,12 @@ def test_what_is_not_read(tmp_path, name, content, why, is_data):
 def test_the_key_decides_what_json_is(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"body": "one"}\n')
-    assert kind_of(path, "body") == "jsonl"
-    assert isinstance(kind_of(path, "text"), NotRead)
+    assert kind_of(path, ["body"]) == "jsonl"
+    assert isinstance(kind_of(path, ["text"]), NotRead)
 
 
 def test_a_pointer_of_git_lfs_is_no_text(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
     with pytest.raises(UserError, match="git lfs pull"):
-        kind_of(path, "text")
+        kind_of(path, ["text"])
