@@ -1,4 +1,4 @@
-"""Amounts as people write them: 469B tokens, 14.8T tokens, 2000 steps."""
+"""Amounts as people write them: 469B tokens, 14.8T tokens, 2000 steps, 2 epochs."""
 
 import re
 from fractions import Fraction
@@ -8,7 +8,7 @@ import pydantic
 
 _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _AMOUNT = re.compile(
-    r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})\s*([KMBT]?)(?:\s+(tokens|steps))?", re.IGNORECASE
+    r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})\s*([KMBT]?)(?:\s+(tokens|steps|epochs?))?", re.IGNORECASE
 )
 
 
@@ -19,19 +19,27 @@ class Steps(int):
         return f"{int(self)} steps"
 
 
+class Epochs(int):
+    """A number of passes over the conversations that are trained on, likewise."""
+
+    def __str__(self) -> str:
+        return f"{int(self)} epochs"
+
+
 def parse_tokens(text: Any) -> int:
     """Tokens from an integer or from text such as "469B", "4.3T", "120K tokens".
 
     Raises ValueError with the sentence.
     """
     amount = parse_extent(text)
-    if isinstance(amount, Steps):
-        raise ValueError(f"'{text}' counts steps where tokens are meant")
+    if isinstance(amount, Steps | Epochs):
+        what = "steps" if isinstance(amount, Steps) else "epochs"
+        raise ValueError(f"'{text}' counts {what} where tokens are meant")
     return amount
 
 
-def parse_extent(text: Any) -> int | Steps:
-    """Tokens as `parse_tokens` reads them, or "2000 steps" as `Steps`."""
+def parse_extent(text: Any) -> int | Steps | Epochs:
+    """Tokens as `parse_tokens` reads them, or "2000 steps", or "2 epochs"."""
     if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
             raise ValueError(f"{text} is negative")
@@ -42,9 +50,8 @@ def parse_extent(text: Any) -> int | Steps:
     amount = Fraction(match[1].rstrip(".")) * _SUFFIX[match[2].upper()]
     if amount.denominator != 1:
         raise ValueError(f"'{text}' is not a whole number")
-    if (match[3] or "").lower() == "steps":
-        return Steps(_bounded(int(amount), text))
-    return _bounded(int(amount), text)
+    unit = {"steps": Steps, "epoch": Epochs, "epochs": Epochs}.get((match[3] or "").lower(), int)
+    return unit(_bounded(int(amount), text))
 
 
 def _bounded(amount: int, written: int | str) -> int:
@@ -65,7 +72,7 @@ def format_tokens(tokens: int) -> int | str:
 
 
 def _write(amount: int) -> int | str:
-    return str(amount) if isinstance(amount, Steps) else format_tokens(amount)
+    return str(amount) if isinstance(amount, Steps | Epochs) else format_tokens(amount)
 
 
 Tokens = Annotated[
@@ -80,6 +87,6 @@ Extent = Annotated[
     Any,
     pydantic.BeforeValidator(parse_extent),
     pydantic.PlainSerializer(_write),
-    pydantic.WithJsonSchema({"format": "tokens or steps"}),
+    pydantic.WithJsonSchema({"format": "tokens, steps or epochs"}),
 ]
-"""A pydantic field of tokens or steps."""
+"""A pydantic field of tokens, steps or epochs."""

@@ -72,7 +72,7 @@ def beyond_the_line(recipe: Recipe) -> list[str]:
         phrases.append(f"two-hop dispatch in {recipe.dispatch.precision}")
     if recipe.model.rope_type == "yarn":
         phrases.append("YaRN's betas and original length")
-    if recipe.data.packing == "whole":
+    if recipe.data.packing != "stream":
         phrases.append("documents that stay whole")
     if sets := recipe.data.held_out_sets:
         phrases.append(f"evaluations on {', '.join(sets)}")
@@ -244,7 +244,7 @@ def _data(recipe: Recipe) -> Iterator[Flag]:
         yield "valid-data-path", *_blend(recipe, "held_out")
     if not corpora.is_one(data.corpus):
         yield "data-cache-path", recipe.data_folder / "cache"
-    if data.packing == "whole":  # as many tokens count as are there, in each micro-batch others
+    if data.packing != "stream":  # as many tokens count as are there, in each micro-batch others
         yield ("calculate-per-token-loss",)
     # Attention is causal everywhere: no core attention reads a mask.
     yield ("no-create-attention-mask-in-dataloader",)

@@ -19,6 +19,7 @@ from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule
 from dsv3_plugin.recipe.curve import Curve, resolve
+from dsv3_plugin.recipe.epochs_counted import EpochsCounted, epochs_counted
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.recipe.sections import (
@@ -222,16 +223,44 @@ class Common(Section):
 
     def _resolved(self, name: str, tokens_after: Callable[[int, int], int] | None) -> Curve:
         try:
-            return resolve(getattr(self.curve_specs, name), tokens_after)
+            epochs = self.tokens_of_epochs if self.data.packing == "conversations" else None
+            return resolve(getattr(self.curve_specs, name), tokens_after, epochs)
         except ValueError as error:
             raise ValueError(f"curves.{name}: {error}") from error
 
     @cached_property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
-        if self.training.steps is not None:
-            return self.training.steps
-        return self.batch_schedule.steps_until(self.training.tokens)
+        training = self.training
+        if training.steps is not None:
+            return training.steps
+        tokens = training.tokens
+        if tokens is None:
+            tokens = self.tokens_of_epochs(training.epochs)
+        return self.batch_schedule.steps_until(tokens)
+
+    @property
+    def epochs_counted(self) -> EpochsCounted | None:
+        """How many sequences the conversations fill, where their data are built."""
+        return epochs_counted(self.data_folder)
+
+    def tokens_of_epochs(self, number: int) -> int:
+        """The tokens of the first epochs, padding included.
+
+        Raises:
+            ValueError: it is not known.
+        """
+        counted = self.epochs_counted
+        if counted is not None:
+            sequences = counted.sequences_of(number)
+        elif self.data.sequences is not None:
+            sequences = number * self.data.sequences
+        else:
+            raise ValueError(
+                "how many sequences the conversations fill is known when their data are built: "
+                "run `dsv3 data prepare` with this recipe, or give data.sequences"
+            )
+        return sequences * self.data.seq_length
 
     @cached_property
     def total_tokens(self) -> int:

@@ -10,7 +10,8 @@ beginning where the one before ended:
       - {constant: 7.3e-6}                           # the last piece may stay open
 
 `from` starts a line or a wave elsewhere than at the value before it. Lengths are tokens (K, M, B,
-T) or steps; steps are turned into tokens through the batch size in force there. After its last
+T), steps or epochs; steps are turned into tokens through the batch size in force there, epochs of
+conversations through the sequences that they fill. After its last
 piece a curve holds its last value. A run resumes on all its curves from one number, the tokens
 consumed so far.
 """
@@ -22,7 +23,7 @@ from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
-from dsv3_plugin.recipe.amounts import Extent, Steps
+from dsv3_plugin.recipe.amounts import Epochs, Extent, Steps
 from dsv3_plugin.recipe.section import Section
 
 Shape = Literal["linear", "constant", "cosine"]
@@ -76,8 +77,9 @@ def _as_pieces(written: Any) -> Any:
 
 
 def _as_written(pieces: list[Piece]) -> float | list[dict[str, Any]]:
-    if len(pieces) == 1 and pieces[0] == Piece(constant=pieces[0].constant):
-        return pieces[0].constant
+    first, *others = pieces
+    if not others and first.shape == "constant" and first == Piece(constant=first.constant):
+        return first.constant
     return [piece.model_dump(exclude_none=True) for piece in pieces]
 
 
@@ -145,13 +147,18 @@ class Curve:
         return cls((Segment("constant", 0, None, value, value),))
 
 
-def resolve(pieces: Sequence[Piece], tokens_after: Callable[[int, int], int] | None) -> Curve:
+def resolve(
+    pieces: Sequence[Piece],
+    tokens_after: Callable[[int, int], int] | None,
+    tokens_of_epochs: Callable[[int], int] | None = None,
+) -> Curve:
     """The curve that `pieces` describe.
 
     Args:
         pieces: as written.
         tokens_after: `(start, steps) -> tokens`, the position `steps` steps after position
             `start`; None where steps have no meaning (the batch size itself).
+        tokens_of_epochs: the tokens of the first so many epochs; None where there are none.
 
     Raises:
         ValueError: with the sentence, its piece numbered from 1.
@@ -164,7 +171,7 @@ def resolve(pieces: Sequence[Piece], tokens_after: Callable[[int, int], int] | N
             first = value
         if first is None:
             raise ValueError(f"piece {number}: the first piece needs from")
-        end = _end(piece, position, tokens_after, number)
+        end = _end(piece, position, tokens_after, tokens_of_epochs, number)
         if end is None and number < len(pieces):
             raise ValueError(f"piece {number}: only the last piece may lack until and for")
         if end is None and piece.shape != "constant":
@@ -182,12 +189,19 @@ def _end(
     piece: Piece,
     position: int,
     tokens_after: Callable[[int, int], int] | None,
+    tokens_of_epochs: Callable[[int], int] | None,
     number: int,
 ) -> int | None:
     """Where a piece that begins at `position` ends, in tokens."""
     extent, origin = (piece.until, 0) if piece.until is not None else (piece.for_, position)
     if extent is None:
         return None
+    if isinstance(extent, Epochs):
+        if piece.until is None and position:
+            raise ValueError(f"piece {number}: epochs are counted from the beginning: write until")
+        if tokens_of_epochs is None:
+            raise ValueError(f"piece {number}: '{extent}' is for training on conversations")
+        return tokens_of_epochs(extent)
     if not isinstance(extent, Steps):
         return origin + extent
     if tokens_after is None:

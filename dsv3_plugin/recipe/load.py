@@ -63,13 +63,27 @@ def load_recipe(
         raise UserError(_blaming(str(error), where, given)) from error
 
 
+def stage_of(name_or_path: str | Path, overrides: Sequence[str] = ()) -> type[Recipe]:
+    """The class of a recipe's stage, without a look at the rest of it.
+
+    Raises:
+        UserError: there is no such recipe or stage, or an override is none.
+    """
+    path = find(str(name_or_path))
+    return _stage_with(_with_bases(path, ()), [parse(text) for text in overrides], str(path))
+
+
+def _stage_with(data: Mapping[str, Any], overrides: Sequence[Override], where: str) -> type[Recipe]:
+    stages = [override.value for override in overrides if override.keys == ("stage",)]
+    return _stage({**data, **({"stage": stages[-1]} if stages else {})}, where)
+
+
 def _checked(
     data: dict[str, Any], path: Path, overrides: Sequence[Override], machine: Machine | None
 ) -> Recipe:
     """The recipe of a file's mapping and what is laid over it."""
     where = str(path)
-    stages = [override.value for override in overrides if override.keys == ("stage",)]
-    kind = _stage(data | ({"stage": stages[-1]} if stages else {}), where)
+    kind = _stage_with(data, overrides, where)
     for override in overrides:
         data = merge(data, override.read(kind))
     data.setdefault("name", path.stem)

@@ -82,14 +82,24 @@ class Data(Section):
     that of the weights that a stage begins with."""
     seq_length: Size
     """Tokens per sequence."""
-    packing: Literal["stream", "whole"] = "stream"
+    packing: Literal["stream", "whole", "conversations"] = "stream"
     """stream: documents laid end to end, and cut every `seq_length` tokens; whole: one that fits
-    into a sequence is never cut, and what a sequence has left is padding."""
+    into a sequence is never cut, and what a sequence has left is padding; conversations: rows of
+    chat, whole, which do not see each other (stage: sft)."""
     long_document_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """With packing: whole, the share of the training tokens that come from long documents; null: as
     they come."""
     long_document: Size | None = None
     """Tokens of a long document, at the least; null: half of seq_length."""
+    template: str | None = None
+    """Of conversations, the file of a chat template in Jinja; null: the tokenizer's own."""
+    template_arguments: dict[str, bool | int | float | str] = Field(default={})
+    """What the chat template is told beside the conversation (`{thinking: true}`)."""
+    turns: Literal["all", "last"] = "all"
+    """Which of an assistant's turns are learned."""
+    sequences: Size | None = None
+    """Sequences that the conversations of an epoch fill, for plans before the data are built; built
+    data say it themselves."""
     fim_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of documents rearranged for fill-in-the-middle (prefix, suffix, middle)."""
     held_out: Fraction = 0.01
@@ -115,12 +125,14 @@ class Data(Section):
 
 
 class Training(Section):
-    """How long, and what is said meanwhile. Give either `tokens` or `steps`."""
+    """How long, and what is said meanwhile. Give one of `tokens`, `steps` and `epochs`."""
 
     tokens: Tokens | None = None
     """Budget in tokens; training ends with the step that reaches it."""
     steps: Size | None = None
     """Budget in steps, in place of tokens."""
+    epochs: Size | None = None
+    """Budget in passes over the conversations, in place of tokens (stage: sft)."""
     micro_batch_size: Size = 1
     """Sequences per forward pass of a rank."""
     # NumPy takes 32 bits of it, after upstream has added to it for each stage and rank.
@@ -135,14 +147,15 @@ class Training(Section):
 
     @pydantic.model_validator(mode="after")
     def _one_budget(self) -> Self:
-        if self.tokens is None and self.steps is None:
+        budgets = {"steps": self.steps, "tokens": self.tokens, "epochs": self.epochs}
+        given = {name: value for name, value in budgets.items() if value is not None}
+        if not given:
             raise ValueError("give either tokens or steps")
-        if self.tokens is not None and self.steps is not None:
+        if len(given) > 1:
             # One of them may be inherited, and the person never saw it.
-            raise ValueError(
-                f"give either tokens or steps: there are steps {self.steps:,} and tokens "
-                f"{self.tokens:,}; set training.steps=null or training.tokens=null"
-            )
+            there = " and ".join(f"{name} {value:,}" for name, value in given.items())
+            ways = " or ".join(f"training.{name}=null" for name in given)
+            raise ValueError(f"give either tokens or steps: there are {there}; set {ways}")
         if self.tokens == 0:
             raise ValueError("tokens must be more than 0")
         return self

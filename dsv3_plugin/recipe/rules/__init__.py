@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dsv3_plugin.recipe.rules.backend import precision, torch_backend
 from dsv3_plugin.recipe.rules.curves import curves
 from dsv3_plugin.recipe.rules.data import (
+    conversations,
     evaluation,
     held_out_sets,
     mixture,
@@ -33,6 +34,7 @@ RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     evaluation,
     mixture,
     held_out_sets,
+    conversations,
     packing,
     curves,
     schedule_file,

@@ -7,6 +7,7 @@ from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.continued import PARENT, Continued
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import TrainedTokenizer
+from dsv3_plugin.recipe.sft import Sft
 
 
 def sequence(recipe: Recipe) -> Iterator[str]:
@@ -36,17 +37,48 @@ def tokenizer(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def conversations(recipe: Recipe) -> Iterator[str]:
+    """Conversations are for supervised fine-tuning, which reads nothing else; what is theirs has
+    them."""
+    data, training = recipe.data, recipe.training
+    packed = data.packing == "conversations"
+    if isinstance(recipe, Sft) and not packed:
+        yield f"stage sft reads conversations: set data.packing to that, not to {data.packing}"
+    if packed and not isinstance(recipe, Sft):
+        yield f"data.packing: conversations is for stage sft, and the stage is {recipe.stage}"
+    if not packed:
+        if training.epochs is not None:
+            yield "training.epochs counts passes over conversations: give training.tokens or steps"
+        for key in ("template", "template_arguments", "sequences"):
+            if getattr(data, key):
+                yield f"data.{key} is for data.packing: conversations: leave it out"
+        if data.turns != "all":
+            yield "data.turns is for data.packing: conversations: leave it out"
+        return
+    if data.fim_rate:
+        yield "data.fim_rate cuts documents, and no conversations: set it to 0"
+    if isinstance(data.tokenizer, TrainedTokenizer):
+        yield (
+            "data.tokenizer has to have a chat template, so none is trained on conversations: name "
+            f"a folder, or {PARENT}"
+        )
+    if corpora.STDLIB in (name for each in corpora.members(data.corpus) for name in each.names):
+        yield "data.corpus: stdlib holds no conversations: name files of them"
+    if encoded := next((each for each in corpora.members(data.corpus) if each.prefix), None):
+        yield f"{encoded} is encoded already, and conversations are read as rows: name their files"
+
+
 def packing(recipe: Recipe) -> Iterator[str]:
     """Long documents have a share where documents stay whole."""
     data = recipe.data
-    if data.packing == "stream":
+    if data.packing != "whole":
         for key in ("long_document_share", "long_document"):
             if (value := getattr(data, key)) is not None:
                 yield (
                     f"data.{key} {value:g} needs documents that stay whole: set data.packing to "
                     f"whole, or leave it out"
                 )
-    else:
+    if data.packing != "stream":
         for flag in ("reset-position-ids", "reset-attention-mask", "eod-mask-loss"):
             if recipe.passed_flags.get(flag):
                 yield f"megatron_args: {flag} is for data.packing: stream: leave it out"
