@@ -52,7 +52,13 @@ def forward_step(iterator: Iterator[Any], model: torch.nn.Module) -> tuple[torch
     parts = ("pre_process", "post_process", "mtp_process")
     reads = any(get_attr_wrapped_model(model, part) for part in parts)
     batch = next(iterator) if reads else dict.fromkeys(("tokens", "labels", "positions"))
-    output = model(batch["tokens"], batch["positions"], None, labels=batch["labels"])
+    output = model(
+        batch["tokens"],
+        batch["positions"],
+        None,
+        labels=batch["labels"],
+        padding_mask=batch.get("padding"),
+    )
 
     def loss(losses: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         context = parallel_state.get_context_parallel_group()

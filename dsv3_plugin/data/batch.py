@@ -16,6 +16,9 @@ from megatron.core.transformer.pipeline_parallel_layer_layout import PipelinePar
 from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
 from megatron.training import get_args
 
+from dsv3_plugin.distributed.packs import packs_of
+from dsv3_plugin.distributed.zigzag import Zigzag, taken
+
 Sample = dict[str, torch.Tensor | None]
 """What a dataset gives, collated: tensors by the names of a batch."""
 
@@ -147,6 +150,32 @@ def get_batch(
     return Batch(
         **{key: sample.get(key) for key in (*SAMPLE_KEYS, "padding_mask")}, loss_share=share
     )
+
+
+def get_packs(samples: Iterator[Sample], inputs: StageInputs) -> Batch:
+    """The next micro-batch of samples that do not see each other, in one row.
+
+    Every rank reads all of it, whatever its stage keeps: where samples end is known to the host, so
+    there is nothing to receive and nothing to wait for.
+
+    Args:
+        samples: the dataset's, collated; positions begin anew with each sample.
+        inputs: what to keep beside the boundaries.
+    """
+    read = next(samples)
+    group = parallel_state.get_context_parallel_group()
+    packs = packs_of(
+        *(read[key] for key in ("position_ids", "padding_mask", "loss_mask")),
+        group.rank(),
+        group.size(),
+    )
+    kept = ("tokens", "position_ids") * inputs.tokens + ("labels", "loss_mask") * inputs.labels
+    row = {key: read[key].reshape(1, -1) for key in kept}
+    if group.size() > 1:
+        mine = Zigzag(group.rank(), group.size(), packs.sample_lengths).rows()
+        row = {key: taken(each, mine, dim=1) for key, each in row.items()}
+    on_device = {key: each.cuda(non_blocking=True) for key, each in row.items()}
+    return Batch(boundaries=packs, **on_device)
 
 
 def _padding_mask(read: torch.Tensor | None) -> torch.Tensor:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from megatron.core.datasets.blended_dataset import BlendedDataset
-from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.core.datasets.utils import Split
 
 
@@ -19,13 +17,13 @@ class Endless(torch.utils.data.Dataset[Any]):
     middle of an evaluation, or does not start.
 
     Args:
-        samples: what is repeated, as long as upstream made it: its order depends on its length.
+        samples: what is repeated, as long as it was made: the order of upstream's datasets depends
+            on their lengths.
     """
 
-    def __init__(self, samples: GPTDataset | BlendedDataset) -> None:
+    def __init__(self, samples: Any) -> None:
         self._samples = samples
-        blended = isinstance(samples, BlendedDataset)
-        self.split = samples.split if blended else samples.index_split
+        self.split = getattr(samples, "index_split", None) or samples.split
         """Upstream's sampler takes the batch size of evaluations by it."""
 
     def __len__(self) -> int:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from dsv3_plugin.data.chat.form import ChatForm
+from dsv3_plugin.data.chat.template import open_template
 from dsv3_plugin.data.dataset_folder import Dataset, Part, Settings, find_dataset, other_data
 from dsv3_plugin.data.dataset_tokenizer import tokenizer_of
+from dsv3_plugin.data.forms import Form, TextForm
 from dsv3_plugin.data.members import Built, Choices, build_members
 from dsv3_plugin.data.place import write_errors
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, check_fits, open_tokenizer
@@ -137,7 +140,9 @@ def ensure_data(
     else:
         tokenizer = TrainBpe(data.tokenizer.vocab_size)
     check_fits(tokenizer, model.vocab_size, model.name)
-    choices = Choices(data.held_out, data.fim_rate, seed, data.text_key, data.on_bad_row)
+    form = form_of(data, tokenizer)
+    longest = data.seq_length if isinstance(form, ChatForm) else None
+    choices = Choices(data.held_out, data.fim_rate, seed, form, longest, data.on_bad_row)
     if accept is not None and isinstance(tokenizer, TextTokenizer):
         accept(tokenizer)
     places = corpora.folders(out_dir, data.corpus)
@@ -168,20 +173,36 @@ def ensure_data(
             accept(encoded_with)
         whose = "" if len(built) == 1 else f" of {member.member}"
         manifest = member.dataset.manifest
+        if longest is not None:
+            continue  # each fits into a sequence, and has one where no other comes with it
         _check_length(f"training part{whose}", manifest.train, data.seq_length)
         if manifest.held_out:
             _check_length(f"held-out part{whose}", manifest.held_out, data.seq_length)
+    of_set = replace(choices, held_out=0.0, fim_rate=0.0, seed=0)
     sets = {
-        name: _held_out_set(data, name, path, out_dir, encoded_with, resuming, workers, tell)
-        for name, path in data.held_out_sets.items()
+        name: _held_out_set(data, name, of_set, out_dir, encoded_with, resuming, workers, tell)
+        for name in data.held_out_sets
     }
     return replace(found, held_out_sets=sets)
+
+
+def form_of(data: Data, tokenizer: TrainBpe | TextTokenizer) -> Form:
+    """What the rows of a recipe's data are.
+
+    Raises:
+        UserError: conversations need a template, and there is none.
+    """
+    if data.packing != "conversations":
+        return TextForm(data.text_key)
+    assert isinstance(tokenizer, TextTokenizer), "the rules leave no other for conversations"
+    written = None if data.template is None else named(data.template)
+    return ChatForm(open_template(tokenizer.folder, written, data.template_arguments, data.turns))
 
 
 def _held_out_set(
     data: Data,
     name: str,
-    path: str,
+    choices: Choices,
     out_dir: Path,
     tokenizer: TextTokenizer,
     resuming: bool,
@@ -189,7 +210,7 @@ def _held_out_set(
     tell: Callable[[str], None] | None,
 ) -> Dataset:
     """The dataset of a held-out set, which is there as a whole; a run may go on with others."""
-    folder = out_dir / HELD_OUT_SETS / name
+    folder, path = out_dir / HELD_OUT_SETS / name, data.held_out_sets[name]
     there = find_dataset(folder)
     with write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -197,13 +218,14 @@ def _held_out_set(
         path,
         tokenizer,
         folder,
-        Choices(held_out=0.0, seed=0, text_key=data.text_key, on_bad_row=data.on_bad_row),
+        choices,
         keep=resuming and there is not None and corpora.same(there.manifest.corpus.named, path),
         workers=workers,
         replace=data.path is None,
         tell=tell,
     )
-    _check_length(f"held-out set {name}", built.dataset.manifest.train, data.seq_length)
+    if choices.longest is None:
+        _check_length(f"held-out set {name}", built.dataset.manifest.train, data.seq_length)
     return built.dataset
 
 
@@ -223,7 +245,7 @@ def _notes(data: Data, members: Iterable[Built]) -> Iterator[str]:
             yield f"{member.member} is encoded already: none of it is cut for fill-in-the-middle."
 
 
-_KEYS = {"seed": "training.seed"}
+_KEYS = {"seed": "training.seed", "longest": "data.seq_length"}
 """The keys of a recipe that settings of a dataset are, where they are not in its data section."""
 
 

@@ -8,6 +8,7 @@ sent; `step_metrics.collect_step_metrics` takes both after a step.
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from dsv3_plugin.dispatch.topology import RanksPerNode, launched_per_node
 from dsv3_plugin.dispatch.traffic import Traffic, link_class
 from dsv3_plugin.dispatch.two_hop import Precision, TwoHopTokenDispatcher
 from dsv3_plugin.distributed.overlap import PerSide
+from dsv3_plugin.distributed.packs import RoutedSamples
 from dsv3_plugin.errors import UserError
 
 Kind = Literal["alltoall", "two_hop", "deepep", "hybridep"]
@@ -128,7 +130,10 @@ class MoELayer(upstream.MoELayer):
                 self.shared_expert_overlap = True  # upstream's layer leaves it to the dispatcher
                 self.token_dispatcher.shared_experts = self.shared_experts
         self._node_of = nodes_of_group(self.ep_group, wanted.ranks_per_node)
-        self._load: torch.Tensor | int = 0
+        self._load = _Load()
+        self.samples: RoutedSamples | None = None
+        self.padding_of_plan: Callable[[], torch.Tensor | None] | None = None
+        """Asked by the router where upstream calls it without the mask `[s, b]` of padding."""
         self.traffic: Traffic = getattr(self.token_dispatcher, "traffic", Traffic())
 
     @property
@@ -144,17 +149,37 @@ class MoELayer(upstream.MoELayer):
         super().set_layer_number(layer_number)
         self.token_dispatcher.layer_number = layer_number
 
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        intermediate_tensors: Any = None,
+        padding_mask: torch.Tensor | RoutedSamples | None = None,
+    ) -> Any:
+        """Upstream's forward, of `[s, b, h]`; the router may be told of the samples of a pack."""
+        if not isinstance(padding_mask, RoutedSamples):
+            return super().forward(hidden_states, intermediate_tensors, padding_mask)
+        # Upstream's hands on tensors alone. What it makes of this layer, and may call again in the
+        # backward, is to know the samples of this micro-batch whatever comes meanwhile.
+        layer = copy.copy(self)
+        layer.samples = padding_mask
+        return upstream.MoELayer.forward(layer, hidden_states, intermediate_tensors)
+
     def route(
         self, hidden_states: torch.Tensor, padding_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        probs, routing_map = super().route(hidden_states, padding_mask)
+        """Upstream's, by the samples where they are known."""
+        if padding_mask is None and self.padding_of_plan is not None:
+            padding_mask = self.padding_of_plan()
+        probs, routing_map = super().route(hidden_states, self.samples or padding_mask)
         # Once per micro-batch: recomputation runs the forward twice, once of them without
         # gradients, and evaluation always without.
         if torch.is_grad_enabled():
             counted = routing_map.detach()
-            if padding_mask is not None:
+            if self.samples is not None:
+                counted = counted & ~self.samples.padding[:, None]
+            elif padding_mask is not None:
                 counted = counted & ~padding_mask.reshape(-1, 1)
-            self._load = self._load + counted.sum(0)
+            self._load.add(counted)
         return probs, routing_map
 
     def take_load(self) -> torch.Tensor | int:
@@ -165,7 +190,7 @@ class MoELayer(upstream.MoELayer):
         Under tensor parallelism without sequence parallelism every rank of a group routes the same
         tokens, and only the first of them reports.
         """
-        load, self._load = self._load, 0
+        load = self._load.take()
         repeats = self.attn_tp_group.rank() > 0 and not self.config.sequence_parallel
         return 0 if repeats else load
 
@@ -191,6 +216,22 @@ class MoELayer(upstream.MoELayer):
             for rows, widths in passes:
                 for width in widths:
                     self.traffic.add(link, int(rows[peer]) * width)
+
+
+class _Load:
+    """Tokens sent to each expert, padding aside."""
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | int = 0
+
+    def add(self, routing_map: torch.Tensor) -> None:
+        """Those of a micro-batch, bool `[t, experts]`."""
+        self._sum = self._sum + routing_map.sum(0)
+
+    def take(self) -> torch.Tensor | int:
+        """All since the last call."""
+        load, self._sum = self._sum, 0
+        return load
 
 
 def _second(dispatcher: MoETokenDispatcher) -> MoETokenDispatcher:

@@ -4,7 +4,7 @@ softmax(q kᵀ · scale) v with keys wider than values, which upstream's own loc
 not take, and with more keys than queries, whose last is then the last key's.
 """
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
 
+from dsv3_plugin.distributed.packs import sample_lengths
 from dsv3_plugin.errors import UserError
 
 QUERY_BLOCK = 32
@@ -86,17 +87,12 @@ class CausalAttention(MegatronModule):
 
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, packed: PackedSeqParams) -> Tensor:
         """Attention inside each sample of a pack, [t, heads · d of values]."""
-        if packed.qkv_format != "thd":
-            raise UserError(f"Packed sequences must be 'thd', not '{packed.qkv_format}'.")
         # Padding between samples, where there is any, attends within its sample and is masked out
         # of the loss; so the padded boundaries are the ones that cover every row.
-        ends = packed.cu_seqlens_q_padded
-        ends = (packed.cu_seqlens_q if ends is None else ends).tolist()
-        bounds = [*ends, query.shape[0]] if ends[-1] < query.shape[0] else ends
+        bounds = accumulate(sample_lengths(query.shape[0], packed), initial=0)
         samples = [
             self.forward(query[a:b, None], key[a:b, None], value[a:b, None], None)
             for a, b in pairwise(bounds)
-            if a < b
         ]
         return torch.cat(samples).squeeze(1)
 

@@ -16,7 +16,6 @@ keys and values until its backward is dropped, and projected up again when the b
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,8 +25,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 from dsv3_plugin.distributed import overlap
+from dsv3_plugin.distributed.packs import sample_lengths
 from dsv3_plugin.distributed.zigzag import Zigzag, taken
-from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.linear import WeightGradients
 from dsv3_plugin.model.rotary import AssembleKeys
 
@@ -46,19 +45,6 @@ def zigzag_of(tokens: int, group: dist.ProcessGroup, packed: PackedSeqParams | N
     whole = tokens * group.size()
     lengths = (whole,) if packed is None else sample_lengths(whole, packed)
     return Zigzag(group.rank(), group.size(), lengths)
-
-
-def sample_lengths(tokens: int, packed: PackedSeqParams) -> tuple[int, ...]:
-    """Tokens of each sample of a pack of so many, with the padding that belongs to it."""
-    if packed.qkv_format != "thd":
-        raise UserError(f"Packed sequences must be 'thd', not '{packed.qkv_format}'.")
-    # Read by the host once for all layers, as it waits for the device.
-    ends = vars(packed).get("_ends")
-    if ends is None:
-        padded = packed.cu_seqlens_q_padded
-        ends = (packed.cu_seqlens_q if padded is None else padded).tolist()
-        vars(packed)["_ends"] = ends
-    return tuple(b - a for a, b in pairwise([*ends, tokens]) if b > a)
 
 
 class GatherLatents(torch.autograd.Function):

@@ -32,7 +32,6 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from megatron.core.transformer.transformer_layer import (
-    TransformerLayer,
     TransformerLayerSubmodules,
     get_transformer_layer_offset,
 )
@@ -42,6 +41,7 @@ from dsv3_plugin.dispatch.shared_expert import SharedExpertInSteps
 from dsv3_plugin.model.attention import LatentAttention
 from dsv3_plugin.model.core_attention import CausalAttention
 from dsv3_plugin.model.experts import GroupedExperts
+from dsv3_plugin.model.layer import DeepSeekLayer
 from dsv3_plugin.model.linear import ColumnLinear, RowLinear
 from dsv3_plugin.model.moe import LocalMoELayer
 from dsv3_plugin.model.norm import RMSNorm
@@ -163,7 +163,7 @@ def _local_layer(config: MLATransformerConfig, *, is_moe: bool) -> ModuleSpec:
             DenseMLP.as_mlp_submodule, submodules=swiglu, ffn_hidden_size=config.ffn_hidden_size
         )
     return ModuleSpec(
-        module=TransformerLayer,
+        module=DeepSeekLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
             self_attention=attention,
@@ -185,6 +185,7 @@ def _te_layer(config: MLATransformerConfig, *, is_moe: bool) -> ModuleSpec:
         multi_latent_attention=True,
         use_te_activation_func=config.use_te_activation_func,
     )
+    spec.module = DeepSeekLayer
     attention = spec.submodules.self_attention
     attention.module = LatentAttention
     if config.context_parallel_size > 1:

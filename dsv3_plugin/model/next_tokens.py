@@ -23,8 +23,9 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from dsv3_plugin.distributed.packs import Packs, sample_lengths
 from dsv3_plugin.distributed.zigzag import taken
-from dsv3_plugin.model.latent_context import gathered, sample_lengths, zigzag_of
+from dsv3_plugin.model.latent_context import gathered, zigzag_of
 
 
 def roll_tensor(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,13 +45,24 @@ def roll_tensor(original: Callable[..., Any]) -> Callable[..., Any]:
         mine = tensor.movedim(dims, 0)
         if ranks == 1:
             rolled = _rolled(mine, sample_lengths(len(mine), packed_seq_params))
-            return rolled.movedim(0, dims), rolled.sum()
+            return rolled.movedim(0, dims), _counted(rolled, packed_seq_params)
         zigzag = zigzag_of(len(mine), cp_group, packed_seq_params)
         whole = gathered(mine.contiguous(), zigzag, cp_group)
         rolled = _rolled(whole, zigzag.lengths)
-        return taken(rolled, zigzag.rows()).movedim(0, dims), rolled.sum() / ranks
+        mine = taken(rolled, zigzag.rows()).movedim(0, dims)
+        return mine, _counted(rolled, packed_seq_params, ranks)
 
     return within_samples
+
+
+def _counted(rolled: Tensor, packed: PackedSeqParams | None, ranks: int = 1) -> Tensor:
+    """What upstream divides the loss by: labels of the whole, on average over the ranks.
+
+    It then takes the mean over all labels of the batch for that over these, which are fewer, by a
+    factor that depends on what a sample is packed with. Where the samples are to be what they are
+    alone, all labels stand for these: the 1 / T of the paper's equation 24.
+    """
+    return packed.learned if isinstance(packed, Packs) else rolled.sum() / ranks
 
 
 def _rolled(whole: Tensor, lengths: tuple[int, ...]) -> Tensor:

@@ -28,6 +28,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from dsv3_plugin.distributed.packs import RoutedSamples
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.options import routes_as
 
@@ -64,18 +65,24 @@ class DeepSeekRouter(TopKRouter):
             self.expert_bias = bias.to(self.expert_bias.device)
         return self
 
-    def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def routing(
+        self, logits: Tensor, padding_mask: Tensor | RoutedSamples | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Choose experts and weigh them.
 
         Args:
             logits: [s, b, experts], the gate's output.
-            padding_mask: [s, b], True where a token is padding; padding is not counted.
+            padding_mask: [s, b], True where a token is padding, which is not counted; or of a pack
+                the sample of each token, by which the balance loss tells sequences.
 
         Returns:
             probs: [s · b, experts], each token's weights of its experts, 0 elsewhere.
             routing_map: [s · b, experts], True where a token goes to an expert.
         """
-        if self.config.moe_router_fusion and routes_as(self.config):
+        samples = padding_mask if isinstance(padding_mask, RoutedSamples) else None
+        if samples is not None:
+            padding_mask = samples.padding
+        elif self.config.moe_router_fusion and routes_as(self.config):
             return super().routing(logits, padding_mask=padding_mask)
         seq_length, batch_size = logits.shape[:2]
         logits = logits.view(-1, self.num_experts)
@@ -97,7 +104,11 @@ class DeepSeekRouter(TopKRouter):
                 counted = _without_padding(routing_map, padding_mask)
             masked = padding_mask is not None
             probs = self._apply_aux_loss(probs, scores, counted, masked)
-            probs = self._apply_seq_aux_loss(probs, scores, counted, seq_length, batch_size, masked)
+            if samples is None:
+                shape = (seq_length, batch_size)
+                probs = self._apply_seq_aux_loss(probs, scores, counted, *shape, masked)
+            else:
+                probs = self._apply_loss_of_samples(probs, scores, counted, samples)
             probs = self._apply_global_aux_loss(probs, scores, counted, masked)
         self._apply_expert_bias(routing_map, padding_mask)
         return probs, routing_map
@@ -171,6 +182,41 @@ class DeepSeekRouter(TopKRouter):
         return self.attach_and_log_load_balancing_loss(
             probs, coefficient, loss, _LOGGED_AS[kind], group,
             valid_token_count=every / group.size(),
+        )  # fmt: skip
+
+    def _apply_loss_of_samples(
+        self, probs: Tensor, scores: Tensor, counted: Tensor, samples: RoutedSamples
+    ) -> Tensor:
+        """The sequence-wise balance loss, of each sample by itself (equations 17 to 20).
+
+        Upstream takes a row for one sequence. A sample has the weight of its tokens in the loss, so
+        that the mean over samples is in the same place beside the loss of tokens however they are
+        packed; `calculate_per_token_loss` divides both by all tokens in the loss.
+
+        Args:
+            probs: [t, experts], what the gradient of the loss is attached to.
+            scores: [t, experts], affinities that add up to 1, of padding 0.
+            counted: [t, experts], True where a token counts for an expert.
+            samples: of the tokens.
+        """
+        coefficient = self.get_aux_loss_coeff("seq_aux_loss")
+        if coefficient == 0:
+            return probs
+        of_token = samples.numbers.clamp(min=0)
+        blank = scores.new_zeros(len(samples.lengths), self.num_experts)
+        counts = blank.index_add(0, of_token, counted.to(scores.dtype))
+        affinities = blank.index_add(0, of_token, scores)
+        if self.tp_cp_group.size() > 1:
+            torch.distributed.all_reduce(counts, group=self.tp_cp_group)
+        lengths = samples.lengths.clamp(min=1)
+        losses = (counts * affinities).sum(dim=1) * (
+            coefficient * self.num_experts / (self.topk * lengths * lengths)
+        )
+        total = (losses * samples.weights).sum()
+        every = samples.weights.sum().clamp(min=1)
+        return self.attach_and_log_load_balancing_loss(
+            probs, coefficient, total / every, _LOGGED_AS["seq_aux_loss"], self.tp_cp_group,
+            valid_token_count=every / self.tp_cp_group.size(),
         )  # fmt: skip
 
     def _scores(self, logits: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from megatron.core.pipeline_parallel.utils import set_streams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import get_attr_wrapped_model
 
-from dsv3_plugin.dispatch.moe_layer import dispatch_of
+from dsv3_plugin.dispatch.moe_layer import MoELayer, dispatch_of
 from dsv3_plugin.pipeline.tasks import BackwardTask, ForwardResult, ForwardTask, run_forward
 
 
@@ -36,7 +36,8 @@ def plan_serves(config: TransformerConfig, device: torch.device) -> bool:
       before the first hop of `two_hop`, that input is a view of what the backward still needs.
     * The final norm is part of an expert layer's last node, and the layer of MTP has to be one.
     * FP8 with delayed scaling needs a context around the whole run.
-    * Routers are not told of padding, which there may be where the loss is summed over tokens.
+
+    Packs it does not serve at all: a layer that predicts ahead refuses them.
     """
     return (
         device.type == "cuda"
@@ -52,7 +53,6 @@ def plan_serves(config: TransformerConfig, device: torch.device) -> bool:
         and config.cuda_graph_impl == "none"
         and not config.fine_grained_activation_offloading
         and not config.moe_paged_stash
-        and not config.calculate_per_token_loss
         and not (config.fp8 and config.fp8_recipe == Fp8Recipe.delayed)
     )
 
@@ -173,6 +173,25 @@ def _gradient_of_input(task: BackwardTask) -> torch.Tensor | None:
     return None if activation is None else activation.grad
 
 
+@contextlib.contextmanager
+def _routers_asking(model: torch.nn.Module, plan: ChunkPlan) -> Iterator[None]:
+    """Inside, routers ask the plan for the padding, of which upstream's nodes do not tell them.
+
+    No backward of a plan that is served calls a router, and no two forwards run at a time.
+    """
+
+    def padding() -> torch.Tensor | None:
+        mask = plan.state.padding_mask  # shifted meanwhile where a layer predicts ahead
+        return None if mask is None else mask.transpose(0, 1).bool()
+
+    layers = [module for module in model.modules() if isinstance(module, MoELayer)]
+    for layer in layers:
+        layer.padding_of_plan = padding
+    yield
+    for layer in layers:
+        layer.padding_of_plan = None
+
+
 class _PlanningChunk:
     """A chunk as `forward_step` sees it; called, it runs a plan instead of the model's forward."""
 
@@ -187,7 +206,8 @@ class _PlanningChunk:
     def __call__(self, *inputs: Any, **named: Any) -> torch.Tensor:
         model = get_attr_wrapped_model(self.module, "decoder", return_model_obj=True)
         plan = ChunkPlan(model, *inputs, **named)
-        output = self._run(plan)
+        with _routers_asking(model, plan):
+            output = self._run(plan)
         if model.post_process:
             # The loss has a graph of its own; its gradient enters the plan from outside.
             output = output.detach().requires_grad_()

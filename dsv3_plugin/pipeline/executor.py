@@ -204,7 +204,8 @@ class Executor:
 
     def _begin(self, chunks: list[torch.nn.Module], config: Any) -> None:
         """Once, before the first step."""
-        if plan_serves(config, next(chunks[0].parameters()).device):
+        packs = _joined.get()
+        if not packs and plan_serves(config, next(chunks[0].parameters()).device):
             self._training = PlannedComputation(config)
         answer_searches()
         self._began = True
@@ -218,9 +219,35 @@ def choose_executor(get_forward_backward_func: Callable[..., Any]) -> Callable[.
 
     @functools.wraps(get_forward_backward_func)
     def get(*args: Any, **kwargs: Any) -> Any:
-        return _in_use.get() or get_forward_backward_func(*args, **kwargs)
+        function = _in_use.get() or get_forward_backward_func(*args, **kwargs)
+        return _in_one_row(function) if _joined.get() else function
 
     return get
+
+
+_joined: ContextVar[bool] = ContextVar("joined", default=False)
+
+
+@contextlib.contextmanager
+def rows_joined() -> Iterator[None]:
+    """Inside, the sequences of a micro-batch are one row, one after the other: `[b · s, 1, h]`.
+
+    Packs are so, and what pipeline stages send each other has that shape.
+    """
+    token = _joined.set(True)
+    try:
+        yield
+    finally:
+        _joined.reset(token)
+
+
+def _in_one_row(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def run(*args: Any, seq_length: int, micro_batch_size: int, **kwargs: Any) -> Any:
+        row = {"seq_length": seq_length * micro_batch_size, "micro_batch_size": 1}
+        return function(*args, **row, **kwargs)
+
+    return run
 
 
 @contextlib.contextmanager

@@ -46,7 +46,21 @@ def _fill(chunks: list[torch.nn.Module]) -> None:
             seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
             draw = torch.Generator().manual_seed(seed)
             scale = 0.02 if "expert_bias" in key else 0.2
-            data.copy_(torch.randn(data.shape, generator=draw) * scale + ("norm" in key))
+            part, parts = expert_part(key)
+            whole = torch.randn((len(data) * parts, *data.shape[1:]), generator=draw)
+            data.copy_(whole.chunk(parts)[part] * scale + ("norm" in key))
+
+
+def expert_part(key: str) -> tuple[int, int]:
+    """Which part of a tensor's first dimension this rank has, by expert parallelism."""
+    from megatron.core import parallel_state
+
+    if ".experts." not in key:
+        return 0, 1
+    return (
+        parallel_state.get_expert_model_parallel_rank(),
+        parallel_state.get_expert_model_parallel_world_size(),
+    )
 
 
 def _by_name(chunk: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -80,22 +94,30 @@ def _finish(model: Any, *args: Any, **kwargs: Any) -> None:
     finalize_model_grads(model if isinstance(model, list) else [model], *args, **kwargs)
 
 
-def in_one_process(micro_batches: int) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The reference; every rank computes it for itself, so data parallelism changes nothing."""
+def whole_model(**settings: Any) -> torch.nn.Module:
+    """The model in one process, in upstream's DDP; destroy its groups when you are done."""
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
-    from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipelining
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     from dsv3_plugin.model.build import build_model
 
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
-    model = build_model(MODEL, moe_router_bias_update_rate=1e-3)
+    model = build_model(MODEL, moe_router_bias_update_rate=1e-3, **settings)
     _fill([model])
     model.config.finalize_model_grads_func = _finish
     wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
     wrapped.zero_grad_buffer()
+    return wrapped
+
+
+def in_one_process(micro_batches: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The reference; every rank computes it for itself, so data parallelism changes nothing."""
+    from megatron.core import parallel_state
+    from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipelining
+
+    wrapped = whole_model()
     reports = forward_backward_no_pipelining(
         forward_step_func=forward_step,
         data_iterator=batches(micro_batches),
@@ -109,12 +131,16 @@ def in_one_process(micro_batches: int) -> tuple[list[float], dict[str, torch.Ten
     return answer
 
 
-def chunks_of(schedule: Schedule, context: int = 1) -> list[torch.nn.Module]:
+def chunks_of(
+    schedule: Schedule, context: int = 1, expert: int = 1, **settings: Any
+) -> list[torch.nn.Module]:
     """This rank's chunks, built where the schedule wants them, each in its DDP.
 
     Args:
         schedule: the schedule.
         context: ranks that share a sequence.
+        expert: ranks that divide the experts.
+        settings: of upstream's configuration.
     """
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -131,6 +157,7 @@ def chunks_of(schedule: Schedule, context: int = 1) -> list[torch.nn.Module]:
         pipeline_model_parallel_size=schedule.pp,
         virtual_pipeline_model_parallel_size=virtual,
         context_parallel_size=context,
+        expert_model_parallel_size=expert,
         get_embedding_ranks=(lambda ranks: [ranks[0]]) if placement.ends_meet else None,
     )
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
@@ -147,9 +174,11 @@ def chunks_of(schedule: Schedule, context: int = 1) -> list[torch.nn.Module]:
                 pipeline_model_parallel_size=schedule.pp,
                 virtual_pipeline_model_parallel_size=virtual,
                 context_parallel_size=context,
+                expert_model_parallel_size=expert,
                 pipeline_model_parallel_layout=layout,
                 deallocate_pipeline_outputs=True,
                 moe_router_bias_update_rate=1e-3,
+                **settings,
             )
         )
     _fill(chunks)
