@@ -37,8 +37,12 @@ def generate(
         float, typer.Option(help="Sample from this share of the probability.", min=0, max=1)
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sampling.", min=0, max=2**63 - 1)] = 0,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Answer it as a user's turn, by the chat template."),
+    ] = False,
 ) -> None:
-    """Continue a text."""
+    """Continue a text, or answer it."""
     from dsv3_plugin.distributed.world import single_process
 
     with single_process():
@@ -51,6 +55,7 @@ def generate(
             temperature=temperature,
             top_p=top_p,
             seed=seed,
+            chat=chat,
         ):
             show_text(piece)
     say()

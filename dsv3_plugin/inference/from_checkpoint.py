@@ -7,6 +7,8 @@ import torch
 
 from dsv3_plugin.checkpoint import tracker, trained_on
 from dsv3_plugin.checkpoint.load import load_for_inference
+from dsv3_plugin.data.chat.conversation import Conversation
+from dsv3_plugin.data.chat.template import open_template
 from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.generate import generate
@@ -70,16 +72,22 @@ def continue_text(
     temperature: float,
     top_p: float,
     seed: int,
+    chat: bool = False,
 ) -> Iterator[str]:
     """The prompt, then its continuation, in pieces of whole characters (see `generate`).
+
+    Args:
+        chat: the prompt is a user's turn, and the answer alone is shown.
 
     Raises:
         UserError: the checkpoint or its tokenizer cannot be read, or the tokens do not fit.
     """
     tokenizer = tokenizer_of_checkpoint(checkpoint)
     model, config = load_for_inference(checkpoint)
-    # With the tokenizer's own special tokens: DeepSeek's begins every text with one.
-    tokens = tokenizer.backend.encode(prompt, add_special_tokens=True).ids
+    # With the tokenizer's own special tokens: DeepSeek's begins every text with one, and so does
+    # its chat template.
+    text = _asked(tokenizer, prompt) if chat else prompt
+    tokens = tokenizer.backend.encode(text, add_special_tokens=not chat).ids
     refuse_unknown_tokens(tokens, tokenizer, config)
     tokens_after = generate(
         model,
@@ -90,7 +98,8 @@ def continue_text(
         seed=seed,
         stop=tokenizer.eos_id,
     )
-    yield prompt
+    if not chat:
+        yield prompt
     new: list[int] = []
     shown = ""
     for token in tokens_after:
@@ -101,3 +110,10 @@ def continue_text(
             yield text[len(shown) :]
             shown = text
     yield tokenizer.decode(new)[len(shown) :]
+
+
+def _asked(tokenizer: TextTokenizer, question: str) -> str:
+    """The text in which a user asks a model."""
+    template = open_template(tokenizer.folder, None, {}, "all")
+    turn = {"role": "user", "content": question}
+    return template.prompt(Conversation([turn]), "the prompt")

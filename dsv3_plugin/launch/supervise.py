@@ -15,6 +15,7 @@ from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch.conversations import count_first
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
 from dsv3_plugin.launch.nccl_watchdog import after, lost_sentence
@@ -54,6 +55,8 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     if under_a_launcher(os.environ):
         return be_rank(name, overrides)
     machine = Machine.here()
+    if code := count_first(name, overrides, machine):
+        return code
     recipe = load_resolved(name, overrides, machine)
     refuse_missing_gpus(recipe, machine)
     refuse_missing_kernels(recipe.dispatch.kind)

@@ -18,6 +18,7 @@ from dsv3_plugin.data.whole import WholePacking
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.curves import CurveValues
 from dsv3_plugin.training.expert_load import ExpertLoad
+from dsv3_plugin.training.hooks import Hook
 from dsv3_plugin.training.metrics import Metrics
 from dsv3_plugin.training.prepare import prepare
 from dsv3_plugin.training.run import Run
@@ -35,14 +36,20 @@ def pretrain(run: Run) -> Stage:
             datasets_provider, held_out_sets=recipe.held_out_prefixes, whole=whole_packing(recipe)
         ),
         forward_step=partial(forward_step, padded=recipe.data.packing == "whole"),
-        hooks=[
-            Throughput(recipe.data.seq_length),
-            CurveValues(recipe.curves),
-            ExpertLoad(),
-            Saving(run.folder.checkpoints, recipe.checkpoint.keep),
-            Metrics(recipe, run.folder),
-        ],
+        hooks=hooks(run),
     )
+
+
+def hooks(run: Run) -> list[Hook]:
+    """What runs beside every step of a training by upstream's loop."""
+    recipe = run.recipe
+    return [
+        Throughput(recipe.data.seq_length),
+        CurveValues(recipe.curves),
+        ExpertLoad(),
+        Saving(run.folder.checkpoints, recipe.checkpoint.keep),
+        Metrics(recipe, run.folder),
+    ]
 
 
 def whole_packing(recipe: Recipe) -> WholePacking | None:

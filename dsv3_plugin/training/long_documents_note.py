@@ -14,12 +14,12 @@ from dsv3_plugin.recipe.schema import Recipe
 
 def packing_notes(recipe: Recipe, data: RunData) -> list[str]:
     """Documents and tokens by length, the share of long ones there is and is had, and how full
-    sequences are; nothing is said of a stream.
+    sequences are; nothing is said of other packing.
 
     Raises:
         UserError: the share that is asked for cannot be had.
     """
-    if recipe.data.packing == "stream":
+    if recipe.data.packing != "whole":
         return []
     return [*_notes(recipe, data)]
 

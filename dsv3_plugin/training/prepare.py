@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from dsv3_plugin.checkpoint import trained_on
+from dsv3_plugin.checkpoint.tracker import Saved
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.run_data import RunData, ensure_data
@@ -17,9 +18,11 @@ from dsv3_plugin.dispatch.topology import group_topology, grouping_note, ranks_p
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.continued import PARENT, Continued
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.sft import Sft
 from dsv3_plugin.training import parent
 from dsv3_plugin.training.changed_settings import other_numbers
 from dsv3_plugin.training.checkpoint_folder import write_description
+from dsv3_plugin.training.conversations import conversation_notes, refuse_other_count
 from dsv3_plugin.training.long_documents_note import packing_notes
 from dsv3_plugin.training.resume import (
     refuse_another_model,
@@ -43,14 +46,13 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
     recipe = run.recipe
     dispatch = dispatch_note(recipe, os.environ)
     refuse_another_model(recipe)
-    saved = whole_checkpoint(recipe.checkpoint_folder, tell)
-    # A release has weights alone: training begins at step 0 and writes that step's line again.
+    counted = recipe.epochs_counted
+    data, weights, saved = prepare_data(run, tell)
     resumed = saved is not None and not saved.release
-    if resumed:
-        refuse_what_does_not_go_on(recipe)
-    weights = recipe.checkpoint_folder if saved is not None else _parents(run, tell)
-    data = _data(recipe, tell, weights, resuming=resumed)
     packing = packing_notes(recipe, data)
+    if isinstance(recipe, Sft):
+        packing += conversation_notes(recipe, data)
+        refuse_other_count(recipe, counted)
     changed = other_numbers(recipe) if resumed else []
     write_description(recipe, data, weights)
     run.folder.metrics.keep_until(saved.iteration if resumed else -1)
@@ -65,6 +67,32 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
     for note in notes:
         if note is not None:
             tell(note)
+
+
+def prepare_data(
+    run: Run, tell: Callable[[str], None]
+) -> tuple[RunData, Path | None, Saved | None]:
+    """Put the data of a run in place, with the weights whose tokenizer encodes them.
+
+    Args:
+        run: the run.
+        tell: takes a sentence for the person.
+
+    Returns:
+        The data, the folder that describes the weights it begins or goes on with, and the
+        checkpoint that it goes on from.
+
+    Raises:
+        UserError: for whatever is wrong with the data or the checkpoints.
+    """
+    recipe = run.recipe
+    saved = whole_checkpoint(recipe.checkpoint_folder, tell)
+    # A release has weights alone: training begins at step 0 and writes that step's line again.
+    resumed = saved is not None and not saved.release
+    if resumed:
+        refuse_what_does_not_go_on(recipe)
+    weights = recipe.checkpoint_folder if saved is not None else _parents(run, tell)
+    return _data(recipe, tell, weights, resuming=resumed), weights, saved
 
 
 def _parents(run: Run, tell: Callable[[str], None]) -> Path | None:
@@ -111,6 +139,8 @@ def mixture_notes(recipe: Recipe, data: RunData) -> Iterator[str]:
 
 def evaluation_notes(recipe: Recipe, data: RunData) -> Iterator[str | None]:
     """Of each thing that is evaluated on, as `evaluation_note`."""
+    if recipe.data.packing == "conversations":
+        return  # how many sequences they fill is not known by their tokens
     if recipe.data.held_out:
         yield evaluation_note(recipe, data.valid_tokens)
     for name, dataset in data.held_out_sets.items():

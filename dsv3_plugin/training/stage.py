@@ -25,9 +25,14 @@ class Stage:
         forward_step: one forward of a model chunk and its loss, in the form that upstream's
             schedules call.
         hooks: what runs beside a step, in its order.
+        packs: whether the sequences of a micro-batch are one row of samples.
+        freeze: takes a rank's model chunks before they are wrapped for training, and has parts of
+            them stay as they are.
     """
 
     prepare: Callable[[Callable[[str], None]], None]
     datasets: Callable[[InputsOfStage], Provider]
     forward_step: ForwardStep
     hooks: Sequence[Hook]
+    packs: bool = False
+    freeze: Callable[[Sequence[torch.nn.Module]], Sequence[torch.nn.Module]] | None = None

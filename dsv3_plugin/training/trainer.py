@@ -21,7 +21,7 @@ from dsv3_plugin.dispatch.moe_layer import configure_dispatch
 from dsv3_plugin.model import SPEC
 from dsv3_plugin.model.config import adjust_config
 from dsv3_plugin.pipeline.chunks import PlacedLayout, PlacedModelConfig, place
-from dsv3_plugin.pipeline.executor import Executor
+from dsv3_plugin.pipeline.executor import Executor, rows_joined
 from dsv3_plugin.pipeline.shared_schedules import searched_on_rank_zero
 from dsv3_plugin.planner.recipe_schedules import schedules_on, searches
 from dsv3_plugin.recipe.arguments import megatron_arguments
@@ -100,8 +100,12 @@ def train_configured(run: Run, stage: Stage, settings: Configured) -> None:
     layout = settings.layout
     observe_tensorboard(run.folder.steps_saved())
     run.hooks = stage.hooks
+    if stage.freeze is not None:
+        settings.model.pre_wrap_hooks.append(stage.freeze)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.in_charge())
+        if stage.packs:
+            stack.enter_context(rows_joined())
         if layout is not None:
             stack.enter_context(executor_of(run).in_use())
         upstream_pretrain(

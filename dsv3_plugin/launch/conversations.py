@@ -1,0 +1,79 @@
+"""The conversations of a run are built and counted before its steps are asked for.
+
+How many steps some epochs are depends on how many sequences the conversations fill. So `dsv3 train`
+has that found out by a process of its own, `python -m dsv3_plugin.launch.conversations RECIPE
+[key=value …]`, and reads the recipe after it. A run that goes on has all that already.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.recipe.load import stage_of
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.sft import Sft
+from dsv3_plugin.terminal.lines import note
+
+_ANY_NUMBER = "data.sequences=1"
+"""In place of the one that is looked for."""
+
+
+def count_first(name: str, overrides: list[str], machine: Machine) -> int:
+    """Have conversations built and counted, where a recipe is trained on some.
+
+    Returns:
+        The exit code: 0 when they are, or there are none.
+
+    Raises:
+        UserError: the recipe is wrong.
+    """
+    if stage_of(name, overrides) is not Sft:
+        return 0
+    if _uncounted(name, overrides, machine).run_folder.steps_saved():
+        return 0
+    command = [sys.executable, "-W", "ignore", "-m", __name__, name, *overrides]
+    return subprocess.run(command, check=False).returncode
+
+
+def prepare_data(name: str, overrides: list[str], tell: Callable[[str], None]) -> None:
+    """Build the data of a recipe, as its run would, and count its conversations; on a CPU.
+
+    Args:
+        tell: takes a sentence for the person.
+
+    Raises:
+        UserError: for whatever is wrong with the recipe or the data.
+    """
+    from dsv3_plugin.upstream import cpu_host
+
+    cpu_host.enable()
+
+    from dsv3_plugin.training import prepare
+    from dsv3_plugin.training.conversations import conversation_notes
+    from dsv3_plugin.training.run import Run
+
+    machine = Machine.here()
+    recipe = _uncounted(name, overrides, machine)
+    with recipe.run_folder.held():
+        data, _, _ = prepare.prepare_data(Run(recipe, recipe.run_folder, machine), tell)
+        tell(f"The data are in {recipe.data_folder}: {data.train_tokens:,} tokens.")
+        if isinstance(recipe, Sft):
+            for sentence in conversation_notes(recipe, data):
+                tell(sentence)
+
+
+def _uncounted(name: str, overrides: list[str], machine: Machine) -> Recipe:
+    """A recipe of which all is known but how many sequences its conversations fill."""
+    counts = [_ANY_NUMBER] if stage_of(name, overrides) is Sft else []
+    return load_resolved(name, [*overrides, *counts], machine)
+
+
+if __name__ == "__main__":
+    try:
+        prepare_data(sys.argv[1], sys.argv[2:], note)
+    except UserError as error:
+        note(f"dsv3: {error}")
+        sys.exit(2)

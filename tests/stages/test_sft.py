@@ -1,0 +1,156 @@
+"""A pretrained model is fine-tuned on conversations, from whatever keeps its weights."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dsv3_plugin.checkpoint import export_hf
+from tests.small_runs import Command, records
+
+TUNED = {
+    "base": "small.yaml",
+    "stage": "sft",
+    "data": {
+        "corpus": "chat.jsonl",
+        "tokenizer": "parent",
+        "packing": "conversations",
+        "seq_length": 64,
+        "fim_rate": 0.0,
+        "held_out": 0.2,
+        "on_bad_row": "skip",
+    },
+    "training": {"steps": None, "epochs": 2, "eval_interval": 3, "eval_steps": 2},
+    "curves": {
+        "learning_rate": [{"cosine": 1e-4, "from": 1e-3, "until": "2 epochs"}],
+        "batch_size": 4,
+        "router_bias_speed": 0.001,
+        "mtp_weight": 0.3,
+    },
+    "checkpoint": {"interval": 100},
+}
+
+
+@pytest.fixture(scope="module")
+def tuning(recipe, trained):
+    """The recipe that tunes the small run, and a file of conversations, beside it."""
+    draw = random.Random(0)
+    rows = []
+    for _ in range(60):
+        turns = []
+        for _ in range(draw.randint(1, 2)):
+            a, b = draw.randint(0, 9), draw.randint(0, 9)
+            turns += [
+                {"role": "user", "content": f"{a} + {b}?"},
+                {"role": "assistant", "content": str(a + b)},
+            ]
+        rows.append({"messages": turns})
+    rows += [
+        {"messages": [{"role": "user", "content": "?"}]},
+        {"prompt": "long", "response": "x " * 99},
+    ]
+    chat = recipe.with_name("chat.jsonl")
+    chat.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    path = recipe.with_name("tuned.yaml")
+    data = TUNED["data"] | {"corpus": str(chat)}
+    path.write_text(yaml.safe_dump(TUNED | {"from": str(trained.folder), "data": data}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tuned(tuning, tmp_path_factory):
+    """That recipe, trained; what was printed, and where it is."""
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    ended = Command.forked("train", tuning, f"directory={folder}").end()
+    assert ended.code == 0, ended.output
+    return folder, ended.output
+
+
+def losses(folder: Path, key: str) -> dict[int, float]:
+    return {line["iteration"]: line[key] for line in records(folder) if key in line}
+
+
+def test_epochs_are_counted_before_the_run_and_exact(tuned):
+    folder, output = tuned
+    counted = json.loads((folder / "data" / "epochs.json").read_text())
+    assert len(counted["sequences"]) == 2
+    steps = max(losses(folder, "loss"))
+    assert steps == -(-sum(counted["sequences"]) // 4)
+    assert f"{counted['conversations']:,} conversations fill" in output
+
+
+def test_bad_rows_are_counted_and_named(tuned):
+    _, output = tuned
+    assert "no turn of an assistant" in output
+    assert "longer than a sequence of 64 tokens" in output
+
+
+def test_it_learns(tuned):
+    folder, _ = tuned
+    held_out = losses(folder, "validation_loss")
+    assert held_out[max(held_out)] < held_out[0] - 0.5
+
+
+@pytest.mark.parametrize(
+    ("begins", "overrides"),
+    [
+        ("run", ["parallel.pipeline=2", "parallel.expert=1", "pipeline.schedule=zb1p",
+                 "training.micro_batch_size=1", "curves.batch_size=8", "training.eval_steps=1"]),
+        ("hugging face", []),
+    ],
+)  # fmt: skip
+def test_the_first_held_out_loss_is_the_parents(
+    tuning, tuned, trained, tmp_path, begins, overrides
+):
+    """Weights, and nothing but weights, from every form and under every layout."""
+    source = trained.folder
+    if begins == "hugging face":
+        source = tmp_path / "hf"
+        export_hf(trained.checkpoints, source)
+    ended = Command.forked(
+        "train", tuning, f"from={source}", f"directory={tmp_path}/run",
+        "training.epochs=null", "training.steps=1", "curves.learning_rate=1e-4", *overrides,
+    ).end()  # fmt: skip
+    assert ended.code == 0, ended.output
+    expected = losses(tuned[0], "validation_loss")[0]
+    assert losses(tmp_path / "run", "validation_loss")[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_frozen_parts_stay(tuning, tuned, trained, dsv3, tmp_path):
+    ended = Command.forked(
+        "train", tuning, f"directory={tmp_path}/run", "mtp=freeze", "router=freeze",
+        "training.epochs=null", "training.steps=2", "curves.learning_rate=1e-3",
+    ).end()  # fmt: skip
+    assert ended.code == 0, ended.output
+    export_hf(trained.checkpoints, tmp_path / "before")
+    export_hf(tmp_path / "run" / "checkpoints", tmp_path / "after")
+    from safetensors.torch import load_file
+
+    before, after = (
+        load_file(next((tmp_path / name).glob("*.safetensors"))) for name in ("before", "after")
+    )
+    ahead = "model.layers.2."
+    for name, tensor in before.items():
+        shared = name.endswith(("embed_tokens.weight", "shared_head.head.weight"))
+        frozen = ".mlp.gate." in name or (name.startswith(ahead) and not shared)
+        assert torch.equal(after[name], tensor) == frozen, name
+
+
+def test_the_export_answers_in_transformers_by_its_own_template(tuned, dsv3, tmp_path):
+    folder, _ = tuned
+    assert dsv3("export", folder / "checkpoints", tmp_path / "hf").code == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "2 + 3?"}], add_generation_prompt=True, return_tensors="pt"
+    )["input_ids"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    theirs = model.generate(asked, max_new_tokens=8, do_sample=False)[0, asked.shape[1] :]
+    ours = dsv3(
+        "generate", "--checkpoint", folder / "checkpoints", "--prompt", "2 + 3?", "--chat",
+        "--max-new-tokens", "8",
+    )  # fmt: skip
+    assert ours.out.strip() == tokenizer.decode(theirs).strip()
