@@ -50,7 +50,8 @@ class Packs(PackedSeqParams):
         numbers: int64 `[t]` of this context-parallel rank, see `RoutedSamples`.
         left: int64 `[t]`, how many tokens of its sample follow each; 0 for padding.
         lengths, weights: see `RoutedSamples`.
-        learned: float32 `[]`, this rank's tokens in the loss.
+        learned: float32 `[]`, tokens in the loss, on average over the ranks that share them; 1 at
+            least, since it is divided by.
     """
 
     ends: tuple[int, ...] = ()
@@ -125,7 +126,7 @@ def packs_of(
     left = left.masked_fill(padding, 0)
     if ranks > 1:
         rows = Zigzag(zigzag_rank, ranks, tuple(b - a for a, b in pairwise(ends))).rows()
-        numbers, left, loss_mask = (taken(each, rows) for each in (numbers, left, loss_mask))
+        numbers, left = taken(numbers, rows), taken(left, rows)
     boundaries = torch.tensor(ends, dtype=torch.int32)
     longest = max(b - a for a, b in pairwise(ends))
     on_device = {
@@ -133,7 +134,7 @@ def packs_of(
         "left": left,
         "lengths": lengths,
         "weights": weights,
-        "learned": loss_mask.sum(),
+        "learned": (loss_mask.sum() / ranks).clamp(min=1),
         "cu_seqlens_q": boundaries,
     }
     moved = {name: each.to("cuda", non_blocking=True) for name, each in on_device.items()}

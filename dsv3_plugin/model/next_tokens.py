@@ -58,9 +58,7 @@ def roll_tensor(original: Callable[..., Any]) -> Callable[..., Any]:
 def _counted(rolled: Tensor, packed: PackedSeqParams | None, ranks: int = 1) -> Tensor:
     """What upstream divides the loss by: labels of the whole, on average over the ranks.
 
-    It then takes the mean over all labels of the batch for that over these, which are fewer, by a
-    factor that depends on what a sample is packed with. Where the samples are to be what they are
-    alone, all labels stand for these: the 1 / T of the paper's equation 24.
+    Of a pack it is all tokens in the loss, by which the loss is multiplied as well (`mtp_tokens`).
     """
     return packed.learned if isinstance(packed, Packs) else rolled.sum() / ranks
 

@@ -32,7 +32,10 @@ def drawn(seed: int, lengths: Sequence[int]) -> list[Sample]:
     return samples
 
 
-PACKS = [drawn(1, (5, 9, 8)), drawn(2, (24,)), drawn(3, (3, 4, 4, 6)), drawn(4, (11, 2))]
+SPARSE: Sample = ([7, 3, 60, 12, 9, 33, 41, 5, 18], [0, 0, 1, 0, 0, 0, 0, 0, 0])
+"""Of two ranks that share it, one has no token in the loss."""
+
+PACKS = [drawn(1, (5, 9, 8)), drawn(2, (24,)), drawn(3, (3, 4, 4, 6)), [SPARSE]]
 """Full rows, one of a single sample, and some with padding behind."""
 
 RECOMPUTED = {
