@@ -76,6 +76,8 @@ def configured(run: Run) -> Configured:
     adjust_config(model.transformer, run.recipe.model)
     in_fp8 = run.recipe.precision.swiglu_input == "fp8"
     model.transformer.activation_func_fp8_input_store = in_fp8  # it has no flag
+    # Upstream drains the device after each batch of messages, against a fault of older torch.
+    model.transformer.batch_p2p_sync = False  # it has no flag
     model.pre_wrap_hooks.append(partial(draw_weights, seed=run.recipe.training.seed))
     dispatch = run.recipe.dispatch
     configure_dispatch(
