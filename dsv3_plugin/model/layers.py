@@ -97,7 +97,11 @@ def mtp_block_spec(
         return None
     block = layer_spec(config, is_moe=bool(_pattern(config)[-1]))
     if _with_te(config):
-        return get_gpt_mtp_block_spec(config, block, use_transformer_engine=True, vp_stage=vp_stage)
+        # Upstream takes a layer of its own class alone, or the last of several of any.
+        layers = TransformerBlockSubmodules(layer_specs=[block], layer_norm=_norm(config))
+        return get_gpt_mtp_block_spec(
+            config, layers, use_transformer_engine=True, vp_stage=vp_stage
+        )
     count = get_mtp_num_layers_to_build(config, vp_stage=vp_stage)
     if count == 0:
         return None

@@ -39,6 +39,7 @@ PATCHES: tuple[Patch, ...] = (
         targets=(
             "megatron.core.transformer.multi_token_prediction:process_mtp_loss",
             "megatron.core.models.gpt.gpt_model:process_mtp_loss",
+            "megatron.core.models.hybrid.hybrid_model:process_mtp_loss",
         ),
         replacement=mtp_tokens.process_mtp_loss,
         reason="of a sequence that ranks share, MTP's labels are weighed by each rank's own tokens",

@@ -50,7 +50,9 @@ def no_such(name_or_path: str, what: str, known: Sequence[str]) -> UserError:
     path = named(name_or_path)
     if path.suffix in {".yaml", ".yml"}:
         return UserError(f"{path}: no such {what} file.")
-    return UserError(
-        f"'{name_or_path}' is neither a file nor a shipped {what}"
-        f"{suggestion(name_or_path, list(known))}."
-    )
+    called_so = [f"'{name}'" for name in known if name.rpartition("/")[2] == name_or_path]
+    if called_so:
+        near = f" (nearest: {', '.join(called_so)})"
+    else:
+        near = suggestion(name_or_path, list(known))
+    return UserError(f"'{name_or_path}' is neither a file nor a shipped {what}{near}.")

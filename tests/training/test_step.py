@@ -1,5 +1,6 @@
 """The curves as they really act: what the optimizer, the routers and the MTP loss were given."""
 
+import functools
 import importlib
 import math
 from itertools import accumulate
@@ -38,6 +39,7 @@ def train_and_watch(rank: int, recipe: Path, overrides: list[str]) -> dict[str, 
         seen["router_bias_speed"].append(speed)
         return update(tokens, bias, speed, **groups)
 
+    @functools.wraps(mtp)
     def at_mtp_loss(*args, **kwargs):
         if torch.is_grad_enabled():
             if not micro_batches:

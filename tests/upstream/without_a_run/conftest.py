@@ -12,8 +12,8 @@ from dsv3_plugin.distributed.world import single_process  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
-def world() -> Iterator[None]:
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     patching.unregister()
     with single_process(seed=4):
         yield
-    patching.unregister()
+    patching.unregister()  # before `monkeypatch` undoes what a test put below it
