@@ -43,6 +43,8 @@ from dsv3_plugin.numbers import time_text, tokens_text
 
 FIRST, SHORT, MIDDLE, LONG = 64, 256, 1024, 4096
 LENGTHS = (SHORT, MIDDLE, LONG)
+CONTEXTS = (FIRST, *LENGTHS)
+"""Lengths of the sequences that held-out text is cut into."""
 AMONG = 4
 """Facts in a haystack of the harder questions."""
 
@@ -251,7 +253,7 @@ def measure(folder: Path, samples: int) -> Iterator[Measured]:
         )
     text = ("--haystack", folder / "texts" / "held_out")
     lengths = ("--lengths", ",".join(map(str, LENGTHS)), "--samples", samples)
-    sequences = ("--data", folder / "held_out", "--seq-length", LONG, "--sequences", 32)
+    every = ("--data", folder / "held_out", "--sequences", 1_000_000)
     for name, stage, changes in ROWS:
         on = ("--checkpoint", folder / stage, *changes)
         of = f"{stage}-{'-'.join(changes)}" if changes else stage
@@ -261,7 +263,12 @@ def measure(folder: Path, samples: int) -> Iterator[Measured]:
             among=evaluated(
                 f"among-{of}", folder, "needle", *on, *lengths, *text, "--needles", AMONG
             ),
-            losses=evaluated(f"loss-{of}", folder, "loss", *on, *sequences),
+            losses={
+                length: evaluated(
+                    f"loss-{of}-{length}", folder, "loss", *on, *every, "--seq-length", length
+                )
+                for length in CONTEXTS
+            },
         )
 
 

@@ -14,13 +14,13 @@ class Measured:
         name: in the table and the picture.
         needles: the JSON of `dsv3 eval needle`, one fact in a text.
         among: the same with several facts in a text.
-        losses: the JSON of `dsv3 eval loss`.
+        losses: the JSON of `dsv3 eval loss` by the length of sequences.
     """
 
     name: str
     needles: dict[str, Any]
     among: dict[str, Any]
-    losses: dict[str, Any]
+    losses: dict[int, dict[str, Any]]
 
     @property
     def kinds(self) -> list[str]:
@@ -29,16 +29,24 @@ class Measured:
 
     @property
     def by_context(self) -> dict[int, float]:
-        """The loss by how much context there was at most."""
-        return {one["last"]: one["loss"] for one in self.losses["sets"][0]["by_position"]}
+        """The loss by how much context there is at most, and half of that at least.
 
-    def by_depth(self, length: int) -> list[tuple[float, float]]:
-        """Depths and the shares of right answers there, of all kinds together."""
-        shares: dict[float, list[float]] = {}
-        for one in self.needles["right"]:
-            if one["length"] == length and one["depth"] is not None:
-                shares.setdefault(one["depth"], []).append(one["share"])
-        return [(depth, sum(of) / len(of)) for depth, of in sorted(shares.items())]
+        Buckets of one run of `dsv3 eval loss` hold different texts, early ones little of it. Here
+        the same text is cut anew for each length, and the second halves of all sequences count:
+        half of the text each time.
+        """
+        return {
+            length: losses["sets"][0]["by_position"][-1]["loss"]
+            for length, losses in self.losses.items()
+        }
+
+    def by_depth(self, length: int, kind: str) -> list[tuple[float, float]]:
+        """Depths and the shares of right answers there."""
+        return [
+            (one["depth"], one["share"])
+            for one in self.needles["right"]
+            if one["depth"] is not None and (one["length"], one["kind"]) == (length, kind)
+        ]
 
     def mapping(self, lengths: Sequence[int]) -> dict[str, Any]:
         """For JSON."""
@@ -92,8 +100,8 @@ def table(measured: Sequence[Measured], lengths: Sequence[int], among: int) -> l
             add(f"one of {among} facts found at {length:,}", percent(*right(one.among, length)))
         alone = [right(one.needles, length, needle=False) for length in lengths]
         add("right without the fact", f"{sum(of for of, _ in alone)} of {sum(n for _, n in alone)}")
-        for length in lengths:
-            add(f"loss at {length:,}", f"{one.by_context[length]:.3f}")
+        for length, loss in one.by_context.items():
+            add(f"loss, {length // 2 + 1:,} to {length:,} tokens of context", f"{loss:.3f}")
     return [
         f"| | {' | '.join(one.name for one in measured)} |",
         f"|---|{'---|' * len(measured)}",
@@ -109,6 +117,8 @@ def percent(part: int, of: int) -> str:
 def draw(measured: Sequence[Measured], path: Path, short: int, long: int) -> None:
     """Loss by context on the left, facts found at the full length by depth on the right.
 
+    The first kind of facts is dashed there, the second is not.
+
     Args:
         measured: the models.
         path: of the picture.
@@ -122,15 +132,18 @@ def draw(measured: Sequence[Measured], path: Path, short: int, long: int) -> Non
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for one in measured:
-        left.plot([*one.by_context], [*one.by_context.values()], "o-", markersize=3, label=one.name)
-        right.plot(*zip(*one.by_depth(long), strict=True), "o-", markersize=3)
+        losses = one.by_context
+        (line,) = left.plot([*losses], [*losses.values()], "o-", markersize=3, label=one.name)
+        for kind, style in zip(one.kinds, ("o--", "o-"), strict=True):
+            points = zip(*one.by_depth(long, kind), strict=True)
+            right.plot(*points, style, markersize=3, color=line.get_color())
     left.set_xscale("log", base=2)
-    left.set_xlabel("tokens of context, at most")
+    left.set_xlabel("tokens of context, at most (half of them at least)")
     left.set_ylabel("loss on files held out (nats per token)")
     left.axvline(short, color="0.7", linewidth=0.8)
     left.legend(frameon=False, fontsize=8)
     right.set_xlabel(f"depth of the fact in {long:,} tokens")
-    right.set_ylabel("answers that are right")
+    right.set_ylabel(f"answers that are right (dashed: {measured[0].kinds[0]})")
     right.set_ylim(-0.03, 1.03)
     for axis in (left, right):
         axis.grid(alpha=0.25)
