@@ -75,13 +75,7 @@ class Watched:
     def __call__(self, samples: Iterator[Any], model: torch.nn.Module) -> Any:
         from dsv3_plugin.stages.sft import forward_step
 
-        seen: dict[str, Any] = {}
-
-        def kept() -> Iterator[Any]:
-            seen["row"] = next(samples)
-            yield seen["row"]
-
-        output, loss_of = forward_step(kept(), model)
+        output, loss_of = forward_step(samples, model)
 
         def loss(losses: torch.Tensor) -> Any:
             mask = loss_of.args[0]
