@@ -229,27 +229,13 @@ def show_split() -> dict[str, float]:
     return {"bubble": bubble, "step": total, "pair": pair, "predicted_pair": own.total - own.hidden}
 
 
-EXTENSION = (
-    "model.rope_type=yarn",
-    "model.max_position_embeddings=163840",
-    "training.steps=1000",
-    "training.tokens=null",
-    "training.eval_interval=null",
-    "curves.learning_rate=7.3e-6",
-    "curves.router_bias_speed=0",
-    "curves.mtp_weight=0.1",
-    "pipeline.schedule=1f1b",
-    "pipeline.ramp_schedule=null",
-    "pipeline.layout=balanced",
-    "parallel.context=8",
-    "dispatch.kind=deepep",
-    "dispatch.precision=bf16",
-)
-"""Context extension; its layout was not published: context parallel over the 8 GPUs of a node."""
+EXTENSION = ("extend/deepseek-v3-32k", "extend/deepseek-v3-128k")
+"""The phases of the context extension as they are shipped; how its ranks were divided was not
+published."""
 
 
-def planned(cluster: Cluster, *overrides: str) -> Plan:
-    recipe = load_recipe("pretrain/deepseek-v3", overrides, cluster.machine)
+def planned(cluster: Cluster, name: str, *overrides: str) -> Plan:
+    recipe = load_recipe(name, overrides, cluster.machine)
     return make_plan(recipe, cluster, cluster.machine)
 
 
@@ -259,15 +245,10 @@ def show_hours() -> dict[str, float]:
     others = [step for step, _ in published() if step.cluster.name == "h100"]
     h800 = load_cluster("h800")
     cluster = scaled(h800, calibrate(h800, others, predict, hopper.fitted, MOST).factors)
-    pretraining = planned(cluster, "pipeline.layout=balanced")
+    pretraining = planned(cluster, "pretrain/deepseek-v3", "pipeline.layout=balanced")
     largest = pretraining.phases[-1]
     per_trillion = largest.gpu_hours / largest.tokens * 1e12
-    extension = sum(
-        planned(
-            cluster, *EXTENSION, f"data.seq_length={length}", f"curves.batch_size={batch}"
-        ).gpu_hours
-        for length, batch in ((32768, 1920), (131072, 480))
-    )
+    extension = sum(planned(cluster, name).gpu_hours for name in EXTENSION)
     print("\nhours of DeepSeek-V3 on 2048 H800, every step of its report held out")
     for label, hours, told in (
         ("per trillion tokens", per_trillion, 180e3),
@@ -293,6 +274,7 @@ def show_memory() -> dict[str, float]:
     """Bytes of all states of Kimi-K2 (arXiv 2507.20534: PP16, EP16, ZeRO-1, about 30 GB a GPU)."""
     plan = planned(
         load_cluster("h800"),
+        "pretrain/deepseek-v3",
         "model=kimi-k2",
         "precision.fp8=null",
         "parallel.expert=16",
