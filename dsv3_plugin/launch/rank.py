@@ -83,18 +83,14 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
 
     # Under a launcher there is no parent of ours: rank 0 does its part too.
     console = Console()
+    refusal = _rehearsed_first(name, overrides, recipe, machine, outbox)
     join_world(recipe, machine, outbox)
+    first_on_rank_zero("rehearsal", lambda: _end_if(refusal), outbox)
     with contextlib.ExitStack() as stack:
         first_on_rank_zero("lock", lambda: stack.enter_context(directory.held()), outbox)
         if _rank() == 0:
             console.print(summary(recipe))
         first_on_rank_zero("settings", lambda: refuse_what_does_not_go_on(recipe), outbox)
-        if _on_several_nodes(recipe):
-            first_on_rank_zero(
-                "rehearsal",
-                lambda: refuse_what_upstream_would(name, overrides, recipe, machine),
-                outbox,
-            )
         if is_done(recipe):
             if _rank() == 0:
                 console.line_of(nothing_to_do(recipe))
@@ -208,7 +204,8 @@ def first_on_rank_zero(what: str, work: Callable[[], object], outbox: Outbox) ->
             work()
         except UserError as error:
             # Told before the others hear of it: the first that ends would be taken for the cause.
-            outbox.send("refused", str(error))
+            if not isinstance(error, SaidElsewhere):
+                outbox.send("refused", str(error))
             raise
         return ""
 
@@ -239,6 +236,31 @@ def _output_into_log(directory: RunFolder, outbox: Outbox, complaints: TextIO) -
             os.dup2(log.fileno(), descriptor)
     lines.log_into_standard_streams()
     return Console(file=terminal)
+
+
+def _rehearsed_first(
+    name: str, overrides: list[str], recipe: Recipe, machine: Machine, outbox: Outbox
+) -> UserError | None:
+    """Rehearse the configuration on rank 0 of several nodes, while the others come together.
+
+    Returns:
+        What stops the run, told already. The ranks meet nevertheless: until they have, none of them
+        can be told to end.
+    """
+    if _rank() != 0 or not _on_several_nodes(recipe) or is_done(recipe):
+        return None
+    tell = functools.partial(outbox.send, "note")
+    try:
+        refuse_what_upstream_would(name, overrides, recipe, machine, tell)
+    except UserError as error:
+        outbox.send("refused", str(error))
+        return SaidElsewhere(str(error))
+    return None
+
+
+def _end_if(refusal: UserError | None) -> None:
+    if refusal is not None:
+        raise refusal
 
 
 def _on_several_nodes(recipe: Recipe) -> bool:

@@ -48,7 +48,10 @@ def devices(cluster: Cluster, on_gpu: bool) -> Devices:
 
 
 def rehearsed(
-    requests: Sequence[Request], devices: Devices, done: Callable[[], None] = lambda: None
+    requests: Sequence[Request],
+    devices: Devices,
+    done: Callable[[], None] = lambda: None,
+    within_s: float | None = None,
 ) -> list[RankReport]:
     """The reports on requests, in their order.
 
@@ -58,11 +61,12 @@ def rehearsed(
         requests: each gets a process of its own.
         devices: what the processes run on.
         done: called after each.
+        within_s: seconds that each may take; None: any number.
     """
     running: set[subprocess.Popen[str]] = set()
 
     def one(request: Request) -> RankReport:
-        report = _asked(request, devices, running)
+        report = _asked(request, devices, running, within_s)
         done()
         return report
 
@@ -76,7 +80,12 @@ def rehearsed(
             raise
 
 
-def _asked(request: Request, devices: Devices, running: set[subprocess.Popen[str]]) -> RankReport:
+def _asked(
+    request: Request,
+    devices: Devices,
+    running: set[subprocess.Popen[str]],
+    within_s: float | None,
+) -> RankReport:
     with (
         tempfile.TemporaryDirectory() as scratch,
         subprocess.Popen(
@@ -89,13 +98,26 @@ def _asked(request: Request, devices: Devices, running: set[subprocess.Popen[str
         ) as child,
     ):
         running.add(child)
-        answer, log = child.communicate(json.dumps(asdict(request)))
-        running.remove(child)
+        try:
+            answer, log = child.communicate(json.dumps(asdict(request)), within_s)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return _broken_off(request, _too_slow(request.rank, within_s))
+        finally:
+            running.remove(child)
     if child.returncode == 0:
         return _report(json.loads(answer))
     if os.environ.get("DSV3_DEBUG") == "1":
         sys.stderr.write(log)
-    return RankReport(request.rank, 0, (_why_it_ended(request.rank, child.returncode, log),))
+    return _broken_off(request, _why_it_ended(request.rank, child.returncode, log))
+
+
+def _broken_off(request: Request, why: Finding) -> RankReport:
+    return RankReport(request.rank, 0, (why,), broke_off=True)
+
+
+def _too_slow(rank: int, seconds: float | None) -> Finding:
+    return Finding(f"rank {rank} came to no end within {seconds:,} s")
 
 
 def _why_it_ended(rank: int, code: int, log: str) -> Finding:

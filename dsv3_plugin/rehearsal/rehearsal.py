@@ -13,6 +13,7 @@ from dsv3_plugin.rehearsal.children import Devices, rehearsed
 from dsv3_plugin.rehearsal.findings import between_ranks, of_ranks
 from dsv3_plugin.rehearsal.report import Depth, Finding, RankReport, Request
 from dsv3_plugin.rehearsal.stepped import SteppedPipeline, SteppedRank
+from dsv3_plugin.rehearsal.te.installed import of_another_version, te_python
 
 
 @dataclass(frozen=True)
@@ -203,3 +204,6 @@ def _of_devices(wanted: Wanted, devices: Devices) -> Iterator[Finding]:
             "the same as over a CUDA runtime, and kernels are within 2 % of it",
             stops=False,
         )
+    python = te_python() if wanted.ranks and wanted.needs_te_python else None
+    if python is not None and (finding := of_another_version(python)) is not None:
+        yield finding

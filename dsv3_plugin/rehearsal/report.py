@@ -25,6 +25,11 @@ class Finding:
     way_out: str = ""
     stops: bool = True
 
+    @property
+    def text(self) -> str:
+        """Both, without a full stop."""
+        return f"{self.sentence} ({self.way_out})" if self.way_out else self.sentence
+
 
 @dataclass(frozen=True)
 class Request:
@@ -115,6 +120,7 @@ class RankReport:
         rank: in the world.
         pipeline_rank: in its pipeline.
         findings: what is to be said of it.
+        broke_off: whether the child ended before it had a report; the findings say by what.
         groups: process groups that it is in.
         groups_asked: groups that it helped to make; groups_asked_here: for the plugin.
         made_together: of those, the ones that all ranks of the world make at a time, in order.
@@ -136,6 +142,7 @@ class RankReport:
     rank: int
     pipeline_rank: int
     findings: tuple[Finding, ...] = ()
+    broke_off: bool = False
     groups: int = 0
     groups_asked: int = 0
     groups_asked_here: int = 0

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from dsv3_plugin.distributed.messages import Outbox
+from dsv3_plugin.errors import SaidElsewhere, UserError
 from dsv3_plugin.launch import rank
 
 
@@ -21,3 +23,68 @@ def test_what_a_place_does_not_allow_is_no_fault_of_ours(error, code, told):
     outbox = SimpleNamespace(has_log=False, send=lambda *words: sent.append(words))
     assert rank._tell(error, outbox) == code
     assert sent == [told]
+
+
+class _Joined(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("number", "per_node", "does"),
+    [
+        ("0", "1", ["rehearses", "joins"]),
+        ("1", "1", ["joins"]),
+        ("0", "2", ["joins"]),
+    ],
+    ids=["rank 0 of two nodes", "another rank", "one node"],
+)
+def test_before_ranks_of_several_nodes_join_rank_0_rehearses(
+    number, per_node, does, monkeypatch, tmp_path
+):
+    done = []
+
+    def join(*words):
+        done.append("joins")
+        raise _Joined
+
+    monkeypatch.setattr(rank, "refuse_what_upstream_would", lambda *words: done.append("rehearses"))
+    monkeypatch.setattr(rank, "join_world", join)
+    _started(monkeypatch, number, per_node)
+    with pytest.raises(_Joined):
+        rank._run("pretrain/tiny", [f"directory={tmp_path}/run"], Outbox())
+    assert done == does
+
+
+def test_what_is_refused_is_told_at_once_and_ends_the_ranks_when_they_have_met(
+    monkeypatch, tmp_path, capsys
+):
+    def refuse(*words):
+        raise UserError("Megatron refuses it.")
+
+    def first(what, work, outbox):
+        assert what == "rehearsal"
+        work()
+
+    monkeypatch.setattr(rank, "refuse_what_upstream_would", refuse)
+    monkeypatch.setattr(rank, "join_world", lambda *words: print("joined"))
+    monkeypatch.setattr(rank, "first_on_rank_zero", first)
+    _started(monkeypatch, "0", "1")
+    with pytest.raises(SaidElsewhere, match="Megatron refuses it"):
+        rank._run("pretrain/tiny", [f"directory={tmp_path}/run"], Outbox())
+    said = capsys.readouterr()
+    assert said.out == "joined\n"
+    assert said.err == "dsv3: Megatron refuses it.\n"
+
+
+def _started(monkeypatch, number, per_node):
+    """As torchrun starts one of the two ranks that the recipe wants."""
+    monkeypatch.setattr(rank.signal, "signal", lambda *words: None)
+    for name, value in {
+        "RANK": number,
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": per_node,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)

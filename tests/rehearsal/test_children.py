@@ -30,6 +30,14 @@ def test_a_child_that_is_killed_says_by_what(monkeypatch: pytest.MonkeyPatch) ->
     (finding,) = report.findings
     assert finding.sentence == "rank 3 was ended by SIGKILL"
     assert finding.stops
+    assert report.broke_off
+
+
+def test_a_child_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    _child_is(monkeypatch, "import time; time.sleep(600)")
+    (report,) = rehearsed([REQUEST], DEVICES, within_s=0.5)
+    assert report.broke_off
+    assert report.findings[0].sentence == "rank 3 came to no end within 0.5 s"
 
 
 def test_an_interrupted_rehearsal_leaves_no_child(monkeypatch: pytest.MonkeyPatch) -> None:

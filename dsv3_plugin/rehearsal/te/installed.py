@@ -13,6 +13,8 @@ from importlib.machinery import PathFinder
 from importlib.metadata import DistributionFinder, MetadataPathFinder
 from pathlib import Path
 
+from dsv3_plugin.rehearsal.report import Finding
+
 VERSION = "2.20.2"
 """Whose library `library.py` knows."""
 SIDE_FOLDER = Path("share") / "dsv3_plugin" / "transformer_engine"
@@ -46,9 +48,31 @@ def how_to_get_it() -> str:
     """One sentence for those who have none."""
     return (
         "A rehearsed step on a GPU needs Transformer Engine's Python (1.2 MB, nothing is "
-        "compiled): `make setup` sets it aside, or run `pip install --no-deps --target "
-        f"{Path(sys.prefix) / SIDE_FOLDER} transformer-engine=={VERSION}`."
+        f"compiled): `make setup` sets it aside, or run {_setting_aside('--target')}."
     )
+
+
+def of_another_version(python: TEPython) -> Finding | None:
+    """What is said of a Python that may call its library otherwise than `library.py` knows."""
+    if python.version.partition("+")[0] == VERSION:
+        return None
+    return Finding(
+        f"Transformer Engine's Python in {python.folder} is of version {python.version}, and the "
+        f"shapes of its library are those of {VERSION}: what changed between them is not rehearsed",
+        _away_from_it(python),
+        stops=False,
+    )
+
+
+def _away_from_it(python: TEPython) -> str:
+    if python.folder == Path(sys.prefix) / SIDE_FOLDER:
+        return f"run {_setting_aside('--upgrade --target')}"
+    return f"install transformer-engine=={VERSION}, with which the plugin is tested"
+
+
+def _setting_aside(into: str) -> str:
+    folder = Path(sys.prefix) / SIDE_FOLDER
+    return f"`pip install --no-deps {into} {folder} transformer-engine=={VERSION}`"
 
 
 def _places() -> Iterator[Path]:

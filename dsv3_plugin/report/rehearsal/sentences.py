@@ -8,8 +8,7 @@ from dsv3_plugin.rehearsal.report import Finding, Messages
 
 def sentence(finding: Finding) -> str:
     """A finding with its way out."""
-    way_out = f" ({finding.way_out})" if finding.way_out else ""
-    return f"{'✗' if finding.stops else '·'} {finding.sentence}{way_out}."
+    return f"{'✗' if finding.stops else '·'} {finding.text}."
 
 
 def where(rehearsal: Rehearsal) -> str:
