@@ -25,6 +25,7 @@ from dsv3_plugin.cli.infer import generate, logits
 from dsv3_plugin.cli.model import model
 from dsv3_plugin.cli.plan import plan
 from dsv3_plugin.cli.rehearse import rehearse
+from dsv3_plugin.cli.runs import cancel, logs, status
 from dsv3_plugin.cli.schedule import schedule
 from dsv3_plugin.cli.train import args, train
 from dsv3_plugin.cli.version import print_versions
@@ -68,6 +69,9 @@ def dsv3(
 
 app.command()(train)
 app.command()(args)
+app.command()(status)
+app.command()(logs)
+app.command()(cancel)
 app.command()(plan)
 app.command()(rehearse)
 app.command()(schedule)

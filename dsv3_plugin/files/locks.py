@@ -38,6 +38,20 @@ def take(folder: Path, lock_file: str | None = None) -> "FolderLock | None":
         lock.close()
 
 
+def is_held(lock_file: Path) -> bool:
+    """Whether a process of this machine holds a folder by that file of it.
+
+    Read from the kernel's list: to try the lock, however briefly, could turn a run away.
+    """
+    try:
+        file = lock_file.stat()
+        held = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return False
+    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    return any(device in line.split() for line in held.splitlines())
+
+
 def wait_for(folder: Path, waiting: Callable[[], None]) -> "FolderLock":
     """Hold a folder, which is made if need be, as soon as no other process does.
 

@@ -80,6 +80,16 @@ class RunFolder:
         """What NCCL did last on each rank, when one of them waited too long."""
         return self.root / "flight_recorder"
 
+    @property
+    def launch(self) -> Path:
+        """Of the job that runs it on a cluster: its script, what that printed, its starts."""
+        return self.root / "launch"
+
+    @property
+    def is_held_here(self) -> bool:
+        """Whether a process of this machine holds the folder: a run is under way."""
+        return locks.is_held(self.root / _LOCK)
+
     def write_recipe(self, yaml: str) -> None:
         """Keep the resolved recipe."""
         replace_file(self.recipe, yaml.encode())
@@ -90,6 +100,13 @@ class RunFolder:
             return int(read_plain(self.checkpoints / TRACKER, 1000))
         except (OSError, ValueError):
             return 0
+
+    def saved_at(self) -> float | None:
+        """When the newest checkpoint was finished; None if there is none."""
+        try:
+            return (self.checkpoints / TRACKER).stat().st_mtime
+        except OSError:
+            return None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -1,0 +1,134 @@
+"""`dsv3 status`, `dsv3 logs` and `dsv3 cancel`: runs that are there, and their jobs."""
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsv3_plugin.cli.options import Json
+from dsv3_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dsv3_plugin.launch.status import RunStatus
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run (runs/tiny).")]
+
+
+_WIDEST = 500
+"""Columns of the table of runs."""
+
+
+def status(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RUN…", help="Folders of runs; by default all those in runs/."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say how runs stand: step, loss, tokens/s, time left, restarts, the last checkpoint."""
+    from dsv3_plugin.cli.notes import note
+    from dsv3_plugin.files.named import named
+    from dsv3_plugin.launch.queue import queued
+    from dsv3_plugin.launch.status import find_run, jobs_of, runs_below, status_of
+    from dsv3_plugin.terminal.lines import say
+
+    asked = [named(run) for run in runs or ()] or runs_below(Path("runs"))
+    if not asked:
+        raise UserError("there is no run in runs/: name the folder of one.")
+    found = [find_run(folder) for folder in asked]
+    try:
+        jobs = queued(jobs_of(found))
+    except UserError as error:  # the files say most of it
+        note(str(error))
+        jobs = {}
+    stand = [status_of(run, jobs) for run in found]
+    if json:
+        for one in stand:
+            say(json_format.dumps({**vars(one), "folder": str(one.folder)}))
+        return
+    from dsv3_plugin.terminal.console import Console
+
+    # As wide as it has to be: a terminal folds a line better than a table its columns.
+    console = Console(width=_WIDEST)
+    console.print(status_table(stand))
+    for one in stand:
+        if runs and one.why:
+            console.line_of(f"{one.folder}: {one.why}")
+
+
+def status_table(stand: "list[RunStatus]") -> "Table":
+    """A row for each run."""
+    from rich.table import Table
+
+    from dsv3_plugin.launch.status import since
+    from dsv3_plugin.numbers import time_text
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("run", "job", "state"):
+        table.add_column(heading)
+    for heading in ("step", "loss", "tokens/s", "left", "restarts", "saved"):
+        table.add_column(heading, justify="right")
+    for one in stand:
+        of = "" if one.steps is None else f"/{one.steps:,}"
+        age = since(one.saved_at)
+        table.add_row(
+            str(one.folder),
+            one.job or "",
+            one.state,
+            f"{one.step:,}{of}",
+            "" if one.loss is None else f"{one.loss:.4f}",
+            "" if one.tokens_per_second is None else f"{one.tokens_per_second:,.0f}",
+            "" if one.seconds_left is None else time_text(one.seconds_left),
+            str(one.restarts),
+            "never" if age is None else f"{one.saved_step:,}, {time_text(age)} ago",
+        )
+    return table
+
+
+def logs(
+    run: Run,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show what is added, until Ctrl-C.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(help="The log of this rank alone, since its last start.", min=0)
+    ] = None,
+) -> None:
+    """Show what a run printed since its last start, the failing rank's lines first."""
+    from dsv3_plugin.files.named import named
+    from dsv3_plugin.launch.run_logs import follow as follow_files
+    from dsv3_plugin.launch.run_logs import log_ends
+    from dsv3_plugin.launch.status import find_run
+    from dsv3_plugin.terminal.lines import finish, say
+
+    ends = log_ends(find_run(named(run)), rank)
+    for end in ends:
+        if rank is None:
+            say(f"== {end.title}: {end.file}")
+        for line in end.lines:
+            say(line)
+    if follow:
+
+        def add(title: str, line: str) -> None:
+            say(line if rank is not None else f"{title}: {line}")
+            finish()
+
+        follow_files({end.title: end.file for end in ends}, add)
+
+
+def cancel(
+    run: Run,
+    now: Annotated[
+        bool, typer.Option("--now", help="Do not wait until it has saved: as scancel does.")
+    ] = False,
+) -> None:
+    """Let the job of a run save and end."""
+    from dsv3_plugin.files.named import named
+    from dsv3_plugin.launch.cancelling import cancel as cancel_job
+    from dsv3_plugin.launch.status import find_run
+    from dsv3_plugin.terminal.lines import say
+
+    say(cancel_job(find_run(named(run)), now=now))

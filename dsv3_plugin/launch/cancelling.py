@@ -1,0 +1,42 @@
+"""Ending the job of a run. No torch here."""
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch import queue
+from dsv3_plugin.launch.job_record import ask_to_stop, record_of
+
+SAVE = "--signal=TERM"
+"""To the ranks of a job and not to its script, which sees them to their end."""
+
+
+def cancel(run: RunFolder, *, now: bool) -> str:
+    """Let the job of a run save and end; one that still waits in the queue ends there.
+
+    Args:
+        run: the run.
+        now: end it as scancel does: asked by SIGTERM, and killed after Slurm's KillWait.
+
+    Returns:
+        A sentence on what was done.
+
+    Raises:
+        UserError: no job of it waits or runs.
+    """
+    record = record_of(run)
+    if record is None:
+        here = " (Ctrl-C or SIGTERM to `dsv3 train` saves and stops it)" if run.is_held_here else ""
+        raise UserError(f"the run in {run.root} was not launched as a job of Slurm{here}.")
+    queue.need_slurm("scancel")
+    job = queue.queued([record.job]).get(record.job)
+    if job is None:
+        raise UserError(f"job {record.job} of the run in {run.root} has ended already.")
+    ask_to_stop(run)
+    if job.waits or now:
+        queue.cancel(record.job)
+        how = "it was still waiting" if job.waits else "its ranks have Slurm's KillWait to save in"
+        return f"Job {record.job} is cancelled: {how}."
+    queue.cancel(record.job, [SAVE])
+    return (
+        f"Job {record.job} finishes its step, saves and ends; dsv3 cancel --now does not wait for "
+        "that."
+    )

@@ -1,0 +1,114 @@
+"""What Slurm says of jobs, in its own words: squeue, sbatch, scancel. No torch here."""
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from dsv3_plugin.errors import UserError
+
+_FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "TimeLeft", "NodeList")
+_UNKNOWN = "Invalid job id"
+"""What squeue says where the only job that it was asked for has ended."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job that waits or runs.
+
+    Attributes:
+        job: its number; of an array's task, `12_0`.
+        state, reason: Slurm's words (`PENDING`, `Resources`).
+        restarts: how often Slurm put it back into the queue.
+        time_left: until its time limit, as Slurm writes it.
+        nodes: Slurm's list of them; empty while it waits.
+    """
+
+    job: str
+    state: str
+    reason: str
+    restarts: int
+    time_left: str
+    nodes: str
+
+    @property
+    def waits(self) -> bool:
+        return self.state == "PENDING"
+
+    def __str__(self) -> str:
+        return f"{self.state} ({self.reason})" if self.reason != "None" else self.state
+
+
+def queued(jobs: Iterable[str]) -> dict[str, QueuedJob]:
+    """Those of some jobs that Slurm has still, by their numbers; none where there is no Slurm.
+
+    Raises:
+        UserError: squeue fails, with its words.
+    """
+    wanted = sorted(set(jobs))
+    if not wanted or shutil.which("squeue") is None:
+        return {}
+    columns = ",".join(f"{field}:|" for field in _FIELDS)
+    answer = _run(["squeue", "--noheader", "--array", f"--jobs={','.join(wanted)}", "-O", columns])
+    if answer.returncode and _UNKNOWN not in answer.stderr:
+        raise UserError(f"squeue says: {_words(answer)}.")
+    return read_jobs(answer.stdout)
+
+
+def read_jobs(listed: str) -> dict[str, QueuedJob]:
+    """The jobs of squeue's answer."""
+    found = {}
+    for line in filter(str.strip, listed.splitlines()):
+        job, state, reason, restarts, left, nodes, *_ = (word.strip() for word in line.split("|"))
+        found[job] = QueuedJob(job, state, reason, int(restarts), left, nodes)
+    return found
+
+
+def submit(script: str, options: Sequence[str] = ()) -> str:
+    """Have a batch script queued; the number of the job.
+
+    Args:
+        script: its path.
+        options: of sbatch, beside those in the script.
+
+    Raises:
+        UserError: there is no Slurm, or it refuses; with its words.
+    """
+    need_slurm("sbatch")
+    answer = _run(["sbatch", "--parsable", *options, script])
+    if answer.returncode:
+        raise UserError(f"Slurm does not take the job: {_words(answer)}.")
+    return answer.stdout.strip().partition(";")[0]  # ID;CLUSTER where there are several
+
+
+def cancel(job: str, options: Sequence[str] = ()) -> None:
+    """End a job, or with `--signal=NAME` send its ranks that.
+
+    Raises:
+        UserError: there is no Slurm, or it refuses; with its words.
+    """
+    need_slurm("scancel")
+    answer = _run(["scancel", *options, job])
+    if answer.returncode:
+        raise UserError(f"Slurm does not cancel job {job}: {_words(answer)}.")
+
+
+def need_slurm(command: str) -> None:
+    """Raise UserError where Slurm's commands are not on the path."""
+    if shutil.which(command) is None:
+        raise UserError(
+            f"there is no Slurm here ({command} is not on the PATH): start it on a login node of "
+            "the cluster, or start the ranks with torchrun."
+        )
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _words(answer: subprocess.CompletedProcess[str]) -> str:
+    """What one of Slurm's commands said, in one line."""
+    said = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+    return "; ".join(dict.fromkeys(line.strip().rstrip(".") for line in said)) or (
+        f"nothing, with exit code {answer.returncode}"
+    )

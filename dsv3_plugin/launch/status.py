@@ -1,0 +1,186 @@
+"""How runs stand: by the files of their folders, and by what Slurm says of their jobs. No torch."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import dropwhile
+from pathlib import Path
+from typing import Any
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch.job_record import JobRecord, record_of
+from dsv3_plugin.launch.progress import Pace
+from dsv3_plugin.launch.queue import QueuedJob
+from dsv3_plugin.launch.starts import Start, starts_of
+from dsv3_plugin.recipe.kept import run_in
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.schema import Recipe
+
+LAUNCHED = "recipe.yaml"
+"""In a run's `launch` folder: the recipe that its job starts."""
+
+_PACED_BY = 50
+"""Records by which the time left is reckoned."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How a run stands. What is not known is None.
+
+    Attributes:
+        folder: its folder.
+        state: the job's, in Slurm's words, while Slurm has it; else training, done or stopped.
+        job: Slurm's number of the job that it was last submitted as.
+        step, tokens, loss, tokens_per_second: of the last step.
+        steps: of the whole run.
+        seconds_left: until it has had all tokens, at its pace; of a run that is under way.
+        restarts: of that job.
+        saved_step: of the newest checkpoint; 0 if there is none.
+        saved_at: when that was finished, in seconds since 1970.
+        why: a sentence on the end of its last start.
+    """
+
+    folder: Path
+    state: str
+    job: str | None
+    step: int
+    steps: int | None
+    tokens: int
+    loss: float | None
+    tokens_per_second: float | None
+    seconds_left: float | None
+    restarts: int
+    saved_step: int
+    saved_at: float | None
+    why: str
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The folders of runs in a folder, and in those of sweeps there."""
+    if not folder.is_dir():
+        return []
+    return [
+        place
+        for child in sorted(path for path in folder.iterdir() if path.is_dir())
+        for place in (child, *sorted(path for path in child.iterdir() if path.is_dir()))
+        if is_run(place)
+    ]
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, begun or waiting for its job."""
+    run = RunFolder(folder)
+    return run.recipe.is_file() or record_of(run) is not None
+
+
+def find_run(folder: Path) -> RunFolder:
+    """The run of a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not is_run(folder):
+        there = "holds no run" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {there}: name a run's folder, such as runs/tiny.")
+    return run_in(folder)
+
+
+def jobs_of(runs: Sequence[RunFolder]) -> Iterator[str]:
+    """The numbers of the jobs that runs were submitted as."""
+    for run in runs:
+        if (record := record_of(run)) is not None:
+            yield record.job
+
+
+def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob]) -> RunStatus:
+    """How a run stands.
+
+    Args:
+        run: its folder.
+        jobs: those that Slurm has still, by number.
+    """
+    record, recipe = record_of(run), _recipe(run)
+    starts = [] if record is None else starts_of(run, record.job)
+    last: dict[str, Any] = {}
+    records: deque[dict[str, Any]] = deque(maxlen=_PACED_BY)
+    for line in run.metrics.stream():
+        if "loss" in line:
+            last = line
+            records.append(line)
+    steps = _of(recipe, "total_steps")
+    state, under_way = _state(run, record, jobs, steps)
+    since = starts[-1].began if starts else 0.0
+    return RunStatus(
+        folder=run.root,
+        state=state,
+        job=None if record is None else record.job,
+        step=last.get("iteration", 0),
+        steps=steps,
+        tokens=last.get("tokens", 0),
+        loss=last.get("loss"),
+        tokens_per_second=last.get("tokens_per_second") if under_way else None,
+        seconds_left=_left(recipe, records, since) if under_way else None,
+        restarts=_restarts(record, starts, jobs),
+        saved_step=run.steps_saved(),
+        saved_at=run.saved_at(),
+        why=starts[-1].why if starts else "",
+    )
+
+
+def _state(
+    run: RunFolder, record: JobRecord | None, jobs: Mapping[str, QueuedJob], steps: int | None
+) -> tuple[str, bool]:
+    """The state in words, and whether the run is under way."""
+    if record is not None and (job := jobs.get(record.job)) is not None:
+        return str(job), not job.waits
+    if run.is_held_here:
+        return "training", True
+    if not run.recipe.is_file():
+        return "not begun", False
+    if steps is not None and run.steps_saved() >= steps:
+        return "done", False
+    return "stopped", False
+
+
+def _restarts(
+    record: JobRecord | None, starts: Sequence[Start], jobs: Mapping[str, QueuedJob]
+) -> int:
+    """By its own account, or Slurm's where the job was put back before it could begin."""
+    job = None if record is None else jobs.get(record.job)
+    return max(len(starts) - 1, 0 if job is None else job.restarts)
+
+
+def _left(recipe: Recipe | None, records: Sequence[dict[str, Any]], since: float) -> float | None:
+    """Seconds, by the steps since the run was started last."""
+    if (tokens := _of(recipe, "total_tokens")) is None:
+        return None
+    pace = Pace(tokens, _PACED_BY)
+    for record in dropwhile(lambda record: record["time"] < since, records):
+        pace.note(record)
+    return pace.seconds_left
+
+
+def _recipe(run: RunFolder) -> Recipe | None:
+    """What the run is of; None where it is of another version of dsv3, and cannot be read."""
+    for kept in (run.recipe, run.launch / LAUNCHED):
+        if kept.is_file():
+            try:
+                return load_recipe(kept)
+            except UserError:
+                return None
+    return None
+
+
+def _of(recipe: Recipe | None, what: str) -> int | None:
+    """A number of a recipe; None where conversations have to be counted first."""
+    try:
+        return None if recipe is None else getattr(recipe, what)
+    except ValueError:
+        return None
+
+
+def since(then: float | None) -> float | None:
+    """Seconds from a moment until now."""
+    return None if then is None else max(0.0, time.time() - then)

@@ -1,0 +1,114 @@
+"""`dsv3 status`, `logs` and `cancel` on folders of runs."""
+
+import json
+
+import pytest
+
+from dsv3_plugin.files import locks
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch.job_record import JobRecord, is_asked_to_stop, write_record
+from dsv3_plugin.launch.starts import remember_end, remember_start
+
+
+@pytest.fixture
+def no_slurm(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
+
+
+@pytest.fixture
+def slurm(monkeypatch, tmp_path_factory):
+    """A function that lets squeue answer with a line, and a file with what scancel was given."""
+    folder = tmp_path_factory.mktemp("slurm")
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    calls = folder / "calls"
+
+    def answer(line: str):
+        for name, body in (("squeue", f"echo '{line}'"), ("scancel", f'echo "$@" >> {calls}')):
+            (folder / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+            (folder / name).chmod(0o755)
+        return calls
+
+    return answer
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> RunFolder:
+    """A run of six of twelve steps, stopped."""
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(tmp_path / "runs" / "small")
+    run.checkpoints.mkdir(parents=True)
+    (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("4")
+    run.write_recipe("base: pretrain/tiny\ntraining: {steps: 12}\n")
+    for step in range(1, 7):
+        run.metrics.append(
+            {"iteration": step, "time": 100.0 + step, "tokens": 2048 * step, "loss": 9.0 - step,
+             "tokens_per_second": 2048.0}
+        )  # fmt: skip
+    return run
+
+
+def stands(dsv3, *words) -> dict:
+    said = dsv3("status", *words, "--json")
+    assert said.code == 0, said.err
+    return json.loads(said.out)
+
+
+def test_a_run_stands_by_its_files(dsv3, run, no_slurm):
+    status = stands(dsv3, "runs/small")
+    assert (status["state"], status["step"], status["steps"]) == ("stopped", 6, 12)
+    assert (status["loss"], status["saved_step"], status["restarts"]) == (3.0, 4, 0)
+    assert status["seconds_left"] is None
+    said = dsv3("status")  # all those in runs/
+    assert "6/12" in said.out
+    assert "4," in said.out
+
+
+def test_one_that_a_process_holds_is_training_and_has_time_left(dsv3, run, no_slurm):
+    with locks.take(run.root, ".lock"):
+        status = stands(dsv3, "runs/small")
+        # 2,048 tokens a second of the clock, and 240 steps' worth of batches ahead.
+        assert status["state"] == "training"
+        assert status["tokens_per_second"] == 2048.0
+        assert status["seconds_left"] > 0
+    assert stands(dsv3, "runs/small")["state"] == "stopped"
+
+
+def test_a_job_has_slurms_words_its_restarts_and_why_it_ended(dsv3, run, slurm):
+    slurm("7|PENDING|BeginTime|2|1:00:00||")
+    write_record(run, JobRecord("7", "cpu", "none", 0.0))
+    assert stands(dsv3, "runs/small")["restarts"] == 2
+    remember_start(run, "7", 0)
+    remember_end(run, "7", "failed", "rank 1 broke")
+    status = stands(dsv3, "runs/small")
+    assert (status["state"], status["job"]) == ("PENDING (BeginTime)", "7")
+    assert "rank 1 broke" in dsv3("status", "runs/small").out
+    slurm("7|RUNNING|None|2|1:00:00|n1|")
+    assert stands(dsv3, "runs/small")["state"] == "RUNNING"
+
+
+def test_cancel_lets_a_running_job_save_and_takes_a_waiting_one_away(dsv3, run, slurm):
+    write_record(run, JobRecord("7", "cpu", "none", 0.0))
+    calls = slurm("7|RUNNING|None|0|1:00:00|n1|")
+    assert "saves and ends" in dsv3("cancel", "runs/small").out
+    assert calls.read_text() == "--signal=TERM 7\n"
+    assert is_asked_to_stop(run)
+    assert "KillWait" in dsv3("cancel", "runs/small", "--now").out
+    slurm("7|PENDING|Priority|0|1:00:00||")
+    assert "still waiting" in dsv3("cancel", "runs/small").out
+    assert calls.read_text() == "--signal=TERM 7\n7\n7\n"
+
+
+def test_what_cannot_be_shown_or_cancelled_is_a_sentence(dsv3, run, slurm, tmp_path):
+    for words, sentence in (
+        (("status", "nowhere"), "nowhere does not exist: name a run's folder"),
+        (("logs", tmp_path), "holds no run"),
+        (("logs", "runs/small"), "nothing has been printed yet"),
+        (("cancel", "runs/small"), "was not launched as a job of Slurm"),
+    ):
+        said = dsv3(*words)
+        assert (said.code, said.out) == (2, "")
+        assert sentence in said.err
+    write_record(run, JobRecord("7", "cpu", "none", 0.0))
+    slurm("")
+    assert "job 7 of the run in" in dsv3("cancel", "runs/small").err
+    assert not is_asked_to_stop(run)

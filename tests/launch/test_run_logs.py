@@ -1,0 +1,65 @@
+"""Which logs are shown, in which order, and from where on."""
+
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch.failing import failed_first
+from dsv3_plugin.launch.job_record import JobRecord, write_record
+from dsv3_plugin.launch.run_logs import START_MARK, log_ends
+
+# Two starts of a job, as srun of Slurm 22.05 writes ends of tasks.
+OUTPUT = f"""\
+{START_MARK}tiny for the 1st time
+srun: error: n1: task 0: Exited with exit code 1
+{START_MARK}tiny for the 2nd time
+srun: error: n2: tasks 2-3: Killed
+srun: error: n1: tasks 0-1: Exited with exit code 2
+srun: error: n[2-3]: tasks 2,7: Exited with exit code 2
+"""
+
+
+def test_ranks_are_named_in_the_order_in_which_srun_heard_of_them():
+    assert failed_first(OUTPUT, START_MARK) == [2, 3, 0, 1, 7]
+    assert failed_first("", START_MARK) == []
+
+
+def run_with_logs(folder, ranks: int) -> RunFolder:
+    run = RunFolder(folder)
+    run.logs.mkdir()
+    for rank in range(ranks):
+        (run.logs / f"rank{rank}.log").write_text(
+            f"\n--- 2026-11-26 10:00:00 ---\nbefore\n--- 2026-11-26 11:00:00 ---\nI am {rank}\n"
+        )
+    return run
+
+
+def test_the_failing_ranks_lines_come_first(tmp_path):
+    run = run_with_logs(tmp_path, 4)
+    run.launch.mkdir()
+    output = run.launch / "job-7.out"
+    output.write_text(OUTPUT)
+    write_record(run, JobRecord("7", "cpu", str(output), 0.0))
+    job, *ranks = log_ends(run)
+    assert job.lines[0] == "tiny for the 2nd time"
+    assert [rank.title for rank in ranks] == [
+        "rank 2 (failed)", "rank 3 (failed)", "rank 0 (failed)", "rank 1 (failed)",
+    ]  # fmt: skip
+    assert ranks[0].lines[-1] == "I am 2"
+    assert "before" not in ranks[0].lines
+
+
+def test_of_many_ranks_some_are_shown_and_any_can_be_asked_for(tmp_path):
+    run = run_with_logs(tmp_path, 30)
+    assert [end.title for end in log_ends(run)] == [f"rank {n}" for n in range(8)]
+    (last,) = log_ends(run, 29)
+    assert last.lines[-1] == "I am 29"
+    with pytest.raises(
+        UserError, match=r"rank 30 has no log in .*: there are those of ranks 0 to 29"
+    ):
+        log_ends(run, 30)
+
+
+def test_a_run_that_printed_nothing_says_so(tmp_path):
+    with pytest.raises(UserError, match="nothing has been printed yet"):
+        log_ends(RunFolder(tmp_path))
