@@ -17,8 +17,9 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sft import Sft
 from dsv3_plugin.terminal.lines import note
 
-_ANY_NUMBER = "data.sequences=1"
-"""In place of the one that is looked for."""
+_ANY_NUMBER = f"data.sequences={10**9}"
+"""In place of the one that is looked for: more than there will be, since a curve may have pieces of
+some steps before those of an epoch."""
 
 
 def count_first(name: str, overrides: list[str], machine: Machine) -> int:
