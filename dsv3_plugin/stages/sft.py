@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from megatron.core.utils import get_model_config
 
-from dsv3_plugin.data.batch import InputsOfStage, Sample, get_packs, stage_inputs
+from dsv3_plugin.data.batch import Batch, InputsOfStage, Sample, get_packs, stage_inputs
 from dsv3_plugin.data.chat.datasets import conversations_provider
 from dsv3_plugin.data.datasets import Provider
 from dsv3_plugin.recipe.sft import Sft
+from dsv3_plugin.stages import draft_acceptance
 from dsv3_plugin.stages.pretrain import chunk_inputs, hooks, next_token_loss
 from dsv3_plugin.training.prepare import prepare
 from dsv3_plugin.training.run import Run
@@ -65,15 +66,33 @@ def forward_step(
     """
     batch = get_packs(samples, chunk_inputs(model))
     forward = model.build_schedule_plan if return_schedule_plan else model
-    output = forward(
-        batch.tokens,
-        batch.position_ids,
-        None,
-        labels=batch.labels,
-        loss_mask=batch.loss_mask,
-        packed_seq_params=batch.boundaries,
-    )
-    return output, partial(next_token_loss, batch.loss_mask)
+    with draft_acceptance.choices_of(model) as choices:
+        output = forward(
+            batch.tokens,
+            batch.position_ids,
+            None,
+            labels=batch.labels,
+            loss_mask=batch.loss_mask,
+            packed_seq_params=batch.boundaries,
+        )
+    return output, partial(response_loss, batch, choices)
+
+
+def response_loss(
+    batch: Batch, choices: list[torch.Tensor], losses: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """The summed loss of a micro-batch, see `pretrain.next_token_loss`.
+
+    Args:
+        batch: the micro-batch.
+        choices: likeliest tokens in an evaluation, which is told how often drafts are the model's.
+        losses: `[b, s]`, cross-entropy of each token in nats.
+    """
+    total, tokens, report = next_token_loss(batch.loss_mask, losses)
+    if choices:
+        counts = draft_acceptance.accepted(choices, batch.loss_mask, batch.boundaries)
+        report[draft_acceptance.REPORTED] = counts
+    return total, tokens, report
 
 
 def freeze(recipe: Sft, chunks: Sequence[torch.nn.Module]) -> Sequence[torch.nn.Module]:

@@ -29,6 +29,7 @@ _NAMES = {
     "batch-size": "batch_size",
     "grad-norm": "grad_norm",
     "lm loss validation": "validation_loss",
+    "draft acceptance validation": "validation_draft_acceptance",
 }
 
 
@@ -43,16 +44,19 @@ def recorded_name(tag: str) -> str | None:
     """
     if tag.endswith(" vs samples") or "_cumulative_" in tag:
         return None
-    return _NAMES.get(tag) or re.sub(r"\W+", "_", tag).strip("_")
+    return _NAMES.get(tag) or _spelled(tag)
 
 
 def of_one_set(numbers: dict[str, float], name: str) -> dict[str, float]:
     """What was found on a held-out set, called as on the documents that were kept back."""
-    of_set = recorded_name(f"lm loss validation-{name}")
-    return {
-        "validation_loss" if key == of_set else key.replace(of_set, "lm_loss_validation"): value
-        for key, value in numbers.items()
-    }
+    of_set = _spelled(f"validation-{name}")
+    names = {_spelled(tag): ours for tag, ours in _NAMES.items()}
+    plain = {key.replace(of_set, "validation"): value for key, value in numbers.items()}
+    return {names.get(key, key): value for key, value in plain.items()}
+
+
+def _spelled(tag: str) -> str:
+    return re.sub(r"\W+", "_", tag).strip("_")
 
 
 class MetricsWriter:

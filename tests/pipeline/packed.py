@@ -4,6 +4,7 @@ What ranks run for test_packs.py.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,21 +66,67 @@ class _OnePack:
         return Packs(numpy.arange(self._count), numpy.array([0, self._count]))
 
 
-class Watched:
-    """The stage's forward step, and what every sample's tokens lost in it, in order."""
+@dataclass(frozen=True)
+class Seen:
+    """What the places of a sample gave, as far as they are this rank's.
 
-    def __init__(self) -> None:
-        self.losses: list[torch.Tensor] = []
+    Attributes:
+        positions: int64 `[t]`, in the sample.
+        losses, logits: of the next token, `[t]` (zero where it is not learned) and `[t, vocab]`.
+        ahead_losses, ahead_logits: of the token after it; of no meaning at the last two places.
+    """
+
+    positions: torch.Tensor
+    losses: torch.Tensor
+    logits: torch.Tensor
+    ahead_losses: torch.Tensor
+    ahead_logits: torch.Tensor
+
+
+class Watched:
+    """The stage's forward step, and what every sample gave in it.
+
+    Args:
+        chunks: of the model, wrapped for training.
+    """
+
+    def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
+        self.samples: dict[str, Seen] = {}
         self.counts: dict[str, torch.Tensor] = {}
+        self._made: dict[torch.nn.Module, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for chunk in chunks:
+            chunk.config.finalize_model_grads_func = self.finish
+            if chunk.module.post_process:
+                self._watch(chunk.module)
+
+    def _watch(self, module: torch.nn.Module) -> None:
+        """Keep what the loss is computed of: first of what is predicted ahead, then of the next."""
+        compute, made = module.compute_language_model_loss, []
+
+        def computed(labels: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            losses = compute(labels, logits)
+            made.append((logits.detach()[:, 0], losses.detach()[0]))
+            return losses
+
+        module.compute_language_model_loss = computed
+        self._made[module] = made
 
     def __call__(self, samples: Iterator[Any], model: torch.nn.Module) -> Any:
         from dsv3_plugin.stages.sft import forward_step
 
-        output, loss_of = forward_step(samples, model)
+        row = next(samples)
+        output, loss_of = forward_step(iter([row]), model)
 
         def loss(losses: torch.Tensor) -> Any:
-            mask = loss_of.args[0]
-            self.losses.append((losses.detach() * mask).flatten())
+            (ahead_logits, ahead), (logits, _) = self._made[getattr(model, "module", model)][-2:]
+            batch = loss_of.args[0]
+            masked = (losses.detach() * batch.loss_mask)[0]
+            for number, name in enumerate(names_in(row)):
+                here = batch.boundaries.numbers == number
+                if not here.any():  # padding, or another rank's
+                    continue
+                each = (batch.position_ids[0], masked, logits, ahead, ahead_logits)
+                self.samples[name] = Seen(*(one[here].clone() for one in each))
             return loss_of(losses)
 
         return output, loss
@@ -101,6 +148,19 @@ class Watched:
         finalize_model_grads(chunks, *args, **kwargs)
 
 
+def names_in(row: Any) -> list[str]:
+    """What samples of a micro-batch are called: their tokens, and which of them are learned."""
+    begins = (row["position_ids"].flatten() == 0).nonzero().flatten().tolist()
+    tokens, mask, padding = (
+        row[key].flatten().tensor_split(begins[1:])
+        for key in ("tokens", "loss_mask", "padding_mask")
+    )
+    return [
+        f"{ids[~filled].tolist()} {[*map(int, learned[~filled])]}"
+        for ids, learned, filled in zip(tokens, mask, padding, strict=True)
+    ]
+
+
 def _layer_number(chunk: torch.nn.Module, name: str) -> int:
     module = getattr(chunk, "module", chunk)
     return module.get_submodule(name).layer_number
@@ -109,21 +169,33 @@ def _layer_number(chunk: torch.nn.Module, name: str) -> int:
 def alone(samples: Sequence[Sample]) -> dict[str, Any]:
     """Every sample in a row of its own, as long as it is, in one process."""
     from megatron.core import parallel_state
+
+    model = whole_model(**SETTINGS)
+    _prefer_few_tokens([model])
+    answer = step(model, [[sample] for sample in samples], None)
+    parallel_state.destroy_model_parallel()
+    return answer
+
+
+def step(
+    model: torch.nn.Module,
+    packs: Sequence[Sequence[Sample]],
+    room: int | None,
+    together_: int = 1,
+) -> dict[str, Any]:
+    """A step of a whole model on rows of samples, so many rows in a micro-batch; see `rows`."""
     from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipelining
 
-    model, watched = whole_model(**SETTINGS), Watched()
-    model.config.finalize_model_grads_func = watched.finish
+    watched = Watched([model])
     reports = forward_backward_no_pipelining(
         forward_step_func=watched,
-        data_iterator=rows([[sample] for sample in samples], None),
+        data_iterator=together(rows(packs, room), together_),
         model=model,
-        num_microbatches=len(samples),
+        num_microbatches=-(-len(packs) // together_),
         seq_length=0,
         micro_batch_size=1,
     )
-    answer = _answer(watched, reports, gradients_of([model]))
-    parallel_state.destroy_model_parallel()
-    return answer
+    return _answer(watched, reports, gradients_of([model]))
 
 
 def in_packs(
@@ -136,35 +208,54 @@ def in_packs(
     expert: int = 1,
     **settings: Any,
 ) -> dict[str, Any]:
-    """The same in packs, by the executor on this rank's chunks."""
+    """The same in packs, by the executor on this rank's chunks, evaluated before."""
     from megatron.core import parallel_state
 
     from dsv3_plugin.pipeline.executor import Executor
+    from dsv3_plugin.stages.sft import forward_step
 
     chunks = chunks_of(schedule, context, expert, **SETTINGS, **settings)
-    watched = Watched()
-    for chunk in chunks:
-        chunk.config.finalize_model_grads_func = watched.finish
+    _prefer_few_tokens(chunks)
     multiple = 2 * context if context > 1 else 1
-    reports = Executor(lambda count: schedule)(
-        forward_step_func=watched,
-        data_iterator=[together(rows(packs, room, multiple), together_) for _ in chunks],
-        model=chunks,
-        num_microbatches=len(packs) // together_,
-        seq_length=room * together_,
-        micro_batch_size=1,
-    )
-    answer = _answer(watched, reports, gradients_of(chunks))
-    for report in answer["reports"]:
-        torch.distributed.all_reduce(report, group=parallel_state.get_context_parallel_group())
+    executor = Executor(lambda count: schedule)
+
+    def run(forward_step_func: Any, **how: Any) -> Any:
+        return executor(
+            forward_step_func=forward_step_func,
+            data_iterator=[together(rows(packs, room, multiple), together_) for _ in chunks],
+            model=chunks,
+            num_microbatches=len(packs) // together_,
+            seq_length=room * together_,
+            micro_batch_size=1,
+            **how,
+        )
+
+    for chunk in chunks:
+        chunk.eval()
+    evaluated = run(forward_step, forward_only=True)
+    for chunk in chunks:
+        chunk.train()
+    watched = Watched(chunks)
+    answer = _answer(watched, run(watched), gradients_of(chunks))
+    answer["drafts"] = [report["draft acceptance"] for report in evaluated]
+    for number in (*answer["reports"], *answer["drafts"]):
+        torch.distributed.all_reduce(number, group=parallel_state.get_context_parallel_group())
     answer["parts"] = {name: expert_part(name) for name in answer["gradients"]}
     parallel_state.destroy_model_parallel()
     return answer
 
 
+@torch.no_grad()
+def _prefer_few_tokens(chunks: Sequence[torch.nn.Module]) -> None:
+    """So that a draft is now and then the model's own choice, by chance."""
+    for chunk in chunks:
+        if chunk.module.post_process:
+            chunk.module.output_layer.weight[4:] *= 0.1
+
+
 def _answer(watched: Watched, reports: Any, gradients: dict[str, torch.Tensor]) -> dict[str, Any]:
     return {
-        "losses": watched.losses,
+        "samples": watched.samples,
         "counts": watched.counts,
         "gradients": gradients,
         "reports": [report["lm loss"] for report in reports],

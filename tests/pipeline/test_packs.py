@@ -16,7 +16,7 @@ from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
 from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
-from tests.pipeline.packed import Sample, alone, in_packs
+from tests.pipeline.packed import Sample, Seen, alone, in_packs
 
 ROOM = 32
 
@@ -46,6 +46,7 @@ RECOMPUTED = {
 CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("1f1b", 1, {}),
     ("1f1b", 1, {"together_": 4}),
+    ("1f1b", 2, {}),
     ("1f1b", 3, {}),
     ("dualpipe", 2, {"expert": 2}),
     ("dualpipe_v", 2, RECOMPUTED),
@@ -69,8 +70,10 @@ def test_a_sample_is_in_a_pack_what_it_is_alone(
 ) -> None:
     world = pp * how.get("expert", 1) * how.get("context", 1)
     answers = run_ranks(world, on_ranks, PACKS, name, pp, how, scratch=tmp_path, timeout_s=300)
-    seen: set[str] = set()
-    for reference, got in answers:
+    reference = answers[0][0]
+    trained: set[str] = set()
+    places: dict[str, set[int]] = {key: set() for key in reference["samples"]}
+    for _, got in answers:
         for layer, counts in got["counts"].items():
             assert torch.equal(counts, reference["counts"][layer]), layer
         for key, gradient in got["gradients"].items():
@@ -78,8 +81,36 @@ def test_a_sample_is_in_a_pack_what_it_is_alone(
             expected = reference["gradients"][key].chunk(parts)[part]
             error = (gradient - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
             assert error < 1e-5, f"{key} differs by {error:.2e}"
-        seen |= got["gradients"].keys()
+        trained |= got["gradients"].keys()
+        for key, seen in got["samples"].items():
+            must_be_the_same(reference["samples"][key], seen)
+            places[key] |= {*seen.positions.tolist()}
         total = sum(float(report[0]) for report in reference["reports"])
         if got["reports"]:
             assert sum(float(r[0]) for r in got["reports"]) == pytest.approx(total, rel=1e-6)
-    assert seen == answers[0][0]["gradients"].keys()
+            assert sum(got["drafts"]).tolist() == accepted(reference["samples"])
+    assert trained == reference["gradients"].keys()
+    for key, seen in reference["samples"].items():
+        assert places[key] == {*range(len(seen.positions))}, key
+
+
+def must_be_the_same(expected: Seen, got: Seen) -> None:
+    """Logits and losses of a sample, where it has labels, to 1e-5."""
+    for name in ("losses", "logits", "ahead_losses", "ahead_logits"):
+        last = len(expected.positions) - (2 if name.startswith("ahead") else 1)
+        here = got.positions < last
+        wanted = getattr(expected, name)[got.positions[here]]
+        torch.testing.assert_close(getattr(got, name)[here], wanted, rtol=1e-5, atol=1e-5)
+
+
+def accepted(samples: dict[str, Seen]) -> list[float]:
+    """How many first drafts are the model's own choice of a token that is learned, in percent, and
+    of how many."""
+    right = total = 0
+    for seen in samples.values():
+        counts = seen.losses[1:] > 0
+        drafts, own = seen.ahead_logits[:-1].argmax(-1), seen.logits[1:].argmax(-1)
+        right += int(((drafts == own) & counts).sum())
+        total += int(counts.sum())
+    assert 0 < right < total
+    return [100.0 * right, total]

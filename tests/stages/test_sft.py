@@ -26,7 +26,10 @@ TUNED = {
     },
     "training": {"steps": None, "epochs": 2, "eval_interval": 3, "eval_steps": 2},
     "curves": {
-        "learning_rate": [{"cosine": 1e-4, "from": 1e-3, "until": "2 epochs"}],
+        "learning_rate": [
+            {"linear": 1e-3, "from": 0, "for": "2 steps"},
+            {"cosine": 1e-4, "until": "2 epochs"},
+        ],
         "batch_size": 4,
         "router_bias_speed": 0.001,
         "mtp_weight": 0.3,
@@ -93,6 +96,13 @@ def test_it_learns(tuned):
     folder, _ = tuned
     held_out = losses(folder, "validation_loss")
     assert held_out[max(held_out)] < held_out[0] - 0.5
+
+
+def test_evaluations_say_how_often_drafts_are_the_models_own(tuned):
+    accepted = losses(tuned[0], "validation_draft_acceptance")
+    assert accepted.keys() == losses(tuned[0], "validation_loss").keys()
+    assert all(0 <= share <= 100 for share in accepted.values())
+    assert len({*accepted.values()}) > 1
 
 
 @pytest.mark.parametrize(

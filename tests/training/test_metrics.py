@@ -24,6 +24,7 @@ class TensorBoard:
         ("mtp_1_acceptance_rate", "mtp_acceptance_rate"),
         ("mtp_2_acceptance_rate", "mtp_2_acceptance_rate"),
         ("lm loss validation", "validation_loss"),
+        ("draft acceptance validation", "validation_draft_acceptance"),
         ("lm loss validation ppl", "lm_loss_validation_ppl"),
         ("params-norm", "params_norm"),
         ("num-zeros", "num_zeros"),
@@ -39,9 +40,21 @@ def test_every_number_has_a_name(tag: str, name: str | None) -> None:
 
 
 def test_what_is_found_on_a_held_out_set_is_called_as_elsewhere() -> None:
-    tags = ("lm loss validation-my code", "lm loss validation-my code ppl")
-    numbers = {recorded_name(tag): 2.0 for tag in tags}
-    assert of_one_set(numbers, "my code") == {"validation_loss": 2.0, "lm_loss_validation_ppl": 2.0}
+    tags = ("lm loss", "draft acceptance")
+    numbers = {
+        recorded_name(f"{tag} validation-my code{behind}"): 2.0
+        for tag in tags
+        for behind in ("", " ppl")
+    }
+    assert of_one_set(numbers, "my code") == dict.fromkeys(
+        (
+            "validation_loss",
+            "lm_loss_validation_ppl",
+            "validation_draft_acceptance",
+            "draft_acceptance_validation_ppl",
+        ),
+        2.0,
+    )
 
 
 def test_a_line_has_what_upstream_told_and_tensorboard_has_all_of_it() -> None:
