@@ -2,21 +2,26 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.rehearsal.gpu import gpu_of
 from dsv3_plugin.rehearsal.report import Finding, Issued, Messages, Operations, RankReport, Request
+from dsv3_plugin.rehearsal.sentence import sentence_of
 from dsv3_plugin.rehearsal.shim.build import built_shim
 
 _CHILD = "dsv3_plugin.rehearsal.child"
+_ERROR = re.compile(r"(?P<rank>(?:\[rank\d+\]: )?)[\w.]+(?:Error|Exception)(?::|$)")
+"""The line on which an error says itself."""
 
 
 @dataclass(frozen=True)
@@ -117,27 +122,42 @@ def _broken_off(request: Request, why: Finding) -> RankReport:
 
 
 def _too_slow(rank: int, seconds: float | None) -> Finding:
-    return Finding(f"rank {rank} came to no end within {seconds:,} s")
+    return Finding(f"rank {rank} came to no end within {seconds:,} s", of_run=False)
 
 
 def _why_it_ended(rank: int, code: int, log: str) -> Finding:
     if code < 0:
         name = signal.Signals(-code).name
-        return Finding(f"rank {rank} was ended by {name}", "a rehearsed rank takes 1.3 GB")
+        return Finding(
+            f"rank {rank} was ended by {name}", "a rehearsed rank takes 1.3 GB", of_run=False
+        )
+    words = _last_words(log)
+    sentence = sentence_of(words) or "no word of why"
     return Finding(
-        f"rank {rank} ends with {_last_words(log.splitlines())}", "DSV3_DEBUG=1 shows where"
+        f"rank {rank} ends with {sentence}",
+        "leave out what megatron_args adds; without any it is a fault of dsv3, and DSV3_DEBUG=1 "
+        "shows where",
+        whole=words,
     )
 
 
-def _last_words(lines: Iterable[str]) -> str:
-    """What Python said last: the error, not what torch says of it afterwards."""
-    errors = [line for line in lines if _names_an_error(line)]
-    return errors[-1].partition("]: ")[2] or errors[-1] if errors else "no word of why"
+def _last_words(log: str) -> str:
+    """What Python said last: the error with all that it says, not what torch says of it afterwards.
+
+    Once a process is in a world, torch begins each line of an error with the rank.
+    """
+    lines = log.splitlines()
+    errors = [(place, found) for place, line in enumerate(lines) if (found := _ERROR.match(line))]
+    if not errors:
+        return ""
+    place, found = errors[-1]
+    rank = found["rank"]
+    further = takewhile(lambda line: _goes_on(line, rank), lines[place + 1 :])
+    return "\n".join(line.removeprefix(rank) for line in (lines[place], *further))
 
 
-def _names_an_error(line: str) -> bool:
-    name = line.rpartition("]: ")[2].partition(":")[0]
-    return name.endswith(("Error", "Exception")) and " " not in name
+def _goes_on(line: str, rank: str) -> bool:
+    return line.startswith(rank) if rank else not line.startswith("[")
 
 
 def _report(said: dict) -> RankReport:

@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 from itertools import chain, zip_longest
 
 from dsv3_plugin.numbers import bytes_text
-from dsv3_plugin.rehearsal.report import Finding, Issued
+from dsv3_plugin.rehearsal.report import OF_OURS, Finding, Issued
 
 _UNEVEN = ("alltoall", "gather", "scatter", "allgather_", "reduce_scatter_")
 """Beginnings of operations to which members may bring different amounts: counts of rows that are
@@ -17,6 +17,10 @@ split unevenly, and lists of tensors."""
 
 _OF_TWO = ("send", "recv", "recv_any_source")
 """Messages: what is sent to one is not sent to all (`messages`)."""
+
+_WAY_OUT = (
+    f"pipeline.executor=upstream and dispatch.kind=alltoall issue none of their own; {OF_OURS}"
+)
 
 Group = tuple[tuple[int, ...], int]
 """Members, and which of the groups that they have together."""
@@ -75,7 +79,7 @@ def unlike_groups(made: Mapping[int, Sequence[str]]) -> list[Finding]:
                     f"ranks make together: rank {first} makes {mine or 'none'}, rank {rank} "
                     f"{theirs or 'none'}"
                 )
-                return [Finding(sentence)]
+                return [Finding(sentence, _WAY_OUT)]
     return []
 
 
@@ -118,7 +122,8 @@ def _first_difference(
                 yield Finding(
                     f"ranks {first} and {rank} part at collective {number} of their group of "
                     f"{len(group)} ranks: rank {first} issues {_text(mine)}, rank {rank} "
-                    f"{_text(theirs)}"
+                    f"{_text(theirs)}",
+                    _WAY_OUT,
                 )
                 break
 
@@ -160,7 +165,8 @@ def _circles(rows: Rows) -> Iterator[Finding]:
         ranks = sorted(set(chain.from_iterable(_having(rows, node[0]) for node in circle)))
         yield Finding(
             f"ranks {', '.join(map(str, ranks[:4]))} wait for each other: they come to collectives "
-            f"of different groups in different orders, {told}"
+            f"of different groups in different orders, {told}",
+            _WAY_OUT,
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from dsv3_plugin.rehearsal.refusal import refusal
 from dsv3_plugin.rehearsal.report import Finding
 
 
@@ -100,7 +101,7 @@ def refusals(config: TransformerConfig) -> list[Finding]:
             return []
         lifted = next((row for row in LIFTED if re.search(row.says, message)), None)
         if lifted is None or lifted.instead.keys() <= instead.keys():
-            return [Finding(f"Megatron refuses the finished configuration: {message}")]
+            return [refusal("the finished configuration", message)]
         for name, value in lifted.instead.items():
             instead[name] = value(getattr(config, name)) if callable(value) else value
 

@@ -7,7 +7,7 @@ from dsv3_plugin.planner.plan import MemoryPart
 from dsv3_plugin.rehearsal.cases import StepCase
 from dsv3_plugin.rehearsal.collectives import unlike_collectives, unlike_groups
 from dsv3_plugin.rehearsal.replicas import unlike_sums
-from dsv3_plugin.rehearsal.report import Finding, RankReport
+from dsv3_plugin.rehearsal.report import OF_OURS, Finding, RankReport
 from dsv3_plugin.rehearsal.stepped import SteppedRank
 
 MOST_GROUPS = 128
@@ -24,6 +24,7 @@ UNLIKE = 0.01
 """Of what a micro-batch keeps of a stage, by which stages of like layers may differ: rows of
 experts go up to multiples of 16 or 128."""
 
+_NO_GROUPS = "pipeline.executor=upstream and dispatch.kind=alltoall make none of their own"
 _PER_PARAMETER: dict[MemoryPart, str] = {"gradients": "gradients", "optimizer": "optimizer states"}
 _OF_A_STEP: tuple[MemoryPart, ...] = ("activations", "logits", "dispatch_buffers")
 
@@ -60,12 +61,14 @@ def _of_groups(rank: SteppedRank) -> Iterator[Finding]:
     if report.groups > MOST_GROUPS:
         yield Finding(
             f"rank {report.rank} is in {report.groups:,} process groups, and NCCL keeps "
-            f"buffers for each: {MOST_GROUPS} are bearable"
+            f"buffers for each: {MOST_GROUPS} are bearable",
+            f"parallel.tensor=1 and parallel.context=1 make fewer, and {_NO_GROUPS}",
         )
     if report.groups_asked_here > MOST_ASKED:
         yield Finding(
             f"rank {report.rank} has to take part in {report.groups_asked_here:,} makings of "
-            f"process groups beside Megatron's, one after the other: {MOST_ASKED} are bearable"
+            f"process groups beside Megatron's, one after the other: {MOST_ASKED} are bearable",
+            _NO_GROUPS,
         )
 
 
@@ -89,25 +92,37 @@ def _of_states(rank: SteppedRank) -> Iterator[Finding]:
         if held > (1 + UNPLANNED) * needed:
             yield Finding(
                 f"rank {rank.report.rank} holds {bytes_text(held)} of {name}, and the parameters "
-                f"of its place need {bytes_text(needed)}"
+                f"of its place need {bytes_text(needed)}",
+                f"leave out what megatron_args adds to the planned; {OF_OURS}",
             )
     beside = sum(size for part, size in states.items() if part in _OF_A_STEP)
     if beside > UNPLANNED * sum(states.values()):
         yield Finding(
             f"rank {rank.report.rank} holds {bytes_text(beside)} before its step that are neither "
-            "weights nor gradients nor optimizer states"
+            "weights nor gradients nor optimizer states",
+            f"leave out what megatron_args adds to the planned; {OF_OURS}",
         )
 
 
 def _of_gradients(report: RankReport) -> Iterator[Finding]:
-    for names, what in (
-        (report.without_gradient, "is given no gradient in a step"),
-        (report.overwritten, "has its gradient overwritten by a later micro-batch"),
+    for names, what, way_out in (
+        (
+            report.without_gradient,
+            "is given no gradient in a step",
+            "leave out what adds it to the model, or freeze it; with pipeline.executor=upstream "
+            "none of our executor is in the step",
+        ),
+        (
+            report.overwritten,
+            "has its gradient overwritten by a later micro-batch",
+            "megatron_args.overlap-grad-reduce=false; with pipeline.executor=upstream none of our "
+            "executor is in the step",
+        ),
     ):
         if names:
             first, *rest = names
             more = f", and so with {len(rest):,} more parameters" if rest else ""
-            yield Finding(f"on rank {report.rank} {first} {what}{more}")
+            yield Finding(f"on rank {report.rank} {first} {what}{more}", f"{way_out}; {OF_OURS}")
 
 
 def _of_memory(rank: SteppedRank) -> Iterator[Finding]:
@@ -119,7 +134,8 @@ def _of_memory(rank: SteppedRank) -> Iterator[Finding]:
         yield Finding(
             f"rank {report.rank} keeps {bytes_text(report.growth)} of every micro-batch after its "
             f"backward: {bytes_text(report.growth * case.micro_batches)} at the end of a step of "
-            f"{case.micro_batches}"
+            f"{case.micro_batches}",
+            "with pipeline.executor=upstream none of our executor is in the step; " + OF_OURS,
         )
     if rank.total + later > rank.card:
         yield Finding(
@@ -148,6 +164,8 @@ def _unlike_stages(ranks: Sequence[SteppedRank]) -> Iterator[Finding]:
                 yield Finding(
                     f"stages of like layers keep unlike amounts of a micro-batch: "
                     f"{bytes_text(expected)} on rank {other}, {bytes_text(size)} on rank "
-                    f"{rank.report.rank}"
+                    f"{rank.report.rank}",
+                    "recompute the same in all layers, without what megatron_args says of it; "
+                    + OF_OURS,
                 )
                 return

@@ -13,7 +13,7 @@ import torch
 
 from dsv3_plugin.rehearsal.recorded_group import Posted
 from dsv3_plugin.rehearsal.recorded_step import RankRecord, recorded_steps
-from dsv3_plugin.rehearsal.report import Finding, Messages
+from dsv3_plugin.rehearsal.report import OF_OURS, Finding, Messages
 from dsv3_plugin.schedules.actions import Action, Schedule, dependencies, result
 from dsv3_plugin.schedules.costs import StageCosts
 from dsv3_plugin.schedules.nccl import NcclRun, Program, batches, channels
@@ -22,6 +22,11 @@ from dsv3_plugin.schedules.simulate import simulate
 MOST_QUEUEING = 0.01
 """Of the ideal, by which messages that take no time themselves may lengthen a step: with a
 communicator for every pair of ranks no schedule comes near."""
+
+_WAY_OUT = (
+    "another pipeline.schedule, or pipeline.executor=upstream, whose messages are Megatron's; "
+    + OF_OURS
+)
 
 
 def rehearse_messages(
@@ -71,7 +76,7 @@ def held_together(schedule: Schedule, costs: StageCosts, records: Sequence[RankR
 def _failures(records: Sequence[RankRecord]) -> Iterator[Finding]:
     for rank, record in enumerate(records):
         if record.failed is not None:
-            yield Finding(f"pipeline rank {rank} stops in its step: {record.failed}")
+            yield Finding(f"pipeline rank {rank} stops in its step: {record.failed}", _WAY_OUT)
 
 
 def _unlike_ends(
@@ -84,12 +89,15 @@ def _unlike_ends(
             which = f"message {number} from pipeline rank {sender} to {receiver}"
             if source is None or target is None:
                 missing = "sent, and never received" if target is None else "waited for, never sent"
-                yield Finding(f"{which} is {missing}, on the communicator it is posted on")
+                yield Finding(
+                    f"{which} is {missing}, on the communicator it is posted on", _WAY_OUT
+                )
                 break
             if (source.shape, source.dtype) != (target.shape, target.dtype):
                 yield Finding(
                     f"{which} is {list(source.shape)} in {source.dtype} where it is sent, and "
-                    f"{list(target.shape)} in {target.dtype} where it is received"
+                    f"{list(target.shape)} in {target.dtype} where it is received",
+                    _WAY_OUT,
                 )
                 break
             made = records[sender].made.get(source.tensor)
@@ -99,7 +107,8 @@ def _unlike_ends(
             if made is None or used is None or result(made) not in dependencies(schedule, used):
                 yield Finding(
                     f"{which} is what {made or 'nothing'} made, and {used or 'nothing'} is "
-                    f"computed from it"
+                    f"computed from it",
+                    _WAY_OUT,
                 )
                 break
 
@@ -113,7 +122,8 @@ def _hangs(run: NcclRun[Posted], what: str) -> Iterator[Finding]:
         peers = ", ".join(map(str, sorted({operation.peer for operation in batch.operations})))
         yield Finding(
             f"{what} would hang: pipeline ranks {stuck} wait for each other, rank {rank} for "
-            f"what it exchanges with rank {peers}"
+            f"what it exchanges with rank {peers}",
+            _WAY_OUT,
         )
 
 

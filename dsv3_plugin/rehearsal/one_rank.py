@@ -32,6 +32,7 @@ from dsv3_plugin.rehearsal.launched import Collectives, Kernels
 from dsv3_plugin.rehearsal.micro_batches import MicroBatches
 from dsv3_plugin.rehearsal.observe import Observer, count_waits
 from dsv3_plugin.rehearsal.parts import claim_states, tell_makers_apart
+from dsv3_plugin.rehearsal.refusal import refusal
 from dsv3_plugin.rehearsal.report import RankReport, Request
 from dsv3_plugin.rehearsal.routing import even_routing, skewed_routing
 from dsv3_plugin.rehearsal.storages import Storages
@@ -43,6 +44,7 @@ from dsv3_plugin.training import trainer
 from dsv3_plugin.training.hooks import Hook, Step
 from dsv3_plugin.training.patches import TABLE
 from dsv3_plugin.training.run import Run
+from dsv3_plugin.training.upstream_arguments import RefusedByUpstream
 from dsv3_plugin.upstream import patching
 from dsv3_plugin.upstream.replace import Replacer
 
@@ -64,13 +66,17 @@ def rehearse(
         device: what this process has become.
     """
     patching.apply(TABLE)
+    pipeline_rank = request.rank // (recipe.parallel.processes // recipe.parallel.pipeline)
+    report = RankReport(request.rank, pipeline_rank)
     run = Run(recipe, recipe.run_folder, machine)
-    with restricted_reading():
-        settings = trainer.configured(run)
+    try:
+        with restricted_reading():
+            settings = trainer.configured(run)
+    except RefusedByUpstream as error:
+        return dataclasses.replace(report, findings=(refusal("these settings", error.message),))
     get_args().pretrained_checkpoint = None  # weights are given like all values
     findings = refusals(settings.model.transformer)
-    pipeline_rank = request.rank // (recipe.parallel.processes // recipe.parallel.pipeline)
-    report = RankReport(request.rank, pipeline_rank, tuple(findings))
+    report = dataclasses.replace(report, findings=tuple(findings))
     if request.depth == "configuration" or any(finding.stops for finding in findings):
         return report
     return _built_and_stepped(request, run, settings, report, world, device)
@@ -101,7 +107,7 @@ def _built_and_stepped(
     micro_batches.follow(replacer)
     _follow_resizing(storages, replacer)
     _share_storages(replacer)
-    _follow_pairs(observer, replacer)
+    _follow_pairs(replacer)
     if kind == "cuda":
         count_waits(observer, replacer)
     _answer_reading(observer, replacer)
@@ -217,7 +223,7 @@ def _share_storages(replacer: Replacer) -> None:
     replacer.set("megatron.core.tensor_parallel.random:_get_share_storage", lambda: share)
 
 
-def _follow_pairs(observer: Observer, replacer: Replacer) -> None:
+def _follow_pairs(replacer: Replacer) -> None:
     """The backward of an overlapped pair runs on a thread of its own."""
 
     def settings(original: Any) -> Any:

@@ -2,7 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from dsv3_plugin.rehearsal.report import Finding
+from dsv3_plugin.rehearsal.report import OF_OURS, Finding
+
+_WAY_OUT = (
+    "pipeline.executor=upstream sums without our executor's part in it, and parallel.zero1=false "
+    f"with all-reduces alone; {OF_OURS}"
+)
 
 Sums = Mapping[str, Sequence[tuple[int, ...]]]
 """Parameter → the groups over which a rank sums its gradient."""
@@ -53,4 +58,4 @@ def _connected(rank: int, groups: Sequence[tuple[int, ...]]) -> set[int]:
 def _findings(found: Mapping[tuple[int, int], list[str]], sentence: str) -> Iterator[Finding]:
     for (one, other), (first, *rest) in found.items():
         more = f" (and that of {len(rest):,} more parameters)" if rest else ""
-        yield Finding(sentence.format(one, other, first) + more)
+        yield Finding(sentence.format(one, other, first) + more, _WAY_OUT)

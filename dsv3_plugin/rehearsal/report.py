@@ -10,6 +10,9 @@ Depth = Literal["configuration", "step", "messages"]
 chunks, gradient buffers and optimizer, and a training step as well. messages: those of all ranks of
 a pipeline in a step, and nothing else."""
 
+OF_OURS = "without megatron_args it is a fault of dsv3: report it with what --json says"
+"""The way out of what no key of a recipe should bring about."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -19,11 +22,15 @@ class Finding:
         sentence: what it is.
         way_out: the key that changes it, or what to do; empty where nothing is to be done.
         stops: whether the run would not run.
+        whole: all that was said, where the sentence is a part of it.
+        of_run: whether it is the run that has it, and not its rehearsal, which came to no end.
     """
 
     sentence: str
     way_out: str = ""
     stops: bool = True
+    whole: str = ""
+    of_run: bool = True
 
     @property
     def text(self) -> str:

@@ -17,11 +17,26 @@ from dsv3_plugin.training.patches import TABLE
 from dsv3_plugin.upstream import patching
 
 
+class RefusedByUpstream(UserError):
+    """Upstream refuses settings.
+
+    Args:
+        message: what it says.
+
+    Attributes:
+        message: the same.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"Megatron refuses these settings: {message.rstrip('.')}.")
+        self.message = message
+
+
 def check(recipe: Recipe, machine: Machine) -> None:
     """Let upstream look at the recipe's command line and its model, and keep nothing of it.
 
     Raises:
-        UserError: upstream's own validation refuses it.
+        RefusedByUpstream: as its own validation says.
     """
     patching.apply(TABLE)
     with _command_line(megatron_arguments(recipe, machine, SPEC)), refusals_as_sentences():
@@ -34,7 +49,7 @@ def parse(arguments: list[str]) -> None:
     """Give upstream its command line.
 
     Raises:
-        UserError: upstream's own validation refuses it.
+        RefusedByUpstream: as its own validation says.
     """
     with _command_line(arguments), refusals_as_sentences():
         parse_and_validate_args()
@@ -55,7 +70,7 @@ def refusals_as_sentences() -> Iterator[None]:
     """What upstream's parser and validation raise becomes a sentence.
 
     Raises:
-        UserError: upstream refuses what it was given.
+        RefusedByUpstream: as it says.
     """
     complaint = io.StringIO()
     try:
@@ -65,6 +80,6 @@ def refusals_as_sentences() -> Iterator[None]:
         sentence = complaint.getvalue().strip().split("\n")[-1].partition("error: ")[2]
         if sentence.startswith("unrecognized arguments"):  # ours are none of them
             sentence += " (in megatron_args)"
-        raise UserError(f"Megatron refuses these settings: {sentence}.") from end
+        raise RefusedByUpstream(sentence) from end
     except (AssertionError, ValueError) as error:
-        raise UserError(f"Megatron refuses these settings: {error}.") from error
+        raise RefusedByUpstream(str(error)) from error

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from dsv3_plugin.rehearsal import children
-from dsv3_plugin.rehearsal.children import Devices, rehearsed
+from dsv3_plugin.rehearsal.children import Devices, _why_it_ended, rehearsed
 from dsv3_plugin.rehearsal.report import Request
 
 REQUEST = Request("pretrain/tiny", (), "cpu", 3, 1)
@@ -30,6 +30,7 @@ def test_a_child_that_is_killed_says_by_what(monkeypatch: pytest.MonkeyPatch) ->
     (finding,) = report.findings
     assert finding.sentence == "rank 3 was ended by SIGKILL"
     assert finding.stops
+    assert not finding.of_run
     assert report.broke_off
 
 
@@ -46,3 +47,33 @@ def test_an_interrupted_rehearsal_leaves_no_child(monkeypatch: pytest.MonkeyPatc
     threading.Timer(0.5, signal.pthread_kill, [main, signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         rehearsed([REQUEST] * 8, DEVICES)
+
+
+TOLD = """Traceback (most recent call last):
+  File "rank.py", line 1, in <module>
+ValueError: an error that was handled
+During handling of the above exception, another exception occurred:
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "sentence", "whole"),
+    [
+        ("nothing that anybody would know", "no word of why", ""),
+        (f"{TOLD}AssertionError\n[W1126] torch goes on", "AssertionError", "AssertionError"),
+        (
+            f"{TOLD}[rank3]: torch.OutOfMemoryError: no room\n[rank3]: at all.\n[W1126] it ends",
+            "torch.OutOfMemoryError: no room at all",
+            "torch.OutOfMemoryError: no room\nat all.",
+        ),
+        (
+            f"{TOLD}RuntimeError: shapes differ. {'They are told of here. ' * 20}\n  [1, 2] and 3",
+            "RuntimeError: shapes differ",
+            f"RuntimeError: shapes differ. {'They are told of here. ' * 20}\n  [1, 2] and 3",
+        ),
+    ],
+)  # fmt: skip
+def test_a_child_that_breaks_says_why_in_a_sentence(log: str, sentence: str, whole: str) -> None:
+    finding = _why_it_ended(3, 1, log)
+    assert finding.sentence == f"rank 3 ends with {sentence}"
+    assert finding.whole == whole

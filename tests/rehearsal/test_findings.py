@@ -1,10 +1,14 @@
 """What is said of ranks that took a step."""
 
+import ast
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import dsv3_plugin.rehearsal
 from dsv3_plugin.planner.stages import Stage
 from dsv3_plugin.rehearsal.cases import StepCase
 from dsv3_plugin.rehearsal.findings import between_ranks, of_ranks
@@ -90,3 +94,25 @@ def test_gradients_that_nothing_gives_or_that_are_lost():
         f"on rank 4 {names[0]} is given no gradient in a step, and so with 1 more parameters",
         f"on rank 4 {names[0]} has its gradient overwritten by a later micro-batch",
     ]
+
+
+def test_what_stops_a_run_has_a_way_out():
+    """All but a sentence of ours, which has its own, and what only a rehearsal can run into."""
+    without = [
+        f"{file.stem}: {ast.unparse(call)}"
+        for file in Path(dsv3_plugin.rehearsal.__file__).parent.rglob("*.py")
+        for call in _findings(file)
+        if len(call.args) < 2 and not {"way_out", "stops"} & {word.arg for word in call.keywords}
+    ]
+    assert without == [
+        "child: Finding(str(error).removesuffix('.'))",
+        "children: Finding(f'rank {rank} came to no end within {seconds:,} s', of_run=False)",
+    ]
+
+
+def _findings(file: Path) -> Iterator[ast.Call]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "Finding":
+            starred = any(word.arg is None for word in node.keywords)
+            if not starred:  # read from JSON
+                yield node

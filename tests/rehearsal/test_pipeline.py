@@ -21,7 +21,7 @@ from dsv3_plugin.rehearsal.report import Finding, Issued, Messages, RankReport, 
 from dsv3_plugin.rehearsal.stepped import SteppedPipeline, SteppedRank
 from dsv3_plugin.report.rehearsal import grids
 from dsv3_plugin.report.rehearsal.mapping import mapping
-from dsv3_plugin.report.rehearsal.sentences import in_time, pipelines
+from dsv3_plugin.report.rehearsal.sentences import in_the_end, in_time, pipelines
 
 PIPELINE = (
     "parallel.processes=4",
@@ -120,6 +120,11 @@ def test_who_waits_how_long_and_who_is_slowest_is_told(report):
         f"{case.schedule}: pipeline rank {busiest.pipeline_rank} is the slowest, busy for "
         f"{figure_text(busiest.busy_seconds)} s."
     )
+    assert in_the_end(found) == "It would run."
+    fault, killed = Finding("it hangs"), Finding("rank 2 was ended by SIGKILL", of_run=False)
+    ended = dataclasses.replace(found, findings=(killed,))
+    assert in_the_end(ended) == "It was not rehearsed to its end."
+    assert in_the_end(dataclasses.replace(ended, findings=(fault, killed))) == "It would not run."
     alone = dataclasses.replace(found, pipelines=())
     assert "waiting" not in grids.stages(alone).header[-1]
 

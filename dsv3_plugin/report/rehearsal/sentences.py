@@ -36,8 +36,11 @@ def in_time(schedule: str, messages: Messages) -> str:
 
 def in_the_end(rehearsal: Rehearsal) -> str:
     """The verdict in one sentence."""
-    if not rehearsal.would_run:
+    stopping = [finding for finding in rehearsal.findings if finding.stops]
+    if any(finding.of_run for finding in stopping):
         return "It would not run."
+    if stopping:
+        return "It was not rehearsed to its end."
     if not rehearsal.ranks:
         return "The configuration stands."
     return "It would run."
