@@ -111,6 +111,13 @@ class Watched:
         module.compute_language_model_loss = computed
         self._made[module] = made
 
+    def __enter__(self) -> "Watched":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for module in self._made:
+            del module.compute_language_model_loss
+
     def __call__(self, samples: Iterator[Any], model: torch.nn.Module) -> Any:
         from dsv3_plugin.stages.sft import forward_step
 
@@ -166,36 +173,42 @@ def _layer_number(chunk: torch.nn.Module, name: str) -> int:
     return module.get_submodule(name).layer_number
 
 
+class KeptModel:
+    """A whole model in this process that every step finds as it was built."""
+
+    def __init__(self) -> None:
+        self._model = whole_model(**SETTINGS)
+        _prefer_few_tokens([self._model])
+        self._buffers = {name: data.clone() for name, data in self._model.named_buffers()}
+
+    def step(
+        self, packs: Sequence[Sequence[Sample]], room: int | None, together_: int = 1
+    ) -> dict[str, Any]:
+        """A step on rows of samples (see `rows`), so many rows in a micro-batch."""
+        from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipelining
+
+        for name, data in self._model.named_buffers():
+            data.copy_(self._buffers[name])
+        self._model.zero_grad_buffer()
+        with Watched([self._model]) as watched:
+            reports = forward_backward_no_pipelining(
+                forward_step_func=watched,
+                data_iterator=together(rows(packs, room), together_),
+                model=self._model,
+                num_microbatches=-(-len(packs) // together_),
+                seq_length=0,
+                micro_batch_size=1,
+            )
+        return _answer(watched, reports, gradients_of([self._model]))
+
+
 def alone(samples: Sequence[Sample]) -> dict[str, Any]:
     """Every sample in a row of its own, as long as it is, in one process."""
     from megatron.core import parallel_state
 
-    model = whole_model(**SETTINGS)
-    _prefer_few_tokens([model])
-    answer = step(model, [[sample] for sample in samples], None)
+    answer = KeptModel().step([[sample] for sample in samples], None)
     parallel_state.destroy_model_parallel()
     return answer
-
-
-def step(
-    model: torch.nn.Module,
-    packs: Sequence[Sequence[Sample]],
-    room: int | None,
-    together_: int = 1,
-) -> dict[str, Any]:
-    """A step of a whole model on rows of samples, so many rows in a micro-batch; see `rows`."""
-    from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipelining
-
-    watched = Watched([model])
-    reports = forward_backward_no_pipelining(
-        forward_step_func=watched,
-        data_iterator=together(rows(packs, room), together_),
-        model=model,
-        num_microbatches=-(-len(packs) // together_),
-        seq_length=0,
-        micro_batch_size=1,
-    )
-    return _answer(watched, reports, gradients_of([model]))
 
 
 def in_packs(
@@ -235,8 +248,8 @@ def in_packs(
     evaluated = run(forward_step, forward_only=True)
     for chunk in chunks:
         chunk.train()
-    watched = Watched(chunks)
-    answer = _answer(watched, run(watched), gradients_of(chunks))
+    with Watched(chunks) as watched:
+        answer = _answer(watched, run(watched), gradients_of(chunks))
     answer["drafts"] = [report["draft acceptance"] for report in evaluated]
     for number in (*answer["reports"], *answer["drafts"]):
         torch.distributed.all_reduce(number, group=parallel_state.get_context_parallel_group())

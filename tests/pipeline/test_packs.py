@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
 from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
-from tests.pipeline.packed import Sample, Seen, alone, in_packs
+from tests.pipeline.packed import KeptModel, Sample, Seen, alone, in_packs
 
 ROOM = 32
 
@@ -78,9 +80,7 @@ def test_a_sample_is_in_a_pack_what_it_is_alone(
             assert torch.equal(counts, reference["counts"][layer]), layer
         for key, gradient in got["gradients"].items():
             part, parts = got["parts"][key]
-            expected = reference["gradients"][key].chunk(parts)[part]
-            error = (gradient - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
-            assert error < 1e-5, f"{key} differs by {error:.2e}"
+            must_be_the_same_gradient(reference["gradients"][key].chunk(parts)[part], gradient, key)
         trained |= got["gradients"].keys()
         for key, seen in got["samples"].items():
             must_be_the_same(reference["samples"][key], seen)
@@ -92,6 +92,98 @@ def test_a_sample_is_in_a_pack_what_it_is_alone(
     assert trained == reference["gradients"].keys()
     for key, seen in reference["samples"].items():
         assert places[key] == {*range(len(seen.positions))}, key
+
+
+@st.composite
+def packed(draw: st.DrawFn) -> list[list[Sample]]:
+    """Rows of samples, each with room for it."""
+    packs: list[list[Sample]] = []
+    room = 0
+    for _ in range(draw(st.integers(2, 6))):
+        ids = draw(st.lists(st.integers(0, 63), min_size=2, max_size=12))
+        learned = draw(st.lists(st.integers(0, 1), min_size=len(ids) - 1, max_size=len(ids) - 1))
+        if len(ids) > room or draw(st.booleans()):
+            packs.append([])
+            room = ROOM
+        packs[-1].append((ids, [0, *learned]))
+        room -= len(ids)
+    return packs
+
+
+def chosen_packs(rank: int) -> None:
+    """Whatever is packed, and however many rows are a micro-batch."""
+    model = kept_model()
+
+    @FEW
+    @given(packed(), st.sampled_from([1, 2, 4]))
+    def holds(packs: list[list[Sample]], together: int) -> None:
+        samples = [*itertools.chain(*packs)]
+        expected = model.step([[sample] for sample in samples], None)
+        got = model.step(packs, ROOM, together)
+        for key, seen in got["samples"].items():
+            must_be_the_same(expected["samples"][key], seen)
+        for layer, counts in got["counts"].items():
+            assert torch.equal(counts, expected["counts"][layer]), layer
+        for key, gradient in got["gradients"].items():
+            must_be_the_same_gradient(expected["gradients"][key], gradient, key, least=1e-3)
+        losses = [sum(float(r[0]) for r in one["reports"]) for one in (expected, got)]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+    holds()
+
+
+def one_changed(rank: int) -> None:
+    """Of a sample of which nothing is learned, other tokens in its place."""
+    model = kept_model()
+
+    @FEW
+    @given(packed(), st.data())
+    def holds(packs: list[list[Sample]], data: st.DataObject) -> None:
+        places = [(row, place) for row, pack in enumerate(packs) for place in range(len(pack))]
+        row, place = data.draw(st.sampled_from(places))
+        length = len(packs[row][place][0])
+        answers = []
+        for _ in range(2):
+            ids = data.draw(st.lists(st.integers(0, 63), min_size=length, max_size=length))
+            packs[row][place] = (ids, [0] * length)
+            answers.append(model.step(packs, ROOM))
+        expected, got = answers
+        others = got["samples"].keys() & expected["samples"].keys()
+        assert len(others) >= len({str(s) for p in packs for s in p}) - 1
+        for key in others:
+            must_be_the_same(expected["samples"][key], got["samples"][key])
+        for key, gradient in got["gradients"].items():
+            if "expert_bias" not in key:  # which the changed tokens do move
+                must_be_the_same_gradient(expected["gradients"][key], gradient, key, least=1e-3)
+
+    holds()
+
+
+FEW = settings(max_examples=12, derandomize=True, deadline=None, database=None)
+"""Examples, the same everywhere; ranks know nothing of pytest's profile."""
+
+
+def kept_model() -> KeptModel:
+    import dsv3_plugin
+
+    dsv3_plugin.register()
+    return KeptModel()
+
+
+def test_in_any_packs_and_micro_batches_a_sample_is_what_it_is_alone(tmp_path: Path) -> None:
+    run_ranks(1, chosen_packs, scratch=tmp_path, timeout_s=300)
+
+
+def test_changing_a_sample_moves_no_number_of_another(tmp_path: Path) -> None:
+    run_ranks(1, one_changed, scratch=tmp_path, timeout_s=300)
+
+
+def must_be_the_same_gradient(
+    expected: torch.Tensor, got: torch.Tensor, name: str, least: float = 1e-12
+) -> None:
+    """To 1e-5 of the largest element, or of `least` where a gradient is rounding alone."""
+    error = (got - expected).abs().max() / expected.abs().max().clamp(min=least)
+    assert error < 1e-5, f"{name} differs by {error:.2e}"
 
 
 def must_be_the_same(expected: Seen, got: Seen) -> None:
