@@ -8,6 +8,7 @@ has that found out by a process of its own, `python -m dsv3_plugin.launch.conver
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
@@ -22,21 +23,37 @@ _ANY_NUMBER = f"data.sequences={10**9}"
 some steps before those of an epoch."""
 
 
-def count_first(name: str, overrides: list[str], machine: Machine) -> int:
-    """Have conversations built and counted, where a recipe is trained on some.
+@dataclass(frozen=True)
+class Counted:
+    """How the counting ended.
 
-    Returns:
-        The exit code: 0 when they are, or there are none.
+    Attributes:
+        code: the exit code; 0 where there is nothing to count, too.
+        said: the sentences that the person has read by then.
+    """
+
+    code: int = 0
+    said: frozenset[str] = frozenset()
+
+
+def count_first(name: str, overrides: list[str], machine: Machine) -> Counted:
+    """Have conversations built and counted, where a recipe's steps depend on them.
 
     Raises:
         UserError: the recipe is wrong.
     """
     if stage_of(name, overrides) is not Sft:
-        return 0
-    if _uncounted(name, overrides, machine).run_folder.steps_saved():
-        return 0
+        return Counted()
+    recipe = _uncounted(name, overrides, machine)
+    if recipe.training.epochs is None or recipe.run_folder.steps_saved():
+        return Counted()
     command = [sys.executable, "-W", "ignore", "-m", __name__, name, *overrides]
-    return subprocess.run(command, check=False).returncode
+    said = set()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            note(line.rstrip("\n"))
+            said.add(line.rstrip("\n"))
+    return Counted(process.returncode, frozenset(said))
 
 
 def prepare_data(name: str, overrides: list[str], tell: Callable[[str], None]) -> None:

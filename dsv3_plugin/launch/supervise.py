@@ -9,6 +9,7 @@ them at once.
 import os
 import signal
 import time
+from collections.abc import Collection
 from types import FrameType
 
 from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
@@ -55,13 +56,14 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     if under_a_launcher(os.environ):
         return be_rank(name, overrides)
     machine = Machine.here()
-    if code := count_first(name, overrides, machine):
-        return code
+    counted = count_first(name, overrides, machine)
+    if counted.code:
+        return counted.code
     recipe = load_resolved(name, overrides, machine)
     refuse_missing_gpus(recipe, machine)
     refuse_missing_kernels(recipe.dispatch.kind)
     try:
-        return _locally(name, overrides, recipe, machine, console or Console())
+        return _locally(name, overrides, recipe, machine, console or Console(), counted.said)
     except OSError as error:
         if full_disk.is_full(error):
             raise UserError(
@@ -81,7 +83,12 @@ def refuse_missing_gpus(recipe: Recipe, machine: Machine) -> None:
 
 
 def _locally(
-    name: str, overrides: list[str], recipe: Recipe, machine: Machine, console: Console
+    name: str,
+    overrides: list[str],
+    recipe: Recipe,
+    machine: Machine,
+    console: Console,
+    said: Collection[str],
 ) -> int:
     """Start the ranks on this machine, show their progress, and see them to their end."""
     directory = recipe.run_folder
@@ -93,7 +100,7 @@ def _locally(
             console.line_of(nothing_to_do(recipe))
             return 0
         _search_first_schedule(recipe, machine)
-        return _supervise(name, overrides, recipe, directory, console)
+        return _supervise(name, overrides, recipe, directory, console, said)
 
 
 def _search_first_schedule(recipe: Recipe, machine: Machine) -> None:
@@ -106,8 +113,14 @@ def _search_first_schedule(recipe: Recipe, machine: Machine) -> None:
 
 
 def _supervise(
-    name: str, overrides: list[str], recipe: Recipe, directory: RunFolder, console: Console
+    name: str,
+    overrides: list[str],
+    recipe: Recipe,
+    directory: RunFolder,
+    console: Console,
+    said: Collection[str] = (),
 ) -> int:
+    """Start the ranks and stay until they have ended; what was `said` before is not said again."""
     follower = directory.metrics.follow()
     stop_requests = 0
     hung_up = False
@@ -146,7 +159,7 @@ def _supervise(
                 # Looked at before the records, so that the last ones are shown too.
                 ended = ranks.failed or not ranks.running
                 for message in ranks.inbox.receive():
-                    if message.kind == "note":
+                    if message.kind == "note" and message.text not in said:
                         display.note(message.text)
                 records = follower.new_records()
                 display.show_all(records)

@@ -83,7 +83,9 @@ def test_epochs_are_counted_before_the_run_and_exact(tuned):
     assert len(counted["sequences"]) == 2
     steps = max(losses(folder, "loss"))
     assert steps == -(-sum(counted["sequences"]) // 4)
-    assert f"{counted['conversations']:,} conversations fill" in output
+    assert output.count(f"{counted['conversations']:,} conversations fill") == 1
+    for once in ("Beginning with", "Not read of the corpus"):
+        assert output.count(once) == 1, output
 
 
 def test_bad_rows_are_counted_and_named(tuned):
