@@ -66,8 +66,12 @@ def _carry(weights: Path | None, folder: Path, data: RunData) -> None:
             copy_tokenizer(theirs, new, CARRIED)
         else:
             copy_tokenizer(data.tokenizer_dir, new)
-    if weights not in (None, folder) and inside(weights, HF_CONFIG).is_file():
+    if weights in (None, folder):
+        return
+    if inside(weights, HF_CONFIG).is_file():
         replace_file(folder / HF_CONFIG, inside(weights, HF_CONFIG).read_bytes())
+    else:  # another parent's, with whose weights nothing was trained
+        (folder / HF_CONFIG).unlink(missing_ok=True)
 
 
 def retire(folder: Path, keep: int, newest: int) -> None:

@@ -6,14 +6,15 @@ of the run's folder, a link to that one iteration, or what was imported. Nothing
 parent's folder.
 """
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint import tracker, trained_length
+from dsv3_plugin.checkpoint.conversion.journal import OtherTargetError
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
-from dsv3_plugin.checkpoint.formats.model_file import model_of_checkpoint
+from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG
+from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE, model_of_checkpoint
 from dsv3_plugin.checkpoint.tracker import Saved
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.folders import whole_folder
@@ -21,7 +22,7 @@ from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RECIPE
 from dsv3_plugin.recipe.hf_config import read_hf_model
-from dsv3_plugin.recipe.kept import run_in, section
+from dsv3_plugin.recipe.kept import run_in
 from dsv3_plugin.recipe.model import ModelConfig
 
 _OF_TRAINING = {
@@ -47,7 +48,7 @@ class Parent:
         folder: of its checkpoints, with their description and tokenizer; the Hugging Face folder.
         saved: the iteration; None: a Hugging Face folder.
         model: what the weights are of.
-        trained_length: tokens of the sequences that it was trained on; None: it does not say.
+        trained_length: tokens of the sequences that it was trained on; None: nothing says.
     """
 
     folder: Path
@@ -62,6 +63,11 @@ class Parent:
             return f"the weights in {self.folder}"
         return f"step {self.saved.iteration:,} of {self.folder}"
 
+    @property
+    def described_in(self) -> Path:
+        """The file that says what a folder of weights without a training state is of."""
+        return self.folder / (CONFIG if self.saved is None else MODEL_FILE)
+
 
 def find(place: str) -> Parent:
     """The parent that a recipe's `from:` names.
@@ -72,13 +78,13 @@ def find(place: str) -> Parent:
     path = named(place)
     if (path / "config.json").is_file() and not tracker.is_checkpoint(path):
         model, _ = read_hf_model(path)
-        return Parent(path, None, model, None)
+        return Parent(path, None, model, trained_length.of_conversion(path))
     saved = _saved(path)
     if saved is None:
         raise UserError(_nothing_in(path))
-    folder = saved.path.parent
-    model = model_of_checkpoint(folder, saved.path, read_contents(saved.path))
-    return Parent(folder, saved, model, _trained_length(folder))
+    folder, contents = saved.path.parent, read_contents(saved.path)
+    model = model_of_checkpoint(folder, saved.path, contents)
+    return Parent(folder, saved, model, trained_length.of_checkpoint(saved.path, contents))
 
 
 def _saved(path: Path) -> Saved | None:
@@ -112,12 +118,6 @@ def _nothing_in(path: Path) -> str:
     return f"from: {path} holds no whole checkpoint: {way_out}."
 
 
-def _trained_length(checkpoints: Path) -> int | None:
-    """What the recipe beside a run's checkpoints says."""
-    length = section(checkpoints / RECIPE, "data").get("seq_length")
-    return length if isinstance(length, int) else None
-
-
 def refuse_another(parent: Parent, wanted: ModelConfig) -> None:
     """Hold a parent against the model that is to begin with its weights.
 
@@ -146,15 +146,7 @@ def refuse_another(parent: Parent, wanted: ModelConfig) -> None:
             )
         return
     if before.rope_type == "rope":
-        knows, length = "was trained on", parent.trained_length
-        if length is None:
-            knows, length = "has positions for", before.max_position_embeddings
-        if length != wanted.original_max_position_embeddings:
-            raise UserError(
-                f"{parent} {knows} sequences of {length:,} tokens, and the recipe stretches "
-                f"positions from {wanted.original_max_position_embeddings:,}: set "
-                f"model.original_max_position_embeddings={length}."
-            )
+        _refuse_another_length(parent, wanted.original_max_position_embeddings)
         return
     for field in _YARN:
         if (theirs := getattr(before, field)) != (ours := getattr(wanted, field)):
@@ -162,6 +154,24 @@ def refuse_another(parent: Parent, wanted: ModelConfig) -> None:
                 f"{parent} has positions stretched by YaRN already, with {field} {theirs:g}, and "
                 f"the recipe says {ours:g}: keep its own, model.{field}={theirs:g}."
             )
+
+
+def _refuse_another_length(parent: Parent, original: int) -> None:
+    """Look whether YaRN begins with the length that a parent with plain positions knows."""
+    length = parent.trained_length
+    if length is not None and length != original:
+        raise UserError(
+            f"{parent} was trained on sequences of {length:,} tokens, and the recipe stretches "
+            f"positions from {original:,}: set model.original_max_position_embeddings={length}."
+        )
+    positions = parent.model.max_position_embeddings
+    if length is None and positions != original:
+        raise UserError(
+            f"{parent} has positions for sequences of {positions:,} tokens and does not say on how "
+            f"long ones it was trained, and the recipe stretches positions from {original:,}: set "
+            f"model.original_max_position_embeddings={positions} if it was trained on as many, or "
+            f"max_position_embeddings in {parent.described_in} to {original} if on these."
+        )
 
 
 def lay(parent: Parent, place: Path, tell: Callable[[str], None]) -> Path:
@@ -192,11 +202,15 @@ def lay(parent: Parent, place: Path, tell: Callable[[str], None]) -> Path:
 def _imported(source: Path, place: Path, tell: Callable[[str], None]) -> Path:
     from dsv3_plugin.checkpoint import import_hf  # brings torch
 
-    if place.is_dir() and any(path.is_symlink() for path in place.iterdir()):
-        shutil.rmtree(place)  # another parent; what its link leads to stays
     if tracker.newest_complete(place) is None:
         tell(f"Importing {source} into {place} (once).")
-    report = import_hf(source, place, resume=True)
+    try:
+        report = import_hf(source, place, resume=True)
+    except OtherTargetError:  # of another parent, or damaged
+        with whole_folder(place):
+            pass  # emptied at once; what a link leads to stays
+        tell(f"Importing {source} into {place}, which held something else.")
+        report = import_hf(source, place)
     for sentence in report.notes:
         tell(sentence)
     return place

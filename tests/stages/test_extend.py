@@ -14,6 +14,11 @@ from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.evaluation.checkpoint import Evaluated, Place
 from dsv3_plugin.evaluation.from_checkpoint import losses_of
 from dsv3_plugin.evaluation.loss import losses_on
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.training.prepare import prepare
+from dsv3_plugin.training.run import Run
 from tests.small_runs import MODEL, Command, evaluated_samples, records
 
 LONGER = {
@@ -87,9 +92,6 @@ def test_the_first_held_out_loss_is_the_parents(
     if begins == "hugging face":
         source = tmp_path / "hf"
         export_hf(trained.checkpoints, source)
-        config = json.loads((source / "config.json").read_text())
-        # A stranger's says how many positions it has, which is what it was trained on.
-        (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
     ended = Command.forked(
         "train", longer, f"from={source}", f"directory={tmp_path}/run",
         f"data.path={extended}/data", "training.eval_steps=2", *overrides,
@@ -132,6 +134,22 @@ def test_an_extended_model_is_itself_in_transformers(extended, dsv3, tmp_path):
     assert ids.shape[1] > 64
     chosen = theirs.generate(ids, max_new_tokens=8, do_sample=False)
     assert ended.output.rstrip("\n") == tokenizer.decode(chosen[0], skip_special_tokens=True)
+
+
+def test_a_parent_that_is_replaced_before_any_step_leaves_nothing(
+    longer, extended, trained, tmp_path
+):
+    """Neither its weights nor its config.json, from which an export would go on."""
+    export_hf(trained.checkpoints, tmp_path / "hf")
+    folder = RunFolder(tmp_path / "run")
+    folder.parent.parent.mkdir()
+    for source, imported in ((tmp_path / "hf", True), (trained.folder, False)):
+        recipe = load_recipe(
+            longer, [f"from={source}", f"directory={tmp_path}/run", f"data.path={extended}/data"]
+        )
+        prepare(Run(recipe, folder, Machine(gpus=0, transformer_engine=False)), print)
+        assert (folder.checkpoints / "hf_config.json").exists() is imported
+        assert (folder.parent / "release").exists() is imported
 
 
 def test_another_parent_is_refused_before_anything_is_written(longer, trained, tmp_path):

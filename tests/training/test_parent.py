@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from dsv3_plugin.checkpoint import export_hf, import_hf, tracker
+from dsv3_plugin.checkpoint.conversion import manifest_file
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.load import load_recipe
@@ -58,12 +60,103 @@ def test_a_parents_newest_may_be_damaged_and_the_whole_one_before_it_is_taken(tr
         parent.find(str(newest))
 
 
-def test_a_hugging_face_folder_does_not_say_what_it_was_trained_on(tmp_path):
+def test_a_strangers_hugging_face_folder_does_not_say_what_it_was_trained_on(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(hf_config(PLAIN)))
     found = parent.find(str(tmp_path))
     assert (found.saved, found.trained_length) == (None, None)
-    with pytest.raises(UserError, match="has positions for sequences of 128 tokens"):
+    with pytest.raises(UserError, match="has positions for sequences of 128 tokens") as refused:
         parent.refuse_another(found, STRETCHED)
+    assert f"max_position_embeddings in {tmp_path}/config.json to 64" in str(refused.value)
+    (tmp_path / "config.json").write_text(
+        json.dumps(hf_config(changed(max_position_embeddings=64)))
+    )
+    parent.refuse_another(parent.find(str(tmp_path)), STRETCHED)
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    """The small run as a Hugging Face folder: it has positions for twice what it was trained on."""
+    folder = tmp_path_factory.mktemp("exported") / "hf"
+    export_hf(trained.checkpoints, folder)
+    return folder
+
+
+def test_what_is_converted_says_how_long_the_sequences_were(exported, tmp_path):
+    import_hf(exported, tmp_path / "weights")
+    export_hf(tmp_path / "weights", tmp_path / "hf")
+    for place in (exported, tmp_path / "weights", tmp_path / "hf"):
+        found = parent.find(str(place))
+        assert (found.trained_length, found.model.max_position_embeddings) == (64, 128)
+        parent.refuse_another(found, STRETCHED)
+
+
+def test_weights_that_were_imported_from_a_stranger_name_the_file_to_mend(exported, tmp_path):
+    source = shutil.copytree(exported, tmp_path / "hf")
+    (source / "manifest.json").unlink()
+    import_hf(source, tmp_path / "weights")
+    with pytest.raises(UserError, match="does not say on how long") as refused:
+        parent.refuse_another(parent.find(str(tmp_path / "weights")), STRETCHED)
+    assert f"{tmp_path}/weights/model.yaml to 64" in str(refused.value)
+
+
+def moved(folder):
+    shutil.move(folder, folder.with_name("elsewhere"))
+    return folder.with_name("elsewhere")
+
+
+def downloaded_again(folder):
+    (folder / "config.json").touch()
+    return folder
+
+
+def unfinished(folder):
+    place = folder.parent / "parent"
+    (place / "INCOMPLETE").write_text((place / "manifest.json").read_text() + "\n")
+    (place / "manifest.json").unlink()
+    return moved(folder)
+
+
+def damaged(folder):
+    data = next((folder.parent / "parent").glob("release/*.distcp"))
+    data.write_bytes(data.read_bytes()[:-64] + bytes(64))
+    return folder
+
+
+def cut_short(folder):
+    (folder.parent / "parent" / "release" / "metadata.json").unlink()
+    return folder
+
+
+def rubbish(folder):
+    (folder.parent / "parent" / "manifest.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("then", [moved, downloaded_again, unfinished, damaged, cut_short, rubbish])
+def test_a_hugging_face_parent_takes_the_place_of_whatever_lies_there(exported, tmp_path, then):
+    """A run without a checkpoint may begin anew, with another parent."""
+    source, place = shutil.copytree(exported, tmp_path / "hf"), tmp_path / "parent"
+    parent.lay(parent.find(str(source)), place, lambda _: None)
+    before = next(place.glob("release/*.distcp")).read_bytes()
+    source = then(source)
+    told = []
+    parent.lay(parent.find(str(source)), place, told.append)
+    assert any("which held something else" in sentence for sentence in told)
+    assert tracker.newest_complete(place).release
+    assert manifest_file.read(place)["source"] == str(source)
+    assert next(place.glob("release/*.distcp")).read_bytes() == before
+
+
+def test_a_run_and_a_hugging_face_folder_follow_one_another_as_parents(exported, trained, tmp_path):
+    place = tmp_path / "parent"
+    for _ in range(2):
+        assert parent.lay(parent.find(str(exported)), place, lambda _: None) == place
+        assert tracker.newest_complete(place).release
+        assert parent.lay(parent.find(str(trained.folder)), place, lambda _: None) == (
+            trained.checkpoints
+        )
+        assert tracker.newest_complete(place).iteration == STEPS
+    assert tracker.newest_complete(trained.checkpoints).iteration == STEPS
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsv3_plugin.checkpoint import tracker, trained_on
-from dsv3_plugin.checkpoint.conversion import manifest
+from dsv3_plugin.checkpoint.conversion import manifest, manifest_file
 from dsv3_plugin.checkpoint.conversion.config_json import HF_CONFIG, exported_config, new_config
 from dsv3_plugin.checkpoint.conversion.identity import header_of, is_another, was_complete
 from dsv3_plugin.checkpoint.conversion.jobs import (
@@ -147,7 +147,7 @@ def import_hf(
                 with whole_folder(root / TOKENIZER) as tokenizer:
                     copy_tokenizer(source.path, tokenizer, CARRIED)
                 replace_file(root / HF_CONFIG, inside(source.path, CONFIG).read_bytes())
-                manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
+                manifest.write(root, header, source, layout.targets.values(), checksums)
                 tracker.write_tracker(root, tracker.RELEASE)
                 folder.complete()
     report = _report(jobs, layout.targets.values(), began, is_done)
@@ -230,7 +230,7 @@ def export_hf(
                 replace_file(root / CONFIG, json.dumps(config, indent=2).encode())
                 for name, path in files_of(tokenizer, CARRIED).items():
                     replace_file(root / name, path.read_bytes())
-                manifest.write(root, header, source.model.name, layout.targets.values(), checksums)
+                manifest.write(root, header, source, layout.targets.values(), checksums)
                 layout.publish(root)
                 folder.complete()
     return _report(jobs, layout.targets.values(), began, is_done)
@@ -248,7 +248,7 @@ def _config(
     if source.config is None:
         return new_config(source.model, dtype, fp8, ids)
     config = exported_config(source.config, source.model, dtype, fp8)
-    if is_another(tokenizer, manifest.read(source.root)):
+    if is_another(tokenizer, manifest_file.read(source.root)):
         config |= dict.fromkeys(TOKEN_IDS & config.keys()) | ids
     return config
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from zlib_ng.zlib_ng import crc32
 
-from dsv3_plugin.checkpoint.conversion import journal, manifest
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.conversion import journal, manifest, manifest_file
 from dsv3_plugin.checkpoint.conversion.stream import Progress
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import CARRIED
 from dsv3_plugin.checkpoint.conversion.weights import DistWeights, Weights
@@ -52,18 +53,33 @@ def was_complete(
 ) -> bool:
     """Whether this very conversion was finished earlier and all it wrote is still there.
 
-    Raises UserError if another one was, or if what is there is not what was written.
+    Raises OtherTargetError if another one was, or if what is there is not what was written.
     """
-    finished = manifest.read(root)
+    finished = manifest_file.read(root)
     if not finished or (root / INCOMPLETE).exists():
         return False
     journal.require_same(root, finished, header)
-    for difference in manifest.check(root, workers=workers, progress=progress).differences:
-        raise UserError(
-            f"{root} was finished and has been damaged since: {difference.name}: "
-            f"{difference.what}; remove the folder and convert again."
+    if damage := _damage(root, header, workers, progress):
+        raise journal.OtherTargetError(
+            f"{root} was finished and has been damaged since: {damage}; remove the folder and "
+            "convert again."
         )
     return True
+
+
+def _damage(
+    root: Path, header: dict[str, Any], workers: int, progress: Progress | None
+) -> str | None:
+    """The first thing in which a finished target is not what was written; None: there is none."""
+    try:
+        differences = manifest.check(root, workers=workers, progress=progress).differences
+    except UserError as unreadable:
+        return str(unreadable).removesuffix(".")
+    for difference in differences:
+        return f"{difference.name}: {difference.what}"
+    if header["conversion"] == "import" and not tracker.is_complete(root / tracker.RELEASE):
+        return f"files of {root / tracker.RELEASE} are missing"
+    return None
 
 
 def _tokenizer(source: Weights) -> Path:

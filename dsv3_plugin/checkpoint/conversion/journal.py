@@ -20,6 +20,11 @@ from dsv3_plugin.files.atomic import append_to, replace_file
 Checksums = dict[str, list[str]]
 """Target tensor → CRC-32 of each of its pieces, in hexadecimal."""
 
+
+class OtherTargetError(UserError):
+    """A folder holds something else than (the beginning of) the conversion that is asked for."""
+
+
 _COMMIT_BYTES = 2 << 30
 _COMMIT_SECONDS = 20.0
 """A line is due after so many bytes or seconds: what a kill can cost."""
@@ -69,8 +74,8 @@ def begin(path: Path, header: dict[str, Any], done: Checksums) -> None:
 def read(path: Path, header: dict[str, Any]) -> Checksums:
     """What an earlier run has finished.
 
-    Raises UserError if that run converted something else than `header` says. A last line that was
-    cut short by a kill counts for nothing.
+    Raises OtherTargetError if that run converted something else than `header` says. A last line
+    that was cut short by a kill counts for nothing.
     """
     first, done = peek(path)
     if first:
@@ -89,12 +94,13 @@ def peek(path: Path) -> tuple[dict[str, Any], Checksums]:
         for line in lines[1:]:
             done |= {str(name): [*map(_crc, crcs)] for name, crcs in _done(line).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged; remove {path.parent} and start again.") from error
+        sentence = f"{path} is damaged; remove {path.parent} and start again."
+        raise OtherTargetError(sentence) from error
     return first, done
 
 
 def require_same(folder: Path, earlier: dict[str, Any], header: dict[str, Any]) -> None:
-    """Raises UserError if `folder` was begun with something else than `header` says."""
+    """Raises OtherTargetError if `folder` was begun with something else than `header` says."""
     for key, value in header.items():
         before = earlier.get(key)
         # The files of the tokenizer were not noted by 0.1.
@@ -104,11 +110,11 @@ def require_same(folder: Path, earlier: dict[str, Any], header: dict[str, Any]) 
             before = before if isinstance(before, dict) else {}
             file = next(f for f in {**before, **value} if before.get(f) != value.get(f))
             what = "size or time of change" if key == "source_files" else "content"
-            raise UserError(
+            raise OtherTargetError(
                 f"{folder} was begun when {file} in {header['source']} had another {what}: put "
                 "that file back, or remove the folder."
             )
-        raise UserError(
+        raise OtherTargetError(
             f"{folder} was begun {_option(key, before)}, not {_option(key, value)}: repeat the "
             "first command with --resume, or remove the folder."
         )

@@ -16,16 +16,15 @@ from zlib_ng.zlib_ng import crc32
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.checkpoint.conversion import recode
 from dsv3_plugin.checkpoint.conversion.journal import Checksums
+from dsv3_plugin.checkpoint.conversion.manifest_file import MANIFEST, TRAINED_LENGTH, read
 from dsv3_plugin.checkpoint.conversion.stream import Progress, as_bytes
 from dsv3_plugin.checkpoint.conversion.verify import Comparison, Difference
 from dsv3_plugin.checkpoint.conversion.weights import DistWeights, Weights, open_weights
 from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.checkpoint.formats.target import Target
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import replace_file
 
-MANIFEST = "manifest.json"
 ALGORITHM = "CRC-32 (zlib) of the tensor's bytes in row-major order"
 
 _POLYNOMIAL = 0xEDB88320
@@ -34,12 +33,17 @@ _ONE = 1 << 31
 
 
 def write(
-    root: Path, header: dict[str, Any], model: str, targets: Iterable[Target], checksums: Checksums
+    root: Path,
+    header: dict[str, Any],
+    source: Weights,
+    targets: Iterable[Target],
+    checksums: Checksums,
 ) -> None:
     """Names, shapes, types and checksums of everything that was written.
 
     Args:
         header: what the conversion is of; a repeated one has to be of the same.
+        source: what was converted.
         checksums: of the pieces of every target.
     """
     tensors = [
@@ -51,17 +55,10 @@ def write(
         }
         for target in targets
     ]
-    content = {**header, "model": model, "checksum": ALGORITHM, "tensors": tensors}
+    content = {**header, "model": source.model.name, "checksum": ALGORITHM, "tensors": tensors}
+    if source.trained_length is not None:
+        content[TRAINED_LENGTH] = source.trained_length
     replace_file(root / MANIFEST, json.dumps(content).encode())
-
-
-def read(root: Path) -> dict[str, Any]:
-    """The manifest of a folder, empty if it has none that can be read."""
-    try:
-        content = json_text.read(root / MANIFEST)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def whole(target: Target, checksums: list[str]) -> str:

@@ -69,7 +69,8 @@ class TargetFolder:
             header: says what is converted and how; a run that is resumed must have said the same.
             resume: continue an unfinished run, if there is one.
 
-        Raises UserError if something else is in the folder, it cannot be written, or is too small.
+        Raises OtherTargetError if something else is in the folder, UserError if it cannot be
+        written or is too small.
         """
         mark = self.root / INCOMPLETE
         done: Checksums = {}
@@ -83,7 +84,7 @@ class TargetFolder:
                     "remove the folder."
                 )
             elif self.root.exists() and any(self.root.iterdir()):
-                raise UserError(f"{self.root} is not empty: choose another folder.")
+                raise journal.OtherTargetError(f"{self.root} is not empty: choose another folder.")
             self._require_room()
             self.root.mkdir(parents=True, exist_ok=True)
             journal.begin(mark, header, done)

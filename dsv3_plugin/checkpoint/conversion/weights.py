@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint import tracker, trained_length
 from dsv3_plugin.checkpoint.conversion.config_json import kept_config
 from dsv3_plugin.checkpoint.formats.dist_reader import DistCheckpoint
 from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG, read_config
@@ -50,6 +50,8 @@ class Weights(Protocol):
     stored: dict[str, Stored]
     """What is stored: the entries, and scales as `…_scale_inv`. A copy (MTP embedding, head) may
     be missing."""
+    trained_length: int | None
+    """Tokens of the sequences that they were trained on; None: nothing says."""
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Rows `start:stop` of a stored tensor, in the type it is stored in."""
@@ -70,6 +72,7 @@ class HFWeights:
         self.config = read_config(folder)
         said = self.config | ({"num_nextn_predict_layers": 0} if without_mtp else {})
         self.model = model_from_hf(said, folder.resolve().name)
+        self.trained_length = trained_length.of_conversion(folder)
         self._described = "config.json describes"
         if without_mtp:
             self._described += " once --without-mtp leaves multi-token prediction out"
@@ -193,6 +196,7 @@ class DistWeights:
         self.config = kept_config(self.root)
         """The `config.json` of the folder it was imported from."""
         self.model = model or model_of_checkpoint(directory, iteration, self.checkpoint.contents)
+        self.trained_length = trained_length.of_checkpoint(iteration, self.checkpoint.contents)
         self.entries = layout(self.model)
         self.stored: dict[str, Stored] = {}
         self._places: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {}

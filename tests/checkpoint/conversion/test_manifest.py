@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
-from dsv3_plugin.checkpoint.conversion import manifest
+from dsv3_plugin.checkpoint.conversion import manifest, manifest_file
 from dsv3_plugin.checkpoint.formats import dist_writer
 from dsv3_plugin.cli.convert import outcome
 from dsv3_plugin.errors import UserError
@@ -26,7 +26,7 @@ def source(tmp_path):
 
 
 def checksums(folder):
-    return {t["name"]: t["crc32"] for t in manifest.read(folder)["tensors"]}
+    return {t["name"]: t["crc32"] for t in manifest_file.read(folder)["tensors"]}
 
 
 @given(st.binary(max_size=300), st.binary(max_size=300))
@@ -44,7 +44,7 @@ def test_both_manifests_name_the_same_bytes_alike_however_they_are_cut(
     assert imported == {name: exported[name] for name in imported}
     assert len(imported) > 40
     for folder in ("t", "out"):
-        assert "CRC-32" in manifest.read(tmp_path / folder)["checksum"]
+        assert "CRC-32" in manifest_file.read(tmp_path / folder)["checksum"]
         found = manifest.check(tmp_path / folder)
         assert (found.differences, found.equal) == ([], len(checksums(tmp_path / folder)))
 
