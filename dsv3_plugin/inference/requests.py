@@ -161,6 +161,11 @@ class Completion:
         return [report.log_prob for report in self.reports]
 
     @property
+    def sampling_log_probs(self) -> list[float | None]:
+        """Of the answer's tokens, in the distributions that they were drawn from."""
+        return [report.sampling_log_prob for report in self.reports]
+
+    @property
     def versions(self) -> list[int]:
         """Of the weights that each token of the answer comes from."""
         return [report.version for report in self.reports]

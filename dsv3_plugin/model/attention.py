@@ -263,7 +263,7 @@ class LatentAttention(MLASelfAttention):
         kv_latent = self.kv_layernorm(kv_latent)
         if config.q_lora_rank is not None:
             q_latent = self.q_layernorm(q_latent)
-        inputs = q_latent, kv_latent, k_rotary, *self._rotation(len(hidden_states), kv.dtype)
+        inputs = q_latent, kv_latent, k_rotary, *self.rotation(len(hidden_states), kv.dtype)
         if self.recompute_up_proj:
             # Upstream's forward drops what comes out after the core has used it.
             self.qkv_up_checkpoint = CheckpointWithoutOutput(fp8=config.fp8 or None)
@@ -299,7 +299,7 @@ class LatentAttention(MLASelfAttention):
             and not self.cache_mla_latents
         )
 
-    def _rotation(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def rotation(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin of each position and pair, [s, 1, 1, d / 2], YaRN's factor included."""
         return self._turned(self.rotary_pos_emb(length), None, dtype)
 

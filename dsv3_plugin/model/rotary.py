@@ -19,11 +19,11 @@ class Assemble(torch.autograd.Function):
         ctx.plain, ctx.kv_shape = plain, kv.shape
         query = torch.empty_like(q)
         query[..., :plain] = q[..., :plain]
-        _rotate(q[..., plain:], cos, sin, query[..., plain:])
+        rotate(q[..., plain:], cos, sin, query[..., plain:])
         key = kv.new_empty(query.shape)
         key[..., :plain] = kv[..., :plain]
         rotated = torch.empty_like(k_rotary).unsqueeze(2)
-        _rotate(k_rotary.unsqueeze(2), cos, sin, rotated)
+        rotate(k_rotary.unsqueeze(2), cos, sin, rotated)
         key[..., plain:] = rotated
         return query, key, kv[..., plain:].contiguous()
 
@@ -50,7 +50,7 @@ class RotateKey(torch.autograd.Function):
     def forward(ctx, k_rotary: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         rotated = k_rotary.new_empty(k_rotary.shape).unsqueeze(2)
-        _rotate(k_rotary.unsqueeze(2), cos, sin, rotated)
+        rotate(k_rotary.unsqueeze(2), cos, sin, rotated)
         return rotated.squeeze(2)
 
     @staticmethod
@@ -74,7 +74,7 @@ class RotateQueries(torch.autograd.Function):
         q = q.unflatten(2, (groups, -1)).movedim(2, 0)
         query = q.new_empty(q.shape)
         query[..., :plain] = q[..., :plain]
-        _rotate(q[..., plain:], cos, sin, query[..., plain:])
+        rotate(q[..., plain:], cos, sin, query[..., plain:])
         return query
 
     @staticmethod
@@ -113,7 +113,8 @@ class AssembleKeys(torch.autograd.Function):
         return grad_kv, grad_key[..., plain:].sum(dim=2), None, None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    """Write rotary heads x [..., d], rotated, to `out`; without gradients."""
     first, second = x[..., 0::2], x[..., 1::2]
     half = first.shape[-1]
     torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-1)

@@ -19,6 +19,7 @@ What differs from upstream's TopKRouter, which this extends:
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import reduce_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.moe_utils import (
@@ -219,6 +220,23 @@ class DeepSeekRouter(TopKRouter):
             valid_token_count=every / self.tp_cp_group.size(),
         )  # fmt: skip
 
+    @torch.no_grad()
+    def choose(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts and their weights of tokens that nothing is learned from.
+
+        Args:
+            hidden: [t, h].
+
+        Returns:
+            experts [t, top-k] in no particular order, and their weights in the type of the router's
+            logits.
+        """
+        precision = _PRECISION.get(self.config.moe_router_dtype, hidden.dtype)
+        logits = F.linear(hidden.to(precision), self.weight.to(precision))
+        scores = self._scores(logits)
+        experts = self._choose(scores)
+        return experts, self._weigh(scores, experts).type_as(logits)
+
     def _scores(self, logits: Tensor) -> Tensor:
         """Affinities in FP32, [tokens, experts]."""
         if self.score_function == "sigmoid":
@@ -258,6 +276,7 @@ class DeepSeekRouter(TopKRouter):
         return weights
 
 
+_PRECISION = {"fp32": torch.float32, "fp64": torch.float64}
 _LOGGED_AS = {"aux_loss": "load_balancing_loss", "seq_aux_loss": "seq_load_balancing_loss"}
 
 
