@@ -36,7 +36,7 @@ def rehearse(
     from dsv3_plugin.cli.plan_output import refuse_no_page
     from dsv3_plugin.cli.progress import children_done
     from dsv3_plugin.recipe.load import load_recipe
-    from dsv3_plugin.rehearsal.cases import chosen_ranks, company_of
+    from dsv3_plugin.rehearsal.cases import chosen_ranks, company_for
     from dsv3_plugin.rehearsal.children import devices
     from dsv3_plugin.rehearsal.rehearsal import Wanted
     from dsv3_plugin.rehearsal.rehearsal import rehearse as rehearsed
@@ -58,7 +58,7 @@ def rehearse(
         machine=run.machine,
         recipe=run.closed(),
         ranks=() if configuration else tuple(chosen_ranks(run.recipe, ranks)),
-        company=tuple(company_of(run.recipe)) if ranks is None and not configuration else (),
+        company=() if configuration else tuple(company_for(run.recipe, ranks)),
         imbalance=run.imbalance,
     )
     if wanted.ranks and wanted.needs_te_python and te_python() is None:

@@ -13,6 +13,9 @@ from dsv3_plugin.planner.phases import phases_of
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.schedules.registry import SCHEDULES
 
+_ALL = "all"
+"""Of `--ranks`: one at every place of the pipeline."""
+
 
 @dataclass(frozen=True)
 class StepCase:
@@ -93,6 +96,11 @@ def company_of(recipe: Recipe) -> list[int]:
     return [place * size + offset for place in places for offset in offsets]
 
 
+def company_for(recipe: Recipe, words: str | None) -> list[int]:
+    """Of what `--ranks` asks for, the ranks that keep those company: none where it names ranks."""
+    return company_of(recipe) if words in (None, _ALL) else []
+
+
 def ranks_of_each_kind(recipe: Recipe) -> list[int]:
     """A rank at the first, a middle and the last place of the pipeline."""
     pipeline = recipe.parallel.pipeline
@@ -109,7 +117,7 @@ def chosen_ranks(recipe: Recipe, words: str | None) -> list[int]:
     if words is None:
         return ranks_of_each_kind(recipe)
     processes, pipeline = recipe.parallel.processes, recipe.parallel.pipeline
-    if words == "all":
+    if words == _ALL:
         return list(range(0, processes, processes // pipeline))
     return sorted({_rank(word, processes) for word in words.split(",")})
 

@@ -40,15 +40,20 @@ class Devices:
 
 
 def devices(cluster: Cluster, on_gpu: bool) -> Devices:
-    """What can stand for the devices of a cluster on this machine."""
+    """What can stand for the devices of a cluster on this machine.
+
+    Raises:
+        UserError: nothing can.
+    """
     inherited = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
     if not on_gpu:
         return Devices(inherited, "the CPU host")
+    gpu = gpu_of(cluster)
     try:
         shim = built_shim()
     except UserError as error:
         return Devices(inherited, f"{cluster.gpu}, a device written in Python", str(error))
-    environment = shim.environment(gpu_of(cluster), inherited)
+    environment = shim.environment(gpu, inherited)
     return Devices(inherited | environment, f"{cluster.gpu}, with a CUDA runtime that only answers")
 
 

@@ -121,7 +121,6 @@ def _built_and_stepped(
     return dataclasses.replace(
         report,
         groups=world.groups,
-        groups_asked=world.asked,
         groups_asked_here=world.asked_here,
         made_together=tuple(world.made_together),
         states=watch.states,

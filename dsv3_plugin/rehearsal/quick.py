@@ -34,8 +34,8 @@ def refuse_what_upstream_would(
     """
     try:
         report = _configured(name, overrides, recipe, machine)
-    except OSError as error:  # no process, or no folder for it
-        tell(_goes_on_without(str(error)))
+    except (OSError, UserError) as error:  # no process, no folder, or a device of another maker
+        tell(_goes_on_without(str(error).removesuffix(".")))
         return
     stopping = [finding for finding in report.findings if finding.stops]
     if report.broke_off:

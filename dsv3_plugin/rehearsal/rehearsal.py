@@ -26,7 +26,6 @@ class Rehearsal:
         cluster: where it would run.
         device: what stood for a GPU.
         plan: the planner's, with the same imbalance.
-        configuration: of rank 0, checked alone.
         ranks: those that were asked for, in each of the steps.
         pipelines: where our executor runs one, its steps.
         findings: all of them, those that stop first.
@@ -37,7 +36,6 @@ class Rehearsal:
     cluster: Cluster
     device: str
     plan: Plan
-    configuration: RankReport
     ranks: tuple[SteppedRank, ...]
     pipelines: tuple[SteppedPipeline, ...]
     findings: tuple[Finding, ...]
@@ -190,7 +188,6 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
         cluster=wanted.cluster,
         device=devices.kind,
         plan=plan,
-        configuration=configuration,
         ranks=tuple(rank for rank in stepped if wanted.shows(rank, cases)),
         pipelines=tuple(pipelines),
         findings=tuple(sorted(dict.fromkeys(findings), key=lambda finding: not finding.stops)),

@@ -129,8 +129,8 @@ class RankReport:
         findings: what is to be said of it.
         broke_off: whether the child ended before it had a report; the findings say by what.
         groups: process groups that it is in.
-        groups_asked: groups that it helped to make; groups_asked_here: for the plugin.
-        made_together: of those, the ones that all ranks of the world make at a time, in order.
+        groups_asked_here: how many the plugin had it help to make, others' groups among them.
+        made_together: the groups that all ranks of the world make at a time, in order.
         states: part → bytes after the rank was built (weights, gradients, optimizer, fp8_copies).
         memory: part → bytes at the fullest moment, of the step or of the optimizer, those included.
         moments: moment → bytes at its fullest.
@@ -151,7 +151,6 @@ class RankReport:
     findings: tuple[Finding, ...] = ()
     broke_off: bool = False
     groups: int = 0
-    groups_asked: int = 0
     groups_asked_here: int = 0
     made_together: tuple[str, ...] = ()
     states: dict[MemoryPart, int] = field(default_factory=dict)

@@ -28,15 +28,14 @@ class World:
 
     Attributes:
         groups: process groups that this rank is in.
-        asked: how many groups the rank helped to make, its own and those of others (torch makes
-            one group on all ranks of the world at a time, unless it is told to ask members alone).
-        asked_here: of those, how many the plugin asked for.
-        made_together: of those, the ones that all ranks of the world make at a time, in order.
+        asked_here: how many groups the plugin had the rank help to make, its own and those of
+            others (torch makes one group on all ranks of the world at a time, unless it is told to
+            ask members alone).
+        made_together: of all groups, the ones that all ranks of the world make at a time, in order.
         issued: collectives of this rank so far, in order.
     """
 
     groups: int = 0
-    asked: int = 0
     asked_here: int = 0
     made_together: list[str] = field(default_factory=list)
     issued: list[Issued] = field(default_factory=list)
@@ -132,7 +131,6 @@ def fake_world(rank: int, size: int, per_node: int) -> Iterator[World]:
         group_desc: str | None = None,
         device_id: Any = None,
     ) -> Any:
-        world.asked += 1
         world.asked_here += sys._getframe(1).f_globals["__name__"].startswith("dsv3_plugin")
         group = make(ranks, timeout, "fake", None, use_local_synchronization, group_desc, None)
         world.made(ranks, use_local_synchronization, group)

@@ -5,7 +5,14 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.memory.peak import RankOrder, rank_orders
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.rehearsal.cases import chosen_ranks, company_of, fold, shortest, step_cases
+from dsv3_plugin.rehearsal.cases import (
+    chosen_ranks,
+    company_for,
+    company_of,
+    fold,
+    shortest,
+    step_cases,
+)
 from dsv3_plugin.schedules.placement import placement_of
 from dsv3_plugin.schedules.registry import SCHEDULES
 
@@ -64,5 +71,7 @@ def test_ranks_of_shared_groups_keep_company_in_the_shortest_step() -> None:
     assert least.schedule == "1f1b_v"
     assert least.folded == SCHEDULES["1f1b_v"].least_micro_batches(16)
     assert company_of(load_recipe("pretrain/tiny", [])) == [0, 1]
+    assert company_for(recipe, "all") == company_for(recipe, None) == company_of(recipe)
+    assert company_for(recipe, "0,1024") == []
     alone = ["parallel.processes=1", "parallel.expert=1"]
     assert company_of(load_recipe("pretrain/tiny", alone)) == []

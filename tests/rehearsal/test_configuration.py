@@ -1,6 +1,7 @@
 """Upstream's checks on the finished configuration, and every shipped recipe's."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from dsv3_plugin.model.config import transformer_config
 from dsv3_plugin.recipe.load import load_model, shipped_folder
 from dsv3_plugin.rehearsal.configuration import LIFTED, refusals
 from tests.conftest import Said
+
+ROOT = Path(__file__).parents[2]
 
 
 def _finished(**fields: Any) -> Any:
@@ -66,7 +69,7 @@ def test_a_schedule_of_one_chunk_a_rank_passes() -> None:
 def test_what_is_lifted_has_a_reason_and_a_test() -> None:
     for row in LIFTED:
         assert row.reason
-        assert row.test.startswith("tests/")
+        assert (ROOT / row.test).is_file()
 
 
 SHIPPED = [

@@ -11,7 +11,7 @@ import pytest
 import dsv3_plugin.rehearsal
 from dsv3_plugin.planner.stages import Stage
 from dsv3_plugin.rehearsal.cases import StepCase
-from dsv3_plugin.rehearsal.findings import between_ranks, of_ranks
+from dsv3_plugin.rehearsal.findings import MOST_ASKED, MOST_GROUPS, between_ranks, of_ranks
 from dsv3_plugin.rehearsal.report import RankReport
 from dsv3_plugin.rehearsal.stepped import SteppedRank
 
@@ -35,6 +35,20 @@ def sentences(*ranks: SteppedRank) -> list[str]:
 def test_a_rank_that_holds_what_fits_and_waits_for_nothing_in_the_step():
     waits = {"megatron.training.reduce": 1, "megatron.clip": 2}
     assert sentences(stepped(drained=waits, growth=24 * TOKENS, groups=30)) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"groups": MOST_GROUPS, "groups_asked_here": MOST_ASKED}, []),
+        ({"groups": MOST_GROUPS + 1}, ["rank 0 is in 129 process groups, and NCCL keeps buffers"]),
+        ({"groups_asked_here": 1024}, ["rank 0 has to take part in 1,024 makings of process gro"]),
+    ],
+)
+def test_groups_are_bounded(fields: dict[str, int], says: list[str]):
+    found = sentences(stepped(**fields))
+    assert len(found) == len(says)
+    assert all(map(str.startswith, found, says))
 
 
 def test_a_host_that_waits_in_every_micro_batch():

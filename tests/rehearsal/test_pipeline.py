@@ -21,7 +21,7 @@ from dsv3_plugin.rehearsal.report import Finding, Issued, Messages, RankReport, 
 from dsv3_plugin.rehearsal.stepped import SteppedPipeline, SteppedRank
 from dsv3_plugin.report.rehearsal import grids
 from dsv3_plugin.report.rehearsal.mapping import mapping
-from dsv3_plugin.report.rehearsal.sentences import in_the_end, in_time, pipelines
+from dsv3_plugin.report.rehearsal.sentences import in_the_end, in_time, of_all, pipelines
 
 PIPELINE = (
     "parallel.processes=4",
@@ -104,11 +104,10 @@ def test_who_waits_how_long_and_who_is_slowest_is_told(report):
     plan = make_plan(recipe, cluster, cluster.machine)
     case = step_cases(recipe)[-1]
     phase = next(phase for phase in plan.phases if phase.name == case.phase)
-    stepped = SteppedRank(
-        case, RankReport(2, 2, memory={"weights": 1}), phase.ranks[2], 10**9, 0, 0
-    )
+    built = RankReport(2, 2, memory={"weights": 1}, groups=30, groups_asked_here=2)
+    stepped = SteppedRank(case, built, phase.ranks[2], 10**9, 0, 0)
     found = Rehearsal(
-        "tiny", 4, cluster, "the CPU host", plan, RankReport(0, 0), (stepped,),
+        "tiny", 4, cluster, "the CPU host", plan, (stepped,),
         (SteppedPipeline(case, report),), (),
     )  # fmt: skip
     share = report.messages.waiting[2] / report.messages.makespan
@@ -116,6 +115,11 @@ def test_who_waits_how_long_and_who_is_slowest_is_told(report):
     assert grids.stages(found).rows[0][-1] == f"{100 * share:.1f}"
     assert mapping(found)["ranks"][0]["waiting"] == share
     busiest = max(phase.ranks, key=lambda rank: rank.busy_seconds)
+    assert of_all(found)[0] == (
+        "A rank is in up to 30 process groups (128 are bearable), and takes part in up to 2 "
+        "makings of groups beside Megatron's (128)."
+    )
+    assert of_all(found)[1:] == pipelines(found)
     assert pipelines(found)[0] == (
         f"{case.schedule}: pipeline rank {busiest.pipeline_rank} is the slowest, busy for "
         f"{figure_text(busiest.busy_seconds)} s."

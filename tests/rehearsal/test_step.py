@@ -33,7 +33,7 @@ def test_tiny_is_rehearsed_on_the_cpu(dsv3: Callable[..., Said], tmp_path: Path)
         part: rank["planned"][part] for part in states
     }
     assert rank["operations"]["kernels"] > 1000
-    assert rank["messages"] > 0
+    assert rank["collectives"] > 0
     text = page.read_text(encoding="utf-8")
     assert "It would run." in text
     assert text.count("<svg") == 1
@@ -80,6 +80,7 @@ def test_a_rank_of_the_full_recipe_is_as_planned_and_has_five_to_spare_where_exp
         (["pretrain/tiny", "no.such=1"], "unknown key 'no'"),
         (["deepseek-v3"], "nearest: 'pretrain/deepseek-v3'"),
         (["pretrain/deepseek-v3", "--cluster", "nowhere"], "nowhere"),
+        (["pretrain/deepseek-v3", "--cluster", "mi300x"], "MI300X 192GB is no CUDA device"),
     ],
 )
 def test_what_cannot_be_rehearsed_is_said(

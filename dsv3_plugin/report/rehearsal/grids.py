@@ -42,6 +42,8 @@ def stages(rehearsal: Rehearsal) -> Grid:
 def memory(rehearsal: Rehearsal) -> Grid:
     """The fullest rank by part, rehearsed and planned."""
     fullest = max(rehearsal.ranks, key=lambda rank: rank.total)
+    several = len({rank.case.schedule for rank in rehearsal.stepped}) > 1
+    step = f" in {fullest.case.schedule}" if several else ""
     unit = unit_for(fullest.total)
     planned = fullest.planned.memory_bytes
     rows = tuple(
@@ -49,7 +51,8 @@ def memory(rehearsal: Rehearsal) -> Grid:
         for part, label in _shown([fullest])
     )
     total = ("in all", unit.text(fullest.total), unit.text(sum(planned.values())))
-    return Grid((f"rank {fullest.report.rank}, {unit.name}", "rehearsed", "planned"), rows, total)
+    header = f"rank {fullest.report.rank}{step}, {unit.name}"
+    return Grid((header, "rehearsed", "planned"), rows, total)
 
 
 def work(rehearsal: Rehearsal) -> Grid:
@@ -61,12 +64,11 @@ def work(rehearsal: Rehearsal) -> Grid:
             f"{operations.bytes / 1e9:,.0f}",
             f"{len(rank.report.collectives):,}",
             f"{sum(rank.report.synchronisations.values()):,}",
-            f"{rank.report.groups:,}",
         )
         for rank in rehearsal.ranks
         if (operations := rank.report.operations) is not None
     )
-    header = ("rank", "kernels", "GB moved", "messages", "host\nwaits", "groups")
+    header = ("rank", "kernels", "GB moved", "collectives", "host\nwaits")
     return Grid(header, rows)
 
 

@@ -43,6 +43,7 @@ def _rank(rank: SteppedRank, rehearsal: Rehearsal) -> dict[str, Any]:
         "moments": report.moments,
         "operations": None if report.operations is None else asdict(report.operations),
         "host_waits": report.synchronisations,
-        "messages": len(report.collectives),
+        "collectives": len(report.collectives),
         "groups": report.groups,
+        "groups_asked_here": report.groups_asked_here,
     }

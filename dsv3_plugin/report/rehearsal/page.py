@@ -21,7 +21,7 @@ def page(rehearsal: Rehearsal) -> str:
         where=sentences.where(rehearsal),
         in_the_end=sentences.in_the_end(rehearsal),
         findings=rehearsal.findings,
-        pipelines=sentences.pipelines(rehearsal),
+        lines=sentences.of_all(rehearsal),
         bars=bars_of_memory(rows, rehearsal.cluster) if rows else None,
         grids=grids,
         begin=begin,

@@ -2,6 +2,7 @@
 
 from dsv3_plugin.numbers import figure_text
 from dsv3_plugin.planner.plan import RankPlan
+from dsv3_plugin.rehearsal.findings import MOST_ASKED, MOST_GROUPS
 from dsv3_plugin.rehearsal.rehearsal import Rehearsal
 from dsv3_plugin.rehearsal.report import Finding, Messages
 
@@ -52,6 +53,23 @@ def slowest(schedule: str, place: RankPlan) -> str:
         f"{schedule}: pipeline rank {place.pipeline_rank} is the slowest, busy for "
         f"{figure_text(place.busy_seconds)} s."
     )
+
+
+def groups(rehearsal: Rehearsal) -> str:
+    """Process groups of the rank that has most of them, and what is bearable."""
+    reports = [rank.report for rank in rehearsal.stepped]
+    return (
+        f"A rank is in up to {max(report.groups for report in reports)} process groups "
+        f"({MOST_GROUPS} are bearable), and takes part in up to "
+        f"{max(report.groups_asked_here for report in reports)} makings of groups beside "
+        f"Megatron's ({MOST_ASKED})."
+    )
+
+
+def of_all(rehearsal: Rehearsal) -> list[str]:
+    """What goes for all ranks that were rehearsed."""
+    told = [groups(rehearsal)] if rehearsal.stepped else []
+    return told + pipelines(rehearsal)
 
 
 def pipelines(rehearsal: Rehearsal) -> list[str]:

@@ -14,7 +14,7 @@ def verdict(rehearsal: Rehearsal) -> Group:
     if rehearsal.stepped:
         for grid in (grids.stages(rehearsal), grids.memory(rehearsal), grids.work(rehearsal)):
             shown += [grid.table(), Text()]
-    if lines := sentences.pipelines(rehearsal):
+    if lines := sentences.of_all(rehearsal):
         shown += [*map(Text, lines), Text()]
     shown += [Text(printable(sentences.sentence(finding))) for finding in rehearsal.findings]
     shown.append(Text(sentences.in_the_end(rehearsal), "bold"))
