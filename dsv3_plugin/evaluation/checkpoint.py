@@ -86,7 +86,7 @@ class Evaluated:
 
     def proceed(self, tokens: Sequence[int], count: int, stop: int) -> list[int]:
         """The likeliest tokens behind others, at most so many, none from `stop` on."""
-        return [*generate(self.model, tokens, max_new_tokens=count, stop=stop)]
+        return [*generate(self.model, tokens, max_new_tokens=count, stop=[stop])]
 
 
 @dataclass(frozen=True)

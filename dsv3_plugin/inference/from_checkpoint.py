@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from dsv3_plugin.checkpoint import tracker, trained_on
+from dsv3_plugin.checkpoint.conversion.tokenizer_files import end_ids
 from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.data.chat.template import open_template
@@ -96,7 +97,7 @@ def continue_text(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        stop=tokenizer.eos_id,
+        stop=end_ids(tokenizer.folder, tokenizer.eos_id),
     )
     if not chat:
         yield prompt

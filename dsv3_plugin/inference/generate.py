@@ -1,6 +1,6 @@
 """One text, one token at a time, by an engine of its own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from megatron.core.models.gpt.gpt_model import GPTModel
 
@@ -18,7 +18,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    stop: int | None = None,
+    stop: Collection[int] = (),
 ) -> Iterator[int]:
     """Continue a text. What is wrong is said here, before the first token is asked for.
 
@@ -29,7 +29,7 @@ def generate(
         temperature: divides the logits before sampling; 0 takes the likeliest token.
         top_p: sample from the smallest set of tokens whose probabilities sum to this.
         seed: of the sampling.
-        stop: a token that ends the text; it is not yielded.
+        stop: tokens that end the text; none of them is yielded.
 
     Raises:
         UserError: the prompt is empty, or prompt and new tokens exceed the model's positions.
@@ -45,16 +45,16 @@ def generate(
         temperature=temperature,
         top_p=top_p,
         seed=seed,
-        stop_tokens=frozenset() if stop is None else frozenset({stop}),
+        stop_tokens=frozenset(stop),
     )
     engine = Engine(model, EngineSettings(CacheShape.of(model.config).bytes_for([length])))
     engine.add(Request(tuple(prompt), sampling))
     return _tokens(engine, stop)
 
 
-def _tokens(engine: Engine, stop: int | None) -> Iterator[int]:
+def _tokens(engine: Engine, stop: Collection[int]) -> Iterator[int]:
     while engine.busy:
         for progress in engine.step():
             for report in progress.reports:
-                if report.token != stop:
+                if report.token not in stop:
                     yield report.token

@@ -12,6 +12,7 @@ from dsv3_plugin.checkpoint import trained_on
 from dsv3_plugin.checkpoint.conversion.config_json import HF_CONFIG
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import CARRIED
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER, TrainedOn
+from dsv3_plugin.data.chat.template import TEMPLATE_FILE
 from dsv3_plugin.data.run_data import RunData
 from dsv3_plugin.data.tokenizer_folder import copy_tokenizer, digests
 from dsv3_plugin.files.atomic import replace_file
@@ -19,6 +20,8 @@ from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.links import inside
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.sections import Data
+from dsv3_plugin.training.generation_settings import write_generation_settings
 
 
 def write_description(recipe: Recipe, data: RunData, weights: Path | None) -> None:
@@ -44,7 +47,7 @@ def write_description(recipe: Recipe, data: RunData, weights: Path | None) -> No
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "model.yaml", recipe.model.to_yaml().encode())
         replace_file(folder / "recipe.yaml", recipe.to_yaml().encode())
-        _carry(weights, folder, data)
+        _carry(weights, folder, data, recipe.data)
         tokenizer = inside(folder, TOKENIZER)
         trained_on.write(
             folder,
@@ -56,8 +59,12 @@ def write_description(recipe: Recipe, data: RunData, weights: Path | None) -> No
         )
 
 
-def _carry(weights: Path | None, folder: Path, data: RunData) -> None:
-    """Put what goes with weights beside those that will be trained from them."""
+def _carry(weights: Path | None, folder: Path, data: RunData, settings: Data) -> None:
+    """Put what goes with weights beside those that will be trained from them.
+
+    A model that is trained on conversations is asked as it was trained: by that template, until its
+    turn ends.
+    """
     theirs = None if weights is None else inside(weights, TOKENIZER)
     if weights == folder and digests(theirs):
         return
@@ -66,6 +73,9 @@ def _carry(weights: Path | None, folder: Path, data: RunData) -> None:
             copy_tokenizer(theirs, new, CARRIED)
         else:
             copy_tokenizer(data.tokenizer_dir, new)
+        if settings.packing == "conversations":
+            copy_tokenizer(data.tokenizer_dir, new, (TEMPLATE_FILE,))
+            write_generation_settings(new, settings.template_arguments)
     if weights in (None, folder):
         return
     if inside(weights, HF_CONFIG).is_file():

@@ -43,7 +43,7 @@ def test_equals_transformers(name):
 def test_stop_token_ends_the_text(model):
     text = list(generate(model, [5, 17, 60], max_new_tokens=20))
     stop = text[7]
-    stopped = list(generate(model, [5, 17, 60], max_new_tokens=20, stop=stop))
+    stopped = list(generate(model, [5, 17, 60], max_new_tokens=20, stop=[stop]))
     assert stopped == text[: text.index(stop)]
 
 

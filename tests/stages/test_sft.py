@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dsv3_plugin.checkpoint import export_hf
 from tests.small_runs import Command, records
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role == 'user' %}<｜User｜>{{ message.content }}"
+    "{% else %}<｜Assistant｜>{{ message.content }}<｜▁pad▁｜>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
+)
+"""Ends a turn by another token than ends a document."""
 
 TUNED = {
     "base": "small.yaml",
@@ -56,10 +65,11 @@ def tuning(recipe, trained):
         {"messages": [{"role": "user", "content": "?"}]},
         {"prompt": "long", "response": "x " * 99},
     ]
-    chat = recipe.with_name("chat.jsonl")
+    chat, template = (recipe.with_name(name) for name in ("chat.jsonl", "turns.jinja"))
     chat.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    template.write_text(TEMPLATE)
     path = recipe.with_name("tuned.yaml")
-    data = TUNED["data"] | {"corpus": str(chat)}
+    data = TUNED["data"] | {"corpus": str(chat), "template": str(template)}
     path.write_text(yaml.safe_dump(TUNED | {"from": str(trained.folder), "data": data}))
     return path
 
@@ -135,7 +145,8 @@ def test_the_first_held_out_loss_is_the_parents(
 def test_frozen_parts_stay(tuning, tuned, trained, dsv3, tmp_path):
     ended = Command.forked(
         "train", tuning, f"directory={tmp_path}/run", "mtp=freeze", "router=freeze",
-        "training.epochs=null", "training.steps=2", "curves.learning_rate=1e-3",
+        "data.template=null", "training.epochs=null", "training.steps=2",
+        "curves.learning_rate=1e-3",
     ).end()  # fmt: skip
     assert ended.code == 0, ended.output
     export_hf(trained.checkpoints, tmp_path / "before")
@@ -153,16 +164,32 @@ def test_frozen_parts_stay(tuning, tuned, trained, dsv3, tmp_path):
 
 
 def test_the_export_answers_in_transformers_by_its_own_template(tuned, dsv3, tmp_path):
-    folder, _ = tuned
-    assert dsv3("export", folder / "checkpoints", tmp_path / "hf").code == 0
+    checkpoints = shutil.copytree(tuned[0] / "checkpoints", tmp_path / "checkpoints")
+    assert dsv3("export", checkpoints, tmp_path / "hf").code == 0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.chat_template == TEMPLATE
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    ends = [tokenizer.pad_token_id, tokenizer.eos_token_id]
+    assert model.generation_config.eos_token_id == ends
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "2 + 3?"}], add_generation_prompt=True, return_tensors="pt"
     )["input_ids"]
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
-    theirs = model.generate(asked, max_new_tokens=8, do_sample=False)[0, asked.shape[1] :]
-    ours = dsv3(
-        "generate", "--checkpoint", folder / "checkpoints", "--prompt", "2 + 3?", "--chat",
-        "--max-new-tokens", "8",
-    )  # fmt: skip
-    assert ours.out.strip() == tokenizer.decode(theirs).strip()
+
+    def answers():
+        theirs = model.generate(asked, max_new_tokens=8, do_sample=False)[0, asked.shape[1] :]
+        ours = dsv3(
+            "generate", "--checkpoint", checkpoints, "--prompt", "2 + 3?", "--chat",
+            "--max-new-tokens", "8",
+        )  # fmt: skip
+        return ours.out.strip(), theirs.tolist()
+
+    ours, theirs = answers()
+    assert ours == tokenizer.decode(theirs).strip()
+    # By whichever token an answer ends, both take it from what lies with the tokenizer.
+    ends = theirs[-1]
+    settings = checkpoints / "tokenizer" / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token_id": [0, ends]}))
+    model.generation_config.eos_token_id = [0, ends]
+    ours, shorter = answers()
+    assert shorter == theirs[: theirs.index(ends) + 1]
+    assert ours == tokenizer.decode(shorter[:-1]).strip()

@@ -7,7 +7,10 @@ from dsv3_plugin.data.tokenizer_folder import TOKENIZER_FILES
 from dsv3_plugin.files import json_text
 from dsv3_plugin.files.links import inside
 
-CARRIED = (*TOKENIZER_FILES, "generation_config.json")
+GENERATION_CONFIG = "generation_config.json"
+"""How a model is asked, and by which tokens its answer ends."""
+
+CARRIED = (*TOKENIZER_FILES, GENERATION_CONFIG)
 """What of it travels with the weights."""
 
 _SPECIAL = ("bos", "eos", "pad")
@@ -18,9 +21,9 @@ TOKEN_IDS = frozenset(f"{kind}_token_id" for kind in _SPECIAL)
 
 def token_ids(tokenizer: Path) -> dict[str, int]:
     """Ids of the beginning, end and padding tokens, as far as the tokenizer's folder tells."""
-    generation = _read_json(inside(tokenizer, "generation_config.json"))
-    config = _read_json(inside(tokenizer, "tokenizer_config.json"))
-    added = _read_json(inside(tokenizer, "tokenizer.json")).get("added_tokens")
+    generation = read_json(inside(tokenizer, GENERATION_CONFIG))
+    config = read_json(inside(tokenizer, "tokenizer_config.json"))
+    added = read_json(inside(tokenizer, "tokenizer.json")).get("added_tokens")
     known = {
         token.get("content"): token.get("id")
         for token in (added if isinstance(added, list) else [])
@@ -37,7 +40,19 @@ def token_ids(tokenizer: Path) -> dict[str, int]:
     return ids
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def end_ids(tokenizer: Path, eos_id: int) -> frozenset[int]:
+    """The tokens that end what a model says, as transformers takes them.
+
+    Args:
+        tokenizer: its folder, with a `generation_config.json` perhaps.
+        eos_id: the token that ends a document, where that says nothing.
+    """
+    said = token_ids(tokenizer).get("eos_token_id")
+    ids = [one for one in (said if isinstance(said, list) else [said]) if isinstance(one, int)]
+    return frozenset(ids or [eos_id])
+
+
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one if there is none to read."""
     try:
         return json_text.read_object(path)

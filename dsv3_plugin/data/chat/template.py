@@ -77,6 +77,21 @@ class ChatTemplate:
         """
         return self._apply(conversation, where, add_generation_prompt=True)[0]
 
+    def ending(self) -> str:
+        """What is written behind the last turn of an assistant, by which it ends.
+
+        Empty where that cannot be told: the template knows no such conversation, or changes what
+        the assistant has said.
+        """
+        said = "answer"
+        turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": said}]
+        try:
+            text, _ = self._apply(Conversation(turns), "an example")
+        except UserError:
+            return ""
+        _, found, after = text.rpartition(said)
+        return after if found else ""
+
     def _by_prompts(self, conversation: Conversation, text: str, where: str) -> tuple[Span, ...]:
         """Each turn of an assistant: what follows the prompt that asks for it."""
         places = conversation.assistant_turns
