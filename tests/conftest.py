@@ -39,6 +39,16 @@ def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(recipe, folder, Command.forked("train", recipe, f"directory={folder}").end())
 
 
+@pytest.fixture(scope="session")
+def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a Hugging Face folder."""
+    from dsv3_plugin.checkpoint import export_hf  # brings torch
+
+    folder = tmp_path_factory.mktemp("exported") / "hf"
+    export_hf(trained.checkpoints, folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class Said:
     """How a command ended, and what it said."""

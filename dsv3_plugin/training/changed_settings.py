@@ -18,6 +18,11 @@ _KEPT = {
 }
 """A run keeps them for as long as it lasts, for these reasons."""
 
+_KEPT_OF_CONVERSATIONS = {
+    "parallel.context": "to multiples of which its conversations are padded, and so packed",
+}
+"""And these, where conversations are packed."""
+
 _DATA = ("corpus", "text_key", "fim_rate", "held_out", "tokenizer.vocab_size")
 """Of these its data are made."""
 
@@ -32,7 +37,8 @@ def refuse_other_settings(recipe: Recipe) -> None:
         UserError: they cannot; the sentence says what to restore.
     """
     changed = _changed(recipe)
-    for key, why in _KEPT.items():
+    of_conversations = recipe.data.packing == "conversations"
+    for key, why in (_KEPT | (_KEPT_OF_CONVERSATIONS if of_conversations else {})).items():
         if key in changed:
             before, _ = changed[key]
             raise UserError(

@@ -1,6 +1,7 @@
 """A pretrained model goes on with longer sequences, from whatever keeps its weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from dsv3_plugin.checkpoint import export_hf
 from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.evaluation.checkpoint import Evaluated, Place
 from dsv3_plugin.evaluation.from_checkpoint import losses_of
@@ -85,13 +85,12 @@ def test_the_first_held_out_loss_is_that_of_the_parent_at_these_positions(extend
     ],
 )
 def test_the_first_held_out_loss_is_the_parents(
-    longer, extended, trained, tmp_path, begins, overrides
+    longer, extended, trained, exported, tmp_path, begins, overrides
 ):
     """Weights, and nothing but weights, from every form and under every layout."""
     source = trained.folder
     if begins == "hugging face":
-        source = tmp_path / "hf"
-        export_hf(trained.checkpoints, source)
+        source = shutil.copytree(exported, tmp_path / "hf")
     ended = Command.forked(
         "train", longer, f"from={source}", f"directory={tmp_path}/run",
         f"data.path={extended}/data", "training.eval_steps=2", *overrides,
@@ -137,13 +136,12 @@ def test_an_extended_model_is_itself_in_transformers(extended, dsv3, tmp_path):
 
 
 def test_a_parent_that_is_replaced_before_any_step_leaves_nothing(
-    longer, extended, trained, tmp_path
+    longer, extended, trained, exported, tmp_path
 ):
     """Neither its weights nor its config.json, from which an export would go on."""
-    export_hf(trained.checkpoints, tmp_path / "hf")
     folder = RunFolder(tmp_path / "run")
     folder.parent.parent.mkdir()
-    for source, imported in ((tmp_path / "hf", True), (trained.folder, False)):
+    for source, imported in ((exported, True), (trained.folder, False)):
         recipe = load_recipe(
             longer, [f"from={source}", f"directory={tmp_path}/run", f"data.path={extended}/data"]
         )

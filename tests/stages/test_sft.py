@@ -3,15 +3,20 @@
 import json
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from megatron.core.datasets.utils import Split
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dsv3_plugin.checkpoint import export_hf
-from tests.small_runs import Command, records
+from dsv3_plugin.data.chat.epochs import Epochs
+from dsv3_plugin.data.chat.packs import Conversations, PackedConversations, sequences_in
+from dsv3_plugin.recipe.load import load_recipe
+from tests.small_runs import Command, numbers, records, steps_taken
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -126,13 +131,10 @@ def test_evaluations_say_how_often_drafts_are_the_models_own(tuned):
     ],
 )  # fmt: skip
 def test_the_first_held_out_loss_is_the_parents(
-    tuning, tuned, trained, tmp_path, begins, overrides
+    tuning, tuned, trained, exported, tmp_path, begins, overrides
 ):
     """Weights, and nothing but weights, from every form and under every layout."""
-    source = trained.folder
-    if begins == "hugging face":
-        source = tmp_path / "hf"
-        export_hf(trained.checkpoints, source)
+    source = trained.folder if begins == "run" else exported
     ended = Command.forked(
         "train", tuning, f"from={source}", f"directory={tmp_path}/run",
         "training.epochs=null", "training.steps=1", "curves.learning_rate=1e-4", *overrides,
@@ -142,19 +144,55 @@ def test_the_first_held_out_loss_is_the_parents(
     assert losses(tmp_path / "run", "validation_loss")[0] == pytest.approx(expected, abs=1e-6)
 
 
-def test_frozen_parts_stay(tuning, tuned, trained, dsv3, tmp_path):
+def test_the_loss_is_transformers_on_the_same_tokens_and_mask(tuning, tuned, exported):
+    held_out = Conversations([tuned[0] / "data" / "held_out"])
+    recipe = load_recipe(str(tuning), ["data.sequences=1000"])
+    order = Epochs(held_out.lengths, None, 64, 1, recipe.training.seed)
+    read = range(2 * 4)  # eval_steps of the batch
+    rows = PackedConversations(
+        held_out, order, Split.valid, samples=sequences_in(order.epoch(0)), number=None, padding=0
+    )
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    total = count = 0
+    for place in read:
+        for number in rows.members(place % len(rows)):
+            ids, learned = (torch.from_numpy(each.astype("int64")) for each in held_out[number])
+            labels = ids.masked_fill(learned == 0, -100)
+            with torch.no_grad():
+                mean = model(ids[None], labels=labels[None]).loss
+            total += float(mean) * int(learned[1:].sum())
+            count += int(learned[1:].sum())
+    assert losses(tuned[0], "validation_loss")[0] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_a_killed_run_goes_on_with_the_conversations_that_it_had_not_read(tuning, tuned, tmp_path):
+    run = tmp_path / "run"
+    words = ("train", tuning, f"directory={run}", f"data.path={tuned[0]}/data",
+             "checkpoint.interval=2")  # fmt: skip
+    started = Command.forked(*words).when(lambda: steps_taken(run) >= 3)
+    assert started.send(signal.SIGKILL).end().code == -signal.SIGKILL
+    ended = Command.forked(*words).end()
+    assert ended.code == 0, ended.output
+    assert "Going on from step " in ended.output
+    assert numbers(run) == numbers(tuned[0])
+
+    ended = Command.forked(*words, "parallel.context=2").end()
+    assert ended.code == 2
+    assert "was written with parallel.context: 1, to multiples of which" in ended.output
+
+
+def test_frozen_parts_stay(tuning, tuned, trained, exported, tmp_path):
     ended = Command.forked(
         "train", tuning, f"directory={tmp_path}/run", "mtp=freeze", "router=freeze",
         "data.template=null", "training.epochs=null", "training.steps=2",
         "curves.learning_rate=1e-3",
     ).end()  # fmt: skip
     assert ended.code == 0, ended.output
-    export_hf(trained.checkpoints, tmp_path / "before")
     export_hf(tmp_path / "run" / "checkpoints", tmp_path / "after")
     from safetensors.torch import load_file
 
     before, after = (
-        load_file(next((tmp_path / name).glob("*.safetensors"))) for name in ("before", "after")
+        load_file(next(folder.glob("*.safetensors"))) for folder in (exported, tmp_path / "after")
     )
     ahead = "model.layers.2."
     for name, tensor in before.items():

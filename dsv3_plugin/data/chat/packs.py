@@ -81,7 +81,7 @@ class PackedConversations(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
             "padding_mask": torch.ones(room, dtype=torch.bool),
         }
         start = 0
-        for number in self._members(index):
+        for number in self.members(index):
             ids, learned = self._conversations[number]
             count, places = len(ids), -(-len(ids) // multiple) * multiple
             tokens = torch.from_numpy(ids.astype(numpy.int64))
@@ -94,7 +94,7 @@ class PackedConversations(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         row["position_ids"][start:] = torch.arange(room - start)
         return row
 
-    def _members(self, index: int) -> list[int]:
+    def members(self, index: int) -> list[int]:
         """The conversations of a sequence."""
         epoch, before = 0, 0
         while True:
