@@ -16,7 +16,7 @@ from megatron.core.transformer.pipeline_parallel_layer_layout import PipelinePar
 from megatron.core.utils import get_batch_on_this_cp_rank, get_batch_on_this_tp_rank
 from megatron.training import get_args
 
-from dsv3_plugin.distributed.packs import packs_of
+from dsv3_plugin.distributed.packs import packs_of, samples_of
 from dsv3_plugin.distributed.zigzag import Zigzag, taken
 
 Sample = dict[str, torch.Tensor | None]
@@ -164,11 +164,8 @@ def get_packs(samples: Iterator[Sample], inputs: StageInputs) -> Batch:
     """
     read = next(samples)
     group = parallel_state.get_context_parallel_group()
-    packs = packs_of(
-        *(read[key] for key in ("position_ids", "padding_mask", "loss_mask")),
-        group.rank(),
-        group.size(),
-    )
+    ends = (read[key] for key in ("position_ids", "padding_mask", "loss_mask"))
+    packs = packs_of(samples_of(*ends, group.rank(), group.size()))
     kept = ("tokens", "position_ids") * inputs.tokens + ("labels", "loss_mask") * inputs.labels
     row = {key: read[key].reshape(1, -1) for key in kept}
     if group.size() > 1:

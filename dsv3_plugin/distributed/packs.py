@@ -101,9 +101,24 @@ def sample_lengths(tokens: int, packed: PackedSeqParams) -> tuple[int, ...]:
     return tuple(b - a for a, b in pairwise([*ends, tokens]) if b > a)
 
 
-def packs_of(
+@dataclass(frozen=True)
+class Samples:
+    """The samples of a micro-batch as the host counts them, for one context-parallel rank.
+
+    Attributes: see `Packs`; all tensors are on the host.
+    """
+
+    ends: tuple[int, ...]
+    numbers: Tensor
+    left: Tensor
+    lengths: Tensor
+    weights: Tensor
+    learned: Tensor
+
+
+def samples_of(
     positions: Tensor, padding: Tensor, loss_mask: Tensor, zigzag_rank: int = 0, ranks: int = 1
-) -> Packs:
+) -> Samples:
     """The samples of sequences whose positions begin anew with each.
 
     Args:
@@ -127,22 +142,24 @@ def packs_of(
     if ranks > 1:
         rows = Zigzag(zigzag_rank, ranks, tuple(b - a for a, b in pairwise(ends))).rows()
         numbers, left = taken(numbers, rows), taken(left, rows)
-    boundaries = torch.tensor(ends, dtype=torch.int32)
-    longest = max(b - a for a, b in pairwise(ends))
-    on_device = {
-        "numbers": numbers,
-        "left": left,
-        "lengths": lengths,
-        "weights": weights,
-        "learned": (loss_mask.sum() / ranks).clamp(min=1),
-        "cu_seqlens_q": boundaries,
-    }
-    moved = {name: each.to("cuda", non_blocking=True) for name, each in on_device.items()}
+    learned = (loss_mask.sum() / ranks).clamp(min=1)
+    return Samples(ends, numbers, left, lengths, weights, learned)
+
+
+def packs_of(samples: Samples) -> Packs:
+    """Samples as upstream and routers meet them, on this process's device."""
+    boundaries = torch.tensor(samples.ends, dtype=torch.int32).to("cuda", non_blocking=True)
+    longest = max(b - a for a, b in pairwise(samples.ends))
     return Packs(
         qkv_format="thd",
-        cu_seqlens_kv=moved["cu_seqlens_q"],
+        cu_seqlens_q=boundaries,
+        cu_seqlens_kv=boundaries,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
-        ends=ends,
-        **moved,
+        ends=samples.ends,
+        numbers=samples.numbers.to("cuda", non_blocking=True),
+        left=samples.left.to("cuda", non_blocking=True),
+        lengths=samples.lengths.to("cuda", non_blocking=True),
+        weights=samples.weights.to("cuda", non_blocking=True),
+        learned=samples.learned.to("cuda", non_blocking=True),
     )

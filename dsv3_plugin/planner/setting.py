@@ -47,7 +47,11 @@ class Setting:
         executor: who runs the pipeline schedule.
         overlapped_reduction: gradients are reduced, and parameters gathered, while others are
             computed (upstream's `--overlap-grad-reduce`).
-        fused_router: the choice of experts is one kernel (`--moe-router-fusion`).
+        fused_router: the choice of experts is one kernel (`--moe-router-fusion`), which knows no
+            samples of a pack.
+        packed: sequences are packs of samples that do not see each other. How long samples are a
+            recipe does not know, so that they are taken to fill their sequences, which is the most
+            that attention can cost.
         fused_loss: the cross-entropy's steps are compiled (`--cross-entropy-loss-fusion`).
         gathers_on_hosts: saving gathers states over gloo, in the hosts' memory.
         imbalance: load of the busiest rank's experts over the mean; 1 is balance.
@@ -76,6 +80,7 @@ class Setting:
     overlapped_reduction: bool = False
     fp8_swiglu_input: bool = False
     fused_router: bool = False
+    packed: bool = False
     fused_loss: bool = False
     gathers_on_hosts: bool = False
     imbalance: float = 1.0
@@ -92,6 +97,7 @@ class Setting:
         """
         parallel, precision, dispatch = recipe.parallel, recipe.precision, recipe.dispatch
         per_node = dispatch.ranks_per_node
+        packed = recipe.data.packing == "conversations"
         return cls(
             model=recipe.model,
             seq_length=recipe.data.seq_length,
@@ -115,7 +121,8 @@ class Setting:
             executor=recipe.executor,
             overlapped_reduction=recipe.passed_flags.get("overlap-grad-reduce") is True,
             fp8_swiglu_input=precision.swiglu_input == "fp8",
-            fused_router=chosen("moe-router-fusion", recipe, machine),
+            fused_router=not packed and chosen("moe-router-fusion", recipe, machine),
+            packed=packed,
             fused_loss=chosen("cross-entropy-loss-fusion", recipe, machine),
             gathers_on_hosts=chosen(
                 "distrib-optim-fully-reshardable-mem-efficient", recipe, machine

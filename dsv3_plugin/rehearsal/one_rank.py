@@ -8,18 +8,16 @@ values.
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from megatron.core.rerun_state_machine import RerunDataIterator
 from megatron.training import get_args
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from dsv3_plugin.checkpoint.restricted import restricted_reading
-from dsv3_plugin.data.batch import Sample
 from dsv3_plugin.dispatch.moe_layer import MoELayer
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.pipeline.chunks import PlacedLayout
@@ -35,6 +33,7 @@ from dsv3_plugin.rehearsal.parts import claim_states, tell_makers_apart
 from dsv3_plugin.rehearsal.refusal import refusal
 from dsv3_plugin.rehearsal.report import RankReport, Request
 from dsv3_plugin.rehearsal.routing import even_routing, skewed_routing
+from dsv3_plugin.rehearsal.samples import give_samples
 from dsv3_plugin.rehearsal.storages import Storages
 from dsv3_plugin.rehearsal.sums import Sums
 from dsv3_plugin.rehearsal.te.kernels import Kernel
@@ -112,7 +111,7 @@ def _built_and_stepped(
         count_waits(observer, replacer)
     _answer_reading(observer, replacer)
     _let_messages_leave(replacer)
-    _give_samples(run.recipe, replacer)
+    give_samples(run.recipe, known, replacer)
     all_experts = _give_routing(run.recipe, known, request, replacer)
     watch = _Watch(storages, [kernels, observer], sums, accumulation, world, all_experts)
     stage = dataclasses.replace(stage_named(run.recipe.stage)(run), hooks=[watch])
@@ -302,32 +301,6 @@ def _let_messages_leave(replacer: Replacer) -> None:
         return works
 
     replacer.wrap("dsv3_plugin.pipeline.p2p:batch_isend_irecv", posted)
-
-
-def _give_samples(recipe: Recipe, replacer: Replacer) -> None:
-    """Batches of the right shape, in place of a dataset's."""
-    shape = (recipe.training.micro_batch_size, recipe.data.seq_length)
-
-    def samples() -> Iterator[Sample]:
-        while True:
-            numbers = torch.zeros(shape, dtype=torch.int64)
-            yield {
-                "tokens": numbers,
-                "labels": numbers,
-                "position_ids": numbers,
-                "loss_mask": torch.ones(shape),
-                "padding_mask": torch.zeros(shape, dtype=torch.bool),
-                "attention_mask": None,
-            }
-
-    def iterators(*args: Any, **kwargs: Any) -> tuple[Any, None, None]:
-        from megatron.training import get_args
-
-        settings = get_args()
-        settings.do_train, settings.do_valid, settings.do_test = True, False, False
-        return RerunDataIterator(samples()), None, None
-
-    replacer.set("megatron.training.training:build_train_valid_test_data_iterators", iterators)
 
 
 def _give_routing(recipe: Recipe, known: KnownValues, request: Request, replacer: Replacer) -> bool:

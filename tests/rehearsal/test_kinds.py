@@ -37,3 +37,13 @@ def test_a_rank_takes_its_step(kind: str) -> None:
     assert report.groups_asked_here <= MOST_ASKED
     assert sum(report.memory.values()) > sum(report.states.values()) > 0
     assert report.without_gradient == report.overwritten == ()
+
+
+def test_a_rank_takes_its_step_on_packs() -> None:
+    """Where samples end is read by the host, and so it is known."""
+    ours = ("parallel.processes=4", "parallel.context=2", "pipeline.schedule=dualpipe_v")
+    divided = (*ours, "curves.batch_size=16", "parallel.expert=2", "parallel.pipeline=2")
+    (report,) = forked_child.reports([Request("sft/tiny", divided, "cpu", 0, 4)])
+    assert report.findings == ()
+    assert sum(report.memory.values()) > sum(report.states.values()) > 0
+    assert report.without_gradient == report.overwritten == ()

@@ -50,6 +50,20 @@ def _two_hop(setting: Setting) -> bool:
     return setting.dispatcher == "two_hop"
 
 
+def _balanced(setting: Setting) -> bool:
+    return setting.model.moe_router_load_balancing_type != "none"
+
+
+def _as_wide_as_keys(setting: Setting) -> bool:
+    """Whether values are padded: upstream does for packs, since not every kernel takes others."""
+    return setting.packed and whole(setting)
+
+
+def _value_itself(setting: Setting) -> bool:
+    """Whether the values are kept as they are: core attention keeps what it was given."""
+    return whole(setting) and (not setting.packed or _CORE in setting.recompute)
+
+
 _CORE = "core_attn"
 _UP = "mla_up_proj"
 _MOE = "moe"
@@ -77,8 +91,12 @@ ATTENTION = (
     row("cos and sin", "token", lambda z: z.d_R, when=shared),
     row("query", "token", lambda z: z.n * (z.d_h + z.d_R), unless=_UP),
     row("key", "token", lambda z: z.n * (z.d_h + z.d_R), "x", _UP, whole),
-    row("value", "token", lambda z: z.n * z.d_v, "x", _UP, whole),
+    row("value", "token", lambda z: z.n * z.d_v, "x", _UP, _value_itself),
+    row("value, as wide as keys", "token", lambda z: z.n * (z.d_h + z.d_R), "x", _CORE,
+        _as_wide_as_keys),
     row("output of the heads", "token", lambda z: z.n * z.d_v),
+    row("output of the heads, as wide as keys", "token", lambda z: z.n * (z.d_h + z.d_R), "x",
+        _CORE, _as_wide_as_keys),
     row("output of the heads, for the projection", "token", lambda z: z.n * z.d_v, "q",
         when=_delayed),
     row("log of the sum of exponentials", "token", lambda z: z.n, 4, _CORE),
@@ -98,10 +116,11 @@ MOE = (
     row("1 / rms of the norm before the block", "split", lambda z: 1, 4, "norms"),
     row("normed input of the block", "split", lambda z: z.h, unless="norms"),
     row("scores", "split", lambda z: z.E, 4, _MOE),
-    row(
-        "scores of the balance loss", "split", lambda z: z.E + 1, 4, _MOE,
-        lambda setting: setting.model.moe_router_load_balancing_type != "none",
-    ),
+    row("scores of the balance loss", "split", lambda z: z.E + 1, 4, _MOE, _balanced),
+    row("the same, without padding's", "split", lambda z: z.E, 4, _MOE,
+        lambda setting: _balanced(setting) and setting.packed),
+    row("sample of each token", "split", lambda z: 1, 8, _MOE,
+        lambda setting: _balanced(setting) and setting.packed),
     row(
         "chosen experts, their scores, and the sum", "split", lambda z: 3 * z.k + 1, 4, _MOE,
         lambda setting: not setting.fused_router,

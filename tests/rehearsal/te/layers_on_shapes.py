@@ -11,7 +11,6 @@ import json
 import os
 import sys
 from collections import Counter
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -71,7 +70,7 @@ def measured(case: dict[str, Any], kernels: Counter[str]) -> dict[str, Any]:
                 kernels.clear()
                 for parameter in model.parameters():
                     parameter.grad = None
-                kept, loss = forward(model, tokens, pack_of(case), storages)
+                kept, loss = forward(model, tokens, pack_of(case, 0, known), storages)
                 with split.keeping_weights_owed(True):
                     loss.mean().backward()
                 del loss
@@ -131,30 +130,25 @@ def build(case: dict[str, Any]) -> torch.nn.Module:
     return model
 
 
-def pack_of(case: dict[str, Any]) -> Any:
+def pack_of(case: dict[str, Any], rank: int, known: Any) -> Any:
     """The samples of a pack by their tokens and the padding behind each; None: no pack."""
-    from megatron.core.packed_seq_params import PackedSeqParams
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    from dsv3_plugin.distributed.packs import packs_of, samples_of
+    from dsv3_plugin.rehearsal.samples import without_values
 
     if "samples" not in case:
         return None
-    lengths = [tokens + padding for tokens, padding in case["samples"]]
-    ends = {
-        "cu_seqlens": [0, *accumulate(tokens for tokens, _ in case["samples"])],
-        "padded": [0, *accumulate(lengths)],
-    }
-    of = {
-        name: torch.tensor(values, dtype=torch.int32, device="cuda")
-        for name, values in ends.items()
-    }
-    return PackedSeqParams(
-        qkv_format="thd",
-        cu_seqlens_q=of["cu_seqlens"],
-        cu_seqlens_kv=of["cu_seqlens"],
-        cu_seqlens_q_padded=of["padded"],
-        cu_seqlens_kv_padded=of["padded"],
-        max_seqlen_q=max(lengths),
-        max_seqlen_kv=max(lengths),
-    )
+    with _disable_current_modes():
+        within = [torch.arange(tokens + padding) for tokens, padding in case["samples"]]
+        counts = [
+            places < tokens for places, (tokens, _) in zip(within, case["samples"], strict=True)
+        ]
+        learned = torch.cat(counts)
+        samples = samples_of(
+            torch.cat(within), ~learned, learned.float(), rank, case.get("context", 1)
+        )
+    return packs_of(without_values(samples, known))
 
 
 def forward(

@@ -25,6 +25,15 @@ CASES = {
         "context": 8,
     },
 }
+PACKED = {
+    "a pack": {"fp8": "blockwise", "recompute": [], "samples": [[1000, 24], [3072, 0]]},
+    "a pack, recomputed": {
+        "fp8": "blockwise",
+        "recompute": [*ALL, "core_attn"],
+        "samples": [[1000, 24], [3072, 0]],
+    },
+}
+CASES |= PACKED
 PACKS = {
     # Twice 4,096 tokens: three samples, with padding behind two of them.
     "a pack over two ranks": {
@@ -68,7 +77,8 @@ def planned(name: str) -> Setting:
         nvlink_domain=8,
         hide_shared_expert=None,
         executor="ours",
-        fused_router=True,
+        fused_router="samples" not in case,
+        packed="samples" in case,
         fp8_swiglu_input=case.get("swiglu_in_fp8", False),
     )
 
