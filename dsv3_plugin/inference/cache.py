@@ -38,15 +38,18 @@ class CacheShape:
     routed: tuple[int, int] = (0, 0)
 
     @classmethod
-    def of(cls, config: MLATransformerConfig, *, moe_layers: int = 0) -> "CacheShape":
+    def of(
+        cls, config: MLATransformerConfig, *, predictors: int = 0, moe_layers: int = 0
+    ) -> "CacheShape":
         """What a model's layers keep.
 
         Args:
             config: of the model.
+            predictors: layers of multi-token prediction that run too.
             moe_layers: that remember where tokens went.
         """
         return cls(
-            config.num_layers,
+            config.num_layers + predictors,
             config.kv_lora_rank,
             config.qk_pos_emb_head_dim,
             config.params_dtype,

@@ -21,9 +21,11 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.answers import Answer, TextOf
 from dsv3_plugin.inference.attention import HeadShape, Rotation
 from dsv3_plugin.inference.batch import Batch, Span, batch_of
 from dsv3_plugin.inference.cache import CacheShape, LatentCache
+from dsv3_plugin.inference.drawing import Place, drawn_tokens, formed_logits, reports_of
 from dsv3_plugin.inference.forward import (
     Weights,
     hidden_states,
@@ -32,17 +34,9 @@ from dsv3_plugin.inference.forward import (
     require_whole,
 )
 from dsv3_plugin.inference.pages import Pages
-from dsv3_plugin.inference.requests import (
-    Completion,
-    FinishReason,
-    Request,
-    SamplingParameters,
-    TokenReport,
-)
-from dsv3_plugin.inference.sampling import draw, gumbel_noise, shaped, top_log_probs
+from dsv3_plugin.inference.requests import Completion, FinishReason, Request, TokenReport
 from dsv3_plugin.inference.scheduler import Part, Scheduler, Sequence
-
-TextOf = Callable[[list[int]], str]
+from dsv3_plugin.inference.speculation import Predictor, Trail
 
 
 @dataclass(frozen=True)
@@ -55,12 +49,15 @@ class EngineSettings:
             tokens (Sarathi-Serve, arXiv 2403.02310, section 5, measures 512 and 2048).
         most_running: sequences at most (as vLLM's `max_num_seqs`).
         record_experts: report where tokens went.
+        drafts: tokens guessed ahead by multi-token prediction; they cost their share of a step and
+            change no answer.
     """
 
     cache_bytes: int
     tokens_in_step: int = 2048
     most_running: int = 256
     record_experts: bool = False
+    drafts: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,25 +85,16 @@ class Counters:
         computed: tokens that went through the model, those computed again included.
         drawn: tokens of answers.
         put_back: sequences that lost their latents for want of memory.
+        guessed: how often a first, second, … token was guessed ahead and judged.
+        accepted: how often it was the one.
     """
 
     steps: int = 0
     computed: int = 0
     drawn: int = 0
     put_back: int = 0
-
-
-@dataclass(eq=False)
-class _Answer:
-    """An answer that is being made."""
-
-    request: int
-    number: int
-    sampling: SamplingParameters
-    sequence: Sequence
-    deadline: float | None
-    reports: list[TokenReport] = field(default_factory=list)
-    prompt_reports: list[TokenReport] = field(default_factory=list)
+    guessed: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
 
 
 class Engine:
@@ -123,7 +111,8 @@ class Engine:
         counters: what it did.
 
     Raises:
-        UserError: the model is divided, or of other modules, or the cache holds no page.
+        UserError: the model is divided, or of other modules, or is to guess and cannot, or the
+            cache holds no page.
     """
 
     def __init__(
@@ -137,19 +126,24 @@ class Engine:
         require_whole(model)
         self.model, self.settings = model, settings
         self.version = 0
-        self.counters = Counters()
+        self.counters = Counters(guessed=[0] * settings.drafts, accepted=[0] * settings.drafts)
         self._text_of, self._clock = text_of, clock
         self._device = next(model.parameters()).device
         self._absorbed = HeadShape.of(model.config).absorbed_is_cheaper
         moe_layers = moe_layers_of(model) if settings.record_experts else 0
-        self._shape = CacheShape.of(model.config, moe_layers=moe_layers)
+        self._predictor = (
+            Predictor(model, settings.drafts, self._absorbed) if settings.drafts else None
+        )
+        predictors = self._predictor.depth if self._predictor else 0
+        self._shape = CacheShape.of(model.config, predictors=predictors, moe_layers=moe_layers)
         self.scheduler = Scheduler(
             Pages(self._shape.pages_in(settings.cache_bytes)),
             tokens_in_step=settings.tokens_in_step,
             most_running=settings.most_running,
+            room=2 * settings.drafts,  # guesses that are judged, and behind them the next
         )
         self._weights = Weights(model)
-        self._answers: dict[Sequence, _Answer] = {}
+        self._answers: dict[Sequence, Answer] = {}
         self._numbers = count()
         self._cache: LatentCache | None = None
         self._rotation: Rotation | None = None
@@ -175,7 +169,7 @@ class Engine:
         deadline = None if request.seconds is None else self._clock() + request.seconds
         most = len(request.prompt) + sampling.max_tokens
         answers = [
-            _Answer(
+            Answer(
                 number,
                 index,
                 sampling,
@@ -243,7 +237,7 @@ class Engine:
 
     def _forget(self) -> None:
         for sequence in self.scheduler.forget():
-            self._answers[sequence].prompt_reports.clear()
+            self._answers[sequence].begin_again()
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
@@ -258,7 +252,7 @@ class Engine:
         ]
         step = self.scheduler.step()
         for sequence in step.put_back:
-            self._answers[sequence].prompt_reports.clear()
+            self._answers[sequence].begin_again()
         self.counters.put_back += len(step.put_back)
         if not step.parts:
             return progress
@@ -266,30 +260,83 @@ class Engine:
         self.counters.computed += sum(part.count for part in step.parts)
         cache = self._cache_of_pages()
         cache.copy(step.copies)
-        batch = batch_of([_span(part) for part in step.parts], self._absorbed, self._device)
+        spans = [self._span(part) for part in step.parts]
+        batch = batch_of(spans, self._absorbed, self._device)
         hidden, experts = hidden_states(self.model, batch, self._rotation, cache)
         cache.write_experts(batch.slots, experts)
         self._report_prompts(step.parts, batch, hidden)
-        ready = [
-            (self._answers[part.sequence], rows.stop - 1)
-            for part, rows in zip(step.parts, batch.rows_of, strict=True)
-            if part.reaches_end
-        ]
-        for part in step.parts:
+        return progress + self._go_on(step.parts, batch, hidden)
+
+    def _go_on(self, parts: list[Part], batch: Batch, hidden: Tensor) -> list[Progress]:
+        """Draw what follows the computed tokens, and guess ahead."""
+        rows: list[int] = []
+        places: list[Place] = []
+        for part, of_span in zip(parts, batch.rows_of, strict=True):
+            if part.reaches_end:
+                answer = self._answers[part.sequence]
+                rows += range(of_span.start + part.count - 1, of_span.stop)
+                counts = range(len(answer.guesses) + 1)
+                places += [answer.place(answer.guesses[:count]) for count in counts]
+        last = torch.tensor(rows, device=self._device)
+        reports = iter(self._draw(places, hidden[last]) if rows else ())
+        progress, trails = [], []
+        for part, of_span in zip(parts, batch.rows_of, strict=True):
+            answer, reached = self._answers[part.sequence], part.reaches_end
+            own = [next(reports) for _ in range(len(answer.guesses) + 1)] if reached else []
             self.scheduler.computed(part)
-        if ready:
-            last = torch.tensor([row for _, row in ready], device=self._device)
-            answers = [answer for answer, _ in ready]
-            progress += self._extend(answers, logits(self.model, hidden[last]))
+            right = self._judge(answer, own)
+            if reached:
+                progress.append(self._append(answer, own[: right + 1], right))
+            if self._predictor and answer.sequence in self._answers:
+                states = hidden[of_span][: part.count + right]
+                trails.append(
+                    Trail(answer.sequence, states, self._wanted(answer, reached), answer.kept)
+                )
+        if trails:
+            self._guess(trails)
         return progress
+
+    def _judge(self, answer: Answer, own: list[TokenReport]) -> int:
+        """How many guesses of an answer are what was drawn in their places."""
+        right = 0
+        for place, guess in enumerate(answer.guesses):
+            self.counters.guessed[place] += 1
+            if own[place].token != guess:
+                break
+            self.counters.accepted[place] += 1
+            right += 1
+        return right
+
+    def _wanted(self, answer: Answer, reached: bool) -> int:
+        left = answer.sequence.most - len(answer.sequence.tokens)
+        return min(self.settings.drafts, left - 1) if reached else 0
+
+    def _guess(self, trails: list[Trail]) -> None:
+        answers = [self._answers[trail.sequence] for trail in trails]
+
+        def choose(numbers: list[int], states: Tensor) -> list[int]:
+            places = [answers[number].place(trails[number].guesses) for number in numbers]
+            return drawn_tokens(places, formed_logits(places, logits(self.model, states)))
+
+        self._predictor.guess(trails, self._cache_of_pages(), self._rotation, choose)
+        for answer, trail in zip(answers, trails, strict=True):
+            answer.guesses = trail.guesses
+
+    def _span(self, part: Part) -> Span:
+        """The tokens of a part, and behind its end those that were guessed."""
+        sequence, guesses = part.sequence, self._answers[part.sequence].guesses
+        end = sequence.computed + part.count
+        tokens = sequence.tokens[sequence.computed : end]
+        if part.reaches_end:
+            tokens += guesses
+        return Span(tokens, sequence.computed, sequence.pages)
 
     def _cache_of_pages(self) -> LatentCache:
         if self._cache is None:
             self._cache = LatentCache(self._shape, self.scheduler.pages.count, self._device)
             first = self.model.decoder.layers[0].self_attention
-            self._rotation = Rotation.up_to(
-                first, self.model.max_sequence_length, self._shape.dtype
-            )
+            longest = self.model.max_sequence_length + 2 * self.settings.drafts
+            self._rotation = Rotation.up_to(first, longest, self._shape.dtype)
         return self._cache
 
     def _report_prompts(self, parts: list[Part], batch: Batch, hidden: Tensor) -> None:
@@ -299,113 +346,38 @@ class Engine:
             wanted = part.sequence.prompt[begin + 1 : begin + part.count + 1]
             if answer.sampling.prompt_log_probs and wanted:
                 expected = logits(self.model, hidden[rows][: len(wanted)])
-                whose = [answer] * len(wanted)
-                answer.prompt_reports += self._reports(list(wanted), expected, whose, None)
+                whose = [answer.sampling] * len(wanted)
+                reports = reports_of(wanted, expected, whose, None, self.version)
+                answer.prompt_reports += reports
 
-    def _extend(self, answers: list[_Answer], expected: Tensor) -> list[Progress]:
-        """Draw the next token of each answer from logits [answers, vocab]."""
-        formed = torch.stack(
-            [
-                row
-                if a.sampling.plain and a.sampling.greedy
-                else shaped(row, a.sampling, a.sequence.tokens)
-                for a, row in zip(answers, expected, strict=True)
-            ]
-        )
-        noise = [
-            None
-            if a.sampling.greedy
-            else gumbel_noise(a.sampling.seed, a.number, len(a.reports), expected.shape[-1])
-            for a in answers
-        ]
-        tokens = _drawn(formed, noise)
-        reports = self._reports(tokens, expected, answers, formed)
-        return [self._append(a, report) for a, report in zip(answers, reports, strict=True)]
+    def _draw(self, places: list[Place], hidden: Tensor) -> list[TokenReport]:
+        """The tokens of places, from the model's states [places, h] before them."""
+        expected = logits(self.model, hidden)
+        formed = formed_logits(places, expected)
+        tokens = drawn_tokens(places, formed)
+        sampling = [place.sampling for place in places]
+        return reports_of(tokens, expected, sampling, formed, self.version)
 
-    def _reports(
-        self,
-        tokens: list[int],
-        expected: Tensor,
-        answers: list[_Answer],
-        formed: Tensor | None,
-    ) -> list[TokenReport]:
-        """What is known of tokens.
+    def _append(self, answer: Answer, drawn: list[TokenReport], right: int) -> Progress:
+        """Add what was drawn to an answer, as far as it goes on.
 
         Args:
-            tokens: one for each row.
-            expected: the model's logits, [rows, vocab].
-            answers: whose row it is.
-            formed: logits that the tokens were drawn from; None for a prompt's.
+            drawn: tokens, all but the last of which were guessed.
+            right: so many guesses are in the cache.
         """
-        picked = torch.tensor(tokens, device=expected.device)[:, None]
-        log_probs = expected.log_softmax(-1)
-        own = log_probs.gather(1, picked)[:, 0].tolist()
-        drawn: list[float | None] = [None] * len(tokens)
-        if formed is not None:
-            drawn = list(formed.log_softmax(-1).gather(1, picked)[:, 0].tolist())
-        most = max(answer.sampling.top_log_probs for answer in answers)
-        top = top_log_probs(log_probs, most)
-        return [
-            TokenReport(
-                token,
-                own[row],
-                0.0 if formed is not None and answer.sampling.greedy else drawn[row],
-                top[row][: answer.sampling.top_log_probs],
-                self.version,
-            )
-            for row, (token, answer) in enumerate(zip(tokens, answers, strict=True))
-        ]
-
-    def _append(self, answer: _Answer, report: TokenReport) -> Progress:
-        self.counters.drawn += 1
-        answer.reports.append(report)
-        answer.sequence.tokens.append(report.token)
-        if self._stops(answer):
-            return self._finish(answer, "stop", (report,))
-        if len(answer.sequence.tokens) == answer.sequence.most:
-            return self._finish(answer, "length", (report,))
-        return Progress(answer.request, answer.number, (report,), None)
-
-    def _stops(self, answer: _Answer) -> bool:
-        tokens = [report.token for report in answer.reports]
-        if tokens[-1] in answer.sampling.stop_tokens:
-            return True
-        if not answer.sampling.stop:
-            return False
-        text = self._text_of(tokens)
-        return any(end in text for end in answer.sampling.stop)
+        new, reason = answer.take(drawn, self._text_of)
+        self.counters.drawn += len(new)
+        answer.sequence.computed += min(right, len(new) - 1)
+        if reason:
+            return self._finish(answer, reason, tuple(new))
+        return Progress(answer.request, answer.number, tuple(new), None)
 
     def _finish(
-        self, answer: _Answer, reason: FinishReason, new: tuple[TokenReport, ...] = ()
+        self, answer: Answer, reason: FinishReason, new: tuple[TokenReport, ...] = ()
     ) -> Progress:
-        sequence, asked = answer.sequence, answer.sampling.prompt_log_probs
-        experts = None
+        sequence, experts = answer.sequence, None
         if self.settings.record_experts and sequence.computed:
             experts = self._cache_of_pages().read_experts(sequence.pages, sequence.computed)
         self.scheduler.remove(sequence)
         del self._answers[sequence]
-        completion = Completion(
-            answer.request,
-            answer.number,
-            sequence.prompt,
-            tuple(answer.reports),
-            tuple(answer.prompt_reports) if asked else None,
-            reason,
-            experts,
-        )
-        return Progress(answer.request, answer.number, new, completion)
-
-
-def _span(part: Part) -> Span:
-    sequence = part.sequence
-    end = sequence.computed + part.count
-    return Span(sequence.tokens[sequence.computed : end], sequence.computed, sequence.pages)
-
-
-def _drawn(formed: Tensor, noise: list[Tensor | None]) -> list[int]:
-    """The tokens drawn from each row of [rows, vocab]."""
-    rows = [row for row, drawn in enumerate(noise) if drawn is not None]
-    if rows:
-        together = torch.stack([noise[row] for row in rows]).to(formed.device)
-        formed = formed.index_add(0, torch.tensor(rows, device=formed.device), together)
-    return draw(formed, None).tolist()
+        return Progress(answer.request, answer.number, new, answer.completion(reason, experts))

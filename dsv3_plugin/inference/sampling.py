@@ -54,11 +54,6 @@ def _only(logits: Tensor, tokens: Tensor) -> Tensor:
     return kept.index_copy(0, tokens, logits[tokens])
 
 
-def draw(logits: Tensor, noise: Tensor | None) -> Tensor:
-    """The tokens [...] drawn from logits [..., vocab]; without noise the likeliest."""
-    return (logits if noise is None else logits + noise.to(logits.device)).argmax(-1)
-
-
 def gumbel_noise(seed: int, answer: int, position: int, vocabulary: int) -> Tensor:
     """-ln(-ln u) of u uniform in (0, 1), FP32 [vocabulary], the same on every machine and device.
 

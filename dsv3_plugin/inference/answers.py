@@ -1,0 +1,94 @@
+"""An answer while it is made."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from dsv3_plugin.inference.drawing import Place
+from dsv3_plugin.inference.requests import (
+    Completion,
+    FinishReason,
+    SamplingParameters,
+    TokenReport,
+)
+from dsv3_plugin.inference.scheduler import Sequence as Text
+
+TextOf = Callable[[list[int]], str]
+"""Text of token ids."""
+
+
+@dataclass(eq=False)
+class Answer:
+    """An answer that is being made.
+
+    Attributes:
+        request, number: which.
+        sampling: of the request.
+        sequence: prompt and answer, as the scheduler has them.
+        deadline: when it ends as it is, on the engine's clock.
+        reports, prompt_reports: of its tokens so far.
+        guesses: tokens that may follow, to be judged in the next step.
+        kept: states that guessing goes on from (`speculation.Trail`).
+    """
+
+    request: int
+    number: int
+    sampling: SamplingParameters
+    sequence: Text
+    deadline: float | None
+    reports: list[TokenReport] = field(default_factory=list)
+    prompt_reports: list[TokenReport] = field(default_factory=list)
+    guesses: list[int] = field(default_factory=list)
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+    def begin_again(self) -> None:
+        """Drop what was computed; what was drawn stays."""
+        self.prompt_reports.clear()
+        self.guesses.clear()
+        self.kept.clear()
+
+    def place(self, ahead: Sequence[int]) -> Place:
+        """Where its next token is drawn, were these to follow what it has."""
+        index = len(self.reports) + len(ahead)
+        return Place(self.sampling, self.number, index, self.sequence.tokens, ahead)
+
+    def take(
+        self, drawn: Sequence[TokenReport], text_of: TextOf | None
+    ) -> tuple[list[TokenReport], FinishReason | None]:
+        """Add drawn tokens as far as the answer goes on.
+
+        Returns:
+            Those that were added, and why the answer ends, if it does.
+        """
+        self.guesses = []
+        for count, report in enumerate(drawn, start=1):
+            self.reports.append(report)
+            self.sequence.tokens.append(report.token)
+            reason = self._ends(text_of)
+            if reason is not None:
+                return list(drawn[:count]), reason
+        return list(drawn), None
+
+    def _ends(self, text_of: TextOf | None) -> FinishReason | None:
+        if self.reports[-1].token in self.sampling.stop_tokens:
+            return "stop"
+        if self.sampling.stop and text_of is not None:
+            text = text_of([report.token for report in self.reports])
+            if any(end in text for end in self.sampling.stop):
+                return "stop"
+        return "length" if len(self.sequence.tokens) == self.sequence.most else None
+
+    def completion(self, reason: FinishReason, experts: Any) -> Completion:
+        """What it is in the end."""
+        asked = self.sampling.prompt_log_probs
+        return Completion(
+            self.request,
+            self.number,
+            self.sequence.prompt,
+            tuple(self.reports),
+            tuple(self.prompt_reports) if asked else None,
+            reason,
+            experts,
+        )
