@@ -28,34 +28,58 @@ def logits(
 
 def generate(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder with its tokenizer.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue.")],
+    prompt: Annotated[list[str], typer.Option(help="Text to continue; several are made at once.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.", min=1)] = 100,
     temperature: Annotated[
         float, typer.Option(help="0 takes the likeliest token, higher is bolder.", min=0)
     ] = 0.0,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from so many likeliest tokens.", min=1)
+    ] = None,
     top_p: Annotated[
         float, typer.Option(help="Sample from this share of the probability.", min=0, max=1)
     ] = 1.0,
+    min_p: Annotated[
+        float,
+        typer.Option(
+            help="Sample from tokens this times as likely as the likeliest.", min=0, max=1
+        ),
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1, tokens that were there become less likely.")
+    ] = 1.0,
+    stop: Annotated[list[str], typer.Option(help="A string that ends the text.")] = [],  # noqa: B006
+    answers: Annotated[int, typer.Option(help="Continuations of each prompt.", min=1)] = 1,
     seed: Annotated[int, typer.Option(help="Of the sampling.", min=0, max=2**63 - 1)] = 0,
+    drafts: Annotated[
+        int,
+        typer.Option(
+            help="Tokens that multi-token prediction guesses ahead; the text is the same.", min=0
+        ),
+    ] = 0,
     chat: Annotated[
         bool,
         typer.Option("--chat", help="Answer it as a user's turn, by the chat template."),
     ] = False,
 ) -> None:
-    """Continue a text, or answer it."""
+    """Continue texts, or answer them."""
     from dsv3_plugin.distributed.world import single_process
 
     with single_process():
-        from dsv3_plugin.inference.from_checkpoint import continue_text
+        from dsv3_plugin.inference.from_checkpoint import continue_texts
+        from dsv3_plugin.inference.requests import SamplingParameters
 
-        for piece in continue_text(
-            checkpoint,
-            prompt,
-            max_new_tokens=max_new_tokens,
+        sampling = SamplingParameters(
+            max_tokens=max_new_tokens,
             temperature=temperature,
+            top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=tuple(stop),
+            n=answers,
             seed=seed,
-            chat=chat,
-        ):
+        )
+        for piece in continue_texts(checkpoint, prompt, sampling, drafts=drafts, chat=chat):
             show_text(piece)
     say()

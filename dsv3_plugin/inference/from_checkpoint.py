@@ -1,6 +1,7 @@
 """Logits of given tokens and continuations of a text, from a checkpoint folder."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,8 +13,12 @@ from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.data.chat.template import open_template
 from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.generate import generate
+from dsv3_plugin.inference.cache import CacheShape
+from dsv3_plugin.inference.engine import Engine, EngineSettings, Progress
+from dsv3_plugin.inference.generate import require_positions
 from dsv3_plugin.inference.logits import main_logits, mtp_logits
+from dsv3_plugin.inference.requests import Request, SamplingParameters
+from dsv3_plugin.inference.text import TextStream
 from dsv3_plugin.inference.token_file import new_array, read_tokens, require_place
 from dsv3_plugin.recipe.model import ModelConfig
 
@@ -65,52 +70,93 @@ def refuse_unknown_tokens(
         )
 
 
-def continue_text(
+def continue_texts(
     checkpoint: Path,
-    prompt: str,
+    prompts: Sequence[str],
+    sampling: SamplingParameters,
     *,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
+    drafts: int = 0,
     chat: bool = False,
 ) -> Iterator[str]:
-    """The prompt, then its continuation, in pieces of whole characters (see `generate`).
+    """The prompts with their continuations, in pieces of whole characters.
+
+    All are made at once. The first is shown as it grows, each of the others when those before it
+    are whole, with an empty line between them.
 
     Args:
-        chat: the prompt is a user's turn, and the answer alone is shown.
+        checkpoint: with its tokenizer.
+        prompts: texts.
+        sampling: of all of them; what its tokenizer's folder says ends a text ends one too.
+        drafts: tokens that multi-token prediction guesses ahead.
+        chat: the prompts are users' turns, and the answers alone are shown.
 
     Raises:
         UserError: the checkpoint or its tokenizer cannot be read, or the tokens do not fit.
     """
     tokenizer = tokenizer_of_checkpoint(checkpoint)
     model, config = load_for_inference(checkpoint)
+    if drafts and not config.mtp_num_layers:
+        raise UserError(f"{checkpoint} has no multi-token prediction layers; leave --drafts out.")
     # With the tokenizer's own special tokens: DeepSeek's begins every text with one, and so does
     # its chat template.
-    text = _asked(tokenizer, prompt) if chat else prompt
-    tokens = tokenizer.backend.encode(text, add_special_tokens=not chat).ids
-    refuse_unknown_tokens(tokens, tokenizer, config)
-    tokens_after = generate(
-        model,
-        tokens,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        stop=end_ids(tokenizer.folder, tokenizer.eos_id),
-    )
-    if not chat:
-        yield prompt
-    new: list[int] = []
-    shown = ""
-    for token in tokens_after:
-        new.append(token)
-        text = tokenizer.decode(new)
-        # A character of several bytes ends in this mark until its last token is there.
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    yield tokenizer.decode(new)[len(shown) :]
+    texts = [_asked(tokenizer, prompt) for prompt in prompts] if chat else prompts
+    tokens = [tokenizer.backend.encode(text, add_special_tokens=not chat).ids for text in texts]
+    for of_prompt in tokens:
+        refuse_unknown_tokens(of_prompt, tokenizer, config)
+        require_positions(model, len(of_prompt), sampling.max_tokens)
+    ends = end_ids(tokenizer.folder, tokenizer.eos_id)
+    sampling = replace(sampling, stop_tokens=sampling.stop_tokens | ends)
+    shape = CacheShape.of(model.config, predictors=config.mtp_num_layers if drafts else 0)
+    lengths = [len(of_prompt) + sampling.max_tokens + 2 * drafts for of_prompt in tokens]
+    settings = EngineSettings(shape.bytes_for(lengths * sampling.n), drafts=drafts)
+    engine = Engine(model, settings, text_of=tokenizer.decode)
+    growing = _Growing(tokenizer, sampling)
+    for prompt, of_prompt in zip(prompts, tokens, strict=True):
+        number = engine.add(Request(tuple(of_prompt), sampling))
+        growing.expect(number, "" if chat else prompt)
+    while engine.busy:
+        for progress in engine.step():
+            growing.add(progress)
+        yield from growing.pieces()
+
+
+class _Growing:
+    """Texts that grow side by side, to be shown one after another."""
+
+    def __init__(self, tokenizer: TextTokenizer, sampling: SamplingParameters) -> None:
+        self._tokenizer, self._sampling = tokenizer, sampling
+        self._streams: dict[tuple[int, int], TextStream] = {}
+        self._waiting: dict[tuple[int, int], list[str]] = {}
+        self._whole: set[tuple[int, int]] = set()
+
+    def expect(self, request: int, beginning: str) -> None:
+        """All answers to a request, each shown behind its beginning."""
+        for number in range(self._sampling.n):
+            self._streams[request, number] = TextStream(
+                self._tokenizer.decode, self._sampling.stop, self._sampling.stop_tokens
+            )
+            self._waiting[request, number] = [beginning]
+
+    def add(self, progress: Progress) -> None:
+        """What a step brought."""
+        which = progress.request, progress.number
+        stream, waiting = self._streams[which], self._waiting[which]
+        waiting.append(stream.add([report.token for report in progress.reports]))
+        if progress.completion is not None:
+            waiting.append(stream.end())
+            self._whole.add(which)
+
+    def pieces(self) -> Iterator[str]:
+        """What can be shown now."""
+        while self._waiting:
+            first = next(iter(self._waiting))
+            yield from filter(None, self._waiting[first])
+            self._waiting[first].clear()
+            if first not in self._whole:
+                return
+            del self._waiting[first]
+            if self._waiting:
+                yield "\n\n"
 
 
 def _asked(tokenizer: TextTokenizer, question: str) -> str:

@@ -10,6 +10,19 @@ from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.requests import Request, SamplingParameters
 
 
+def require_positions(model: GPTModel, prompt: int, max_new_tokens: int) -> None:
+    """Look whether a model has positions for so many tokens of prompt and new ones.
+
+    Raises:
+        UserError: it has not.
+    """
+    if prompt + max_new_tokens > model.max_sequence_length:
+        raise UserError(
+            f"{prompt} tokens of prompt and {max_new_tokens} new ones exceed the model's "
+            f"{model.max_sequence_length} positions: shorten the prompt or --max-new-tokens."
+        )
+
+
 def generate(
     model: GPTModel,
     prompt: Sequence[int],
@@ -34,12 +47,7 @@ def generate(
     Raises:
         UserError: the prompt is empty, or prompt and new tokens exceed the model's positions.
     """
-    length = len(prompt) + max_new_tokens
-    if length > model.max_sequence_length:
-        raise UserError(
-            f"{len(prompt)} tokens of prompt and {max_new_tokens} new ones exceed the model's "
-            f"{model.max_sequence_length} positions: shorten the prompt or --max-new-tokens."
-        )
+    require_positions(model, len(prompt), max_new_tokens)
     sampling = SamplingParameters(
         max_tokens=max_new_tokens,
         temperature=temperature,
@@ -47,7 +55,9 @@ def generate(
         seed=seed,
         stop_tokens=frozenset(stop),
     )
-    engine = Engine(model, EngineSettings(CacheShape.of(model.config).bytes_for([length])))
+    engine = Engine(
+        model, EngineSettings(CacheShape.of(model.config).bytes_for([len(prompt) + max_new_tokens]))
+    )
     engine.add(Request(tuple(prompt), sampling))
     return _tokens(engine, stop)
 

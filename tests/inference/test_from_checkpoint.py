@@ -19,7 +19,8 @@ from dsv3_plugin.checkpoint import import_hf
 from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY, train_bpe
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.from_checkpoint import write_logits
+from dsv3_plugin.inference.from_checkpoint import continue_texts, write_logits
+from dsv3_plugin.inference.requests import SamplingParameters
 from dsv3_plugin.recipe.hf_config import hf_config
 from tests import oracles
 from tests.forked_programs import ForkedProcess
@@ -140,6 +141,47 @@ def test_generate_takes_an_iterations_folder_as_logits_and_export_do(folders):
     done = dsv3("generate", "--checkpoint", iteration, "--prompt", "def f(x",
                 "--max-new-tokens", 2)  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("sampled", [{"temperature": 0.0}, {"temperature": 1.0, "n": 2}])
+def test_several_prompts_are_shown_one_after_another_and_guessing_changes_nothing(folders, sampled):
+    _, checkpoint = folders
+    prompts = ["def f(x", "return", "x\n"]
+    sampling = SamplingParameters(max_tokens=12, seed=3, **sampled)
+    alone = ["".join(continue_texts(checkpoint, [prompt], sampling)) for prompt in prompts]
+    assert all(text.startswith(prompt) for text, prompt in zip(alone, prompts, strict=True))
+    together = "".join(continue_texts(checkpoint, prompts, sampling, drafts=2))
+    assert together == "\n\n".join(alone)
+
+
+def test_guessing_without_predictors_is_refused(tmp_path, folders):
+    hf, _ = folders
+    plain = shutil.copytree(hf, tmp_path / "hf")
+    config = json.loads((plain / "config.json").read_text()) | {"num_nextn_predict_layers": 0}
+    (plain / "config.json").write_text(json.dumps(config))
+    main = {
+        name: tensor
+        for name, tensor in load_file(plain / "model.safetensors").items()
+        if f"layers.{MODEL.num_layers}." not in name
+    }
+    save_file(main, plain / "model.safetensors", {"format": "pt"})
+    import_hf(plain, tmp_path / "checkpoint")
+    with pytest.raises(UserError, match="no multi-token prediction layers; leave --drafts out"):
+        next(continue_texts(tmp_path / "checkpoint", ["x"], SamplingParameters(), drafts=1))
+
+
+def test_weights_of_multi_token_prediction_that_are_missing_are_refused(tmp_path, folders):
+    """They would guess nothing right, and nobody would know why."""
+    hf, _ = folders
+    half = shutil.copytree(hf, tmp_path / "hf")
+    main = {
+        name: tensor
+        for name, tensor in load_file(half / "model.safetensors").items()
+        if not name.startswith(f"model.layers.{MODEL.num_layers}.eh_proj")
+    }
+    save_file(main, half / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="eh_proj"):
+        import_hf(half, tmp_path / "checkpoint")
 
 
 def test_a_request_that_is_too_long_prints_nothing(folders):

@@ -13,7 +13,8 @@ from dsv3_plugin.data.tokenizer import train_bpe
 from dsv3_plugin.data.tokenizer_folder import TOKENIZER_FILES, digests
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.inference.from_checkpoint import continue_text
+from dsv3_plugin.inference.from_checkpoint import continue_texts
+from dsv3_plugin.inference.requests import SamplingParameters
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.checkpoint_folder import retire
@@ -196,9 +197,7 @@ def test_another_tokenizer_beside_checkpoints_is_refused_by_all_that_read_it(
     for use in (
         lambda: prepare(run, said.append),
         lambda: export_hf(checkpoints, tmp_path / "hf"),
-        lambda: next(
-            continue_text(checkpoints, "a", max_new_tokens=1, temperature=0.0, top_p=1.0, seed=0)
-        ),
+        lambda: next(continue_texts(checkpoints, ["a"], SamplingParameters(max_tokens=1))),
     ):
         with pytest.raises(UserError, match=r"tokenizer is not the tokenizer that the checkpoints"):
             use()
