@@ -98,7 +98,7 @@ def need_slurm(command: str) -> None:
     if shutil.which(command) is None:
         raise UserError(
             f"there is no Slurm here ({command} is not on the PATH): start it on a login node of "
-            "the cluster, or start the ranks with torchrun."
+            "the cluster, or with torchrun (dsv3 launch --torchrun prints its lines)."
         )
 
 

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.cluster_launch import Launch
 from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.recipe.validation import validate
@@ -150,6 +151,8 @@ class Cluster(Section):
     """Shares of the peaks that what is large enough reaches."""
     ends: Ends
     """What smaller products and shorter sequences lose."""
+    launch: Launch = Launch()
+    """How jobs are started on it."""
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> Self:
@@ -171,6 +174,8 @@ class Cluster(Section):
                 f"a peak of {peaks.fp8:g} TFLOP/s in FP8 is below that of {peaks.bf16:g} in BF16, "
                 "whose operands are twice as wide (peak_tflops: dense products)"
             )
+        if self.launch.venv is not None and self.launch.container is not None:
+            raise ValueError("launch.venv and launch.container are two places to run in: leave one")
         return self
 
     @property

@@ -61,10 +61,12 @@ def build(folder: Path) -> Path:
 
 
 def must_carry(wheel: Path) -> None:
-    """Every recipe, every cluster and every licence travels along; tests do not."""
+    """Every recipe, cluster, template and licence travels along; tests do not."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("recipes", "launch/clusters"):
-        for data in (CHECKOUT / folder).rglob("*.yaml"):
+    for folder, kind in (
+        ("recipes", "*.yaml"), ("launch/clusters", "*.yaml"), ("launch/templates", "*.j2"),
+    ):  # fmt: skip
+        for data in (CHECKOUT / folder).rglob(kind):
             shipped = f"dsv3_plugin/_shipped/{data.relative_to(CHECKOUT).as_posix()}"
             require(shipped in names, f"{shipped} is not in {wheel.name}")
     for text in ("LICENSE", "THIRD_PARTY_NOTICES.md"):

@@ -1,0 +1,198 @@
+"""`python -m dsv3_plugin.launch.job WHAT RUN …`: what the script of a job asks on its way.
+
+begin: may the run start once more? It is remembered, and the script ends where it may not.
+pick: the nodes of this start, of those that were looked at.
+blame: which of them kept the ranks from adding a number up, so that others are picked.
+end: what follows the end of the ranks, as one word on standard output.
+
+Sentences go to standard error, and so into the output of the job. What is decided stands in
+`launch/starts.py` and `launch/node_verdicts.py`. No torch here.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch import node_verdicts
+from dsv3_plugin.launch.ending import closing_sentence, is_done
+from dsv3_plugin.launch.job_record import is_asked_to_stop
+from dsv3_plugin.launch.run_logs import START_MARK, log_ends
+from dsv3_plugin.launch.starts import (
+    End,
+    next_action,
+    refusal,
+    remember_end,
+    remember_start,
+    starts_of,
+)
+from dsv3_plugin.launch.status import LAUNCHED
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.terminal.lines import note, say
+
+_SHOWN_LINES = 12
+"""Of the log of the rank that failed first."""
+
+
+def job_number(environment: Mapping[str, str]) -> str:
+    """Slurm's number of this job; of an array's task, as squeue writes it.
+
+    Raises:
+        UserError: it is none.
+    """
+    if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    if "SLURM_JOB_ID" not in environment:
+        raise UserError("SLURM_JOB_ID is not set: this belongs into the script of a job of Slurm.")
+    return environment["SLURM_JOB_ID"]
+
+
+def begin(recipe: Recipe, job: str, restarts: int) -> None:
+    """Remember a start of the run.
+
+    Raises:
+        UserError: there may be none.
+    """
+    run = recipe.run_folder
+    if is_asked_to_stop(run):
+        raise UserError(f"the run in {run.root} was cancelled: dsv3 launch starts it again.")
+    before, step = starts_of(run, job), run.steps_saved()
+    if sentence := refusal(before, step, restarts):
+        remember_end(run, job, "failed", sentence)
+        raise UserError(f"{recipe.name}: {sentence}.")
+    node_verdicts.forget(run.root)
+    remember_start(run, job, step)
+    which = f"restart {len(before)}" if before else "first start"
+    note(f"{START_MARK}{recipe.name} in {run.root}: {which}, step {step:,} is saved ---")
+
+
+def pick(run: Path, nodes: list[str], needed: int) -> tuple[str, ...]:
+    """The nodes that the run starts on.
+
+    Raises:
+        UserError: too few are well; it names the others.
+    """
+    choice = node_verdicts.choose(run, nodes, needed)
+    left_out = [f"{node} ({'; '.join(why)})" for node, why in choice.left_out.items()]
+    for words in left_out:
+        note(f"dsv3: left out: node {words}.")
+    if not choice.nodes:
+        well = len(nodes) - len(left_out)
+        raise UserError(
+            f"{well:,} of {len(nodes):,} nodes passed their check and the run takes {needed:,}: "
+            f"{', '.join(left_out)}; have them mended, or submit again with "
+            f"launch.options: [--exclude={','.join(choice.left_out)}] in the cluster's file, or "
+            "with launch.spares."
+        )
+    return choice.nodes
+
+
+def blame(run: Path, nodes: list[str], ranks_per_node: int) -> None:
+    """Count nodes as not well whose ranks kept the others from adding a number up.
+
+    Raises:
+        UserError: it cannot be told which.
+    """
+    fault = node_verdicts.at_fault(run, nodes, ranks_per_node)
+    if not fault:
+        raise UserError(
+            f"the ranks on {','.join(nodes)} came together and could not add a number up, on no "
+            "node: look at the network between them, and at NCCL's settings in the cluster's file."
+        )
+    for node, why in fault.items():
+        replace_file(node_verdicts.verdict_file(run, node), json.dumps([why]).encode())
+
+
+def end(recipe: Recipe, job: str, code: int, *, time_is_up: bool, by_slurm: bool) -> str:
+    """Remember how the ranks ended; what the job does next."""
+    run = recipe.run_folder
+    starts = starts_of(run, job)
+    before = starts[-1].step if starts else 0
+    done_steps = max((record["iteration"] for record in run.metrics.stream()), default=0)
+    ended, action = next_action(
+        code,
+        done=is_done(recipe),
+        wanted=not is_asked_to_stop(run),
+        time_is_up=time_is_up,
+        by_slurm=by_slurm,
+        moved=done_steps > before,
+    )
+    why = sentence_of(ended, recipe, code)
+    remember_end(run, job, ended, why)
+    if ended != "done":  # which the run has said itself
+        note(f"dsv3: {why}")
+    if ended == "failed":
+        show_first_failure(run)
+    return action
+
+
+def sentence_of(ended: End, recipe: Recipe, code: int) -> str:
+    """How a start ended, for people."""
+    saved = recipe.run_folder.steps_saved()
+    match ended:
+        case "done":
+            return closing_sentence(recipe)
+        case "time limit":
+            return f"The job's time is nearly over: saved at step {saved:,}."
+        case "stopped":
+            return f"Stopped: the newest checkpoint is that of step {saved:,}."
+        case "refused":
+            return "The run did not begin: see the sentence above, which somebody has to mend."
+        case "failed":
+            from_where = f"the checkpoint of step {saved:,}" if saved else "the beginning"
+            return f"The ranks ended with exit code {code}; the run goes on from {from_where}."
+
+
+def show_first_failure(run: RunFolder) -> None:
+    """The lines of the rank that failed first, in the output of the job."""
+    try:
+        failed = [end for end in log_ends(run) if end.title.endswith("(failed)")]
+    except UserError:  # nothing was printed
+        return
+    for log in failed[:1]:
+        note(f"== {log.title}: {log.file}")
+        for line in log.lines[-_SHOWN_LINES:]:
+            note(line)
+
+
+def main() -> None:
+    """Answer the script."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("begin", "pick", "blame", "end"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("code", type=int, nargs="?", default=0)
+    parser.add_argument("--restarts", type=int)
+    parser.add_argument("--nodes", type=int)
+    parser.add_argument("--of", type=lambda text: text.split(","))
+    parser.add_argument("--ranks", type=int)
+    parser.add_argument("--time-is-up", action="store_true")
+    parser.add_argument("--by-slurm", action="store_true")
+    given = parser.parse_args()
+    recipe, job = load_recipe(given.run / "launch" / LAUNCHED), job_number(os.environ)
+    try:
+        if given.what == "pick":
+            say(",".join(pick(given.run, given.of, given.nodes)))
+        elif given.what == "blame":
+            blame(given.run, given.of, given.ranks)
+    except UserError as error:
+        remember_end(recipe.run_folder, job, "refused", str(error))
+        raise
+    if given.what == "begin":
+        begin(recipe, job, given.restarts)
+    elif given.what == "end":
+        how = {"time_is_up": given.time_is_up, "by_slurm": given.by_slurm}
+        say(end(recipe, job, given.code, **how))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        note(f"dsv3: {error}")
+        sys.exit(2)

@@ -1,0 +1,278 @@
+"""What a job's script says, from a recipe, a plan and a cluster's file. Pure; no torch here."""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.numbers import time_text
+from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.planner.plan import Plan
+from dsv3_plugin.recipe.schema import Recipe
+
+_SHORTEST_NOTICE_S = 60
+"""Slurm counts time limits in minutes, and announces their end up to a minute early."""
+_FOR_LAST_WORDS_S = 120
+"""How long ranks may outlive the first that ended, before srun ends them: they find out whom they
+lost in ten seconds, and NCCL's flight recorder is written in a minute."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How ranks are placed on nodes.
+
+    Attributes:
+        nodes: that the run needs.
+        ranks_per_node: on each.
+        spares: nodes asked for beyond those.
+    """
+
+    nodes: int
+    ranks_per_node: int
+    spares: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a job's commands run: words before them.
+
+    Attributes:
+        python: the interpreter there.
+        step_options: of every srun.
+        in_step: before a command in a task of srun.
+        alone: before a command of the script itself, on its first node.
+        venv: to be activated first.
+    """
+
+    python: str
+    step_options: tuple[str, ...] = ()
+    in_step: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
+    venv: str | None = None
+
+
+@dataclass(frozen=True)
+class JobValues:
+    """What the template of a job's script names.
+
+    Attributes:
+        name: of the job.
+        command: what wrote it.
+        sentence: what the run needs, by its plan.
+        folder: where the job is submitted from.
+        runs: the runs' folders: one, or those of a sweep.
+        output: the file of what the script prints, with Slurm's patterns.
+        placement, place: how and where ranks run.
+        gpus_per_node: to ask Slurm for; 0 on CPUs.
+        on_gpu: whether ranks compute on GPUs.
+        minutes: the time limit; None: the partition's.
+        notice_s: how long before its end the run begins to save.
+        wait_s: how long ranks may outlive the first that ended.
+        check_minutes: what the check of the nodes may take.
+        free_bytes: on the disk of the run, before it starts.
+        after: the job that has to end well first.
+    """
+
+    name: str
+    command: str
+    sentence: str
+    folder: Path
+    runs: tuple[Path, ...]
+    output: str
+    placement: Placement
+    place: Place
+    gpus_per_node: int
+    on_gpu: bool
+    minutes: int | None
+    notice_s: int
+    wait_s: int
+    check_minutes: int
+    free_bytes: int
+    after: str | None
+    cluster: Cluster
+
+    @property
+    def is_array(self) -> bool:
+        return len(self.runs) > 1
+
+    @property
+    def nodes_asked(self) -> int:
+        """Of Slurm, spares included."""
+        return self.placement.nodes + self.placement.spares
+
+    @property
+    def ranks(self) -> int:
+        return self.placement.nodes * self.placement.ranks_per_node
+
+    @property
+    def in_step(self) -> list[str]:
+        """Words of srun's before the module that a task runs."""
+        place = self.place
+        return [*place.step_options, *place.in_step, place.python, "-m"]
+
+    @property
+    def alone(self) -> list[str]:
+        """Words before `-m` of what the script itself runs."""
+        return [*self.place.alone, self.place.python]
+
+    @property
+    def check_options(self) -> list[str]:
+        """What a node is checked for."""
+        launch = self.cluster.launch
+        options = [f"--free={self.free_bytes}"]
+        if self.on_gpu:
+            options.append(f"--gpus={self.gpus_per_node}")
+        if launch.scratch is not None:
+            free = round(launch.scratch_gb * 1e9)
+            options += [f"--scratch={launch.scratch}", f"--scratch-free={free}"]
+        return options
+
+
+def values_of(
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    runs: Sequence[Path],
+    nodes: int | None,
+    after: str | None,
+    command: str,
+    folder: Path,
+) -> JobValues:
+    """What the script of a job says.
+
+    Args:
+        recipe: the run; the first of a sweep.
+        plan: of it, on the cluster.
+        runs: the folders of the runs.
+        nodes: how many, if that was said.
+        after: the job to wait for.
+        command: what it is written by.
+        folder: where it is submitted from.
+
+    Raises:
+        UserError: the run does not fit on the cluster, or into its time limit.
+    """
+    cluster = plan.cluster
+    if not plan.limit.fits:
+        way_out = f"; {plan.limit.way_out}" if plan.limit.way_out else ""
+        raise UserError(f"{recipe.name} on {cluster.name}: {plan.limit.sentence}{way_out}.")
+    placement = placed(recipe, cluster, nodes)
+    minutes = time_limit_minutes(cluster)
+    notice = notice_seconds(recipe, plan)
+    if minutes is not None and 60 * minutes <= notice:
+        raise UserError(
+            f"{recipe.name} on {cluster.name}: a time limit of {time_text(60 * minutes)} leaves "
+            f"nothing beside the {time_text(notice)} in which a step is finished and saved: raise "
+            "launch.time_limit_hours in the cluster's file."
+        )
+    on_gpu = cluster.host == "gpu" and recipe.host != "cpu"
+    output = folder / runs[0] / "launch" / "job-%j.out"
+    if len(runs) > 1:
+        output = folder / runs[0].parent / "launch" / "job-%A_%a.out"
+    return JobValues(
+        name=job_name(recipe.name),
+        command=command,
+        sentence=_sentence(plan, minutes),
+        folder=folder,
+        runs=tuple(runs),
+        output=str(output),
+        placement=placement,
+        place=place_on(cluster, folder),
+        gpus_per_node=cluster.gpus_per_node if on_gpu else 0,
+        on_gpu=on_gpu,
+        minutes=minutes,
+        notice_s=notice,
+        wait_s=_FOR_LAST_WORDS_S,
+        check_minutes=math.ceil(recipe.parallel.timeout_minutes),
+        free_bytes=max(phase.checkpoint_bytes for phase in plan.phases),
+        after=after,
+        cluster=cluster,
+    )
+
+
+def placed(recipe: Recipe, cluster: Cluster, nodes: int | None) -> Placement:
+    """How the ranks of a run are placed on the nodes of a cluster.
+
+    Raises:
+        UserError: they do not divide evenly, or there are too few nodes.
+    """
+    processes, there = recipe.parallel.processes, cluster.gpus // cluster.gpus_per_node
+    wanted = nodes or math.ceil(processes / cluster.gpus_per_node)
+    where = f"{recipe.name} on {cluster.name}"
+    if processes % wanted:
+        raise UserError(
+            f"{where}: {processes:,} ranks do not divide evenly among {wanted:,} nodes: name "
+            "another number with --nodes, or set parallel.processes."
+        )
+    if processes // wanted > cluster.gpus_per_node:
+        raise UserError(
+            f"{where}: {processes:,} ranks on {wanted:,} nodes are {processes // wanted} on each, "
+            f"which has {cluster.gpus_per_node} devices: take "
+            f"--nodes {math.ceil(processes / cluster.gpus_per_node)}, or lower parallel.processes."
+        )
+    spares = cluster.launch.spares
+    if wanted + spares > there:
+        of_them = f", {spares} of them spares (launch.spares)" if spares else ""
+        raise UserError(
+            f"{where}: it takes {wanted + spares:,} nodes{of_them}, and there are {there:,}: lower "
+            "--nodes, or name a larger cluster with --cluster."
+        )
+    return Placement(wanted, processes // wanted, spares)
+
+
+def time_limit_minutes(cluster: Cluster) -> int | None:
+    """The time limit as Slurm counts it."""
+    hours = cluster.launch.time_limit_hours
+    return None if hours is None else max(1, round(60 * hours))
+
+
+def notice_seconds(recipe: Recipe, plan: Plan) -> int:
+    """How long before the end of its time a run begins to save.
+
+    Twice what the plan says of the longest step and of a checkpoint, since neither was measured.
+    """
+    longest = max(
+        phase.step_seconds + phase.time_by_part.get("saving", 0.0) * recipe.checkpoint.interval
+        for phase in plan.phases
+    )
+    return max(_SHORTEST_NOTICE_S, math.ceil(2 * longest))
+
+
+def place_on(cluster: Cluster, folder: Path) -> Place:
+    """Where a job's commands run, by the cluster's file."""
+    container, venv = cluster.launch.container, cluster.launch.venv
+    if container is None:
+        python = sys.executable if venv is None else os.path.join(venv, "bin", "python")
+        return Place(python, venv=venv)
+    mounts = ",".join([f"{folder}:{folder}", *container.mounts])
+    if container.runtime == "apptainer":
+        words = ["apptainer", "exec", "--nv"] if cluster.host == "gpu" else ["apptainer", "exec"]
+        inside = (*words, f"--bind={mounts}", f"--pwd={folder}", container.image)
+        return Place("python3", in_step=inside, alone=inside)
+    options = (
+        f"--container-image={container.image}",
+        f"--container-mounts={mounts}",
+        f"--container-workdir={folder}",
+    )
+    return Place(
+        "python3",
+        step_options=options,
+        alone=("srun", "--overlap", "--nodes=1", "--ntasks=1", *options),
+    )
+
+
+def job_name(name: str) -> str:
+    """A recipe's name as that of a job, in characters that every tool of Slurm shows."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-") or "dsv3"
+
+
+def _sentence(plan: Plan, minutes: int | None) -> str:
+    """What the run needs."""
+    said = f"{plan.steps:,} steps, {time_text(plan.seconds)} by its plan"
+    if minutes is not None and (times := math.ceil(plan.seconds / (60 * minutes))) > 1:
+        said += f", {times:,} times the limit of {time_text(60 * minutes)}"
+    return f"{said}; {plan.limit.sentence}"

@@ -1,0 +1,88 @@
+"""Which nodes of a job are well: what their checks left in the run's folder. No torch here."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3_plugin.files import json_text
+from dsv3_plugin.files.run_folder import RunFolder
+
+_NO_WORD = "it gave no sign in the time that its check has"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The nodes that a run starts on.
+
+    Attributes:
+        nodes: as many as it needs; empty where too few are well.
+        left_out: node → what is wrong with it.
+    """
+
+    nodes: tuple[str, ...]
+    left_out: Mapping[str, Sequence[str]]
+
+
+def verdict_file(run: Path, node: str) -> Path:
+    """Where the check of a node leaves what it found."""
+    return _folder(run) / f"{node}.json"
+
+
+def rank_file(run: Path, node: str, local_rank: int, what: str) -> Path:
+    """Where a rank of a node leaves that it `began` to add up, and is `done`."""
+    return _folder(run) / f"{node}.{local_rank}.{what}"
+
+
+def forget(run: Path) -> None:
+    """Let nothing of an earlier start count."""
+    shutil.rmtree(_folder(run), ignore_errors=True)
+
+
+def choose(run: Path, nodes: Sequence[str], needed: int) -> Choice:
+    """The first nodes that are well, in Slurm's order, in which neighbours are near."""
+    found = {node: _problems(run, node) for node in nodes}
+    well = [node for node in nodes if not found[node]]
+    chosen = tuple(well[:needed]) if len(well) >= needed else ()
+    return Choice(chosen, {node: why for node, why in found.items() if why})
+
+
+def at_fault(run: Path, nodes: Sequence[str], ranks_per_node: int) -> dict[str, str]:
+    """Node → what is wrong, where the ranks of several nodes could not add a number up.
+
+    A node whose ranks did not all begin is one that others waited for. Where all began, and on some
+    nodes ranks were done, the others are; where it is all the same everywhere, none can be told.
+    """
+    began, done = (
+        {
+            node: sum(rank_file(run, node, one, what).exists() for one in range(ranks_per_node))
+            for node in nodes
+        }
+        for what in ("began", "done")
+    )
+    absent = {node: ranks_per_node - began[node] for node in nodes if began[node] < ranks_per_node}
+    if absent:
+        return {
+            node: f"{missing} of its {ranks_per_node} ranks did not begin"
+            for node, missing in absent.items()
+        }
+    if any(done.values()):
+        return {
+            node: f"{ranks_per_node - number} of its {ranks_per_node} ranks did not get through an "
+            "all-reduce"
+            for node, number in done.items()
+            if number < ranks_per_node
+        }
+    return {}
+
+
+def _problems(run: Path, node: str) -> list[str]:
+    try:
+        found = json_text.read(verdict_file(run, node))
+    except (OSError, ValueError):
+        return [_NO_WORD]
+    return [str(phrase) for phrase in found] if isinstance(found, list) else [_NO_WORD]
+
+
+def _folder(run: Path) -> Path:
+    return RunFolder(run).launch / "check"

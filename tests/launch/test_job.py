@@ -1,0 +1,130 @@
+"""What a job's script asks on its way, as it asks it: by arguments and exit codes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch import job
+from dsv3_plugin.launch.job_record import ask_to_stop
+from dsv3_plugin.launch.starts import starts_of
+from dsv3_plugin.recipe.load import load_recipe
+from tests.launch.test_node_verdicts import came, looked_at
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch) -> RunFolder:
+    """A run of twelve steps that was launched as job 7."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    run = RunFolder(tmp_path)
+    run.launch.mkdir()
+    recipe = load_recipe("pretrain/tiny", [f"directory={tmp_path}", "training.steps=12"])
+    (run.launch / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    return run
+
+
+@pytest.fixture
+def ask(run, monkeypatch, capsys):
+    """A function that asks as the script does; what is said on both streams."""
+
+    def call(*words: object):
+        what, *rest = map(str, words)
+        monkeypatch.setattr(sys, "argv", ["job", what, str(run.root), *rest])
+        job.main()
+        return capsys.readouterr()
+
+    return call
+
+
+def save(run: RunFolder, step: int) -> None:
+    run.checkpoints.mkdir(exist_ok=True)
+    (run.checkpoints / "latest_checkpointed_iteration.txt").write_text(str(step))
+
+
+def take_step(run: RunFolder, step: int) -> None:
+    run.metrics.append({"iteration": step, "time": 1.0, "tokens": step, "loss": 5.0})
+
+
+def test_a_job_is_numbered_as_squeue_writes_it():
+    assert job.job_number({"SLURM_JOB_ID": "7"}) == "7"
+    task = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "8", "SLURM_ARRAY_TASK_ID": "1"}
+    assert job.job_number(task) == "8_1"
+    with pytest.raises(UserError, match="SLURM_JOB_ID is not set"):
+        job.job_number({})
+
+
+def test_starts_and_ends_are_remembered_and_the_next_action_is_one_word(run, ask):
+    assert "first start, step 0 is saved" in ask("begin", "--restarts", 1).err
+    save(run, 4)
+    take_step(run, 5)
+    answer = ask("end", 1)
+    assert answer.out == "again\n"
+    assert "ended with exit code 1; the run goes on from the checkpoint of step 4" in answer.err
+    assert "restart 1, step 4 is saved" in ask("begin", "--restarts", 1).err
+    save(run, 8)
+    assert ask("end", 0, "--time-is-up").out == "requeue\n"
+    assert [start.ended for start in starts_of(run, "7")] == ["failed", "time limit"]
+
+
+def test_what_a_person_has_to_mend_is_not_tried_again(run, ask):
+    ask("begin", "--restarts", 5)
+    answer = ask("end", 2)
+    assert answer.out == "stop\n"
+    assert "The run did not begin" in answer.err
+
+
+def test_a_permanent_fault_ends_after_the_budget(run, ask):
+    for number in range(3):
+        ask("begin", "--restarts", 2)
+        save(run, 4 * number)
+        take_step(run, 4 * number + 1)
+        assert ask("end", 137).out == "again\n"
+    with pytest.raises(UserError, match="the run failed 3 times in this job"):
+        ask("begin", "--restarts", 2)
+    assert "failed 3 times" in starts_of(run, "7")[-1].why
+
+
+def test_a_cancelled_run_does_not_begin(run, ask):
+    ask("begin", "--restarts", 1)
+    ask_to_stop(run)
+    take_step(run, 1)
+    assert ask("end", 0).out == "stop\n"
+    with pytest.raises(UserError, match="was cancelled: dsv3 launch starts it again"):
+        ask("begin", "--restarts", 1)
+
+
+def test_a_spare_takes_the_place_of_a_node_that_is_not_well(run, ask):
+    looked_at(run.root, n1=[], n2=["its clock is off"], n3=[])
+    answer = ask("pick", "--nodes", 2, "--of", "n1,n2,n3")
+    assert answer.out == "n1,n3\n"
+    assert "left out: node n2 (its clock is off)" in answer.err
+    came(run.root, "began", n1=1)
+    ask("blame", "--of", "n1,n3", "--ranks", 1)
+    with pytest.raises(UserError, match="1 of 3 nodes passed their check and the run takes 2"):
+        ask("pick", "--nodes", 2, "--of", "n1,n2,n3")
+
+
+def test_without_one_the_job_ends_with_a_sentence_that_stays(run, ask):
+    ask("begin", "--restarts", 1)
+    looked_at(run.root, n1=[])
+    with pytest.raises(UserError, match=r"n2 \(it gave no sign.*--exclude=n2"):
+        ask("pick", "--nodes", 2, "--of", "n1,n2")
+    (start,) = starts_of(run, "7")
+    assert start.ended == "refused"
+    assert "n2" in start.why
+
+
+def test_a_network_on_which_no_node_gets_through_is_nobodys_fault(run, ask):
+    came(run.root, "began", n1=1, n2=1)
+    with pytest.raises(UserError, match="could not add a number up, on no node"):
+        ask("blame", "--of", "n1,n2", "--ranks", 1)
+
+
+def test_the_module_is_what_the_script_calls():
+    text = Path("launch/templates/slurm.sbatch.j2").read_text(encoding="utf-8")
+    for module in ("job", "node_check", "all_reduce_check"):
+        assert f"dsv3_plugin.launch.{module}" in text
+        assert Path(f"dsv3_plugin/launch/{module}.py").is_file()

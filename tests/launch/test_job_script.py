@@ -1,0 +1,119 @@
+"""The script of a job: every shipped recipe on every shipped cluster passes shellcheck."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch.job_script import script
+from dsv3_plugin.launch.job_values import JobValues, values_of
+from dsv3_plugin.planner.cluster import Cluster, load_cluster, shipped_clusters
+from dsv3_plugin.planner.cluster_launch import Container, Launch
+from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.recipe import shipped
+from dsv3_plugin.recipe.load import load_recipe, shipped_folder
+
+RECIPES = [name for name in shipped.names_in(shipped_folder()) if not name.startswith("models/")]
+
+EVERYTHING = {
+    "partition": "batch", "account": "physics", "qos": "high", "time_limit_hours": 24.0,
+    "options": ["--constraint=ib"], "environment": {"NCCL_IB_HCA": "mlx5", "ODD": "a 'b' *"},
+    "scratch": "/local disk", "scratch_gb": 100.0, "spares": 1,
+}  # fmt: skip
+WAYS = {
+    "as it ships": {},
+    "venv": {**EVERYTHING, "venv": "/shared/my venv"},
+    "pyxis": {**EVERYTHING, "container": Container(runtime="pyxis", image="nvcr.io#x/y:1")},
+    "apptainer": {**EVERYTHING, "container": Container(runtime="apptainer", image="my image.sif")},
+}
+
+
+def job(recipe: str, cluster: Cluster, runs: int = 1, after: str | None = None) -> JobValues:
+    loaded = load_recipe(recipe, [], cluster.machine)
+    return values_of(
+        loaded,
+        make_plan(loaded, cluster, cluster.machine),
+        runs=[Path("runs/a folder") / str(number) for number in range(runs)],
+        nodes=None,
+        after=after,
+        command="dsv3 launch",
+        folder=Path("/home/me/my work"),
+    )
+
+
+def shipped_pairs() -> Iterator[tuple[str, str]]:
+    """Recipes and the clusters on which they fit, as both ship."""
+    for recipe in RECIPES:
+        for cluster in shipped_clusters():
+            try:
+                job(recipe, load_cluster(cluster))
+            except UserError:  # too few devices, or too small ones
+                continue
+            yield recipe, cluster
+
+
+def shellcheck(folder: Path) -> None:
+    """Fails with what shellcheck says of any script in a folder."""
+    files = sorted(folder.glob("*.sbatch"))
+    assert files
+    command = [Path(sys.executable).with_name("shellcheck"), *files]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_every_shipped_recipe_and_cluster_passes_shellcheck(tmp_path):
+    for recipe, cluster in shipped_pairs():
+        name = f"{recipe.replace('/', '-')}-{cluster}"
+        text = script(job(recipe, load_cluster(cluster)))
+        (tmp_path / f"{name}.sbatch").write_text(text, encoding="utf-8")
+    assert len(list(tmp_path.iterdir())) >= len(RECIPES)
+    shellcheck(tmp_path)
+
+
+def test_so_does_everything_that_a_clusters_file_can_say(tmp_path):
+    for name, keys in WAYS.items():
+        for base in ("h800", "cpu"):
+            nodes = {} if base == "h800" else {"gpus": 8}
+            cluster = load_cluster(base).model_copy(update={"launch": Launch(**keys), **nodes})
+            for runs, after in ((1, None), (3, "17")):
+                text = script(job("pretrain/tiny", cluster, runs, after))
+                place = tmp_path / f"{name}-{base}-{runs}.sbatch".replace(" ", "-")
+                place.write_text(text, encoding="utf-8")
+    shellcheck(tmp_path)
+
+
+def directives(text: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in text.splitlines() if line[:7] == "#SBATCH"]
+
+
+def test_what_a_clusters_file_says_is_asked_of_slurm():
+    cluster = load_cluster("h800").model_copy(update={"launch": Launch(**EVERYTHING)})
+    said = directives(script(job("sft/deepseek-v3", cluster, after="17")))
+    assert {
+        "--partition=batch", "--account=physics", "--qos=high", "--time=1440", "--nodes=65",
+        "--ntasks-per-node=8", "--gpus-per-node=8", "--constraint=ib", "--requeue",
+        "--open-mode=append", "--dependency=afterok:17", "--kill-on-invalid-dep=yes",
+        "--chdir='/home/me/my work'",
+    } <= {*said}  # fmt: skip
+    plain = directives(script(job("pretrain/tiny", load_cluster("cpu"))))
+    wanted = ("partition", "account", "qos", "time", "gpus", "dependency", "array")
+    assert not [line for line in plain if line.removeprefix("--").startswith(wanted)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bash_can_read_it_and_values_stay_one_word(way, tmp_path):
+    cluster = load_cluster("h800").model_copy(update={"launch": Launch(**WAYS[way])})
+    text = script(job("pretrain/tiny", cluster, runs=2))
+    place = tmp_path / "job.sbatch"
+    place.write_text(text, encoding="utf-8")
+    subprocess.run(["bash", "-n", place], check=True)
+    if way != "as it ships":
+        # As a shell reads the export of a value with quotes, blanks and a star in it.
+        export = next(line for line in text.splitlines() if line.startswith("export ODD="))
+        said = subprocess.run(
+            ["bash", "-c", f'{export}; printf %s "$ODD"'], capture_output=True, text=True
+        )
+        assert said.stdout == "a 'b' *"
