@@ -220,21 +220,24 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return RunFolder(folder).metrics.read()
 
 
-def evaluated_samples(data: Path, length: int, which: Iterable[int]) -> list[np.ndarray]:
+def evaluated_samples(
+    data: Path, length: int, which: Iterable[int], part: str = "held_out"
+) -> list[np.ndarray]:
     """What a run's trainer evaluated on, by the indices that upstream left with its data.
 
     Args:
         data: the folder of its dataset.
         length: tokens of its sequences; each sample has one more.
         which: numbers of samples in the order of reading, from its first evaluation on.
+        part: what is evaluated on: below the folder, without `.bin`.
     """
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     documents, shuffled = (
-        np.load(next(data.glob(f"held_out/cache/*/*-valid-{name}_index.npy")), allow_pickle=False)
+        np.load(next(data.glob(f"{part}/cache/*/*-valid-{name}_index.npy")), allow_pickle=False)
         for name in ("document", "shuffle")
     )
-    held_out = IndexedDataset(str(data / "held_out"))
+    held_out = IndexedDataset(str(data / part))
     stream = np.concatenate([held_out[number] for number in documents]).astype(np.int64)
     starts = (length * int(shuffled[number]) for number in which)
     return [stream[start : start + length + 1] for start in starts]

@@ -29,6 +29,23 @@ def test_data_and_experts_are_divided(start, one, new_folder, division):
     start.train(new_folder(), *ON_GPU, division).must_be(one, **NEAR)
 
 
+def test_a_sequence_is_divided(start, one, new_folder):
+    divided = "parallel={processes: 2, context: 2}"
+    start.train(new_folder(), *ON_GPU, divided).must_be(one, **NEAR)
+
+
+@pytest.mark.usefixtures("transformer_engine")
+@pytest.mark.parametrize(
+    "division",
+    ["parallel={processes: 2, context: 2}", "parallel={processes: 2, context: 2, expert: 2}"],
+)
+def test_a_sequence_is_divided_over_ranks_with_transformer_engine(start, new_folder, division):
+    """A group of heads after the other, over the keys of the whole sequence (te_attention.py)."""
+    engine = (*ON_TRANSFORMER_ENGINE, "precision.dtype=bf16")
+    expected = start.train(new_folder(), *engine)
+    start.train(new_folder(), *engine, division).must_be(expected, losses=5e-3, gradients=5e-2)
+
+
 @pytest.mark.parametrize("per_node", [1, 2])
 def test_two_hop_dispatch_over_two_ranks(start, one, new_folder, per_node):
     two_hop = f"dispatch={{kind: two_hop, ranks_per_node: {per_node}}}"

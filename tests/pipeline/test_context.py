@@ -10,10 +10,12 @@ from dsv3_plugin.schedules.dualpipe import dualpipe
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
 from dsv3_plugin.schedules.interleaved import interleaved
 from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
+from dsv3_plugin.schedules.search.search import search
 from dsv3_plugin.schedules.zb1p import zb1p
 from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
 from tests.pipeline.executed import all_schedules, must_be_of_one_process
+from tests.schedules.search.problems import even
 
 SCHEDULES = [
     one_f_one_b(2, 3),
@@ -22,6 +24,7 @@ SCHEDULES = [
     zbv(2, 4),
     dualpipe(2, 4),
     dualpipe_v(2, 4),
+    search(2, 3, even(2), effort=0.002).schedule,
 ]
 
 

@@ -20,6 +20,8 @@ def upstream(monkeypatch):
     import torch
     from megatron.training import arguments
 
+    from dsv3_plugin.distributed.world import order_kernels
+
     # Grouped GEMMs are refused without a GPU of this generation.
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
 
@@ -28,6 +30,9 @@ def upstream(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["dsv3", *argv])
         monkeypatch.setenv("WORLD_SIZE", str(recipe.parallel.processes))
         monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "")  # what comes is taken back
+        monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+        order_kernels(recipe)
         args = arguments.parse_args()
         arguments.validate_args(args)
         return args

@@ -7,6 +7,7 @@ import pytest
 from dsv3_plugin.checkpoint.formats.model_file import model_from_arguments
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.model import SPEC
+from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe import stage_layout
 from dsv3_plugin.recipe.arguments import beyond_the_line, command_line, megatron_arguments
 from dsv3_plugin.recipe.fields import FIELDS
@@ -19,12 +20,21 @@ _ANY_MODEL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["pretrain/tiny", "pretrain/deepseek-v3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pretrain/tiny", "pretrain/deepseek-v3", "extend/tiny-1k", "extend/tiny-4k",
+        "extend/deepseek-v3-32k", "extend/deepseek-v3-128k",
+    ],
+)  # fmt: skip
 def test_upstream_accepts_the_shipped_recipes(upstream, name):
-    recipe = load_recipe(name)
-    args = upstream(recipe, Machine(gpus=8, transformer_engine=True))
+    server = Machine(gpus=8, transformer_engine=True)
+    recipe = load_resolved(name, [], server)
+    args = upstream(recipe, server)
     assert args.data_parallel_size == recipe.data_parallel
     assert args.expert_model_parallel_size == recipe.parallel.expert
+    assert args.context_parallel_size == recipe.parallel.context
+    assert args.seq_length == recipe.data.seq_length
     assert args.padded_vocab_size == recipe.model.vocab_size
     assert args.transformer_impl == recipe.backend
     assert args.use_distributed_optimizer == recipe.parallel.zero1

@@ -50,6 +50,14 @@ from tests.recipe.piped import PIPED
             ["data.held_out_sets={a: x}", "megatron_args={full-validation: true}"],
             "full-validation does not go with data.held_out_sets",
         ),
+        (
+            ["data.seq_length=250", "parallel={processes: 2, context: 2}"],
+            "data.seq_length 250 does not divide by twice context 2",
+        ),
+        (
+            ["parallel={processes: 3, context: 3, expert: 1}", "curves.batch_size=9"],
+            "data.seq_length 256 does not divide by twice context 3",
+        ),
         (["data.seq_length=2048"], "more than the model's 1024 positions"),
         (
             [

@@ -1,7 +1,10 @@
 """A pretrained model goes on with longer sequences, from whatever keeps its weights."""
 
+import inspect
 import json
 import shutil
+import string
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +42,14 @@ LONGER = {
 
 @pytest.fixture(scope="module")
 def longer(recipe, trained):
-    """The recipe that stretches the small one, beside it."""
+    """The recipe that stretches the small one, beside it, with what else is evaluated on."""
     path = recipe.with_name("longer.yaml")
-    path.write_text(yaml.safe_dump(LONGER | {"from": str(trained.folder)}))
+    sets = {}
+    for module in (string, textwrap):
+        sets[module.__name__] = str(recipe.with_name(f"{module.__name__}.txt"))
+        Path(sets[module.__name__]).write_text(inspect.getsource(module))
+    data = LONGER["data"] | {"held_out_sets": sets}
+    path.write_text(yaml.safe_dump(LONGER | {"from": str(trained.folder), "data": data}))
     return path
 
 
@@ -75,6 +83,43 @@ def test_the_first_held_out_loss_is_that_of_the_parent_at_these_positions(extend
         parent = Evaluated.load(Place.named(trained.folder), changes)
         theirs = losses_on("samples", samples, losses_of(parent, "samples"))
     assert first_loss(extended) == pytest.approx(theirs.loss, abs=1e-6)
+
+
+def test_every_held_out_set_is_evaluated_by_itself(extended, dsv3):
+    found = {
+        line["held_out_set"]: line["validation_loss"]
+        for line in records(extended)
+        if line["iteration"] == 1 and "held_out_set" in line
+    }
+    expected = {}
+    with single_process():
+        losses = losses_of(Evaluated.load(Place.named(extended)), "samples")
+        for name in ("string", "textwrap"):
+            second = range(2 * 2, 2 * 2 * 2)  # of the evaluation behind the only step
+            samples = evaluated_samples(
+                extended / "data", 256, second, part=f"held_out_sets/{name}/train"
+            )
+            expected[name] = losses_on(name, samples, losses).loss
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_second_phase_begins_where_the_first_ended(longer, extended, tmp_path, dsv3):
+    """The same YaRN, longer sequences, and the weights of the extended run."""
+    second = [f"from={extended}", "data.seq_length=320"]
+    run = tmp_path / "run"
+    ended = Command.forked("train", longer, *second, f"directory={run}").end()
+    assert ended.code == 0, ended.output
+    (link,) = (run / "parent").glob("iter_*")
+    assert link.resolve() == (extended / "checkpoints" / "iter_0000001").resolve()
+    samples = evaluated_samples(run / "data", 320, range(2 * 2))
+    with single_process():
+        theirs = losses_on("", samples, losses_of(Evaluated.load(Place.named(extended)), ""))
+    assert first_loss(run) == pytest.approx(theirs.loss, abs=1e-6)
+
+    plain = dsv3("train", longer, *second, f"directory={tmp_path}/plain", "model.rope_type=rope")
+    assert plain.code == 2
+    assert "positions stretched by YaRN (rotary_scaling_factor 5)" in plain.err
+    assert not (tmp_path / "plain").exists()
 
 
 @pytest.mark.parametrize(

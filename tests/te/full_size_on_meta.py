@@ -74,7 +74,7 @@ def main() -> None:
     tensors = model.sharded_state_dict()
     apply_factories(tensors)
     shapes: dict[str, tuple[int, ...]] = {}
-    for tensor in _flat(tensors):
+    for tensor in flat(tensors):
         if isinstance(tensor, ShardedTensor):
             shapes[tensor.key] = tensor.global_shape
     modules = {type(module).__name__ for module in model.modules()}
@@ -100,11 +100,11 @@ def _workspace_of_te() -> list[str]:
     return list(inspect.signature(gemm.get_cublas_workspace.__wrapped__).parameters)
 
 
-def _flat(value: object) -> list[object]:
+def flat(value: object) -> list[object]:
     if isinstance(value, dict):
-        return [leaf for child in value.values() for leaf in _flat(child)]
+        return [leaf for child in value.values() for leaf in flat(child)]
     if isinstance(value, list):
-        return [leaf for child in value for leaf in _flat(child)]
+        return [leaf for child in value for leaf in flat(child)]
     return [value]
 
 

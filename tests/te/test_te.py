@@ -30,12 +30,25 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def full_size() -> dict:
     """What DeepSeek-V3 holds, built on the meta device with TE's layers and the FP8 recipe."""
-    script = Path(__file__).with_name("full_size_on_meta.py")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)], capture_output=True, text=True, check=False
-    )
+    return _said_by("full_size_on_meta.py")
+
+
+def _said_by(script: str) -> dict:
+    """The JSON object that a script beside this file prints last."""
+    command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name(script))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_eight_ranks_that_share_a_sequence_attend_by_groups_of_heads() -> None:
+    """The tensors are those of one rank; TE is asked for no context parallelism of its own."""
+    said = _said_by("context_on_meta.py")
+    alone, shared = said["1"], said["8"]
+    assert shared["shapes"] == alone["shapes"]
+    assert alone["attention"] == [["TEDotProductAttention", 128, True]] * 3
+    assert shared["attention"] == [["GroupAttention", 128 // 8, True]] * 3
+    assert {"causal_bottom_right", "padding_causal_bottom_right"} <= {*said["masks"]}
 
 
 def test_the_layers_are_transformer_engines(full_size: dict) -> None:
