@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsv3_plugin.files.atomic import replace_file
-from dsv3_plugin.launch.node_health import QUERY, Disk, of_adapters, of_clock, of_disks, of_gpus
+from dsv3_plugin.launch.node_health import QUERIES, Disk, of_adapters, of_clock, of_disks, of_gpus
 from dsv3_plugin.launch.node_verdicts import verdict_file
 from dsv3_plugin.machine import Machine
 
@@ -35,7 +35,10 @@ def problems(run: Path, gpus: int, disks: dict[Path, int]) -> Iterator[str]:
     """
     if gpus:
         try:
-            rows = _said("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader")
+            asked = (
+                ("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader") for query in QUERIES
+            )
+            rows = next(filter(None, (_said(*command) for command in asked)), "")
             links = _said("nvidia-smi", "nvlink", "--status")
         except subprocess.TimeoutExpired:
             yield f"nvidia-smi does not answer within {_PATIENCE_S} s"

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 
 from dsv3_plugin.numbers import bytes_text
 
-QUERY = ("index", "ecc.errors.uncorrected.volatile.total", "clocks_throttle_reasons.hw_slowdown")
-"""Of `nvidia-smi --query-gpu`: a device, errors of its memory that nothing mended since it was
-reset, and whether it is slowed down by its own protection (heat, power brake)."""
+QUERIES = tuple(
+    f"index,ecc.errors.uncorrected.volatile.total,{reasons}.hw_slowdown"
+    for reasons in ("clocks_event_reasons", "clocks_throttle_reasons")
+)
+"""Of `nvidia-smi --query-gpu`, as newer drivers call it and older: a device, errors of its memory
+that nothing mended since it was reset, and whether its own protection (heat, power brake) slows it
+down."""
 
 CLOCK_S = 1.0
 """A clock that is kept is off by milliseconds (NTP)."""
@@ -37,13 +41,13 @@ def of_gpus(found: int, expected: int, rows: str, links: str) -> Iterator[str]:
     Args:
         found: how many the driver shows.
         expected: how many the cluster's file says.
-        rows: `nvidia-smi --query-gpu=… --format=csv,noheader`, by `QUERY`.
+        rows: `nvidia-smi --query-gpu=… --format=csv,noheader`, by `QUERIES`.
         links: `nvidia-smi nvlink --status`.
     """
     if found < expected:
         yield f"{found} GPUs, of {expected} that the cluster's file says"
     for row in filter(str.strip, rows.splitlines()):
-        index, uncorrected, slowed, *_ = (*(word.strip() for word in row.split(",")), "", "")
+        index, uncorrected, slowed, *_ = (*map(str.strip, row.split(",")), "", "")
         if uncorrected.isdecimal() and int(uncorrected):
             yield f"GPU {index} has {uncorrected} uncorrected errors of its memory"
         if slowed == "Active":

@@ -103,6 +103,16 @@ def test_what_a_clusters_file_says_is_asked_of_slurm():
     assert not [line for line in plain if line.removeprefix("--").startswith(wanted)]
 
 
+def test_a_task_of_a_sweep_signals_and_requeues_itself_and_not_the_others():
+    """Slurm gives one task of an array the number that the whole array has."""
+    for runs, number in ((3, "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"), (1, "$SLURM_JOB_ID")):
+        text = script(job("pretrain/tiny", load_cluster("cpu"), runs))
+        assert f"\nthis={number}\n" in text
+        assert 'scancel --signal=TERM "$this"' in text
+        assert 'scontrol requeue "$this"' in text
+        assert text.count("SLURM_JOB_ID") == (runs == 1)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_bash_can_read_it_and_values_stay_one_word(way, tmp_path):
     cluster = load_cluster("h800").model_copy(update={"launch": Launch(**WAYS[way])})

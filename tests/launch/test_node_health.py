@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dsv3_plugin.launch import node_check
 from dsv3_plugin.launch.node_health import Disk, of_adapters, of_clock, of_disks, of_gpus
+from dsv3_plugin.machine import Machine
 
 ROWS = "0, 0, Not Active\n1, 0, Not Active\n"
 LINKS = (
@@ -62,6 +63,25 @@ def test_this_machine_is_well_until_more_is_asked_of_it(tmp_path, monkeypatch):
     assert len(said) == 2
     assert said[0].endswith(f"free in {run}, of 1.0 EB that it takes")
     assert said[1] == f"{run / 'file' / 'below'} cannot be written there"
+
+
+def test_nvidia_smi_is_asked_as_newer_and_as_older_drivers_call_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(node_check, "_ADAPTERS", tmp_path / "none")
+    (tmp_path / "nvidia-smi").write_text(
+        "#!/bin/sh\n"
+        'case "$1" in\n'
+        '--query-gpu=*clocks_event_reasons*) echo "not a valid field"; exit 2 ;;\n'
+        '--query-gpu=*clocks_throttle_reasons*) echo "0, 1, Not Active" ;;\n'
+        'nvlink) printf "GPU 0: NVIDIA H100\\n\\t Link 3: <inactive>\\n" ;;\n'
+        "esac\n"
+    )
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(node_check.Machine, "here", lambda: Machine(1, False))
+    assert [*node_check.problems(tmp_path, 1, {})] == [
+        "GPU 0 has 1 uncorrected errors of its memory",
+        "GPU 0 has an inactive NVLink (Link 3)",
+    ]
 
 
 def test_a_clock_is_held_against_the_date_of_a_file(tmp_path, monkeypatch):
