@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.files.run_folder import TRACKER, RunFolder
 from dsv3_plugin.launch.job_record import JobRecord, record_of
 from dsv3_plugin.launch.progress import Pace
 from dsv3_plugin.launch.queue import QueuedJob
@@ -58,21 +58,22 @@ class RunStatus:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The folders of runs in a folder, and in those of sweeps there."""
-    if not folder.is_dir():
-        return []
-    return [
-        place
-        for child in sorted(path for path in folder.iterdir() if path.is_dir())
-        for place in (child, *sorted(path for path in child.iterdir() if path.is_dir()))
-        if is_run(place)
-    ]
+    """The folders of runs in a folder, and those of sweeps there."""
+    found = []
+    for child in _folders(folder):
+        found += [child] if is_run(child) else [below for below in _folders(child) if is_run(below)]
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, begun or waiting for its job."""
+    """Whether a folder is that of a run, begun or waiting for its job; its checkpoints' is not."""
     run = RunFolder(folder)
-    return run.recipe.is_file() or record_of(run) is not None
+    begun = run.recipe.is_file() and not (folder / TRACKER).exists()
+    return begun or record_of(run) is not None
 
 
 def find_run(folder: Path) -> RunFolder:

@@ -1,6 +1,7 @@
 """`dsv3 status`, `logs` and `cancel` on folders of runs."""
 
 import json
+import shutil
 
 import pytest
 
@@ -39,6 +40,9 @@ def run(tmp_path, monkeypatch) -> RunFolder:
     run.checkpoints.mkdir(parents=True)
     (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("4")
     run.write_recipe("base: pretrain/tiny\ntraining: {steps: 12}\n")
+    # Beside the weights, too; and checkpoints may lie anywhere.
+    (run.checkpoints / "recipe.yaml").write_bytes(run.recipe.read_bytes())
+    shutil.copytree(run.checkpoints, tmp_path / "runs" / "elsewhere")
     for step in range(1, 7):
         run.metrics.append(
             {"iteration": step, "time": 100.0 + step, "tokens": 2048 * step, "loss": 9.0 - step,
@@ -59,8 +63,9 @@ def test_a_run_stands_by_its_files(dsv3, run, no_slurm):
     assert (status["loss"], status["saved_step"], status["restarts"]) == (3.0, 4, 0)
     assert status["seconds_left"] is None
     said = dsv3("status")  # all those in runs/
-    assert "6/12" in said.out
-    assert "4," in said.out
+    _, row = said.out.splitlines()
+    assert row.split()[:3] == ["runs/small", "stopped", "6/12"]
+    assert dsv3("status", run.checkpoints).code == 2
 
 
 def test_one_that_a_process_holds_is_training_and_has_time_left(dsv3, run, no_slurm):

@@ -1,5 +1,6 @@
 """What a job's script asks on its way, as it asks it: by arguments and exit codes."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -124,7 +125,9 @@ def test_a_network_on_which_no_node_gets_through_is_nobodys_fault(run, ask):
 
 
 def test_the_module_is_what_the_script_calls():
-    text = Path("launch/templates/slurm.sbatch.j2").read_text(encoding="utf-8")
-    for module in ("job", "node_check", "all_reduce_check"):
-        assert f"dsv3_plugin.launch.{module}" in text
-        assert Path(f"dsv3_plugin/launch/{module}.py").is_file()
+    root = Path(__file__).parents[2]
+    text = (root / "launch/templates/slurm.sbatch.j2").read_text(encoding="utf-8")
+    named = {*re.findall(r"dsv3_plugin\.([\w.]+)", text)}
+    assert named == {"launch.job", "launch.node_check", "launch.all_reduce_check", "cli"}
+    for module in named - {"cli"}:
+        assert (root / "dsv3_plugin" / f"{module.replace('.', '/')}.py").is_file()
