@@ -185,14 +185,14 @@ class _Rows:
         """Those that are no longer than they may be."""
         for document in encoded:
             length, longest = len(document.ids), self.longest
+            has = f"{document.name} has {'over ' * document.is_cut}{length:,}"
             if longest is None or length <= longest:
                 yield document
             elif self.on_bad_row == "skip":
-                why = f"longer than a sequence of {longest:,} tokens"
-                self.left_out.add("rows", why, f"{document.name} has {length:,}")
+                self.left_out.add("rows", f"longer than a sequence of {longest:,} tokens", has)
             else:
                 raise UserError(
-                    f"{document.name} has {length:,} tokens, more than a sequence of {longest:,}: "
+                    f"{has} tokens, more than a sequence of {longest:,}: "
                     f"raise data.seq_length; {SKIP}."
                 )
 
@@ -233,6 +233,7 @@ def _build(
         sentinels=tokenizer.sentinels if settings.fim_rate else None,
         fim_rate=settings.fim_rate,
         seed=settings.seed,
+        longest=rows.longest,
     )
     encoded = encode_documents(
         encoder,

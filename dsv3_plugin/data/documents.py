@@ -75,7 +75,13 @@ _Rows = Iterator[Document | UserError]
 
 def _rows(source: Source, form: Form) -> _Rows:
     try:
-        yield from _READERS[source.format](source, form)
+        rows = _READERS[source.format](source, form)
+        first = next(rows, None)
+        if first is not None:
+            yield first
+            yield from rows
+        elif not form.reads_text:
+            yield UserError(f"{source.path} is empty: it holds no row.")
     except UserError as error:
         yield error
     except (OSError, EOFError, zlib.error) as error:

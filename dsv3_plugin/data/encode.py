@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy
@@ -43,6 +44,7 @@ class EncodedDocument:
         ids: with the end-of-document token; a conversation ends as its template ends it.
         learned: uint8 `[tokens]`, 1 where a token is learned; None: all are.
         name: where it came from, see `corpus.Document`.
+        is_cut: whether it goes on; that much of it is longer than it may be already.
     """
 
     ids: numpy.ndarray
@@ -51,6 +53,7 @@ class EncodedDocument:
     is_fim: bool
     learned: numpy.ndarray | None = None
     name: str = ""
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,9 @@ class Encoder:
     """All that turns a text into token ids; it travels to worker processes.
 
     Held-out documents are never cut for FIM, so that held-out losses of different rates compare.
+
+    Attributes:
+        longest: tokens of a conversation at the most; None: as many as there are.
     """
 
     backend: tokenizers.Tokenizer
@@ -65,6 +71,7 @@ class Encoder:
     sentinels: fim.Sentinels | None
     fim_rate: float
     seed: int
+    longest: int | None = None
 
     def encode(self, documents: Sequence[Text]) -> list[EncodedDocument]:
         """Encode documents, in order."""
@@ -86,24 +93,48 @@ class Encoder:
     def _conversations(self, documents: Sequence[Text]) -> list[EncodedDocument]:
         """What a template wrote, special tokens where it spells them, and nothing added.
 
-        A token is learned that is a span's at least in part, as transformers marks it.
+        A token is learned that is a span's at least in part, as transformers marks it. Of a text
+        with more characters than as many tokens as it may have can stand for, the rest is not
+        encoded.
         """
         self.backend.encode_special_tokens = False  # not part of what is saved or pickled
-        texts = [document.text for document in documents]
+        most = self._most_characters
+        texts = [document.text[:most] for document in documents]
         encoded = []
         for document, encoding in zip(
             documents, self.backend.encode_batch(texts, add_special_tokens=False), strict=True
         ):
+            is_cut = most is not None and len(document.text) > most
+            if is_cut and len(encoding) <= self.longest:  # it stands for more, or drops some
+                encoding, is_cut = (
+                    self.backend.encode(document.text, add_special_tokens=False),
+                    False,
+                )
             begins, ends = numpy.array(encoding.offsets, dtype=numpy.int64).reshape(-1, 2).T
             learned = numpy.zeros(len(begins), dtype=numpy.uint8)
             for begin, end in document.spans or ():
                 learned[(ends > begin) & (begins < end)] = 1
             ids = numpy.array(encoding.ids, dtype=numpy.int32)
-            held_out = document.is_held_out
             encoded.append(
-                EncodedDocument(ids, document.kind, held_out, False, learned, document.name)
+                EncodedDocument(
+                    ids,
+                    document.kind,
+                    document.is_held_out,
+                    is_fim=False,
+                    learned=learned,
+                    name=document.name,
+                    is_cut=is_cut,
+                )
             )
         return encoded
+
+    @cached_property
+    def _most_characters(self) -> int | None:
+        """Of a text that may be short enough, or is encoded at once with others anyway."""
+        if self.longest is None:
+            return None
+        of_token = max(map(len, self.backend.get_vocab(with_added_tokens=True)))
+        return max((self.longest + 1) * of_token, _BATCH_CHARACTERS)
 
     def _pieces(self, document: Text) -> tuple[str, ...]:
         if document.is_held_out or not self.sentinels:

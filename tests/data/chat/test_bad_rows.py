@@ -1,0 +1,93 @@
+"""Files with rows that are no conversations: each is named, and refused or left out and counted."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsv3_plugin.data.build import build_dataset
+from dsv3_plugin.data.chat.form import ChatForm
+from dsv3_plugin.data.chat.template import open_template
+from dsv3_plugin.data.dataset_folder import Dataset
+from dsv3_plugin.data.encode import Encoder, Text
+from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer, train_bpe
+from dsv3_plugin.errors import UserError
+
+GOOD = {"prompt": "hello", "response": "world"}
+LONGEST = 64
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_bpe(["hello world question answer\n" * 50], 300, folder)
+    return open_tokenizer(folder)
+
+
+def build(files: list[Path], tokenizer: TextTokenizer, out: Path, on_bad_row: str) -> Dataset:
+    form = ChatForm(open_template(tokenizer.folder, None, {}, "all"))
+    return build_dataset(
+        files, tokenizer, out, held_out=0.0, form=form, longest=LONGEST, on_bad_row=on_bad_row
+    )
+
+
+def chat(*roles: str) -> bytes:
+    return json.dumps({"messages": [{"role": role, "content": "hello"} for role in roles]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("row", "why", "sentence"),
+    [
+        (chat("user"), "cannot be read", "bad.jsonl line 2 has no turn of an assistant"),
+        (chat("user", "user", "assistant"), "cannot be read",
+         "bad.jsonl line 2: turn 2: user after user is out of order"),
+        (chat("user", "assistant", "tool", "assistant"), "cannot be read",
+         "bad.jsonl line 2: the chat template fails: this template knows no tools"),
+        (json.dumps({"prompt": "x", "response": "world " * 99}).encode(),
+         f"longer than a sequence of {LONGEST} tokens", "bad.jsonl:2 has 106"),
+        (b'{"prompt": "\xff", "response": "x"}', "cannot be read",
+         r"bad.jsonl line 2 is not UTF-8 text \(byte 0xff"),
+        (rb'{"prompt": "\ud800", "response": "x"}', "cannot be read",
+         "bad.jsonl line 2 is not valid Unicode"),
+        (b'{"prompt": ', "cannot be read", "bad.jsonl line 2 is not JSON"),
+    ],
+    ids=["no assistant", "order", "template", "long", "utf-8", "surrogate", "json"],
+)  # fmt: skip
+def test_a_bad_row_is_named_and_refused_or_counted(
+    row: bytes, why: str, sentence: str, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(json.dumps(GOOD).encode() + b"\n" + row + b"\n")
+    with pytest.raises(UserError, match=sentence) as refused:
+        build([file], tokenizer, tmp_path / "data", "stop")
+    assert "data.on_bad_row: skip" in str(refused.value)
+
+    built = build([file], tokenizer, tmp_path / "data", "skip")
+    assert built.manifest.train.documents == 1
+    (left_out,) = built.manifest.corpus.left_out
+    assert (left_out.count, left_out.why) == (1, why)
+    assert sentence.split(r" \(")[0] in str(left_out)
+
+
+def test_an_empty_file_is_named_too(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    good, empty = tmp_path / "good.jsonl", tmp_path / "empty.jsonl"
+    good.write_text(json.dumps(GOOD) + "\n")
+    for nothing in ("", "\n\n"):
+        empty.write_text(nothing)
+        with pytest.raises(UserError, match=r"empty\.jsonl is empty: it holds no row"):
+            build([good, empty], tokenizer, tmp_path / "data", "stop")
+        built = build([good, empty], tokenizer, tmp_path / "data", "skip")
+        assert "empty.jsonl is empty" in str(built.manifest.corpus.left_out[0])
+        with pytest.raises(UserError, match=r"the corpus is empty: .*empty.jsonl is empty"):
+            build([empty], tokenizer, tmp_path / "nothing", "skip")
+
+
+def test_what_is_far_too_long_is_not_encoded_to_its_end(tokenizer: TextTokenizer) -> None:
+    encoder = Encoder(tokenizer.backend, tokenizer.eos_id, None, 0.0, 0, longest=LONGEST)
+    text = "hello " * 200_000
+    (cut,) = encoder.encode([Text(text, "jsonl", False, "a.jsonl:1", ((0, 5),))])
+    assert cut.is_cut
+    assert LONGEST < len(cut.ids) <= 1_000_000
+    (whole,) = encoder.encode([Text(text[:300_000], "jsonl", False, "a.jsonl:1", ((0, 5),))])
+    assert not whole.is_cut
+    assert tokenizer.decode(whole.ids) == text[:300_000]
