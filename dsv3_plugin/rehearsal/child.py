@@ -58,23 +58,25 @@ def answered(request: Request, scratch: Path) -> RankReport:
             from dsv3_plugin.rehearsal.pipeline import messages_of
 
             return messages_of(request, recipe, cluster, machine)
-        recipe = for_one_step(recipe, request.micro_batches, scratch)
+        one = for_one_step(recipe, request.micro_batches, scratch)
         with contextlib.ExitStack() as stack:
             from dsv3_plugin.rehearsal.device import become
 
             only_configuration = request.depth == "configuration"
-            device = become(recipe, machine, cluster, only_configuration=only_configuration)
+            device = become(one, machine, cluster, only_configuration=only_configuration)
             from dsv3_plugin.distributed.world import order_kernels
 
-            order_kernels(recipe)
+            order_kernels(one)
             from dsv3_plugin.rehearsal.world import fake_world
 
             world = stack.enter_context(
                 fake_world(request.rank, recipe.parallel.processes, cluster.gpus_per_node)
             )
-            from dsv3_plugin.rehearsal.one_rank import rehearse
+            from dsv3_plugin.rehearsal.one_rank import refused, rehearse
 
-            return rehearse(request, recipe, machine, world, device)
+            if only_configuration and (finding := refused(recipe, machine)) is not None:
+                return RankReport(request.rank, 0, (finding,))
+            return rehearse(request, one, machine, world, device)
     except UserError as error:
         return RankReport(request.rank, 0, (Finding(str(error).removesuffix(".")),))
 

@@ -112,17 +112,22 @@ def _asked(
             answer, log = child.communicate(json.dumps(asdict(request)), within_s)
         except subprocess.TimeoutExpired:
             child.kill()
-            return _broken_off(request, _too_slow(request.rank, within_s))
+            return _without_end(request, _too_slow(request.rank, within_s))
         finally:
             running.remove(child)
     if child.returncode == 0:
         return _report(json.loads(answer))
     if os.environ.get("DSV3_DEBUG") == "1":
         sys.stderr.write(log)
-    return _broken_off(request, _why_it_ended(request.rank, child.returncode, log))
+    return broken_off(request, child.returncode, log)
 
 
-def _broken_off(request: Request, why: Finding) -> RankReport:
+def broken_off(request: Request, code: int, log: str) -> RankReport:
+    """The report on a request whose child ended by itself, with its exit code and what it said."""
+    return _without_end(request, _why_it_ended(request.rank, code, log))
+
+
+def _without_end(request: Request, why: Finding) -> RankReport:
     return RankReport(request.rank, 0, (why,), broke_off=True)
 
 
@@ -176,6 +181,7 @@ def _report(said: dict) -> RankReport:
             "sums": {name: list(map(tuple, groups)) for name, groups in said["sums"].items()},
             "without_gradient": tuple(said["without_gradient"]),
             "overwritten": tuple(said["overwritten"]),
+            "forms": tuple(said["forms"]),
             "made_together": tuple(said["made_together"]),
             "built_with": tuple(_issued(said["built_with"])),
             "collectives": tuple(_issued(said["collectives"])),

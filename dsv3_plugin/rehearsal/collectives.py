@@ -15,11 +15,11 @@ _UNEVEN = ("alltoall", "gather", "scatter", "allgather_", "reduce_scatter_")
 """Beginnings of operations to which members may bring different amounts: counts of rows that are
 split unevenly, and lists of tensors."""
 
-_OF_TWO = ("send", "recv", "recv_any_source")
-"""Messages: what is sent to one is not sent to all (`messages`)."""
-
 _WAY_OUT = (
     f"pipeline.executor=upstream and dispatch.kind=alltoall issue none of their own; {OF_OURS}"
+)
+_WAY_OUT_OF_MESSAGES = (
+    "precision.dtype and data.seq_length give the form of all of them; " + OF_OURS
 )
 
 Group = tuple[tuple[int, ...], int]
@@ -83,9 +83,27 @@ def unlike_groups(made: Mapping[int, Sequence[str]]) -> list[Finding]:
     return []
 
 
+def unlike_messages(forms: Mapping[int, Sequence[str]]) -> list[Finding]:
+    """Where ranks exchange messages between stages that are not all of one form: the first two.
+
+    Args:
+        forms: by global rank, those of its messages.
+    """
+    told = [(rank, form) for rank, row in sorted(forms.items()) for form in row]
+    other = next(((rank, form) for rank, form in told if form != told[0][1]), None)
+    if other is None:
+        return []
+    (first, expected), (rank, form) = told[0], other
+    sentence = (
+        f"messages between stages are {expected} on rank {first}, and {form} on rank {rank}: what "
+        "one end sends, the other does not receive"
+    )
+    return [Finding(sentence, _WAY_OUT_OF_MESSAGES)]
+
+
 def _of_groups(rank: int, row: Sequence[Issued]) -> Iterator[tuple[Group, Issued]]:
     for one in row:
-        if one.operation.rstrip("_") not in _OF_TWO and rank in one.group:
+        if not one.to_one and rank in one.group:  # what is sent to one is not sent to all
             yield (one.group, one.twin), one
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.planner.plan import MemoryPart
 from dsv3_plugin.rehearsal.cases import StepCase
-from dsv3_plugin.rehearsal.collectives import unlike_collectives, unlike_groups
+from dsv3_plugin.rehearsal.collectives import unlike_collectives, unlike_groups, unlike_messages
 from dsv3_plugin.rehearsal.replicas import unlike_sums
 from dsv3_plugin.rehearsal.report import OF_OURS, Finding, RankReport
 from dsv3_plugin.rehearsal.stepped import SteppedRank
@@ -52,6 +52,7 @@ def between_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
         yield from unlike_collectives(
             {rank: (*each.built_with, *each.collectives) for rank, each in reports.items()}
         )
+        yield from unlike_messages({rank: each.forms for rank, each in reports.items()})
         yield from unlike_sums({rank: each.sums for rank, each in reports.items()})
         yield from _unlike_stages(ranks)
 

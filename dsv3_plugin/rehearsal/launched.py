@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
-from dsv3_plugin.rehearsal.report import Operations
+from dsv3_plugin.rehearsal.report import OF_TWO, Operations
 from dsv3_plugin.rehearsal.te.kernels import Kernel
 from dsv3_plugin.rehearsal.world import World
 
@@ -77,13 +77,22 @@ class Collectives:
         group = next((value for value in args if _is_group(value)), None)
         if group is None:
             return
-        sizes = [tensor.numel() * tensor.element_size() for tensor in _tensors(args)]
+        tensors = list(_tensors(args))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         name = function.overloadpacket.__name__
         waits = not _argument("async_op", function, args, kwargs)
-        self._world.issue(dist.ProcessGroup.unbox(group), name, sum(sizes), waits=waits)
+        form = _form(*tensors) if name.rstrip("_") in OF_TWO else ""
+        self._world.issue(dist.ProcessGroup.unbox(group), name, size, waits=waits, said=form)
 
     def fused(self, name: str, read: Any, result: Any) -> None:
         pass  # nobody compiles messages
+
+
+def _form(tensor: torch.Tensor) -> str:
+    """Of a message with hidden states, `[s, b, h]`; a greeting has none."""
+    if tensor.dim() != 3:
+        return ""
+    return f"{list(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _argument(name: str, function: Any, args: Any, kwargs: Any) -> Any:

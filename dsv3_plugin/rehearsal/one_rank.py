@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.training import get_args
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
@@ -31,7 +33,7 @@ from dsv3_plugin.rehearsal.micro_batches import MicroBatches
 from dsv3_plugin.rehearsal.observe import Observer, count_waits
 from dsv3_plugin.rehearsal.parts import claim_states, tell_makers_apart
 from dsv3_plugin.rehearsal.refusal import refusal
-from dsv3_plugin.rehearsal.report import RankReport, Request
+from dsv3_plugin.rehearsal.report import Finding, Issued, RankReport, Request
 from dsv3_plugin.rehearsal.routing import even_routing, skewed_routing
 from dsv3_plugin.rehearsal.samples import give_samples
 from dsv3_plugin.rehearsal.storages import Storages
@@ -39,7 +41,7 @@ from dsv3_plugin.rehearsal.sums import Sums
 from dsv3_plugin.rehearsal.te.kernels import Kernel
 from dsv3_plugin.rehearsal.world import World
 from dsv3_plugin.stages import stage_named
-from dsv3_plugin.training import trainer
+from dsv3_plugin.training import trainer, upstream_arguments
 from dsv3_plugin.training.hooks import Hook, Step
 from dsv3_plugin.training.patches import TABLE
 from dsv3_plugin.training.run import Run
@@ -50,6 +52,19 @@ from dsv3_plugin.upstream.replace import Replacer
 
 class _Enough(BaseException):
     """Ends the training whose step has been seen."""
+
+
+def refused(recipe: Recipe, machine: Machine) -> Finding | None:
+    """What upstream has against the arguments of a run as they are: its batches, its data, all.
+
+    A world has to be joined already.
+    """
+    try:
+        with restricted_reading():
+            upstream_arguments.check(recipe, machine)
+    except RefusedByUpstream as error:
+        return refusal("these settings", error.message)
+    return None
 
 
 def rehearse(
@@ -135,7 +150,15 @@ def _built_and_stepped(
         drained=dict(observer.drained),
         built_with=tuple(world.issued[: watch.built_with]),
         collectives=tuple(world.issued[watch.built_with :]),
+        forms=_between_stages(world.issued[watch.built_with :]),
     )
+
+
+def _between_stages(issued: Sequence[Issued]) -> tuple[str, ...]:
+    """Forms of the messages that a rank exchanged with others of its pipeline."""
+    pipeline = {*dist.get_process_group_ranks(parallel_state.get_pipeline_model_parallel_group())}
+    forms = (one.said for one in issued if one.to_one and pipeline.issuperset(one.group))
+    return tuple(dict.fromkeys(form for form in forms if form))
 
 
 def _along_the_model(kept: dict[int, int], settings: trainer.Configured) -> tuple[int, ...]:

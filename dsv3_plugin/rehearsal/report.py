@@ -13,6 +13,9 @@ a pipeline in a step, and nothing else."""
 OF_OURS = "without megatron_args it is a fault of dsv3: report it with what --json says"
 """The way out of what no key of a recipe should bring about."""
 
+OF_TWO = ("send", "recv", "recv_any_source")
+"""What torch.distributed calls messages to one, without the mark of what it writes to."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -93,7 +96,7 @@ class Issued:
         bytes: what it was given; of objects nought.
         twin: which of the groups with these members, as the rank came to be in them.
         waits: whether what the rank computes next comes after it.
-        said: of objects, what the rank itself said, in short.
+        said: of objects, what the rank itself said, in short; of messages to one, their form.
     """
 
     group: tuple[int, ...]
@@ -102,6 +105,11 @@ class Issued:
     twin: int = 0
     waits: bool = True
     said: str = ""
+
+    @property
+    def to_one(self) -> bool:
+        """Whether it is a message to one, or from one."""
+        return self.operation.rstrip("_") in OF_TWO
 
 
 @dataclass(frozen=True)
@@ -143,6 +151,7 @@ class RankReport:
         synchronisations: where the host waited for the device → how often, in the step.
         drained: those where it waited for all that it had queued, and for no event of it.
         collectives: of the step, in order; built_with: those before it.
+        forms: in which it exchanged messages with other stages in the step, each once.
         messages: of all ranks of the pipeline, where those were asked for.
     """
 
@@ -166,4 +175,5 @@ class RankReport:
     drained: dict[str, int] = field(default_factory=dict)
     built_with: tuple[Issued, ...] = ()
     collectives: tuple[Issued, ...] = ()
+    forms: tuple[str, ...] = ()
     messages: Messages | None = None

@@ -111,3 +111,48 @@ def one_layer_recomputes_nothing() -> None:
                     setattr(module, name, False)
 
     _after_making(_LAYER, forget)
+
+
+def _finished(**fields: Any) -> None:
+    """Set fields of the finished configuration, behind the back of whoever checked them."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def configured(run: Any) -> Any:
+            settings = original(run)
+            for name, value in fields.items():
+                setattr(settings.model.transformer, name, value)
+            return settings
+
+        return configured
+
+    _replacer.wrap("dsv3_plugin.training.trainer:configured", wrap)
+
+
+def sequences_are_divided_among_one_tensor_rank() -> None:
+    """Sequence parallelism without tensor parallelism."""
+    _finished(sequence_parallel=True)
+
+
+def tensor_ranks_do_not_divide_sequences() -> None:
+    """Tensor parallelism without sequence parallelism, which experts need."""
+    _finished(sequence_parallel=False)
+
+
+def messages_are_of_another_type_than_layers() -> None:
+    """BF16 between layers of FP32."""
+    _finished(pipeline_dtype=torch.bfloat16)
+
+
+def a_rank_has_more_chunks_than_places() -> None:
+    """Virtual pipeline size three, and two stages on each rank."""
+    _finished(virtual_pipeline_model_parallel_size=3)
+
+
+def a_rank_has_fewer_chunks_than_places() -> None:
+    """No virtual pipeline, and two stages on each rank."""
+    _finished(virtual_pipeline_model_parallel_size=None)
+
+
+def experts_are_not_divided_evenly() -> None:
+    """Seven among two ranks."""
+    _finished(num_moe_experts=7)

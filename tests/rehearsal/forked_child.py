@@ -2,10 +2,12 @@
 
 import os
 import tempfile
+import traceback
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from dsv3_plugin.rehearsal.children import broken_off
 from dsv3_plugin.rehearsal.report import RankReport, Request
 from dsv3_plugin.upstream import cpu_host
 from tests.forked import forked
@@ -44,5 +46,9 @@ def _child(request: Request, fault: str | None, writer: Connection) -> None:
         cpu_host.enable()
         getattr(faults, fault)()
     with tempfile.TemporaryDirectory() as scratch:
-        writer.send(answered(request, Path(scratch)))
+        try:
+            report = answered(request, Path(scratch))
+        except Exception:
+            report = broken_off(request, 1, traceback.format_exc())
+        writer.send(report)
     os._exit(0)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from dsv3_plugin.rehearsal.collectives import unlike_collectives, unlike_groups
+from dsv3_plugin.rehearsal.collectives import unlike_collectives, unlike_groups, unlike_messages
 from dsv3_plugin.rehearsal.report import Issued
 
 PAIR, WORLD = (0, 8), (0, 1, 8, 9)
@@ -93,6 +93,16 @@ def test_groups_that_all_ranks_make_are_the_same_on_all():
     assert "ranks 0 and 4 part at process group 2 " in finding.sentence
     (finding,) = unlike_groups({0: ["a", "b"], 4: ["a"]})
     assert "rank 0 makes b, rank 4 none" in finding.sentence
+
+
+def test_messages_between_stages_have_one_form():
+    forms = {0: ["[64, 1, 8] in bfloat16"], 4: ["[64, 1, 8] in bfloat16", "[64, 1, 8] in float32"]}
+    assert unlike_messages({0: forms[0], 2: [], 3: forms[0]}) == []
+    (finding,) = unlike_messages(forms)
+    assert finding.sentence.startswith(
+        "messages between stages are [64, 1, 8] in bfloat16 on rank 0, and [64, 1, 8] in float32 "
+        "on rank 4"
+    )
 
 
 def test_what_all_hear_decides_who_is_compared():

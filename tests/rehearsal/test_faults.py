@@ -14,6 +14,7 @@ from dsv3_plugin.rehearsal.findings import between_ranks, of_ranks
 from dsv3_plugin.rehearsal.report import Request
 from dsv3_plugin.rehearsal.stepped import SteppedRank
 from tests.rehearsal import forked_child
+from tests.rehearsal.test_kinds import KINDS
 
 TOKENS, MICRO_BATCHES = 64, 4
 RECIPE = (
@@ -66,6 +67,7 @@ def test_without_a_fault_nothing_is_found() -> None:
         ("every_micro_batch_leaves_its_gradient", (2,), "rank 2 keeps"),
         ("one_layer_recomputes_nothing", (2,), "stages of like layers keep unlike amounts"),
         ("gradients_are_allocated_twice", (2,), "rank 2 holds"),
+        ("messages_are_of_another_type_than_layers", (0, 2), "messages between stages are [64, 1,"),
         ("a_parameter_is_used_by_nobody", (2,), "on rank 2 decoder.layers.3.scale is given no gra"),
     ],
 )  # fmt: skip
@@ -79,3 +81,39 @@ def test_embeddings_that_nobody_sums() -> None:
     assert found == (
         "ranks 0 and 2 both hold embedding.word_embeddings.weight, and do not sum its gradient"
     )
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("sequences_are_divided_among_one_tensor_rank", "finished configuration: Cannot use sequ"),
+        ("a_rank_has_more_chunks_than_places", "virtual_pipeline_model_parallel_size conflicts wi"),
+        ("a_rank_has_fewer_chunks_than_places", "AssertionError: vp_stage must be passed"),
+        ("experts_are_not_divided_evenly", "num_moe_experts (7) should be divisible"),
+    ],
+)
+def test_a_configuration_that_is_wrong_has_upstreams_own_refusal(fault: str, says: str) -> None:
+    request = Request("pretrain/tiny", RECIPE, "cpu", 2, MICRO_BATCHES)
+    (report,) = forked_child.reports([request], fault)
+    (finding,) = report.findings
+    assert finding.stops
+    assert says in finding.sentence
+
+
+def test_experts_of_tensor_ranks_whose_sequences_are_whole() -> None:
+    request = Request("pretrain/tiny", KINDS["tensor and sequence parallel"], "cpu", 0, 1)
+    (report,) = forked_child.reports([request], "tensor_ranks_do_not_divide_sequences")
+    (finding,) = report.findings
+    assert "tensor parallelismare enabled without also enabling sequence para" in finding.sentence
+
+
+def test_what_only_the_runs_own_arguments_say_is_looked_at() -> None:
+    """A step is rehearsed with other batches and other data."""
+    words = (*RECIPE, "megatron_args.num-workers=many")
+    requests = [
+        Request("pretrain/tiny", words, "cpu", 0, 1, depth) for depth in ("configuration", "step")
+    ]
+    refused, stepped = forked_child.reports(requests)
+    (finding,) = refused.findings
+    assert finding.sentence.startswith("Megatron refuses these settings: argument --num-workers")
+    assert stepped.findings == ()

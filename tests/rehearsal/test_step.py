@@ -104,11 +104,12 @@ def test_without_transformer_engines_python_no_rank_is_begun(
 
 
 @pytest.mark.usefixtures("full")
-def test_without_a_compiler_a_rank_is_as_with_one(
+def test_without_a_compiler_a_rank_with_both_ends_of_the_model_is_as_with_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cluster = load_cluster("h800")
-    request = Request("pretrain/deepseek-v3", (), "h800", rank=1024, micro_batches=1)
+    # Embedding and dense layer on the first stage, multi-token prediction and head on the last.
+    request = Request("pretrain/deepseek-v3", (), "h800", rank=0, micro_batches=1)
     runtime = devices(cluster, on_gpu=True)
     monkeypatch.setattr(build, "_COMPILERS", ())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -116,7 +117,9 @@ def test_without_a_compiler_a_rank_is_as_with_one(
     assert not runtime.lacking
     assert python.lacking == "no C compiler is here ()"
     (expected,), (report,) = rehearsed([request], runtime), rehearsed([request], python)
-    assert report.findings == ()
+    assert report.findings == expected.findings == ()
+    assert report.memory["logits"] > 0
+    assert len(report.forms) == 1
     for counted in ("states", "memory", "moments", "synchronisations", "collectives", "groups"):
         assert getattr(report, counted) == getattr(expected, counted), counted
     assert report.operations.kernels == pytest.approx(expected.operations.kernels, rel=0.02)
