@@ -168,6 +168,8 @@ def _trained_and_rehearsed(
     return told
 
 
+_RANK = 30
+"""Columns of a rank's numbers."""
 _HEAD = f"{'rank':>6}{'GB':>8}{'planned':>9}{'card':>7}{'s':>7}{'CPU s':>7}   says"
 
 
@@ -224,25 +226,25 @@ def _fullest(name: str, overrides: Sequence[str], cluster: Cluster) -> int:
 
 
 def _shown(label: str, width: int, said: Said) -> dict[str, Any]:
-    """Print the fullest rank of a rehearsal; its numbers."""
+    """Print how a rehearsal ended, and each rank that it stepped; its numbers."""
     numbers: dict[str, Any] = {"seconds": said.seconds, "cpu_seconds": said.cpu_seconds}
-    cells = f"{'':30}"
+    times = f"{said.seconds:7.0f}{said.cpu_seconds:7.0f}"
+    print(f"{label:{width}}{'':{_RANK}}{times}   {_verdict(said)}", flush=True)
     if said.refusal is None:
         found = json.loads(said.out)
         numbers["would_run"] = found["would_run"]
-        stepped = [rank for rank in found["ranks"] if sum(rank["states"].values())]
-        if stepped:
-            fullest = max(stepped, key=lambda rank: sum(rank["memory"].values()))
-            seen, planned = (sum(fullest[key].values()) for key in ("memory", "planned"))
-            numbers |= {"rank": fullest["rank"], "bytes": seen, "planned": planned}
-            numbers["card"] = fullest["card"]
-            cells = (
-                f"{fullest['rank']:6}{seen / 1e9:8.1f}{planned / 1e9:9.1f}"
-                f"{fullest['card'] / 1e9:7.1f}"
-            )
-    times = f"{said.seconds:7.0f}{said.cpu_seconds:7.0f}"
-    print(f"{label:{width}}{cells}{times}   {_verdict(said)}", flush=True)
+        numbers["ranks"] = [
+            _of_rank(rank, width) for rank in found["ranks"] if any(rank["states"].values())
+        ]
     return numbers
+
+
+def _of_rank(rank: dict[str, Any], width: int) -> dict[str, Any]:
+    seen, planned = (sum(rank[key].values()) for key in ("memory", "planned"))
+    cells = f"{rank['rank']:6}{seen / 1e9:8.1f}{planned / 1e9:9.1f}{rank['card'] / 1e9:7.1f}"
+    print(f"{'':{width}}{cells}{'':14}   {rank['schedule']}", flush=True)
+    taken = {key: rank[key] for key in ("rank", "schedule", "card")}
+    return taken | {"bytes": seen, "planned": planned}
 
 
 PARTS: dict[str, Callable[[str], list[dict[str, Any]]]] = {
