@@ -2,6 +2,7 @@
 # make test        set up, lint, test
 # make test-wheel  build the wheel, install it outside the checkout, train there
 # make test-gpu    what only a GPU can show; skips with a reason where there is none
+# make test-rl     GRPO's losses against verl's and TRL's, in an environment of its own
 # make test-te     the same against Transformer Engine, which it builds once without a GPU (~10 min)
 
 # The first Python >= 3.12 that really runs: a pyenv shim may exist and answer "command not found".
@@ -16,7 +17,7 @@ PIP := -m pip --disable-pip-version-check
 SET_ASIDE = .venv/share/dsv3_plugin/transformer_engine
 SITE = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-.PHONY: setup demo test lint test-wheel test-te test-gpu clean
+.PHONY: setup demo test lint test-wheel test-te test-gpu test-rl clean
 
 setup: .venv/.installed
 
@@ -38,7 +39,7 @@ lint: setup
 	@.venv/bin/ruff format --check .
 
 test: lint
-	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu"
+	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not rl" --durations=25
 
 test-wheel: setup
 	@$(PY) tests/wheel/train_from_wheel.py
@@ -67,10 +68,21 @@ LIBRARIES = NVIDIA=$(abspath $(SITE))/nvidia; \
 test-te: .venv-te/.installed
 	@$(LIBRARIES); .venv-te/bin/python -m pytest -m te tests/te
 
+# What GRPO is compared with lies in another environment over the first: nothing here needs it.
+.venv-rl/.installed: .venv/.installed requirements-rl.lock
+	@$(PYTHON) -m venv .venv-rl
+	@echo "$(abspath $(SITE))" > $$(.venv-rl/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	@.venv-rl/bin/python $(PIP) install -qq --no-deps -r requirements-rl.lock
+	@.venv-rl/bin/python $(PIP) install -qq --no-deps --editable .
+	@touch $@
+
+test-rl: .venv-rl/.installed
+	@.venv-rl/bin/python -m pytest -m rl tests/grpo
+
 # With Transformer Engine where it is there: in .venv-te, or (its wheel, on a GPU machine) in .venv.
 # One process: the tests share the GPUs, and must not share a process with those of the CPU host.
 test-gpu: setup
 	@$(LIBRARIES); $$(ls .venv-te/bin/python 2>/dev/null || echo $(PY)) -m pytest tests/gpu -rs
 
 clean:
-	rm -rf .venv .venv-te runs build dist
+	rm -rf .venv .venv-te .venv-rl runs build dist

@@ -1,0 +1,1 @@
+"""GRPO's arithmetic: advantages, ratios, losses, divergences, corrections (arXiv 2402.03300)."""

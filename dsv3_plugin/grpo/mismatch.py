@@ -1,0 +1,44 @@
+"""How far an engine's log-probabilities are from the trainer's, of the same tokens and weights."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Of the sampled tokens of a step.
+
+    Attributes:
+        max, mean: absolute difference of log-probabilities.
+        kl: k3 estimate of KL(engine ‖ trainer), nats per token.
+        beyond_clip: share of tokens whose ratio lies out of the clip.
+    """
+
+    max: float
+    mean: float
+    kl: float
+    beyond_clip: float
+
+
+@torch.no_grad()
+def mismatch(trainer: Tensor, engine: Tensor, low: float, high: float) -> Mismatch:
+    """Compare log-probabilities of the same tokens, both `[t]`.
+
+    Args:
+        trainer: by the model that is trained, before the step.
+        engine: as sampled.
+        low, high: of the clip.
+    """
+    if not trainer.numel():
+        return Mismatch(0.0, 0.0, 0.0, 0.0)
+    logs = (trainer - engine).double()
+    ratios = logs.exp()
+    beyond = (ratios < 1 - low) | (ratios > 1 + high)
+    return Mismatch(
+        max=logs.abs().max().item(),
+        mean=logs.abs().mean().item(),
+        kl=(ratios - logs - 1).mean().item(),
+        beyond_clip=beyond.double().mean().item(),
+    )
