@@ -1,4 +1,4 @@
-"""What a run with whole documents says of its data: how long they are, and how they are read."""
+"""What a run says of how long its documents are, and how whole ones are read."""
 
 from collections.abc import Iterator
 
@@ -9,19 +9,36 @@ from dsv3_plugin.data.long_documents import by_length, drawn
 from dsv3_plugin.data.rounds import LongShare, Pieces, rounds
 from dsv3_plugin.data.run_data import RunData
 from dsv3_plugin.recipe import corpora
+from dsv3_plugin.recipe.extend import Extend
 from dsv3_plugin.recipe.schema import Recipe
 
 
 def packing_notes(recipe: Recipe, data: RunData) -> list[str]:
-    """Documents and tokens by length, the share of long ones there is and is had, and how full
-    sequences are; nothing is said of other packing.
+    """Of whole documents: how many there are and their tokens, by length, the share of long ones
+    there is and is had, and how full sequences are. Of a stream that is to teach longer sequences:
+    where none of a corpus is long.
 
     Raises:
         UserError: the share that is asked for cannot be had.
     """
-    if recipe.data.packing != "whole":
-        return []
-    return [*_notes(recipe, data)]
+    if recipe.data.packing == "whole":
+        return [*_notes(recipe, data)]
+    if recipe.data.packing == "stream" and isinstance(recipe, Extend):
+        return [*_without_long_ones(recipe, data)]
+    return []
+
+
+def _without_long_ones(recipe: Extend, data: RunData) -> Iterator[str]:
+    """Members whose documents are all short, beside the length of a sequence."""
+    members = [member for _, member in corpora.drawn_from(recipe.data.corpus)]
+    for member, prefix in zip(members, data.train_prefixes, strict=True):
+        each = by_length(map_sequences(prefix).lengths, recipe.data.least_of_long)
+        if not each.long_documents:
+            yield (
+                f"{member} has no long document: the longest has {each.longest:,} tokens and half "
+                f"of them {each.median:,} or more, of the {recipe.data.seq_length:,} of a "
+                f"sequence. What stands further apart is of different documents."
+            )
 
 
 def _notes(recipe: Recipe, data: RunData) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import numpy
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dsv3_plugin.data.long_documents import ByLength, by_length, by_powers_of_four, drawn
@@ -24,6 +24,16 @@ def test_documents_are_counted_by_powers_of_four():
     ]  # fmt: skip
 
 
+def reach(members, weighted):
+    """The smallest and the largest share of long documents that members can give."""
+    if weighted and len(members) > 1:
+        of_all = sum(weight for _, _, weight in members)
+        only_long = sum(weight for _, short, weight in members if not short)
+        only_short = sum(weight for long, _, weight in members if not long)
+        return only_long / of_all, 1 - only_short / of_all
+    return float(not any(short for _, short, _ in members)), float(any(m[0] for m in members))
+
+
 @given(
     members=st.lists(
         st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(1, 9)), min_size=1
@@ -34,10 +44,13 @@ def test_documents_are_counted_by_powers_of_four():
 def test_the_share_is_had_and_weights_are_kept(members, share, weighted):
     found = [has(long, short) for long, short, _ in members]
     weights = [float(weight) for _, _, weight in members] if weighted else None
-    try:
-        ways = drawn(found, weights, share)
-    except UserError:
+    least, most = reach(members, weighted)
+    assume(all(share == end or abs(share - end) > 1e-6 for end in (least, most)))
+    if not least <= share <= most:
+        with pytest.raises(UserError):
+            drawn(found, weights, share)
         return
+    ways = drawn(found, weights, share)
     total = sum(way.weight for way in ways)
     if weighted and len(members) > 1:
         for way, weight in zip(ways, weights, strict=True):

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import shutil
 import string
 import textwrap
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from dsv3_plugin.data.index_file import map_sequences
 from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.evaluation.checkpoint import Evaluated, Place
 from dsv3_plugin.evaluation.from_checkpoint import losses_of
@@ -133,9 +133,7 @@ def test_the_first_held_out_loss_is_the_parents(
     longer, extended, trained, exported, tmp_path, begins, overrides
 ):
     """Weights, and nothing but weights, from every form and under every layout."""
-    source = trained.folder
-    if begins == "hugging face":
-        source = shutil.copytree(exported, tmp_path / "hf")
+    source = exported if begins == "hugging face" else trained.folder
     ended = Command.forked(
         "train", longer, f"from={source}", f"directory={tmp_path}/run",
         f"data.path={extended}/data", "training.eval_steps=2", *overrides,
@@ -180,19 +178,37 @@ def test_an_extended_model_is_itself_in_transformers(extended, dsv3, tmp_path):
     assert ended.output.rstrip("\n") == tokenizer.decode(chosen[0], skip_special_tokens=True)
 
 
+def prepared(folder, longer, *overrides):
+    """Prepare a run without training it; what the person is told."""
+    told = []
+    recipe = load_recipe(longer, [f"directory={folder}", *overrides])
+    folder.mkdir(exist_ok=True)
+    laptop = Machine(gpus=0, transformer_engine=False)
+    prepare(Run(recipe, RunFolder(folder), laptop), told.append)
+    return told
+
+
 def test_a_parent_that_is_replaced_before_any_step_leaves_nothing(
-    longer, extended, trained, exported, tmp_path
+    longer, extended, exported, trained, tmp_path
 ):
     """Neither its weights nor its config.json, from which an export would go on."""
-    folder = RunFolder(tmp_path / "run")
-    folder.parent.parent.mkdir()
+    run = tmp_path / "run"
     for source, imported in ((exported, True), (trained.folder, False)):
-        recipe = load_recipe(
-            longer, [f"from={source}", f"directory={tmp_path}/run", f"data.path={extended}/data"]
-        )
-        prepare(Run(recipe, folder, Machine(gpus=0, transformer_engine=False)), print)
-        assert (folder.checkpoints / "hf_config.json").exists() is imported
-        assert (folder.parent / "release").exists() is imported
+        told = prepared(run, longer, f"from={source}", f"data.path={extended}/data")
+        assert (run / "checkpoints" / "hf_config.json").exists() is imported
+        assert (run / "parent" / "release").exists() is imported
+        assert not any("has no long document" in sentence for sentence in told)
+
+
+def test_a_stream_without_a_long_document_says_how_long_they_are(longer, tmp_path):
+    corpus = tmp_path / "lines.jsonl"
+    lines = filter(None, inspect.getsource(inspect).splitlines())
+    corpus.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    told = prepared(tmp_path / "run", longer, f"data.corpus={corpus}")
+    lengths = map_sequences(tmp_path / "run" / "data" / "train").lengths
+    (note,) = [sentence for sentence in told if "has no long document" in sentence]
+    assert f"the longest has {lengths.max()} tokens and half of them" in note
+    assert "of the 256 of a sequence" in note
 
 
 def test_another_parent_is_refused_before_anything_is_written(longer, trained, tmp_path):

@@ -73,15 +73,8 @@ def test_a_strangers_hugging_face_folder_does_not_say_what_it_was_trained_on(tmp
     parent.refuse_another(parent.find(str(tmp_path)), STRETCHED)
 
 
-@pytest.fixture(scope="module")
-def exported(trained, tmp_path_factory):
-    """The small run as a Hugging Face folder: it has positions for twice what it was trained on."""
-    folder = tmp_path_factory.mktemp("exported") / "hf"
-    export_hf(trained.checkpoints, folder)
-    return folder
-
-
 def test_what_is_converted_says_how_long_the_sequences_were(exported, tmp_path):
+    """The model has positions for twice as many tokens."""
     import_hf(exported, tmp_path / "weights")
     export_hf(tmp_path / "weights", tmp_path / "hf")
     for place in (exported, tmp_path / "weights", tmp_path / "hf"):
