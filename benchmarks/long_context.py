@@ -8,12 +8,14 @@ a twin is extended without YaRN. Then `dsv3 eval` asks for facts that no documen
 `dsv3_plugin/evaluation/facts.py`), and computes losses by position on files that nobody trained
 on. Everything goes through the `dsv3` command, in a process of its own, on one core.
 
-Each stage is a run of its own in the folder and each evaluation a JSON file: what is there is not
-done again, and a stage that was stopped goes on. Prints a table and a JSON line, and draws
+Each stage is a run of its own in the folder and each evaluation a JSON file, named after what it is
+of, by digest of weights, texts and settings: what is there is not done again, and a stage that was
+stopped goes on. Prints a table and a JSON line, and draws
 `long_context.svg`.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
@@ -22,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +40,12 @@ from long_context_texts import (
     write_tokenizer,
 )
 
+from dsv3_plugin.checkpoint.tracker import newest_complete
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.numbers import time_text, tokens_text
+from dsv3_plugin.planner.counts import parameter_counts
+from dsv3_plugin.recipe.model import ModelConfig
 
 FIRST, SHORT, MIDDLE, LONG = 64, 256, 1024, 4096
 LENGTHS = (SHORT, MIDDLE, LONG)
@@ -201,13 +207,19 @@ def dsv3(*words: object, capture: bool = False) -> str:
 
 
 def train(stage: Stage, folder: Path) -> float:
-    """Train a stage, or what is left of it; seconds of a core that it took in all so far."""
+    """Train a stage, or what is left of it; seconds of a core that it took in all so far.
+
+    Raises:
+        SystemExit: the folder holds one of that name by another recipe, or it failed.
+    """
     run = RunFolder(folder / stage.name)
     record = folder / f"{stage.name}.seconds.json"
     took = json.loads(record.read_text()) if record.exists() else 0.0
+    recipe, wanted = folder / f"{stage.name}.yaml", stage.recipe(folder)
+    if recipe.exists() and yaml.safe_load(recipe.read_text()) != wanted:
+        sys.exit(f"{run.root} is of another recipe: choose another --folder.")
+    recipe.write_text(yaml.safe_dump(wanted, sort_keys=False))
     if run.steps_saved() < stage.steps:
-        recipe = folder / f"{stage.name}.yaml"
-        recipe.write_text(yaml.safe_dump(stage.recipe(folder), sort_keys=False))
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         try:
             dsv3("train", recipe)
@@ -218,12 +230,41 @@ def train(stage: Stage, folder: Path) -> float:
     return took
 
 
-def evaluated(name: str, folder: Path, *words: object) -> dict[str, Any]:
-    """What `dsv3 eval` says in JSON, from its file if it has been asked before."""
-    path = folder / "evaluations" / f"{name}.json"
+@cache
+def digest(path: Path) -> str:
+    """Of a file, or of all files in a folder."""
+    found = hashlib.blake2b(digest_size=16)
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            found.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+            found.update(file.read_bytes())
+    return found.hexdigest()
+
+
+def evaluated(
+    what: str, folder: Path, stage: str, texts: Path, *settings: object
+) -> dict[str, Any]:
+    """What `dsv3 eval` says in JSON, from its file if the same has been asked before.
+
+    Args:
+        what: `needle` or `loss`.
+        folder: of the runs.
+        stage: whose newest weights.
+        texts: what they are evaluated on.
+        settings: all else that decides the answer.
+    """
+    saved = newest_complete(RunFolder(folder / stage).checkpoints)
+    assert saved is not None, "a stage is trained before it is evaluated"
+    asked = " ".join([what, digest(saved.path), digest(texts), *map(str, settings)])
+    key = hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()
+    path = folder / "evaluations" / f"{what}-{stage}-{key}.json"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        said = dsv3("eval", *words, "--json", capture=True)
+        on = "--haystack" if what == "needle" else "--data"
+        said = dsv3(
+            *("eval", what, "--checkpoint", folder / stage, on, texts, *settings, "--json"),
+            capture=True,
+        )
         with whole_file(path) as beside:
             beside.write_text(said, encoding="utf-8")
     return json.loads(path.read_text(encoding="utf-8"))
@@ -251,21 +292,21 @@ def measure(folder: Path, samples: int) -> Iterator[Measured]:
             *("data", "build", "--corpus", folder / "texts" / "held_out"),
             *("--tokenizer", folder / "tokenizer", "--held-out", 0, "--out", folder / "held_out"),
         )
-    text = ("--haystack", folder / "texts" / "held_out")
+    texts = folder / "texts" / "held_out"
     lengths = ("--lengths", ",".join(map(str, LENGTHS)), "--samples", samples)
-    every = ("--data", folder / "held_out", "--sequences", 1_000_000)
+    every = ("--sequences", 1_000_000)
+    parameters = parameter_counts(ModelConfig(name="long-context", **MODEL, **UNSTRETCHED)).total
     for name, stage, changes in ROWS:
-        on = ("--checkpoint", folder / stage, *changes)
-        of = f"{stage}-{'-'.join(changes)}" if changes else stage
+        asked = ("needle", folder, stage, texts, *changes, *lengths)
         yield Measured(
             name,
-            needles=evaluated(f"needle-{of}", folder, "needle", *on, *lengths, *text),
-            among=evaluated(
-                f"among-{of}", folder, "needle", *on, *lengths, *text, "--needles", AMONG
-            ),
+            parameters,
+            needles=evaluated(*asked),
+            among=evaluated(*asked, "--needles", AMONG),
             losses={
                 length: evaluated(
-                    f"loss-{of}-{length}", folder, "loss", *on, *every, "--seq-length", length
+                    *("loss", folder, stage, folder / "held_out", *changes, *every),
+                    *("--seq-length", length),
                 )
                 for length in CONTEXTS
             },
@@ -312,7 +353,7 @@ def main() -> None:
     trained = stages(share)
     seconds = {stage.name: train(stage, folder) for stage in trained}
     measured = [*measure(folder, arguments.samples)]
-    print(*table(measured, LENGTHS, AMONG), sep="\n")
+    print(*table(measured, LENGTHS, AMONG, MODEL["vocab_size"]), sep="\n")
     print()
     for stage in trained:
         print(

@@ -1,9 +1,12 @@
 """What `benchmarks/long_context.py` measured, as a table and a picture."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dsv3_plugin.evaluation.facts import chance
 
 
 @dataclass(frozen=True)
@@ -12,12 +15,14 @@ class Measured:
 
     Attributes:
         name: in the table and the picture.
+        parameters: of the model, how many.
         needles: the JSON of `dsv3 eval needle`, one fact in a text.
         among: the same with several facts in a text.
         losses: the JSON of `dsv3 eval loss` by the length of sequences.
     """
 
     name: str
+    parameters: int
     needles: dict[str, Any]
     among: dict[str, Any]
     losses: dict[int, dict[str, Any]]
@@ -52,6 +57,7 @@ class Measured:
         """For JSON."""
         return {
             "name": self.name,
+            "parameters": self.parameters,
             "found": {
                 kind: {length: right(self.needles, length, kind) for length in lengths}
                 for kind in self.kinds
@@ -85,26 +91,43 @@ def right(
     return sum(answers), len(answers)
 
 
-def table(measured: Sequence[Measured], lengths: Sequence[int], among: int) -> list[str]:
-    """What was found and the losses, a column for each model."""
+def table(
+    measured: Sequence[Measured], lengths: Sequence[int], among: int, vocabulary: int
+) -> list[str]:
+    """What was found and the losses, a column for each model and one for whoever guesses.
+
+    A guess is one of the values that evaluation asks for, one of the facts of the text where it has
+    several, and of the next token one as likely as any other.
+    """
     rows: dict[str, list[str]] = {}
 
-    def add(name: str, cell: str) -> None:
-        rows.setdefault(name, []).append(cell)
+    def add(name: str, guess: str, cell: str) -> None:
+        rows.setdefault(name, [guess]).append(cell)
 
     for one in measured:
+        add("parameters", "", f"{one.parameters:,}")
         for kind in one.kinds:
             for length in lengths:
-                add(f"{kind} found at {length:,}", percent(*right(one.needles, length, kind)))
+                found = percent(*right(one.needles, length, kind))
+                add(f"{kind} found at {length:,}", f"{chance(kind):.2%}".replace("%", " %"), found)
         for length in lengths:
-            add(f"one of {among} facts found at {length:,}", percent(*right(one.among, length)))
-        alone = [right(one.needles, length, needle=False) for length in lengths]
-        add("right without the fact", f"{sum(of for of, _ in alone)} of {sum(n for _, n in alone)}")
+            found = percent(*right(one.among, length))
+            add(f"one of {among} facts found at {length:,}", percent(1, among), found)
+        alone = [
+            (kind, *right(one.needles, length, kind, needle=False))
+            for kind in one.kinds
+            for length in lengths
+        ]
+        asked = sum(questions for _, _, questions in alone)
+        expected = sum(chance(kind) * questions for kind, _, questions in alone)
+        answered = f"{sum(answers for _, answers, _ in alone)} of {asked}"
+        add("right without the fact", f"{expected:.2f} of {asked}", answered)
         for length, loss in one.by_context.items():
-            add(f"loss, {length // 2 + 1:,} to {length:,} tokens of context", f"{loss:.3f}")
+            name = f"loss, {length // 2 + 1:,} to {length:,} tokens of context"
+            add(name, f"{math.log(vocabulary):.3f}", f"{loss:.3f}")
     return [
-        f"| | {' | '.join(one.name for one in measured)} |",
-        f"|---|{'---|' * len(measured)}",
+        f"| | a guess | {' | '.join(one.name for one in measured)} |",
+        f"|---|---|{'---|' * len(measured)}",
         *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()),
     ]
 
