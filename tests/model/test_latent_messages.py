@@ -30,7 +30,9 @@ class _Sent(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def sent(rank: int, recompute: list[str]) -> dict[str, int]:
+def sent(rank: int, recompute: list[list[str]]) -> tuple[list[dict[str, int]], int]:
+    """Bytes of each way to recompute, and of what upstream's ring would send on: the keys and
+    values that a rank makes of its own tokens."""
     import dsv3_plugin
 
     dsv3_plugin.register()
@@ -39,34 +41,42 @@ def sent(rank: int, recompute: list[str]) -> dict[str, int]:
 
     from dsv3_plugin.model.build import build_model
 
+    hidden = torch.randn(LENGTH // 2, 1, 32, requires_grad=True)
+    answers = []
     parallel_state.initialize_model_parallel(context_parallel_size=2)
     model_parallel_cuda_manual_seed(0)
-    model = build_model(
-        oracles.model_config(), context_parallel_size=2,
-        recompute_granularity="selective", recompute_modules=recompute,
-    )  # fmt: skip
-    attention = model.decoder.layers[1].self_attention
-    hidden = torch.randn(LENGTH // 2, 1, 32, requires_grad=True)
-    with _Sent() as counted:
-        attention(hidden, None)[0].sum().backward()
-    return counted.bytes
+    for modules in recompute:
+        model = build_model(
+            oracles.model_config(), context_parallel_size=2,
+            recompute_granularity="selective", recompute_modules=modules,
+        )  # fmt: skip
+        with _Sent() as counted:
+            model.decoder.layers[1].self_attention(hidden, None)[0].sum().backward()
+        answers.append(counted.bytes)
+    parallel_state.destroy_model_parallel()
+
+    parallel_state.initialize_model_parallel()
+    attention = build_model(oracles.model_config()).decoder.layers[1].self_attention
+    made = []
+    attention.core_attention.register_forward_pre_hook(lambda _, given: made.extend(given[1:3]))
+    attention(hidden, None)
+    return answers, sum(tensor.nbytes for tensor in made)
 
 
 def test_latents_travel_and_keys_and_values_do_not(tmp_path):
-    """Once forward, their gradient once backward; upstream's ring moves all heads' keys and values.
+    """Once forward, their gradient once backward, and once more where they are not kept.
 
     To each other rank goes a rank's own part, in rings as in gathers.
     """
     model = oracles.model_config()
     latents = LENGTH // 2 * (model.kv_lora_rank + model.qk_pos_emb_head_dim) * 4
-    heads, key = model.num_attention_heads, model.qk_head_dim + model.qk_pos_emb_head_dim
-    ring = LENGTH // 2 * heads * (key + model.v_head_dim) * 4
-    assert ring == 5 * latents
-    for number, (again, gathers) in enumerate((([], 1), (["core_attn"], 1), (["mla_up_proj"], 2))):
-        scratch = tmp_path / str(number)
-        scratch.mkdir()
-        for bytes in run_ranks(2, sent, again, scratch=scratch):
+    ways = {"core_attn": 1, "moe": 1, "mla_up_proj": 2}
+    for answers, keys_and_values in run_ranks(2, sent, [[way] for way in ways], scratch=tmp_path):
+        for gathers, bytes in zip(ways.values(), answers, strict=True):
             assert bytes == {
                 "_allgather_base_": gathers * latents,
                 "_reduce_scatter_base_": latents,
             }
+        # Heads of keys and values, of which upstream sends these forward, and these and their
+        # gradient backward.
+        assert keys_and_values == 5 * latents
