@@ -12,9 +12,10 @@ import yaml
 from megatron.core.datasets.utils import Split
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dsv3_plugin.checkpoint import export_hf
+from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.data.chat.epochs import Epochs
 from dsv3_plugin.data.chat.packs import Conversations, PackedConversations, sequences_in
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.load import load_recipe
 from tests.small_runs import Command, numbers, records, steps_taken
 
@@ -231,3 +232,20 @@ def test_the_export_answers_in_transformers_by_its_own_template(tuned, dsv3, tmp
     ours, shorter = answers()
     assert shorter == theirs[: theirs.index(ends) + 1]
     assert ours == tokenizer.decode(shorter[:-1]).strip()
+
+
+def test_what_is_trained_in_transformers_comes_back_without_layers_that_predict_ahead(
+    exported, tmp_path
+):
+    """As docs/stages.md says of what is not here."""
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
+    layer = model.model.layers[1]
+    for linear in (layer.self_attn.q_a_proj, layer.self_attn.kv_b_proj, layer.self_attn.o_proj,
+                   layer.mlp.shared_experts.gate_proj):  # fmt: skip
+        assert isinstance(linear, torch.nn.Linear)
+    assert layer.mlp.experts.gate_up_proj.ndim == 3
+    assert "mlp.gate.e_score_correction_bias" in dict(layer.named_buffers())
+    model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(UserError, match="--without-mtp"):
+        import_hf(tmp_path / "saved", tmp_path / "refused")
+    import_hf(tmp_path / "saved", tmp_path / "back", without_mtp=True)
