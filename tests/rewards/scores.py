@@ -1,0 +1,25 @@
+"""Rewards of a person's, some of which are broken."""
+
+import os
+import time
+from typing import Any
+
+from dsv3_plugin.rewards.verdict import Attempt
+
+
+def by_text(attempt: Attempt) -> Any:
+    """As the text says: a number, or one of many kinds of misfortune."""
+    match attempt.text:
+        case "raise":
+            raise KeyError("no such key")
+        case "hang":
+            while True:
+                time.sleep(60)
+        case "die":
+            os._exit(3)
+        case "nan":
+            return float("nan")
+        case "nonsense":
+            return "very good"
+        case number:
+            return float(number)
