@@ -28,6 +28,7 @@ from dsv3_plugin.cli.plan import plan
 from dsv3_plugin.cli.rehearse import rehearse
 from dsv3_plugin.cli.runs import cancel, logs, status
 from dsv3_plugin.cli.schedule import schedule
+from dsv3_plugin.cli.serve import serve
 from dsv3_plugin.cli.train import args, train
 from dsv3_plugin.cli.version import print_versions
 from dsv3_plugin.errors import UserError
@@ -79,6 +80,7 @@ app.command()(rehearse)
 app.command()(schedule)
 app.command()(logits)
 app.command()(generate)
+app.command()(serve)
 app.command("import")(import_)
 app.command()(export)
 app.command()(verify)

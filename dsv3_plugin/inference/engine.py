@@ -164,24 +164,36 @@ class Engine:
         Raises:
             UserError: it cannot be answered.
         """
+        return self.add_all([request])[0]
+
+    def add_all(self, requests: Iterable[Request]) -> list[int]:
+        """Take requests, all or none; their numbers.
+
+        Raises:
+            UserError: one cannot be answered.
+        """
+        asked = [self._answers_to(request) for request in requests]
+        numbers = []
+        for answers in asked:
+            for answer in answers:
+                self.scheduler.add(answer.sequence)
+                self._answers[answer.sequence] = answer
+            numbers.append(answers[0].request)
+        return numbers
+
+    def _answers_to(self, request: Request) -> list[Answer]:
+        """What is to be made of a request, which is looked at here."""
         self._refuse(request)
         sampling, number = request.sampling, next(self._numbers)
         deadline = None if request.seconds is None else self._clock() + request.seconds
         most = len(request.prompt) + sampling.max_tokens
-        answers = [
-            Answer(
-                number,
-                index,
-                sampling,
-                Sequence(tuple(request.prompt), most, not sampling.prompt_log_probs),
-                deadline,
-            )
-            for index in range(sampling.n)
+        shares = not sampling.prompt_log_probs
+        sequences = [Sequence(tuple(request.prompt), most, shares) for _ in range(sampling.n)]
+        self.scheduler.require_room(sequences[0])
+        return [
+            Answer(number, index, sampling, sequence, deadline)
+            for index, sequence in enumerate(sequences)
         ]
-        for answer in answers:
-            self.scheduler.add(answer.sequence)
-            self._answers[answer.sequence] = answer
-        return number
 
     def _refuse(self, request: Request) -> None:
         vocabulary = self.model.vocab_size

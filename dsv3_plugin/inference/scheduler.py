@@ -129,13 +129,21 @@ class Scheduler:
         Raises:
             UserError: all pages together would not hold it.
         """
+        self.require_room(sequence)
+        self._waiting.append(sequence)
+
+    def require_room(self, sequence: Sequence) -> None:
+        """Look whether a sequence could run if it were alone.
+
+        Raises:
+            UserError: all pages together would not hold it.
+        """
         needed = pages_for(sequence.most + self._room)
         if needed > self.pages.count:
             raise UserError(
                 f"A text of {sequence.most} tokens needs {needed} pages of {PAGE_TOKENS} tokens "
                 f"and the cache has {self.pages.count}: give it more memory, or ask for fewer."
             )
-        self._waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Take out a sequence that ended, or that nobody wants any more."""

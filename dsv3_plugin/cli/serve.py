@@ -1,0 +1,51 @@
+"""`dsv3 serve`: a model behind OpenAI's interface."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.terminal.lines import finish, say
+
+
+def serve(
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder with its tokenizer.")
+    ] = None,
+    hf: Annotated[Path | None, typer.Option(help="Or a Hugging Face folder.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    cache_gib: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory of cached latents in GiB; by default what all texts that may run need, "
+            "half of the free memory at most.",
+            min=0,
+        ),
+    ] = None,
+    drafts: Annotated[
+        int, typer.Option(help="Tokens that multi-token prediction guesses ahead.", min=0)
+    ] = 0,
+) -> None:
+    """Answer OpenAI's completions and chat completions over HTTP.
+
+    Clients have to send the key in DSV3_API_KEY, where that is set.
+    """
+    if (checkpoint is None) == (hf is None):
+        raise UserError("Name what is served: either --checkpoint or --hf.")
+    from dsv3_plugin.distributed.world import single_process
+
+    def said(line: str) -> None:
+        say(line)
+        finish()  # somebody may wait for it behind a pipe
+
+    with single_process():
+        from dsv3_plugin.inference.server import serve as servers
+
+        budget = None if cache_gib is None else int(cache_gib * 2**30)
+        how = {"host": host, "port": port, "cache_bytes": budget, "drafts": drafts, "said": said}
+        if checkpoint is not None:
+            servers.serve(checkpoint, **how)
+        else:
+            servers.serve_hf(hf, **how)

@@ -1,0 +1,243 @@
+"""The server, asked by OpenAI's own client; its answers held against the engine and the model."""
+
+import contextlib
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+import torch
+import uvicorn
+
+from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY, open_tokenizer, train_bpe
+from dsv3_plugin.inference.engine import Engine, EngineSettings
+from dsv3_plugin.inference.logits import main_logits
+from dsv3_plugin.inference.requests import Request, SamplingParameters
+from dsv3_plugin.inference.server.app import Limits, Server
+from dsv3_plugin.inference.server.serve import words_of
+from dsv3_plugin.model.build import build_model
+from tests import oracles
+
+CONFIG = oracles.model_config(
+    vocab_size=SMALLEST_VOCABULARY + 8, num_layers=2, moe_layer_freq="[0]*1+[1]*1",
+    max_position_embeddings=2048,
+)  # fmt: skip
+KEY = "a key"
+
+
+@contextlib.contextmanager
+def listening(server):
+    """The server's address."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        runner = uvicorn.Server(uvicorn.Config(server.application(), log_level="error"))
+        thread = threading.Thread(target=runner.run, args=([bound],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        finally:
+            runner.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def model(world):
+    built = build_model(CONFIG)
+    oracles.randomize(built, seed=6)
+    return built
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_bpe(["def f(x):\n    return x\n"] * 3, CONFIG.vocab_size, folder)
+    return open_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def engine(model, tokenizer):
+    return Engine(model, EngineSettings(2**24), text_of=tokenizer.decode)
+
+
+@pytest.fixture(scope="module")
+def address(engine, tokenizer):
+    server = Server("small", engine, words_of(tokenizer), Limits(20_000, 50), KEY)
+    with listening(server) as where:
+        yield where
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    with openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """Tokens of a prompt by an engine that does nothing else."""
+
+    def tokens(prompt, **sampling):
+        (answer, *_) = Engine(model, EngineSettings(2**24)).run(
+            [Request(tuple(prompt), SamplingParameters(**sampling))]
+        )
+        return answer.tokens
+
+    return tokens
+
+
+def log_probs(model, ids):
+    """Of all tokens but the first."""
+    text = torch.tensor([ids])
+    rows = main_logits(model, text[:, :-1]).log_softmax(-1)
+    return rows[0].gather(1, text[0, 1:, None])[:, 0].tolist()
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["small"]
+
+
+def test_a_completion_is_the_engines(client, tokenizer, alone):
+    prompt = tokenizer.backend.encode("def f(").ids
+    expected = alone(prompt, max_tokens=12, temperature=0.0)
+    got = client.completions.create(model="small", prompt="def f(", max_tokens=12, temperature=0)
+    (choice,) = got.choices
+    assert choice.text == tokenizer.decode(expected)
+    assert choice.finish_reason == "length"
+    assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (len(prompt), 12)
+
+
+def test_ids_in_and_out_several_prompts_and_answers(client, alone):
+    prompts = [[5, 6, 7], [9]]
+    got = client.completions.create(
+        model="small", prompt=prompts, max_tokens=6, n=2, seed=3,
+        extra_body={"return_token_ids": True, "top_k": 40},
+    )  # fmt: skip
+    assert [choice.index for choice in got.choices] == [0, 1, 2, 3]
+    for choice, prompt in zip(got.choices, [prompts[0]] * 2 + [prompts[1]] * 2, strict=True):
+        assert choice.prompt_token_ids == prompt
+    for first, prompt in zip(got.choices[::2], prompts, strict=True):
+        assert first.token_ids == alone(prompt, max_tokens=6, seed=3, top_k=40)
+
+
+def test_echo_and_log_probabilities_are_a_forward_passs(client, model):
+    prompt = list(range(10, 60))
+    got = client.completions.create(
+        model="small", prompt=prompt, max_tokens=3, echo=True, logprobs=2, seed=1,
+        extra_body={"return_token_ids": True},
+    )  # fmt: skip
+    (choice,) = got.choices
+    first, *rest = choice.logprobs.token_logprobs
+    assert first is None
+    assert rest == pytest.approx(log_probs(model, prompt + choice.token_ids), abs=1e-5)
+    assert len(choice.logprobs.tokens) == len(choice.logprobs.text_offset) == 53
+    assert max(choice.logprobs.top_logprobs[20].values()) >= rest[19] - 1e-6
+
+
+def test_a_stream_is_the_whole_in_pieces(client):
+    asked = {"model": "small", "prompt": "def", "max_tokens": 30, "seed": 2}
+    whole = client.completions.create(**asked)
+    pieces = list(
+        client.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    )
+    said = "".join(choice.text for piece in pieces for choice in piece.choices)
+    assert said == whole.choices[0].text
+    assert pieces[-1].usage == whole.usage
+    assert len(pieces) == 31
+
+
+def test_a_chat_is_by_the_template(client, tokenizer, alone):
+    messages = [{"role": "user", "content": "def"}]
+    asked = {"model": "small", "messages": messages, "max_tokens": 8, "temperature": 0}
+    got = client.chat.completions.create(
+        **asked, logprobs=True, top_logprobs=2, extra_body={"return_token_ids": True}
+    )
+    (choice,) = got.choices
+    assert choice.token_ids == alone(choice.prompt_token_ids, max_tokens=8, temperature=0.0)
+    assert tokenizer.decode(choice.prompt_token_ids).count("def") == 1
+    assert choice.message.content == tokenizer.decode(choice.token_ids)
+    assert [len(token.top_logprobs) for token in choice.logprobs.content] == [2] * 8
+    pieces = list(client.chat.completions.create(**asked, stream=True))
+    assert pieces[0].choices[0].delta.role == "assistant"
+    said = "".join(piece.choices[0].delta.content or "" for piece in pieces)
+    assert said == choice.message.content
+    assert pieces[-1].choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "sentence"),
+    [
+        ({"model": "other"}, 404, "no model 'other' here"),
+        ({"prompt": []}, 400, "there is none"),
+        ({"prompt": [[]]}, 400, "no tokens"),
+        ({"prompt": [100_000]}, 400, "Token 100000 is none of the model's"),
+        ({"prompt": [1] * 2048}, 400, "exceed the model's 2048 positions"),
+        ({"max_tokens": 0}, 400, "max_tokens: "),
+        ({"temperature": -1.0}, 400, "temperature is -1.0"),
+        ({"temperature": "warm"}, 400, "temperature: "),
+        ({"logprobs": 99}, 400, "logprobs: "),
+        ({"best_of": 3}, 400, "best_of"),
+        ({"presence_penalty": 1.0}, 400, "presence_penalty is not supported"),
+        ({"suffix": "x"}, 400, "suffix is not supported"),
+        ({"logit_bias": {"x": 1.0}}, 400, "no token id"),
+        ({"echo": True, "stream": True}, 400, "echo"),
+        ({"n": 51}, 429, "ask again later"),
+        ({"prompt": "x" * 20_000}, 413, "larger than 20000 bytes"),
+    ],
+)
+def test_what_is_not_served_is_said(client, asked, status, sentence):
+    body = {"model": "small", "prompt": "x"} | asked
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.post("/completions", body=body, cast_to=object)
+    assert refused.value.status_code == status
+    assert sentence in refused.value.response.json()["error"]["message"]
+
+
+def post(address, body, key=KEY):
+    """Status and sentence of a raw body."""
+    request = urllib.request.Request(
+        f"{address}/v1/completions", body, {"Authorization": f"Bearer {key}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, ""
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)["error"]["message"]
+
+
+def test_bodies_that_are_no_json_and_wrong_keys(address):
+    assert post(address, b"{") == (400, "The body is not JSON.")
+    assert post(address, b"[" * 10_000)[0] == 400
+    assert post(address, b"3")[0] == 400
+    assert post(address, b"{}", key="another") == (401, "The API key is missing or wrong.")
+
+
+def metrics(address):
+    request = urllib.request.Request(
+        f"{address}/metrics", headers={"Authorization": f"Bearer {KEY}"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        lines = [line.split() for line in reply.read().decode().splitlines() if line[0] != "#"]
+    return {name: float(value) for name, value in lines}
+
+
+def test_who_leaves_frees_the_pages(client, address):
+    asked = {"model": "small", "prompt": "def", "max_tokens": 2000, "n": 20}  # for long
+    stream = client.completions.create(**asked, stream=True)
+    next(iter(stream))
+    assert metrics(address)["dsv3_running"] == 20
+    stream.close()
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.2).completions.create(**asked)
+    until = time.monotonic() + 60
+    while (seen := metrics(address))["dsv3_running"] + seen["dsv3_waiting"] > 0:
+        assert time.monotonic() < until
+    assert seen["dsv3_pages_held"] == 0
+    assert seen["dsv3_drawn_tokens_total"] > 0
+
+
+def test_health_needs_no_key(address):
+    with urllib.request.urlopen(f"{address}/health", timeout=60) as reply:
+        assert json.load(reply) == {"status": "ok"}

@@ -1,0 +1,38 @@
+"""`dsv3 serve` as it is called."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import torch
+
+from dsv3_plugin.inference.cache import CacheShape
+from dsv3_plugin.inference.server.serve import default_cache
+from tests.inference.test_from_checkpoint import write_hf_folder
+
+
+def test_serves_a_hugging_face_folder_until_it_is_interrupted(tmp_path):
+    write_hf_folder(tmp_path)
+    arguments = ["serve", "--hf", str(tmp_path), "--port", "0", "--drafts", "1"]
+    command = [sys.executable, "-m", "dsv3_plugin.cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            name, _, address = process.stdout.readline().split()
+            body = {"model": name, "prompt": "def f(x", "max_tokens": 4}
+            request = urllib.request.Request(f"{address}/completions", json.dumps(body).encode())
+            with urllib.request.urlopen(request, timeout=300) as reply:
+                assert json.load(reply)["usage"]["completion_tokens"] == 4
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=300) == 0
+        finally:
+            process.kill()
+
+
+def test_a_cache_is_for_all_texts_that_may_run_and_half_of_the_memory_at_most():
+    shape = CacheShape(2, 16, 8, torch.float32)
+    assert default_cache(shape, 4, 100) == 8 * shape.page_bytes
+    assert default_cache(shape, 10**9, 10**6) < 2**50
