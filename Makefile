@@ -3,6 +3,7 @@
 # make test-wheel  build the wheel, install it outside the checkout, train there
 # make test-gpu    what only a GPU can show; skips with a reason where there is none
 # make test-rl     GRPO's losses against verl's and TRL's, in an environment of its own
+# make test-slurm  runs as jobs of a Slurm of two nodes, which it starts (root; slurm-wlm, munge)
 # make test-te     the same against Transformer Engine, which it builds once without a GPU (~10 min)
 
 # The first Python >= 3.12 that really runs: a pyenv shim may exist and answer "command not found".
@@ -17,7 +18,7 @@ PIP := -m pip --disable-pip-version-check
 SET_ASIDE = .venv/share/dsv3_plugin/transformer_engine
 SITE = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-.PHONY: setup demo test lint test-wheel test-te test-gpu test-rl clean
+.PHONY: setup demo test lint test-wheel test-te test-gpu test-rl test-slurm clean
 
 setup: .venv/.installed
 
@@ -39,10 +40,14 @@ lint: setup
 	@.venv/bin/ruff format --check .
 
 test: lint
-	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not rl" --durations=25
+	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not rl and not slurm" --durations=25
 
 test-wheel: setup
 	@$(PY) tests/wheel/train_from_wheel.py
+
+# One process: the tests share the nodes, and some wait for what others began.
+test-slurm: setup
+	@$(PY) -m pytest -m slurm tests/slurm -rs
 
 # Transformer Engine lives in a second environment laid over the first, so that `make test` shows
 # the project without it. Its wheel is built from source; pip keeps it.

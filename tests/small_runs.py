@@ -71,6 +71,22 @@ CURVES = {
     "mtp_weight": [{"constant": 0.3, "until": "6 steps"}, {"constant": 0.1}],
 }
 
+LONGER = {
+    "base": "small.yaml",
+    "stage": "extend",
+    "model": {
+        "rope_type": "yarn",
+        "rotary_scaling_factor": 5,
+        "original_max_position_embeddings": 64,
+        "max_position_embeddings": 320,
+    },
+    "data": {"tokenizer": "parent", "seq_length": 256},
+    "training": {"steps": 1, "micro_batch_size": 1, "eval_interval": 1, "eval_steps": 2},
+    "curves": {"learning_rate": 1e-4, "batch_size": 2, "router_bias_speed": 0, "mtp_weight": 0.1},
+    "checkpoint": {"interval": 1},
+}
+"""A recipe beside it that stretches its positions, by YaRN; `from` is missing."""
+
 
 def write_recipe(folder: Path) -> Path:
     """Write the small recipe and its corpus into `folder`; the recipe's path."""

@@ -7,7 +7,7 @@ import pytest
 from dsv3_plugin.files import locks
 from dsv3_plugin.launch import submit
 from dsv3_plugin.recipe.load import load_recipe
-from tests.launch.clusters import write_cluster
+from tests.launch.jobs import write_cluster
 
 
 @pytest.fixture(autouse=True)

@@ -2,21 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.job_script import script
-from dsv3_plugin.launch.job_values import JobValues, values_of
-from dsv3_plugin.planner.cluster import Cluster, load_cluster, shipped_clusters
+from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.cluster_launch import Container, Launch
-from dsv3_plugin.planner.make import make_plan
-from dsv3_plugin.recipe import shipped
-from dsv3_plugin.recipe.load import load_recipe, shipped_folder
-
-RECIPES = [name for name in shipped.names_in(shipped_folder()) if not name.startswith("models/")]
+from tests.launch.jobs import RECIPES, job, shipped_pairs
 
 EVERYTHING = {
     "partition": "batch", "account": "physics", "qos": "high", "time_limit_hours": 24.0,
@@ -29,30 +22,6 @@ WAYS = {
     "pyxis": {**EVERYTHING, "container": Container(runtime="pyxis", image="nvcr.io#x/y:1")},
     "apptainer": {**EVERYTHING, "container": Container(runtime="apptainer", image="my image.sif")},
 }
-
-
-def job(recipe: str, cluster: Cluster, runs: int = 1, after: str | None = None) -> JobValues:
-    loaded = load_recipe(recipe, [], cluster.machine)
-    return values_of(
-        loaded,
-        make_plan(loaded, cluster, cluster.machine),
-        runs=[Path("runs/a folder") / str(number) for number in range(runs)],
-        nodes=None,
-        after=after,
-        command="dsv3 launch",
-        folder=Path("/home/me/my work"),
-    )
-
-
-def shipped_pairs() -> Iterator[tuple[str, str]]:
-    """Recipes and the clusters on which they fit, as both ship."""
-    for recipe in RECIPES:
-        for cluster in shipped_clusters():
-            try:
-                job(recipe, load_cluster(cluster))
-            except UserError:  # too few devices, or too small ones
-                continue
-            yield recipe, cluster
 
 
 def shellcheck(folder: Path) -> None:

@@ -22,22 +22,7 @@ from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.prepare import prepare
 from dsv3_plugin.training.run import Run
-from tests.small_runs import MODEL, Command, evaluated_samples, records
-
-LONGER = {
-    "base": "small.yaml",
-    "stage": "extend",
-    "model": {
-        "rope_type": "yarn",
-        "rotary_scaling_factor": 5,
-        "original_max_position_embeddings": 64,
-        "max_position_embeddings": 320,
-    },
-    "data": {"tokenizer": "parent", "seq_length": 256},
-    "training": {"steps": 1, "micro_batch_size": 1, "eval_interval": 1, "eval_steps": 2},
-    "curves": {"learning_rate": 1e-4, "batch_size": 2, "router_bias_speed": 0, "mtp_weight": 0.1},
-    "checkpoint": {"interval": 1},
-}
+from tests.small_runs import LONGER, MODEL, Command, evaluated_samples, records
 
 
 @pytest.fixture(scope="module")

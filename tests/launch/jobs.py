@@ -1,0 +1,54 @@
+"""Jobs for tests of launching: of every shipped recipe, and a cluster without GPUs to run on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch.job_values import JobValues, values_of
+from dsv3_plugin.planner.cluster import Cluster, load_cluster, shipped_clusters
+from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.recipe import shipped
+from dsv3_plugin.recipe.load import load_recipe, shipped_folder
+
+RECIPES = [name for name in shipped.names_in(shipped_folder()) if not name.startswith("models/")]
+"""Those that ship."""
+
+
+def write_cluster(folder: Path, launch: dict[str, Any], nodes: int = 2, devices: int = 4) -> Path:
+    """Write `two.yaml`: as many nodes of as many cores, with keys of `launch`; its path."""
+    cpu = shipped.shipped_folder("launch/clusters") / "cpu.yaml"
+    said = yaml.safe_load(cpu.read_text(encoding="utf-8"))
+    said |= {
+        "gpus": nodes * devices, "gpus_per_node": devices, "nvlink_domain": devices,
+        "launch": launch,
+    }  # fmt: skip
+    path = folder / "two.yaml"
+    path.write_text(yaml.safe_dump(said), encoding="utf-8")
+    return path
+
+
+def job(recipe: str, cluster: Cluster, runs: int = 1, after: str | None = None) -> JobValues:
+    loaded = load_recipe(recipe, [], cluster.machine)
+    return values_of(
+        loaded,
+        make_plan(loaded, cluster, cluster.machine),
+        runs=[Path("runs/a folder") / str(number) for number in range(runs)],
+        nodes=None,
+        after=after,
+        command="dsv3 launch",
+        folder=Path("/home/me/my work"),
+    )
+
+
+def shipped_pairs() -> Iterator[tuple[str, str]]:
+    """Recipes and the clusters on which they fit, as both ship."""
+    for recipe in RECIPES:
+        for cluster in shipped_clusters():
+            try:
+                job(recipe, load_cluster(cluster))
+            except UserError:  # too few devices, or too small ones
+                continue
+            yield recipe, cluster

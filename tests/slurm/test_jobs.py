@@ -1,0 +1,243 @@
+"""Runs as jobs of a real Slurm: what is lost, full, over or broken, and what becomes of the run.
+
+Nothing here knows how fast the machine is: events are waited for, and numbers compared bit for bit.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch import submit
+from dsv3_plugin.launch.cancelling import cancel
+from dsv3_plugin.launch.job_record import record_of
+from dsv3_plugin.launch.job_script import script
+from dsv3_plugin.launch.queue import queued
+from dsv3_plugin.launch.starts import starts_of
+from dsv3_plugin.launch.status import status_of
+from dsv3_plugin.launch.submit import Wanted, prepare
+from dsv3_plugin.planner.cluster import load_cluster
+from tests.launch.jobs import job, shipped_pairs, write_cluster
+from tests.small_runs import LONGER, STEPS, Command, numbers, steps_taken
+
+pytestmark = pytest.mark.slurm
+
+PLAIN = {"environment": {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}, "partition": "main"}
+ENDLESS = ("training.steps=100000", "training.eval_interval=null", "checkpoint.interval=90000")
+"""So that it saves when it is asked to, and only then."""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder to launch from, in which this process is."""
+    folder = tmp_path_factory.mktemp("launched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def launch(cluster, here, recipe):
+    """A function that launches the small recipe, or another; the run. Not rehearsed but once."""
+
+    def submitted(name: str, *overrides: str, keys=PLAIN, of: Path = recipe, **wanted) -> RunFolder:
+        path = write_cluster(here, keys)
+        words = (f"directory=runs/{name}", *overrides)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(submit, "refuse_what_upstream_would", lambda *_: None)
+            prepared = prepare(Wanted(str(of), words, str(path), **wanted), print)
+        submit.launch(prepared)
+        return RunFolder(Path(f"runs/{name}"))
+
+    return submitted
+
+
+@pytest.fixture(scope="module")
+def through(cluster, here, recipe) -> RunFolder:
+    """The small run over two nodes, undisturbed, launched as a person does."""
+    path = write_cluster(here, PLAIN)
+    words = ("launch", recipe, "--cluster", path, "--nodes", "2", "directory=runs/through")
+    ended = Command(*words, cwd=here, SLURM_CONF=os.environ["SLURM_CONF"]).end()
+    assert ended.code == 0, ended.output
+    return RunFolder(Path("runs/through"))
+
+
+@pytest.fixture(scope="module")
+def child(through, launch, recipe) -> RunFolder:
+    """A run that begins with the weights of that one, launched before those are there."""
+    longer = recipe.with_name("longer.yaml")
+    longer.write_text(yaml.safe_dump(LONGER | {"from": "runs/through"}))
+    run = launch("child", of=longer, after="runs/through")
+    assert waiting(run) == "PENDING (Dependency)"
+    return run
+
+
+def number(run: RunFolder) -> str:
+    return record_of(run).job
+
+
+def waiting(run: RunFolder) -> str:
+    """How its job stands in the queue; empty once it has ended."""
+    return str(queued([number(run)]).get(number(run), ""))
+
+
+def printed(run: RunFolder) -> str:
+    return record_of(run).output_file.read_text(encoding="utf-8")
+
+
+def ends(cluster, run: RunFolder) -> str:
+    """Wait for the end of its job; what that printed."""
+    cluster.wait(lambda: not waiting(run), f"the end of the job of {run.root}")
+    return printed(run)
+
+
+def trains(cluster, run: RunFolder, after: int = 0) -> None:
+    """Wait until it has taken more steps."""
+    there = f"a step of {run.root} after {after}"
+    cluster.wait(lambda: steps_taken(run.root) > after or not waiting(run), there)
+    assert waiting(run), printed(run)
+
+
+def kill_rank(run: RunFolder, rank: int) -> None:
+    """End a rank as the system does when memory runs out."""
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        words, variables = process.info["cmdline"] or [], process.info["environ"] or {}
+        who = variables.get("SLURM_JOB_ID"), variables.get("SLURM_PROCID")
+        if "train" in words and who == (number(run), str(rank)):
+            os.kill(process.pid, signal.SIGKILL)
+            return
+    raise AssertionError(f"there is no rank {rank}")
+
+
+def test_a_run_goes_through_on_two_nodes(cluster, through, child):
+    assert "Done: step 12" in ends(cluster, through)
+    stands = status_of(through, {})
+    assert (stands.state, stands.step, stands.restarts) == ("done", STEPS, 0)
+    assert [path.name for path in sorted(through.logs.iterdir())] == ["rank0.log", "rank1.log"]
+    assert {path.stem for path in (through.launch / "check").glob("*.json")} == {"n1", "n2"}
+
+
+def test_a_chained_stage_begins_with_its_parents_newest_checkpoint(cluster, through, child):
+    ends(cluster, through)
+    assert "Done: step 1" in ends(cluster, child)
+    (link,) = child.parent.glob("iter_*")
+    assert link.resolve() == (through.checkpoints / f"iter_{STEPS:07d}").resolve()
+
+
+def test_a_lost_node_costs_time_and_no_number(cluster, through, launch):
+    ends(cluster, through)
+    run = launch("lost", nodes=2)
+    cluster.wait(lambda: run.steps_saved() >= 4 or not waiting(run), "a checkpoint")
+    trains(cluster, run, after=4)
+    cluster.act("kill", "n2")
+    cluster.wait(lambda: waiting(run).startswith("PENDING"), "the job back in the queue")
+    assert queued([number(run)])[number(run)].restarts == 1
+    cluster.act("up", "n2")
+    said = ends(cluster, run)
+    assert "Node failure on n2" in said
+    assert said.count("--- dsv3 starts ") == 2  # what was printed before is there still
+    first, second = starts_of(run, number(run))
+    assert (first.step, second.step >= 4, second.ended) == (0, True, "done")
+    assert numbers(run.root) == numbers(through.root)
+
+
+def test_the_end_of_its_time_is_saved_before_and_a_cancelled_run_is_saved_too(cluster, launch):
+    run = launch("limited", *ENDLESS, keys={**PLAIN, "time_limit_hours": 1.0})
+    trains(cluster, run)
+    # Minutes from now that suffice for saving, and are fewer than Slurm was asked to leave.
+    shown = cluster.ask("squeue", "--noheader", f"--jobs={number(run)}", "--format=%M")
+    *hours, minutes, _ = map(int, shown.strip().split(":"))
+    limit = 60 * sum(hours) + minutes + 2
+    cluster.ask("scontrol", "update", f"JobId={number(run)}", f"TimeLimit={limit}")
+    cluster.wait(lambda: len(starts_of(run)) == 2 or not waiting(run), "the second start")
+    first, second = starts_of(run)
+    assert (first.ended, second.step > 0) == ("time limit", True)
+    trains(cluster, run, after=second.step)
+    assert "saves and ends" in cancel(run, now=False)
+    said = ends(cluster, run)
+    assert "The job's time is nearly over: saved at step" in said
+    assert f"Stopped: the newest checkpoint is that of step {run.steps_saved()}." in said
+    assert run.steps_saved() > second.step
+    assert len(starts_of(run)) == 2
+
+
+def test_a_folders_job_is_alone_and_what_scancel_ends_is_saved(cluster, launch):
+    run = launch("scancelled", *ENDLESS)
+    before = number(run)
+    with pytest.raises(UserError, match=f"is job {before} already"):
+        launch("scancelled")
+    trains(cluster, run)
+    assert number(run) == before
+    cluster.ask("scancel", before)
+    ends(cluster, run)
+    assert run.steps_saved() > 0
+    assert len(starts_of(run)) == 1
+
+
+def test_a_permanent_fault_ends_after_the_budget_with_a_sentence(cluster, launch):
+    keys = {**PLAIN, "restarts": 1}
+    run = launch("faulty", *ENDLESS[:2], "checkpoint.interval=2", keys=keys)
+    for start in (1, 2):
+        cluster.wait(lambda n=start: len(starts_of(run)) == n, f"start {start}")
+        trains(cluster, run, after=starts_of(run)[-1].step + 2)
+        kill_rank(run, 1)
+    said = ends(cluster, run)
+    assert "the run failed 2 times in this job, and launch.restarts of the cluster's" in said
+    # Whoever reads on finds the rank that broke first.
+    assert said.count("== rank 1 (failed): runs/faulty/logs/rank1.log") == 2
+    assert status_of(run, {}).why.startswith("the run failed 2 times")
+
+
+def test_a_sweep_runs_each_value_in_a_folder_of_its_own(cluster, launch):
+    launch("sweep", "training.steps=2", "training.eval_interval=null", array="training.seed=1,2,3")
+    runs = [RunFolder(Path(f"runs/sweep/seed-{seed}")) for seed in (1, 2, 3)]
+    for run in runs:
+        assert "Done: step 2" in ends(cluster, run)
+    assert len({numbers(run.root)[-1]["loss"] for run in runs}) == 3
+
+
+@pytest.fixture
+def ailing(tmp_path):
+    """A Python that cannot look at node n1, which so gives no sign."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "activate").touch()
+    python = tmp_path / "bin" / "python"
+    python.write_text(
+        '#!/bin/sh\n[ "$SLURMD_NODENAME $2" = "n1 dsv3_plugin.launch.node_check" ] && exit 1\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    return tmp_path
+
+
+def test_a_spare_takes_the_place_of_a_node_that_is_not_well(cluster, launch, ailing):
+    keys = {**PLAIN, "venv": str(ailing), "spares": 1}
+    run = launch("spared", "training.steps=2", "training.eval_interval=null", keys=keys)
+    said = ends(cluster, run)
+    assert "left out: node n1 (it gave no sign in the time that its check has)" in said
+    assert "Done: step 2" in said
+
+
+def test_without_a_spare_the_job_ends_with_a_sentence(cluster, launch, ailing):
+    run = launch("unspared", keys={**PLAIN, "venv": str(ailing)}, nodes=2)
+    assert "1 of 2 nodes passed their check and the run takes 2: n1 (it gave" in ends(cluster, run)
+    assert not run.recipe.exists()
+    assert "n1" in status_of(run, {}).why
+
+
+def test_slurm_refuses_an_unknown_partition_in_its_words(cluster, launch):
+    with pytest.raises(UserError, match=r"does not take the job: .*invalid partition .*: nope"):
+        launch("refused", keys={**PLAIN, "partition": "nope"})
+
+
+def test_slurm_would_take_every_shipped_recipe_on_every_shipped_cluster(cluster, tmp_path):
+    for recipe, name in shipped_pairs():
+        path = tmp_path / "job.sbatch"
+        path.write_text(script(job(recipe, load_cluster(name))).replace("/home/me/my work", "/tmp"))
+        cluster.ask("sbatch", "--test-only", "--partition=large", path)
