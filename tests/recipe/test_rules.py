@@ -52,7 +52,7 @@ from tests.recipe.piped import PIPED
         ),
         (
             ["data.seq_length=250", "parallel={processes: 2, context: 2}"],
-            "data.seq_length 250 does not divide by twice context 2",
+            "data.seq_length 250 does not divide by twice context 2: take 248 or 252, or another",
         ),
         (
             ["parallel={processes: 3, context: 3, expert: 1}", "curves.batch_size=9"],

@@ -24,8 +24,13 @@ def sequence(recipe: Recipe) -> Iterator[str]:
             f"data.seq_length {length} is more than the {original * factor:.0f} positions that "
             f"YaRN reaches from {original} by {factor:g}: raise model.rotary_scaling_factor"
         )
-    if context > 1 and length % (2 * context):
-        yield f"data.seq_length {length} does not divide by twice context {context}"
+    if context > 1 and (over := length % (2 * context)):
+        below, above = length - over, length - over + 2 * context
+        nearest = f"{below} or {above}" if below else f"{above}"
+        yield (
+            f"data.seq_length {length} does not divide by twice context {context}: take {nearest}, "
+            f"or another parallel.context"
+        )
 
 
 def tokenizer(recipe: Recipe) -> Iterator[str]:
