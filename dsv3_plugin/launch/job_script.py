@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 
+from dsv3_plugin.errors import printable
 from dsv3_plugin.launch.job_values import JobValues
 from dsv3_plugin.recipe import shipped
 
@@ -33,7 +34,7 @@ def _rendered(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"quote": _quoted, "words": _words}
+    environment.filters |= {"quote": _quoted, "words": _words, "comment": printable}
     return environment.get_template(template).render(**values)
 
 

@@ -170,11 +170,14 @@ def job_to_wait_for(named_so: str) -> str | None:
 
 def refuse_unwritable_names(recipe: Recipe) -> None:
     """Raise UserError for a folder that no line of a script can name."""
-    if not str(recipe.folder).isprintable():
-        raise UserError(
-            f"the folder {recipe.folder} of {recipe.name} has characters that a script of Slurm "
-            "cannot name: choose another with directory=PATH."
-        )
+    for folder, way_out in (
+        (recipe.folder, "choose another with directory=PATH"),
+        (Path.cwd(), "call dsv3 launch in another"),
+    ):
+        if not str(folder).isprintable():
+            raise UserError(
+                f"the folder {folder} has characters that a script of Slurm cannot name: {way_out}."
+            )
 
 
 def _cluster(wanted: Wanted) -> tuple[Cluster, str]:

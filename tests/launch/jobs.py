@@ -43,12 +43,12 @@ def job(recipe: str, cluster: Cluster, runs: int = 1, after: str | None = None) 
     )
 
 
-def shipped_pairs() -> Iterator[tuple[str, str]]:
-    """Recipes and the clusters on which they fit, as both ship."""
+def shipped_jobs() -> Iterator[tuple[str, JobValues]]:
+    """Every shipped recipe on every shipped cluster on which it fits, and what it is called."""
     for recipe in RECIPES:
         for cluster in shipped_clusters():
             try:
-                job(recipe, load_cluster(cluster))
+                values = job(recipe, load_cluster(cluster))
             except UserError:  # too few devices, or too small ones
                 continue
-            yield recipe, cluster
+            yield f"{recipe.replace('/', '-')}-{cluster}", values

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from dsv3_plugin.launch.job_script import script
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.cluster_launch import Container, Launch
-from tests.launch.jobs import RECIPES, job, shipped_pairs
+from tests.launch.jobs import RECIPES, job, shipped_jobs
 
 EVERYTHING = {
     "partition": "batch", "account": "physics", "qos": "high", "time_limit_hours": 24.0,
@@ -34,10 +35,8 @@ def shellcheck(folder: Path) -> None:
 
 
 def test_every_shipped_recipe_and_cluster_passes_shellcheck(tmp_path):
-    for recipe, cluster in shipped_pairs():
-        name = f"{recipe.replace('/', '-')}-{cluster}"
-        text = script(job(recipe, load_cluster(cluster)))
-        (tmp_path / f"{name}.sbatch").write_text(text, encoding="utf-8")
+    for name, values in shipped_jobs():
+        (tmp_path / f"{name}.sbatch").write_text(script(values), encoding="utf-8")
     assert len(list(tmp_path.iterdir())) >= len(RECIPES)
     shellcheck(tmp_path)
 
@@ -80,6 +79,14 @@ def test_a_task_of_a_sweep_signals_and_requeues_itself_and_not_the_others():
         assert 'scancel --signal=TERM "$this"' in text
         assert 'scontrol requeue "$this"' in text
         assert text.count("SLURM_JOB_ID") == (runs == 1)
+
+
+def test_no_text_ends_the_comment_that_it_stands_in():
+    cluster = load_cluster("cpu").model_copy(update={"name": "c\ntouch x", "gpu": "g\ntouch y"})
+    values = replace(job("pretrain/tiny", cluster), command="dsv3 launch 'a\ntouch z'")
+    text = script(values)
+    assert not [line for line in text.splitlines() if line.startswith("touch")]
+    assert "touch z" in text
 
 
 @pytest.mark.parametrize("way", WAYS)
