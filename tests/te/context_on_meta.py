@@ -30,18 +30,15 @@ def main() -> None:
     print(json.dumps(answer))
 
 
-def built(context: int) -> dict[str, object]:
-    """What a dense layer, an MoE layer and multi-token prediction hold."""
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
-    from transformer_engine.pytorch import DotProductAttention
-
+def few_layers(context: int) -> torch.nn.Module:
+    """A dense layer, an MoE layer and multi-token prediction, for so many ranks of a sequence."""
     from dsv3_plugin.model.build import build_model
     from dsv3_plugin.recipe.load import load_model
 
     # Plain positions: tables of cosines, which YaRN makes beforehand, would be on a GPU.
     few = {"num_layers": 2, "moe_layer_freq": [0, 1], "rope_type": "rope"}
     with META:
-        model = build_model(
+        return build_model(
             load_model("deepseek-v3").model_copy(update=few),
             backend="transformer_engine",
             dtype=torch.bfloat16,
@@ -50,6 +47,14 @@ def built(context: int) -> dict[str, object]:
             init_model_with_meta_device=True,
             moe_permute_fusion=False,
         )
+
+
+def built(context: int) -> dict[str, object]:
+    """What they hold."""
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+    from transformer_engine.pytorch import DotProductAttention
+
+    model = few_layers(context)
     tensors = model.sharded_state_dict()
     apply_factories(tensors)
     shapes = {

@@ -51,6 +51,15 @@ def test_eight_ranks_that_share_a_sequence_attend_by_groups_of_heads() -> None:
     assert {"causal_bottom_right", "padding_causal_bottom_right"} <= {*said["masks"]}
 
 
+def test_samples_of_a_pack_are_what_transformer_engine_attends_within() -> None:
+    """`thd`, causal within the boundaries of each sample, the padding behind one of its own."""
+    said = _said_by("packs_on_meta.py")
+    assert (said["qkv_format"], said["attn_mask_type"]) == ("thd", "padding_causal")
+    assert said["cu_seqlens_q"] == said["cu_seqlens_kv"] == [0, 5, 14, 16]
+    assert (said["max_seqlen_q"], said["max_seqlen_kv"]) == (9, 9)
+    assert said["out"] == [16, 128 * 192]
+
+
 def test_the_layers_are_transformer_engines(full_size: dict) -> None:
     modules = set(full_size["modules"])
     assert modules >= {"TELayerNormColumnParallelLinear", "TERowParallelLinear", "TEGroupedMLP"}
