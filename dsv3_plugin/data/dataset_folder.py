@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 from dsv3_plugin.data.left_out import LeftOut
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.json_text import read_plain
+from dsv3_plugin.recipe import epochs_counted
 from dsv3_plugin.recipe.section import Section
 
 MANIFEST = "manifest.json"
@@ -35,7 +36,7 @@ _MOST_MANIFEST_BYTES = 2**20
 
 # All that a dataset folder may hold: a folder with anything else is not ours to replace.
 OWN_NAMES = frozenset(
-    {MANIFEST, TOKENIZER, TRAIN, HELD_OUT}
+    {MANIFEST, TOKENIZER, TRAIN, HELD_OUT, epochs_counted.FILE}
     | {
         f"{part}{what}.{suffix}"
         for part in (TRAIN, HELD_OUT)

@@ -12,6 +12,7 @@ from dsv3_plugin.data.dataset_folder import Dataset
 from dsv3_plugin.data.encode import Encoder, Text
 from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer, train_bpe
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.epochs_counted import FILE
 
 GOOD = {"prompt": "hello", "response": "world"}
 LONGEST = 64
@@ -91,3 +92,15 @@ def test_what_is_far_too_long_is_not_encoded_to_its_end(tokenizer: TextTokenizer
     (whole,) = encoder.encode([Text(text[:300_000], "jsonl", False, "a.jsonl:1", ((0, 5),))])
     assert not whole.is_cut
     assert tokenizer.decode(whole.ids) == text[:300_000]
+
+
+def test_conversations_that_were_counted_give_way_to_others(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    file, counted = tmp_path / "good.jsonl", tmp_path / "data" / FILE
+    for rows in (1, 2):
+        file.write_text(f"{json.dumps(GOOD)}\n" * rows)
+        built = build([file], tokenizer, tmp_path / "data", "stop")
+        assert built.manifest.train.documents == rows
+        assert not counted.exists(), "of what was there before"
+        counted.write_text("{}")
