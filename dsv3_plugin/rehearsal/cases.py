@@ -125,7 +125,7 @@ def chosen_ranks(recipe: Recipe, words: str | None) -> list[int]:
 def _rank(word: str, processes: int) -> int:
     if not word.strip().isdecimal() or int(word) >= processes:
         raise UserError(
-            f"--ranks {word.strip()}: give ranks from 0 to {processes - 1:,} with commas between "
-            "them, or `all` for one at every place of the pipeline"
+            f"--ranks {word.strip() or '(nothing)'}: give ranks from 0 to {processes - 1:,} with "
+            "commas between them, or `all` for one at every place of the pipeline"
         )
     return int(word)

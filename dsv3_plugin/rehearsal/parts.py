@@ -9,10 +9,12 @@ import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionLayer
 from megatron.core.utils import unwrap_model
 
 from dsv3_plugin.dispatch.copies import Copies
 from dsv3_plugin.dispatch.exchange import InFlight
+from dsv3_plugin.model.experts import GroupedExperts
 from dsv3_plugin.planner.plan import MemoryPart
 from dsv3_plugin.rehearsal.storages import Storages
 from dsv3_plugin.upstream.replace import Replacer
@@ -82,7 +84,10 @@ def tell_makers_apart(storages: Storages, replacer: Replacer) -> None:
         for name in _SHARED:
             if name in vars(expert):
                 _make_part(storages, replacer, expert, name, "activations")
+    _local_experts_keep_rows(storages, replacer)
     _make_part(storages, replacer, GPTModel, "_postprocess", "logits")
+    # Called from there, and a layer as others are.
+    _make_part(storages, replacer, MultiTokenPredictionLayer, "forward", "activations")
     for module in _TE_LAYERS:
         if module in sys.modules:
             _function_makes(storages, replacer, f"{module}:quantize_weight", "fp8_copies")
@@ -105,6 +110,20 @@ def _make_part(
 ) -> None:
     target = f"{owner.__module__}:{owner.__qualname__}.{name}"
     _function_makes(storages, replacer, target, part)
+
+
+def _local_experts_keep_rows(storages: Storages, replacer: Replacer) -> None:
+    """For their backward, as they arrived: what a dispatcher made is on its way no longer."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def forward(experts: Any, rows: torch.Tensor, *rest: Any, **kwargs: Any) -> Any:
+            storages.claim("activations", [rows])
+            return original(experts, rows, *rest, **kwargs)
+
+        return forward
+
+    replacer.wrap(f"{GroupedExperts.__module__}:{GroupedExperts.__qualname__}.forward", wrap)
 
 
 def _function_makes(storages: Storages, replacer: Replacer, target: str, part: MemoryPart) -> None:

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.memory.activations import stage_bytes
+from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.stages import Stage
 from dsv3_plugin.rehearsal.children import devices, rehearsed
 from dsv3_plugin.rehearsal.report import Request
 from dsv3_plugin.rehearsal.shim import build
@@ -32,6 +36,20 @@ def test_tiny_is_rehearsed_on_the_cpu(dsv3: Callable[..., Said], tmp_path: Path)
     assert {part: rank["memory"][part] for part in states} == {
         part: rank["planned"][part] for part in states
     }
+    # It is fullest when the head makes its logits: what layers keep is there, and none works, and
+    # no token is on its way. The plan has all of that at one moment.
+    cluster = load_cluster("cpu")
+    setting = Setting.of(
+        load_resolved("pretrain/tiny", (), cluster.machine), cluster, cluster.machine, 1.0
+    )
+    stage = stage_bytes(setting, Stage(embedding=True, dense=1, moe=3, mtp=1, head=True))
+    assert rank["memory"]["activations"] == pytest.approx(stage.layers, rel=0.015)
+    assert rank["memory"]["logits"] == pytest.approx(rank["planned"]["logits"], rel=0.005)
+    # The orders of rows, which the plan has among activations.
+    assert rank["memory"]["dispatch_buffers"] < 0.01 * stage.layers
+    more = rank["planned"]["dispatch_buffers"] + stage.forward
+    total = sum(rank["planned"].values()) - more
+    assert sum(rank["memory"].values()) == pytest.approx(total, rel=0.005)
     assert rank["operations"]["kernels"] > 1000
     assert rank["collectives"] > 0
     text = page.read_text(encoding="utf-8")
