@@ -69,12 +69,13 @@ def through(cluster, here, recipe) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def child(through, launch, recipe) -> RunFolder:
+def child(cluster, through, launch, recipe) -> RunFolder:
     """A run that begins with the weights of that one, launched before those are there."""
     longer = recipe.with_name("longer.yaml")
     longer.write_text(yaml.safe_dump(LONGER | {"from": "runs/through"}))
     run = launch("child", of=longer, after="runs/through")
-    assert waiting(run) == "PENDING (Dependency)"
+    # Slurm names another reason until it has first looked at the queue.
+    cluster.wait(lambda: waiting(run) == "PENDING (Dependency)", "that it waits for its parent")
     return run
 
 
