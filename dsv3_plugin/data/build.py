@@ -260,6 +260,11 @@ def _build(
         ),
         tokenizer.most_tokens,
     )
+    if rows.longest is not None and not train.documents:
+        raise UserError(
+            f"no conversation is left to train on ({rows.left_out}): raise data.seq_length, or "
+            "take more of them."
+        )
     manifest = Manifest(
         settings=settings,
         corpus=corpus.model_copy(

@@ -173,8 +173,14 @@ def ensure_data(
             accept(encoded_with)
         whose = "" if len(built) == 1 else f" of {member.member}"
         manifest = member.dataset.manifest
-        if longest is not None:
-            continue  # each fits into a sequence, and has one where no other comes with it
+        if longest is not None:  # each fits into a sequence, and has one where none comes with it
+            if data.held_out and manifest.held_out is None:
+                raise UserError(
+                    f"the held-out part{whose} has no conversations, as those it would have are "
+                    "longer than a sequence: raise data.seq_length, take more of them, or another "
+                    "held_out share."
+                )
+            continue
         _check_length(f"training part{whose}", manifest.train, data.seq_length)
         if manifest.held_out:
             _check_length(f"held-out part{whose}", manifest.held_out, data.seq_length)

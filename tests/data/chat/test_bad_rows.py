@@ -104,3 +104,11 @@ def test_conversations_that_were_counted_give_way_to_others(
         assert built.manifest.train.documents == rows
         assert not counted.exists(), "of what was there before"
         counted.write_text("{}")
+
+
+def test_where_all_are_too_long_nothing_is_built(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps(GOOD | {"response": "world " * 99}) + "\n")
+    with pytest.raises(UserError, match=r"no conversation is left to train on \(1 row: longer"):
+        build([file], tokenizer, tmp_path / "data", "skip")
+    assert not (tmp_path / "data").exists()
