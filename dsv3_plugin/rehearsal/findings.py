@@ -14,9 +14,10 @@ MOST_GROUPS = 128
 """Process groups that a rank may be in: NCCL gives each buffers and threads of its own."""
 MOST_ASKED = 128
 """Groups that the plugin may have a rank make: it takes as long as the rendezvous answers."""
-PER_TOKEN = 28
-"""Bytes of a token that a step keeps of every micro-batch: itself, its label and position as
-integers of 8 bytes, and its place in the mask as a number of 4."""
+PER_TOKEN = 29
+"""Bytes of a token that a step keeps of every micro-batch, for each chunk that reads batches:
+itself, its label and position as integers of 8 bytes, its weight in the loss as a number of 4, and
+in one whether it is padding."""
 UNPLANNED = 0.05
 """Of its states, what a rank may hold before its step beside or beyond them: as far as the plan has
 to agree with a rehearsal, part by part. Upstream rounds buffers up to what ranks share evenly."""
@@ -131,7 +132,7 @@ def _of_memory(rank: SteppedRank) -> Iterator[Finding]:
     if not report.memory:
         return
     later = report.growth * (case.micro_batches - case.folded)
-    if report.growth > PER_TOKEN * rank.tokens:
+    if report.growth > PER_TOKEN * rank.tokens * max(1, len(rank.planned.stages)):
         yield Finding(
             f"rank {report.rank} keeps {bytes_text(report.growth)} of every micro-batch after its "
             f"backward: {bytes_text(report.growth * case.micro_batches)} at the end of a step of "
