@@ -27,12 +27,13 @@ def divergence(
         new: `[t]`, log-probabilities under the model, with gradient.
         reference: `[t]`, under the reference.
         estimate: see above.
-        log_ratios: `[t]`, by which the model differs from the one that sampled; for `unbiased`.
+        log_ratios: `[t]`, each token's own, by which the model differs from the one that sampled;
+            for `unbiased`.
     """
     if estimate == "k1":
         return new - reference
     difference = (reference - new).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
-    k3 = (difference.exp() - difference - 1).clamp(max=LARGEST)
+    k3 = (difference.expm1() - difference).clamp(max=LARGEST)
     if estimate == "k3":
         return k3
     assert log_ratios is not None, "an unbiased estimate needs the importance ratios"

@@ -95,7 +95,8 @@ def policy_loss(
     nothing = torch.zeros((), dtype=losses.dtype, device=losses.device)
     value, kl, chance = (losses * weights).sum(), nothing, nothing
     if logs.reference is not None:
-        estimates = divergence(logs.new, logs.reference, switches.kl, ratios)
+        own = log_ratios(logs.new, logs.old, answers, "token")
+        estimates = divergence(logs.new, logs.reference, switches.kl, own)
         kl = (estimates * weights).sum()
         value = value + switches.kl_weight * kl
     if entropy is not None:

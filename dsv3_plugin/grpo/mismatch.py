@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dsv3_plugin.grpo.ratios import LARGEST_LOG_RATIO
+
 
 @dataclass(frozen=True)
 class Mismatch:
@@ -34,11 +36,12 @@ def mismatch(trainer: Tensor, engine: Tensor, low: float, high: float) -> Mismat
     if not trainer.numel():
         return Mismatch(0.0, 0.0, 0.0, 0.0)
     logs = (trainer - engine).double()
-    ratios = logs.exp()
+    near = logs.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    ratios = near.exp()
     beyond = (ratios < 1 - low) | (ratios > 1 + high)
     return Mismatch(
         max=logs.abs().max().item(),
         mean=logs.abs().mean().item(),
-        kl=(ratios - logs - 1).mean().item(),
+        kl=(near.expm1() - near).mean().item(),
         beyond_clip=beyond.double().mean().item(),
     )

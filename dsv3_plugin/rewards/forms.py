@@ -1,15 +1,11 @@
 """Rewards of an answer's form: tags, length, language."""
 
-import re
 import unicodedata
 from collections.abc import Sequence
 
 from dsv3_plugin.rewards.verdict import Attempt, Judge, Verdict
 
-_TAGS = re.compile(
-    r"\s*<think>(?P<thoughts>.*?)</think>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL
-)
-_ANY = ("<think>", "</think>", "<answer>", "</answer>")
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def tags(attempts: Sequence[Attempt]) -> list[Verdict]:
@@ -22,7 +18,13 @@ def tags(attempts: Sequence[Attempt]) -> list[Verdict]:
 
 
 def _tagged(text: str) -> bool:
-    return _TAGS.fullmatch(text) is not None and all(text.count(tag) == 1 for tag in _ANY)
+    if any(text.count(tag) != 1 for tag in _TAGS):
+        return False
+    before, _, rest = text.partition("<think>")
+    _, _, rest = rest.partition("</think>")
+    between, _, rest = rest.partition("<answer>")
+    _, closes, after = rest.partition("</answer>")
+    return bool(closes) and not (before + between + after).strip()
 
 
 def within(longest: int, margin: int) -> Judge:

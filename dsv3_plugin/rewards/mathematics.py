@@ -4,7 +4,8 @@ import re
 
 from dsv3_plugin.rewards.verdict import Attempt
 
-_OPENS = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|(?<!\\)[{}]")
+"""What opens and closes; braces behind a backslash are signs of their own."""
 SECONDS = 5
 """math-verify's own limit, of each of its two steps, in whole seconds."""
 
@@ -12,8 +13,8 @@ SECONDS = 5
 def accuracy(attempt: Attempt) -> float:
     """1 where the last box of an answer holds what is expected, else 0.
 
-    Of several boxes math-verify makes a set, so the last one is cut out first. An answer without a
-    box is wrong: the prompt asks for one.
+    Of several boxes math-verify makes a set, so the last one behind the thoughts is cut out first.
+    An answer without a box is wrong: the prompt asks for one.
 
     Raises:
         ValueError: nothing is expected, or it is no mathematics. An error of the verifier is an
@@ -23,7 +24,7 @@ def accuracy(attempt: Attempt) -> float:
 
     if attempt.expected is None:
         raise ValueError("the prompt has no answer to compare with")
-    box = last_box(attempt.text)
+    box = last_box(attempt.answer)
     if box is None:
         return 0.0
     limits = {"parsing_timeout": SECONDS, "raise_on_error": True}
@@ -36,10 +37,13 @@ def accuracy(attempt: Attempt) -> float:
 
 def last_box(text: str) -> str | None:
     """What stands in the last `\\boxed{…}`, braces in it balanced; None without a whole one."""
-    for opening in reversed([*_OPENS.finditer(text)]):
-        depth = 1
-        for place in range(opening.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            if depth == 0:
-                return text[opening.end() : place]
-    return None
+    opened: list[tuple[int, bool]] = []
+    last: tuple[int, int] | None = None
+    for brace in _BRACES.finditer(text):
+        if brace[0] != "}":
+            opened.append((brace.end(), len(brace[0]) > 1))
+        elif opened:
+            begin, is_box = opened.pop()
+            if is_box and (last is None or begin > last[0]):
+                last = begin, brace.start()
+    return None if last is None else text[slice(*last)]

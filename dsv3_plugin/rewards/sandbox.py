@@ -4,6 +4,7 @@ bubblewrap (github.com/containers/bubblewrap) makes the walls out of Linux's nam
 ordinary user; the kernel's limits bound time, memory, files and processes.
 """
 
+import json
 import secrets
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from dsv3_plugin.errors import UserError
 
@@ -24,7 +27,7 @@ class Limits:
     Attributes:
         seconds: by the clock, and of processor time.
         memory: bytes of each process's address space, and of all files it writes.
-        output: bytes of what it prints.
+        output: bytes of what it prints, and of each file.
         processes: at once; the kernel holds everybody to it but root.
     """
 
@@ -49,6 +52,17 @@ class Ran:
 
 _NOBODY = "65534"
 _GONE = {137: "it was killed", 152: "it took too much processor time"}
+_PROGRAM, _BEGIN = "/program.py", "/begin.py"
+_RUN = f"""
+import os, sys
+end = int(sys.argv.pop())
+program = open({_PROGRAM!r}, "rb").read()
+exec(compile(program, {_PROGRAM!r}, "exec"), {{"__name__": "__main__"}})
+sys.stdout.flush()
+os.write(1, os.read(end, 64))
+"""
+"""Runs the program, and then says so by a mark that it reads only now. The program could read it
+before, or change Python around itself: where that matters, compare what it prints."""
 
 
 def ran(program: str, given: str = "", limits: Limits | None = None) -> Ran:
@@ -63,36 +77,61 @@ def ran(program: str, given: str = "", limits: Limits | None = None) -> Ran:
         UserError: bubblewrap is not here, or the kernel lets no namespaces be made.
     """
     limits = limits or Limits()
-    # A program that leaves early by exit code 0 has not come to its end.
-    end = secrets.token_hex(16)
-    source = f"{program}\n\nprint('\\n{end}')\n"
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+    mark = f"\n{secrets.token_hex(16)}\n"
+    with ExitStack() as stack:
+        output, errors, status, end, source, begin = (
+            stack.enter_context(tempfile.TemporaryFile()) for _ in range(6)
+        )
+        for file, text in ((end, mark), (source, program), (begin, _RUN)):
+            _put(file, text)
+        handed = [file.fileno() for file in (status, end, source, begin)]
+        command = [
+            *_walls(limits, *handed[::2], handed[3]),
+            *_limited(limits),
+            *(sys.executable, "-I", _BEGIN, str(end.fileno())),
+        ]
         try:
             done = subprocess.run(
-                [*_walls(limits), *_limited(limits), sys.executable, "-I", "-c", source],
-                input=given.encode(),
+                command,
+                input=given.encode(errors="replace"),
                 stdout=output,
                 stderr=errors,
+                pass_fds=handed,
                 timeout=limits.seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired:
             return Ran("", False, f"took more than {limits.seconds:g} s")
-        texts = []
-        for file in (output, errors):
-            file.seek(0)
-            texts.append(file.read(limits.output).decode(errors="replace"))
-    printed, said = texts
-    if said.startswith("bwrap: "):
-        raise UserError(
-            f"Code cannot be run here: {said.strip()}. Have namespaces allowed to users (sysctl "
-            "kernel.unprivileged_userns_clone=1) if it is those, or leave the reward 'code' out."
-        )
-    before, marker, _ = printed.rpartition(f"\n{end}\n")
-    if done.returncode == 0 and marker:
-        return Ran(before, True)
+        printed, said = _read(output, limits), _read(errors, limits)
+        if "child-pid" not in _status(status):
+            raise UserError(
+                f"Code cannot be run here: {said.strip()}. If namespaces are what is lacking, have "
+                "them allowed to users (sysctl kernel.unprivileged_userns_clone=1); or leave the "
+                "reward 'code' out."
+            )
+    if done.returncode == 0 and printed.endswith(mark):
+        return Ran(printed.removesuffix(mark), True)
     problem = _GONE.get(done.returncode, (said.strip().splitlines() or ["it left early"])[-1])
     return Ran(printed + said, False, problem[:200])
+
+
+def _put(file: IO[bytes], text: str) -> None:
+    file.write(text.encode(errors="surrogatepass"))  # which Python refuses then, as it should
+    file.seek(0)
+
+
+def _read(file: IO[bytes], limits: Limits) -> str:
+    file.seek(0)
+    return file.read(limits.output).decode(errors="replace")
+
+
+def _status(file: IO[bytes]) -> dict[str, int]:
+    """What bubblewrap tells of the process within the walls, if there came to be one."""
+    file.seek(0)
+    told: dict[str, int] = {}
+    for line in file.read().splitlines():
+        told |= json.loads(line)
+    return told
 
 
 def _limited(limits: Limits) -> Iterator[str]:
@@ -105,11 +144,12 @@ def _limited(limits: Limits) -> Iterator[str]:
     yield f"--as={limits.memory}"
     yield f"--fsize={limits.output}"
     yield f"--nproc={limits.processes}"
+    yield "--nofile=256"
     yield "--core=0"
 
 
-def _walls(limits: Limits) -> Iterator[str]:
-    """The command that makes the walls."""
+def _walls(limits: Limits, status: int, source: int, begin: int) -> Iterator[str]:
+    """The command that makes the walls; the numbers are of open files."""
     wrap = shutil.which("bwrap")
     if wrap is None:
         raise UserError(
@@ -119,6 +159,7 @@ def _walls(limits: Limits) -> Iterator[str]:
     yield from (wrap, "--unshare-all", "--unshare-user", "--disable-userns")
     yield from ("--uid", _NOBODY, "--gid", _NOBODY, "--cap-drop", "ALL", "--hostname", "sandbox")
     yield from ("--die-with-parent", "--new-session", "--clearenv")
+    yield from ("--json-status-fd", str(status))
     yield from ("--size", str(limits.memory), "--tmpfs", "/tmp")
     for folder in _python_folders():  # behind /tmp, where an environment may lie
         yield from ("--ro-bind", folder, folder)
@@ -127,7 +168,11 @@ def _walls(limits: Limits) -> Iterator[str]:
             yield from ("--symlink", f"usr/{link}", f"/{link}")
         elif Path("/", link).exists():
             yield from ("--ro-bind", f"/{link}", f"/{link}")
-    yield from ("--proc", "/proc", "--dev", "/dev", "--chdir", "/tmp", "--")
+    for number, path in ((source, _PROGRAM), (begin, _BEGIN)):
+        yield from ("--ro-bind-data", str(number), path)
+    yield from ("--proc", "/proc", "--dev", "/dev")
+    yield from ("--size", str(limits.memory), "--tmpfs", "/dev/shm")
+    yield from ("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--")
 
 
 def _python_folders() -> Iterator[str]:

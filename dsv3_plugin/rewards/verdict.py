@@ -33,6 +33,14 @@ class Attempt:
         """The answer with what the template has begun it with."""
         return self.opened + self.text
 
+    @property
+    def answer(self) -> str:
+        """What is behind the thoughts; nothing where they have no end."""
+        _, closes, after = self.text.rpartition("</think>")
+        if closes:
+            return after
+        return "" if "<think>" in self.whole else self.text
+
 
 @dataclass(frozen=True)
 class Verdict:

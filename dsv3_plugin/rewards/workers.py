@@ -5,8 +5,11 @@ raises, and a reward that takes this for a wrong answer says 0 to everything. He
 main thread of a worker, and a wall limit from outside that ends the worker where it does not help.
 """
 
+import ctypes
 import math
+import signal
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as Expired
 from multiprocessing import get_context
 from typing import Any
@@ -18,6 +21,8 @@ from dsv3_plugin.rewards.verdict import Attempt, Judge, Verdict
 Score = Callable[[Attempt], Any]
 """A number for an attempt; importable by its name, since it is called in another process."""
 
+_PR_SET_PDEATHSIG = 1
+
 
 class Workers:
     """Processes that judge; use as a context, or call `close`.
@@ -28,9 +33,9 @@ class Workers:
     """
 
     def __init__(self, processes: int, seconds: float) -> None:
-        # Not forked: the trainer has threads, and locks that a copy would hold for ever.
-        self._pool = ProcessPool(max_workers=processes, context=get_context("spawn"))
+        self._processes = processes
         self.seconds = seconds
+        self._pool = self._begin()
 
     def __enter__(self) -> "Workers":
         return self
@@ -47,27 +52,62 @@ class Workers:
         """A reward by a function of one attempt."""
 
         def judge(attempts: Sequence[Attempt]) -> list[Verdict]:
-            asked = [
-                self._pool.schedule(score, args=(attempt,), timeout=self.seconds)
-                for attempt in attempts
-            ]
+            asked = [self._ask(score, attempt) for attempt in attempts]
             return [self._answered(future) for future in asked]
 
         return judge
 
-    def _answered(self, future: Any) -> Verdict:
+    def _begin(self) -> ProcessPool:
+        # Not forked: the trainer has threads, and locks that a copy would hold for ever.
+        return ProcessPool(
+            max_workers=self._processes, context=get_context("spawn"), initializer=_end_together
+        )
+
+    def _ask(self, score: Score, attempt: Attempt) -> Future[Verdict]:
         try:
-            return checked(future.result())
+            return self._schedule(score, attempt)
+        except RuntimeError:  # a worker was killed while it had nothing to do, and with it the pool
+            self.close()
+            self._pool = self._begin()
+            return self._schedule(score, attempt)
+
+    def _schedule(self, score: Score, attempt: Attempt) -> Future[Verdict]:
+        return self._pool.schedule(_judged, args=(score, attempt), timeout=self.seconds)
+
+    def _answered(self, future: Future[Verdict]) -> Verdict:
+        try:
+            return future.result()
         except Expired:
             return Verdict(None, f"took more than {self.seconds:g} s")
         except ProcessExpired as error:
             return Verdict(None, f"its process died (exit code {error.exitcode})")
         except Exception as error:
-            return Verdict(None, f"{type(error).__name__}: {error}"[:200])
+            return _failed(error)
+
+
+def _end_together() -> None:
+    """Have a worker end with the process that began it, even where that is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _judged(score: Score, attempt: Attempt) -> Verdict:
+    try:
+        return checked(score(attempt))
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> Verdict:
+    return Verdict(None, f"{type(error).__name__}: {error}"[:200])
 
 
 def checked(value: Any) -> Verdict:
     """A verdict of what a reward has answered, which may be nonsense."""
-    if isinstance(value, bool | int | float) and math.isfinite(value):
-        return Verdict(float(value))
+    if not isinstance(value, str | bytes):
+        try:
+            number = float(value)  # numpy's and torch's too
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return Verdict(number)
     return Verdict(None, f"answered {value!r:.80}, which is no number")

@@ -28,6 +28,15 @@ def test_advantages_are_deviations_in_their_group() -> None:
     assert advantages_of(torch.tensor([[3.0]])).tolist() == [[0.0]]
 
 
+def test_what_could_not_be_judged_has_no_part_in_its_group() -> None:
+    nan = float("nan")
+    rewards = torch.tensor([[1.0, nan, 0.0, 1.0], [1.0, nan, nan, nan], [nan, 2.0, 2.0, nan]])
+    found = advantages_of(rewards, counted=~rewards.isnan())
+    alone = advantages_of(torch.tensor([[1.0, 0.0, 1.0]]))[0].tolist()
+    assert found[0].tolist() == pytest.approx([alone[0], 0, alone[1], alone[2]])
+    assert found[1:].tolist() == [[0] * 4] * 2
+
+
 def test_a_sequences_ratio_is_the_mean_of_its_tokens_and_each_token_keeps_its_gradient() -> None:
     new = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
     ratios = log_ratios(new, torch.tensor([-1.5, -2.1, -2.0]), TWO, "sequence")

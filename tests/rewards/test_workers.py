@@ -1,5 +1,7 @@
 """What raises, hangs, dies or answers nonsense costs one attempt, and says so."""
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,7 +16,7 @@ from dsv3_plugin.rewards.workers import Workers
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Workers]:
     """One process, so that a test shows that it is there again after each."""
-    with Workers(1, seconds=30) as workers:
+    with Workers(1, seconds=300) as workers:
         yield workers
 
 
@@ -39,6 +41,18 @@ def test_what_hangs_is_ended() -> None:
     assert verdict.problem == "took more than 3 s"
 
 
+def test_a_worker_that_is_killed_while_it_waits_is_begun_again() -> None:
+    with Workers(1, seconds=300) as workers:
+        judge = workers.judge_by(named("tests.rewards.scores.process"))
+        (first,) = judge([Attempt("", "")])
+        assert first.value is not None
+        os.kill(int(first.value), signal.SIGKILL)
+        while any(verdict.value is None for verdict in judge([Attempt("", "")])):
+            pass
+        (again,) = judge([Attempt("", "")])
+        assert again.value != first.value
+
+
 @pytest.mark.parametrize(
     ("expected", "text", "value"),
     [
@@ -48,6 +62,9 @@ def test_what_hangs_is_ended() -> None:
         ("(x+1)^2", "\\boxed{x^{2}+2x+1}", 1),
         (10, "The answer is 10.", 0),
         (10, "\\boxed{10", 0),
+        (10, "\\boxed{\\boxed{10} and more", 1),
+        (10, "<think>\\boxed{10}</think>It is eleven.", 0),
+        (10, "<think>\\boxed{9}</think>It is \\boxed{10}.", 1),
     ],
 )
 def test_mathematics_are_compared(
