@@ -34,7 +34,7 @@ from dsv3_plugin.data.dataset_folder import (
 from dsv3_plugin.data.documents import SKIP, read_documents
 from dsv3_plugin.data.encode import EncodedDocument, Encoder, Text, encode_documents
 from dsv3_plugin.data.forms import TEXT, Form
-from dsv3_plugin.data.left_out import CANNOT_BE_READ, Tally
+from dsv3_plugin.data.left_out import CANNOT_BE_READ, ROWS, Tally
 from dsv3_plugin.data.place import check_place, sole_builder, write_errors
 from dsv3_plugin.data.progress import Progress, counted, silent
 from dsv3_plugin.data.survey import Survey, document_hash, held_out_below, refuse_share, survey
@@ -112,7 +112,11 @@ def build_dataset(
 
         reading = counted(rows.documents(), progress, "Reading the corpus", None)
         found = survey(reading, left_out)
-        if reusable and reusable.manifest.corpus.digest == found.digest:
+        if (
+            reusable
+            and reusable.manifest.corpus.digest == found.digest
+            and (on_bad_row == "skip" or not _skipped_rows(reusable))
+        ):
             # The files were touched, or stand elsewhere; the texts are the same.
             return _with_left_out(reusable, left_out)
         with write_errors(out_dir):
@@ -131,13 +135,18 @@ def build_dataset(
 
 
 def _skipped_rows(dataset: Dataset) -> bool:
-    return any(things.why == CANNOT_BE_READ for things in dataset.manifest.corpus.left_out)
+    return any(things.things == ROWS for things in dataset.manifest.corpus.left_out)
 
 
 def _with_left_out(dataset: Dataset, left_out: Tally) -> Dataset:
     """The dataset as it is, and what is left out of its corpus as that is now."""
     manifest = dataset.manifest
-    corpus = manifest.corpus.model_copy(update={"left_out": left_out.all()})
+    found_in_encoding = [
+        things
+        for things in manifest.corpus.left_out
+        if things.things == ROWS and things.why != CANNOT_BE_READ
+    ]
+    corpus = manifest.corpus.model_copy(update={"left_out": (*left_out.all(), *found_in_encoding)})
     return dataclasses.replace(dataset, manifest=manifest.model_copy(update={"corpus": corpus}))
 
 
@@ -186,10 +195,13 @@ class _Rows:
         for document in encoded:
             length, longest = len(document.ids), self.longest
             has = f"{document.name} has {'over ' * document.is_cut}{length:,}"
-            if longest is None or length <= longest:
+            if longest is None or 0 < length <= longest:
                 yield document
             elif self.on_bad_row == "skip":
-                self.left_out.add("rows", f"longer than a sequence of {longest:,} tokens", has)
+                why = f"longer than a sequence of {longest:,} tokens" if length else "no tokens"
+                self.left_out.add(ROWS, why, has)
+            elif not length:
+                raise UserError(f"{document.name} is no token of this tokenizer's; {SKIP}.")
             else:
                 raise UserError(
                     f"{has} tokens, more than a sequence of {longest:,}: "

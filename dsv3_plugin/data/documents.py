@@ -15,7 +15,7 @@ from dsv3_plugin.data.corpus import Document, Source
 from dsv3_plugin.data.expand import open_expanded
 from dsv3_plugin.data.forms import TEXT, Content, Form
 from dsv3_plugin.data.kinds import BOM
-from dsv3_plugin.data.left_out import CANNOT_BE_READ, Tally
+from dsv3_plugin.data.left_out import CANNOT_BE_READ, ROWS, Tally
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.recipe.sections import OnBadRow
@@ -64,7 +64,7 @@ def read_documents(
                 else:
                     left_out.add("documents", "empty", row.name)
             elif on_bad_row == "skip":
-                left_out.add("rows", CANNOT_BE_READ, str(row).rstrip("."))
+                left_out.add(ROWS, CANNOT_BE_READ, str(row).rstrip("."))
             else:
                 raise UserError(f"{str(row).rstrip('.')}; {SKIP}.") from row
 
@@ -149,7 +149,8 @@ def _read_parquet(source: Source, form: Form) -> _Rows:
             columns = form.columns(file.schema_arrow.names, where)
             number = 0
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-                for row in batch.to_pylist():
+                for filled in batch.to_pylist():
+                    row = {key: _without_nulls(value) for key, value in filled.items()}
                     number += 1
                     try:
                         content = form.content(row, f"{where} row {number}")
@@ -158,6 +159,15 @@ def _read_parquet(source: Source, form: Form) -> _Rows:
                         yield error
     except pyarrow.ArrowException as error:
         raise UserError(f"{where} is not a readable parquet file: {error}.") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    """Of a column, without what has no value: a table gives every struct the keys of all others."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    return value
 
 
 _READERS = {

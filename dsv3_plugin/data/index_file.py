@@ -138,6 +138,9 @@ def _read(file: BinaryIO, size: int, data_bytes: int) -> Index:
         last = int(ends[-1])
     if not boundaries or last != sequences:
         raise _Lies("its documents are not its sequences")
+    fitting = {size for size in _TOKEN_BYTES.values() if tokens * size == data_bytes}
+    if tokens and fitting and token_bytes not in fitting:
+        raise _Lies(f"tokens of {token_bytes} bytes, where the data have {fitting.pop()} for each")
     return Index(sequences, boundaries - 1, tokens, token_bytes)
 
 

@@ -5,6 +5,9 @@ from dsv3_plugin.recipe.section import Section
 CANNOT_BE_READ = "cannot be read"
 """Why rows are left out that would have stopped the reading, had that been asked for."""
 
+ROWS = "rows"
+"""What is left out of a file of them."""
+
 _EXAMPLES = 3
 
 

@@ -189,7 +189,11 @@ def ensure_data(
         name: _held_out_set(data, name, of_set, out_dir, encoded_with, resuming, workers, tell)
         for name in data.held_out_sets
     }
-    return replace(found, held_out_sets=sets)
+    if tell is not None and not resuming:
+        for name, member in sets.items():
+            for sentence in _notes(data, [member], f"held-out set {name}"):
+                tell(sentence)
+    return replace(found, held_out_sets={name: member.dataset for name, member in sets.items()})
 
 
 def form_of(data: Data, tokenizer: TrainBpe | TextTokenizer) -> Form:
@@ -214,7 +218,7 @@ def _held_out_set(
     resuming: bool,
     workers: int,
     tell: Callable[[str], None] | None,
-) -> Dataset:
+) -> Built:
     """The dataset of a held-out set, which is there as a whole; a run may go on with others."""
     folder, path = out_dir / HELD_OUT_SETS / name, data.held_out_sets[name]
     there = find_dataset(folder)
@@ -232,15 +236,15 @@ def _held_out_set(
     )
     if choices.longest is None:
         _check_length(f"held-out set {name}", built.dataset.manifest.train, data.seq_length)
-    return built.dataset
+    return built
 
 
-def _notes(data: Data, members: Iterable[Built]) -> Iterator[str]:
+def _notes(data: Data, members: Iterable[Built], of: str = "the corpus") -> Iterator[str]:
     """What a person should know of data that are not those of a run that resumes."""
     for member in members:
         corpus, tokenizer = member.dataset.manifest.corpus, member.dataset.manifest.tokenizer
         if corpus.left_out:
-            yield f"Not read of the corpus: {'; '.join(map(str, corpus.left_out))}."
+            yield f"Not read of {of}: {'; '.join(map(str, corpus.left_out))}."
         if corpus.without_end:
             yield (
                 f"{corpus.without_end:,} of the {corpus.documents:,} documents of {member.member} "

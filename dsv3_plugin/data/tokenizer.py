@@ -41,7 +41,9 @@ SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
+    "{% if tools %}{{ raise_exception('this template knows no tools') }}{% endif %}"
     "{% for message in messages %}"
+    "{% if message.tool_calls %}{{ raise_exception('this template knows no tools') }}{% endif %}"
     "{% if message.role == 'system' %}{{ message.content }}"
     f"{{% elif message.role == 'user' %}}{USER}{{{{ message.content }}}}"
     f"{{% elif message.role == 'assistant' %}}{ASSISTANT}{{{{ message.content }}}}{EOS}"

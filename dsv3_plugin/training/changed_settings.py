@@ -20,6 +20,9 @@ _KEPT = {
 
 _KEPT_OF_CONVERSATIONS = {
     "parallel.context": "to multiples of which its conversations are padded, and so packed",
+    "training.epochs": "behind the last of which its last batch was filled up",
+    "mtp": "by which it has optimizer states of those layers",
+    "router": "by which it has optimizer states of the routers",
 }
 """And these, where conversations are packed."""
 

@@ -151,8 +151,8 @@ def refuse_another(parent: Parent, wanted: ModelConfig) -> None:
     for field in _YARN:
         if (theirs := getattr(before, field)) != (ours := getattr(wanted, field)):
             raise UserError(
-                f"{parent} has positions stretched by YaRN already, with {field} {theirs:g}, and "
-                f"the recipe says {ours:g}: keep its own, model.{field}={theirs:g}."
+                f"{parent} has positions stretched by YaRN already, with {field} {theirs:.12g}, "
+                f"and the recipe says {ours:.12g}: keep its own, model.{field}={theirs:.12g}."
             )
 
 

@@ -37,6 +37,7 @@ def test_an_index_is_what_upstream_wrote(prefix, monkeypatch):
         (0, b"X", "header is another one"),
         (9, struct.pack("<Q", 2), "header is another one"),
         (17, b"\x07", "header is another one"),  # tokens that are no whole numbers
+        (17, b"\x01", "tokens of 1 bytes, where the data have 2 for each"),
         (18, struct.pack("<Q", 2**62), "bytes instead of"),
         (18, struct.pack("<QQ", 2**64 - 1, 2**64 - 1), "bytes instead of"),
         (34, struct.pack("<i", -1), "longer than the data"),

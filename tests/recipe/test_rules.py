@@ -41,6 +41,19 @@ from tests.recipe.piped import PIPED
         (["data.corpus=[{path: a, weight: -1}, {path: b, weight: 2}]"], "gives a the weight -1"),
         (["data.corpus=[{path: a, wieght: 1}]"], "'data.corpus.0.wieght' (nearest: 'weight')"),
         (["data.corpus=gone.idx"], "gone.idx is encoded already, so no tokenizer can be trained"),
+        (
+            ["data.held_out_sets={other: gone.idx}"],
+            "gone.idx is encoded already, so no tokenizer can be trained",
+        ),
+        (
+            [
+                "parallel.processes=8",
+                "parallel.tensor=4",
+                "parallel.context=2",
+                "data.seq_length=252",
+            ],
+            "tensor 4 does not divide the 126 tokens of a sequence that context 2 leaves a rank",
+        ),
         (["data.held_out_sets={a: x, A: y}"], "a and A are one name to some disks"),
         (["data.held_out_sets={a/b: x}"], "'a/b' is no name of a set"),
         (["data.held_out_sets={a: x, b: ./x}"], "b: ./x is data.held_out_sets.a as well"),

@@ -89,6 +89,22 @@ def test_deepseek_v3s_extension_is_the_report(phase, length, batch):
     assert model.mscale == model.mscale_all_dim == 1  # √t = 0.1 ln s + 1, on queries and keys alike
 
 
+def test_deepseek_v3s_fine_tuning_is_the_report():
+    """Section 5.1: two epochs, cosine decay from 5e-6 to 1e-6."""
+    recipe = load_recipe("sft/deepseek-v3")
+    assert recipe.training.epochs == 2
+    rate = recipe.curves.learning_rate
+    assert rate(0) == 5e-6
+    assert rate(recipe.total_tokens // 2) == pytest.approx(3e-6, rel=1e-3)
+    assert rate(recipe.total_tokens) == pytest.approx(1e-6)
+    assert recipe.stage == "sft"
+    assert (
+        recipe.from_
+        == "runs/deepseek-v3-128k"
+        == str(load_recipe("extend/deepseek-v3-128k").run_folder)
+    )
+
+
 def test_tiny_runs_on_two_processes():
     recipe = load_recipe("pretrain/tiny")
     assert (recipe.parallel.processes, recipe.parallel.expert) == (2, 2)

@@ -11,6 +11,7 @@ and assistants by turns, where an assistant that calls tools is answered by them
 an assistant's: what would follow it is not learned.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,17 @@ class Conversation:
     def assistant_turns(self) -> list[int]:
         """The places of the assistant's turns among the messages."""
         return [n for n, message in enumerate(self.messages) if message["role"] == "assistant"]
+
+    def without_tools(self) -> Iterator[tuple[str, "Conversation"]]:
+        """What it has of tools, in words, each with the conversation that lacks it."""
+        if self.tools:
+            yield "tools", Conversation(self.messages)
+        if any(message.get("tool_calls") for message in self.messages):
+            turns = [
+                {"content": ""} | {key: value for key, value in m.items() if key != "tool_calls"}
+                for m in self.messages
+            ]
+            yield "tool calls", Conversation(turns, self.tools)
 
 
 def conversation_of(row: Any, where: str) -> Conversation:

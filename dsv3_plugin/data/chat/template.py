@@ -60,11 +60,12 @@ class ChatTemplate:
         if _MARKS_TURNS.search(self.source):
             text, spans = self._apply(conversation, where, marked=True)
             spans = tuple((start, end) for start, end in spans if end > start)
+            if self.turns == "last":  # which a template may mark in pieces
+                spans = spans[self._marked_before_the_last(conversation, where) :]
         else:
             text, _ = self._apply(conversation, where)
             spans = self._by_prompts(conversation, text, where)
-        if self.turns == "last":
-            spans = spans[-1:]
+        self._refuse_lost_tools(conversation, text, where)
         if not spans:
             raise UserError(f"{where}: the chat template writes nothing of the assistant's turns.")
         return Content(text, spans)
@@ -92,6 +93,28 @@ class ChatTemplate:
         _, found, after = text.rpartition(said)
         return after if found else ""
 
+    def _marked_before_the_last(self, conversation: Conversation, where: str) -> int:
+        """Pieces that are marked before the last turn of an assistant."""
+        turns = conversation.assistant_turns[-1]
+        before = Conversation(conversation.messages[:turns], conversation.tools)
+        if not before.assistant_turns:
+            return 0
+        _, spans = self._apply(before, where, marked=True)
+        return sum(end > start for start, end in spans)
+
+    def _refuse_lost_tools(self, conversation: Conversation, text: str, where: str) -> None:
+        """Look whether a template writes the tools and the calls of them that it is told."""
+        for what, without in conversation.without_tools():
+            try:
+                lost = self._apply(without, where)[0] == text
+            except UserError:
+                continue  # it needs what was taken away
+            if lost:
+                raise UserError(
+                    f"{where}: the chat template writes nothing of its {what}: name one that does "
+                    f"with data.template."
+                )
+
     def _by_prompts(self, conversation: Conversation, text: str, where: str) -> tuple[Span, ...]:
         """Each turn of an assistant: what follows the prompt that asks for it."""
         places = conversation.assistant_turns
@@ -102,7 +125,13 @@ class ChatTemplate:
                 answered = text
             else:
                 answered = self._begin(conversation, place + 1, where)
-            if not (answered.startswith(asked) and text.startswith(answered)):
+            if not answered.startswith(asked):
+                raise UserError(
+                    f"{where}: the chat template begins an answer otherwise when it asks for one "
+                    f"than when it writes one, so what the assistant has said cannot be told: mark "
+                    f"it with {{% generation %}} in the template, or name one with data.template."
+                )
+            if not text.startswith(answered):
                 raise UserError(
                     f"{where}: the chat template writes a turn otherwise when others follow it, so "
                     "what the assistant has said cannot be told: mark it with {% generation %} in "

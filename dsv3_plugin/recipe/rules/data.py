@@ -1,7 +1,7 @@
 """Sequences, and what is kept for evaluation."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.continued import PARENT, Continued
@@ -67,10 +67,21 @@ def conversations(recipe: Recipe) -> Iterator[str]:
             "data.tokenizer has to have a chat template, so none is trained on conversations: name "
             f"a folder, or {PARENT}"
         )
-    if corpora.STDLIB in (name for each in corpora.members(data.corpus) for name in each.names):
-        yield "data.corpus: stdlib holds no conversations: name files of them"
-    if encoded := next((each for each in corpora.members(data.corpus) if each.prefix), None):
-        yield f"{encoded} is encoded already, and conversations are read as rows: name their files"
+    for key, members in _read(recipe):
+        if corpora.STDLIB in (name for each in members for name in each.names):
+            yield f"{key}: stdlib holds no conversations: name files of them"
+        if encoded := next((each for each in members if each.prefix), None):
+            yield (
+                f"{key}: {encoded} is encoded already, and conversations are read as rows: name "
+                f"their files"
+            )
+
+
+def _read(recipe: Recipe) -> Iterator[tuple[str, Sequence[corpora.Member]]]:
+    """What is read, by the keys that name it."""
+    yield "data.corpus", corpora.members(recipe.data.corpus)
+    for name, path in recipe.data.held_out_sets.items():
+        yield f"data.held_out_sets.{name}", corpora.members(path)
 
 
 def packing(recipe: Recipe) -> Iterator[str]:
@@ -136,9 +147,9 @@ def mixture(recipe: Recipe) -> Iterator[str]:
     encoded already brings its tokenizer."""
     data = recipe.data
     yield from corpora.wrong_with(data.corpus)
-    encoded = [member for member in corpora.members(data.corpus) if member.prefix is not None]
+    encoded = [each for _, members in _read(recipe) for each in members if each.prefix is not None]
     if encoded and isinstance(data.tokenizer, TrainedTokenizer):
         yield (
-            f"{encoded[0]} is encoded already, so no tokenizer can be trained on it: name the "
+            f"{encoded[0]} is encoded already, so no tokenizer can be trained for it: name the "
             f"folder of the one that encoded it with data.tokenizer"
         )

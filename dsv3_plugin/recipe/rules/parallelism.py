@@ -33,11 +33,12 @@ def experts(recipe: Recipe) -> Iterator[str]:
 
 def tensor(recipe: Recipe) -> Iterator[str]:
     """Tensor parallelism divides heads, vocabulary and sequence."""
-    size = recipe.parallel.tensor
+    size, context = recipe.parallel.tensor, recipe.parallel.context
+    left = f"tokens of a sequence that context {context} leaves a rank"
     for what, amount in (
         ("attention heads", recipe.model.num_attention_heads),
         ("vocabulary entries", recipe.model.vocab_size),
-        ("tokens of a sequence", recipe.data.seq_length),
+        ("tokens of a sequence" if context == 1 else left, recipe.data.seq_length // context),
     ):
         if amount % size:
             yield f"tensor {size} does not divide the {amount} {what}"

@@ -1,14 +1,19 @@
 """Files with rows that are no conversations: each is named, and refused or left out and counted."""
 
 import json
+import os
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from dsv3_plugin.data.build import build_dataset
 from dsv3_plugin.data.chat.form import ChatForm
 from dsv3_plugin.data.chat.template import open_template
+from dsv3_plugin.data.corpus import find_sources
 from dsv3_plugin.data.dataset_folder import Dataset
+from dsv3_plugin.data.documents import read_documents
 from dsv3_plugin.data.encode import Encoder, Text
 from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer, train_bpe
 from dsv3_plugin.errors import UserError
@@ -44,6 +49,14 @@ def chat(*roles: str) -> bytes:
          "bad.jsonl line 2: turn 2: user after user is out of order"),
         (chat("user", "assistant", "tool", "assistant"), "cannot be read",
          "bad.jsonl line 2: the chat template fails: this template knows no tools"),
+        (json.dumps({"messages": [
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]},
+        ]}).encode(), "cannot be read", "this template knows no tools"),
+        (json.dumps({"messages": [{"role": "user", "content": "hello"},
+                                  {"role": "assistant", "content": "world"}],
+                     "tools": [{"type": "function"}]}).encode(), "cannot be read",
+         "this template knows no tools"),
         (json.dumps({"prompt": "x", "response": "world " * 99}).encode(),
          f"longer than a sequence of {LONGEST} tokens", "bad.jsonl:2 has 106"),
         (b'{"prompt": "\xff", "response": "x"}', "cannot be read",
@@ -52,7 +65,8 @@ def chat(*roles: str) -> bytes:
          "bad.jsonl line 2 is not valid Unicode"),
         (b'{"prompt": ', "cannot be read", "bad.jsonl line 2 is not JSON"),
     ],
-    ids=["no assistant", "order", "template", "long", "utf-8", "surrogate", "json"],
+    ids=["no assistant", "order", "template", "calls", "tools", "long", "utf-8", "surrogate",
+         "json"],
 )  # fmt: skip
 def test_a_bad_row_is_named_and_refused_or_counted(
     row: bytes, why: str, sentence: str, tokenizer: TextTokenizer, tmp_path: Path
@@ -68,6 +82,52 @@ def test_a_bad_row_is_named_and_refused_or_counted(
     (left_out,) = built.manifest.corpus.left_out
     assert (left_out.count, left_out.why) == (1, why)
     assert sentence.split(r" \(")[0] in str(left_out)
+
+    # Touched, its texts are the same, and so is what was left out; it stops whoever wants it to.
+    os.utime(file, (1, 1))
+    again = build([file], tokenizer, tmp_path / "data", "skip")
+    assert again.manifest.corpus.left_out == (left_out,)
+    with pytest.raises(UserError, match=sentence):
+        build([file], tokenizer, tmp_path / "data", "stop")
+
+
+def test_tools_that_a_template_does_not_write_are_no_tools_to_learn(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    template = tmp_path / "deaf.jinja"
+    template.write_text("{% for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}{% endfor %}"
+                        "{% if add_generation_prompt %}<|assistant|>{% endif %}")  # fmt: skip
+    form = ChatForm(open_template(tokenizer.folder, template, {}, "all"))
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "add"}}]}
+    turns = [{"role": "user", "content": "2 + 2"}, call, {"role": "tool", "content": "4"},
+             {"role": "assistant", "content": "4"}]  # fmt: skip
+    for more, lost in ({"tools": [{"type": "function"}]}, "tools"), ({}, "tool calls"):
+        with pytest.raises(UserError, match=f"here: .* writes nothing of its {lost}: name one"):
+            form.content({"messages": turns} | more, "here")
+
+
+def test_a_table_is_read_as_its_rows_are_as_json(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    """A column of structs has the keys of all of them, without values where a row has none."""
+    template = tmp_path / "loud.jinja"
+    template.write_text("{% for m in messages %}<|{{ m.role }}|>{{ m | tojson }}{% endfor %}"
+                        "{% if add_generation_prompt %}<|assistant|>{% endif %}")  # fmt: skip
+    calls = [{"function": {"name": "add", "arguments": arguments}} for arguments in
+             ({"a": 1}, {"b": [2]})]  # fmt: skip
+    rows = [
+        {"messages": [{"role": "user", "content": "hello"},
+                      {"role": "assistant", "content": "x", "tool_calls": [call]}]}
+        for call in calls
+    ]  # fmt: skip
+    table, lines = tmp_path / "rows.parquet", tmp_path / "rows.jsonl"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), table)
+    lines.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    form = ChatForm(open_template(tokenizer.folder, template, {}, "all"))
+    texts = [
+        [document.text for document in read_documents(find_sources([path], form), form)]
+        for path in (table, lines)
+    ]
+    assert texts[0] == texts[1]
+    assert "null" not in "".join(texts[0])
 
 
 def test_an_empty_file_is_named_too(tokenizer: TextTokenizer, tmp_path: Path) -> None:

@@ -107,6 +107,27 @@ def test_tools_and_arguments_reach_the_template(tokenizer: Path):
     assert thought == "four</think>4<|end|>\n", "what the prompt opens is not learned"
 
 
+def test_of_a_turn_that_is_marked_in_pieces_all_are_learned(tokenizer: Path):
+    pieces = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content[:3] }}{% endgeneration %}|"
+        "{% generation %}{{ m.content[3:] }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    _, _, said = learned(tokenizer, Conversation(TURNS), pieces, turns="last")
+    assert said == "five, six"
+
+
+def test_a_prompt_that_opens_what_no_turn_has_is_refused_with_a_way_out(tokenizer: Path):
+    opens = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+    )
+    for turns in ("all", "last"):
+        with pytest.raises(UserError, match=r"begins an answer otherwise .* {% generation %}"):
+            learned(tokenizer, Conversation(TURNS), opens, turns=turns)
+
+
 def test_turns_that_are_written_otherwise_later_are_refused_unless_the_last_alone_is_learned(
     tokenizer: Path,
 ):
