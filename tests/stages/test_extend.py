@@ -23,6 +23,7 @@ from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.prepare import prepare
 from dsv3_plugin.training.run import Run
 from tests.small_runs import LONGER, MODEL, Command, evaluated_samples, records
+from tests.stages import tuning
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,21 @@ def test_a_second_phase_begins_where_the_first_ended(longer, extended, tmp_path,
     assert plain.code == 2
     assert "positions stretched by YaRN (rotary_scaling_factor 5)" in plain.err
     assert not (tmp_path / "plain").exists()
+
+
+def test_a_fine_tuning_begins_with_the_weights_of_the_extended_run(
+    recipe, extended, tmp_path, dsv3
+):
+    path = tuning.written(recipe.parent, extended, model=LONGER["model"])
+    ended = Command.forked(
+        "train", path, f"directory={tmp_path}/run", "training.epochs=null", "training.steps=1",
+        "curves.learning_rate=1e-4",
+    ).end()  # fmt: skip
+    assert ended.code == 0, ended.output
+    with single_process():
+        seed = load_recipe(str(path)).training.seed
+        theirs = tuning.loss_of(extended, tmp_path / "run" / "data", seed)
+    assert first_loss(tmp_path / "run") == pytest.approx(theirs, abs=1e-6)
 
 
 @pytest.mark.parametrize(

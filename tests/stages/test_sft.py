@@ -1,83 +1,27 @@
 """A pretrained model is fine-tuned on conversations, from whatever keeps its weights."""
 
 import json
-import random
 import shutil
 import signal
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
-import yaml
-from megatron.core.datasets.utils import Split
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
-from dsv3_plugin.data.chat.epochs import Epochs
-from dsv3_plugin.data.chat.packs import Conversations, PackedConversations, sequences_in
+from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.load import load_recipe
 from tests.small_runs import Command, numbers, records, steps_taken
-
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message.role == 'user' %}<｜User｜>{{ message.content }}"
-    "{% else %}<｜Assistant｜>{{ message.content }}<｜▁pad▁｜>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<｜Assistant｜>{% endif %}"
-)
-"""Ends a turn by another token than ends a document."""
-
-TUNED = {
-    "base": "small.yaml",
-    "stage": "sft",
-    "data": {
-        "corpus": "chat.jsonl",
-        "tokenizer": "parent",
-        "packing": "conversations",
-        "seq_length": 64,
-        "fim_rate": 0.0,
-        "held_out": 0.2,
-        "on_bad_row": "skip",
-    },
-    "training": {"steps": None, "epochs": 2, "eval_interval": 3, "eval_steps": 2},
-    "curves": {
-        "learning_rate": [
-            {"linear": 1e-3, "from": 0, "for": "2 steps"},
-            {"cosine": 1e-4, "until": "2 epochs"},
-        ],
-        "batch_size": 4,
-        "router_bias_speed": 0.001,
-        "mtp_weight": 0.3,
-    },
-    "checkpoint": {"interval": 100},
-}
+from tests.stages.tuning import TEMPLATE, evaluated, loss_of, written
 
 
 @pytest.fixture(scope="module")
 def tuning(recipe, trained):
-    """The recipe that tunes the small run, and a file of conversations, beside it."""
-    draw = random.Random(0)
-    rows = []
-    for _ in range(60):
-        turns = []
-        for _ in range(draw.randint(1, 2)):
-            a, b = draw.randint(0, 9), draw.randint(0, 9)
-            turns += [
-                {"role": "user", "content": f"{a} + {b}?"},
-                {"role": "assistant", "content": str(a + b)},
-            ]
-        rows.append({"messages": turns})
-    rows += [
-        {"messages": [{"role": "user", "content": "?"}]},
-        {"prompt": "long", "response": "x " * 99},
-    ]
-    chat, template = (recipe.with_name(name) for name in ("chat.jsonl", "turns.jinja"))
-    chat.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    template.write_text(TEMPLATE)
-    path = recipe.with_name("tuned.yaml")
-    data = TUNED["data"] | {"corpus": str(chat), "template": str(template)}
-    path.write_text(yaml.safe_dump(TUNED | {"from": str(trained.folder), "data": data}))
-    return path
+    """The recipe that tunes the small run, beside it."""
+    return written(recipe.parent, trained.folder)
 
 
 @pytest.fixture(scope="module")
@@ -141,28 +85,22 @@ def test_the_first_held_out_loss_is_the_parents(
         "training.epochs=null", "training.steps=1", "curves.learning_rate=1e-4", *overrides,
     ).end()  # fmt: skip
     assert ended.code == 0, ended.output
-    expected = losses(tuned[0], "validation_loss")[0]
+    seed = load_recipe(str(tuning)).training.seed
+    with single_process():
+        expected = loss_of(trained.folder, tuned[0] / "data", seed)
+    assert losses(tuned[0], "validation_loss")[0] == pytest.approx(expected, abs=1e-6)
     assert losses(tmp_path / "run", "validation_loss")[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_loss_is_transformers_on_the_same_tokens_and_mask(tuning, tuned, exported):
-    held_out = Conversations([tuned[0] / "data" / "held_out"])
-    recipe = load_recipe(str(tuning), ["data.sequences=1000"])
-    order = Epochs(held_out.lengths, None, 64, 1, recipe.training.seed)
-    read = range(2 * 4)  # eval_steps of the batch
-    rows = PackedConversations(
-        held_out, order, Split.valid, samples=sequences_in(order.epoch(0)), number=None, padding=0
-    )
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     total = count = 0
-    for place in read:
-        for number in rows.members(place % len(rows)):
-            ids, learned = (torch.from_numpy(each.astype("int64")) for each in held_out[number])
-            labels = ids.masked_fill(learned == 0, -100)
-            with torch.no_grad():
-                mean = model(ids[None], labels=labels[None]).loss
-            total += float(mean) * int(learned[1:].sum())
-            count += int(learned[1:].sum())
+    for ids, learned in evaluated(tuned[0] / "data", load_recipe(str(tuning)).training.seed):
+        labels = numpy.where(learned == 1, ids, -100)
+        with torch.no_grad():
+            mean = model(torch.from_numpy(ids)[None], labels=torch.from_numpy(labels)[None]).loss
+        total += float(mean) * int(learned[1:].sum())
+        count += int(learned[1:].sum())
     assert losses(tuned[0], "validation_loss")[0] == pytest.approx(total / count, abs=1e-5)
 
 

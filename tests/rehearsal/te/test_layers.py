@@ -27,6 +27,11 @@ CASES = {
 }
 PACKED = {
     "a pack": {"fp8": "blockwise", "recompute": [], "samples": [[1000, 24], [3072, 0]]},
+    "a pack, all but attention recomputed": {
+        "fp8": "blockwise",
+        "recompute": ALL,
+        "samples": [[1000, 24], [3072, 0]],
+    },
     "a pack, recomputed": {
         "fp8": "blockwise",
         "recompute": [*ALL, "core_attn"],
