@@ -26,7 +26,8 @@ def cancel(run: RunFolder, *, now: bool) -> str:
     if record is None:
         here = " (Ctrl-C or SIGTERM to `dsv3 train` saves and stops it)" if run.is_held_here else ""
         raise UserError(f"the run in {run.root} was not launched as a job of Slurm{here}.")
-    queue.need_slurm("scancel")
+    for command in ("scancel", "squeue"):
+        queue.need_slurm(command)
     job = queue.queued([record.job]).get(record.job)
     if job is None:
         raise UserError(f"job {record.job} of the run in {run.root} has ended already.")

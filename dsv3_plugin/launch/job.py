@@ -87,7 +87,7 @@ def pick(run: Path, nodes: list[str], needed: int) -> tuple[str, ...]:
         raise UserError(
             f"{well:,} of {len(nodes):,} nodes passed their check and the run takes {needed:,}: "
             f"{', '.join(left_out)}; have them mended, or submit again with "
-            f"launch.options: [--exclude={','.join(choice.left_out)}] in the cluster's file, or "
+            f'launch.options: ["--exclude={",".join(choice.left_out)}"] in the cluster\'s file, or '
             "with launch.spares."
         )
     return choice.nodes

@@ -56,11 +56,19 @@ def queued(jobs: Iterable[str]) -> dict[str, QueuedJob]:
 
 
 def read_jobs(listed: str) -> dict[str, QueuedJob]:
-    """The jobs of squeue's answer."""
+    """The jobs of squeue's answer.
+
+    Raises:
+        UserError: it is none.
+    """
     found = {}
     for line in filter(str.strip, listed.splitlines()):
-        job, state, reason, restarts, left, nodes, *_ = (word.strip() for word in line.split("|"))
-        found[job] = QueuedJob(job, state, reason, int(restarts), left, nodes)
+        words = [word.strip() for word in line.split("|")]
+        if len(words) < len(_FIELDS):
+            raise UserError(f"squeue answers with '{line.strip()}', which is no line on a job.")
+        job, state, reason, restarts, left, nodes, *_ = words
+        times = int(restarts) if restarts.isdecimal() else 0  # N/A in some states
+        found[job] = QueuedJob(job, state, reason, times, left, nodes)
     return found
 
 
@@ -78,7 +86,13 @@ def submit(script: str, options: Sequence[str] = ()) -> str:
     answer = _run(["sbatch", "--parsable", *options, script])
     if answer.returncode:
         raise UserError(f"Slurm does not take the job: {_words(answer)}.")
-    return answer.stdout.strip().partition(";")[0]  # ID;CLUSTER where there are several
+    job = answer.stdout.strip().partition(";")[0]  # ID;CLUSTER where there are several
+    if not job.isdecimal():
+        raise UserError(
+            f"sbatch does not say which job it has queued, but {_words(answer)}: squeue --me shows "
+            f"whether it is there."
+        )
+    return job
 
 
 def cancel(job: str, options: Sequence[str] = ()) -> None:

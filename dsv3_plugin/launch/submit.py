@@ -15,6 +15,7 @@ from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import queue
+from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
 from dsv3_plugin.launch.job_script import script, torchrun
 from dsv3_plugin.launch.job_values import JobValues, values_of
@@ -121,7 +122,8 @@ def launch(prepared: Prepared) -> str:
     Raises:
         UserError: a run has a job, or a process, already; Slurm does not take this one.
     """
-    queue.need_slurm("sbatch")
+    for command in ("sbatch", "squeue"):
+        queue.need_slurm(command)
     values, recipes = prepared.values, prepared.recipes
     home = (recipes[0].folder if not values.is_array else recipes[0].folder.parent) / "launch"
     with contextlib.ExitStack() as stack:
@@ -150,10 +152,10 @@ def torchrun_lines(prepared: Prepared) -> str:
 
 
 def job_to_wait_for(named_so: str) -> str | None:
-    """The job of a number, or the last of a run; None where that run has no job any more.
+    """The job of a number, or the last of a run; None where that run has come to its end.
 
     Raises:
-        UserError: there is neither.
+        UserError: there is neither, or the run has no job any more and was not at its end.
     """
     number = named_so.partition("_")
     if all(part.isdecimal() for part in (number[0], number[2] or "0")) and number[0]:
@@ -165,7 +167,15 @@ def job_to_wait_for(named_so: str) -> str | None:
             f"--after {named_so} is neither a number of a job nor the folder of a run that was "
             "launched."
         )
-    return record.job if queue.queued([record.job]) else None
+    queue.need_slurm("squeue")
+    if queue.queued([record.job]):
+        return record.job
+    if not is_done(load_recipe(run.launch / LAUNCHED)):
+        raise UserError(
+            f"--after {named_so}: job {record.job} of that run has ended, and the run is not at its "
+            f"end: launch it again (dsv3 status {named_so} says how it ended), or leave --after out."
+        )
+    return None
 
 
 def refuse_unwritable_names(recipe: Recipe) -> None:

@@ -83,8 +83,19 @@ def test_a_job_waits_for_another_or_for_that_of_a_run(dsv3, sbatch):
     child = ("launch", "extend/tiny-1k", "--cluster", "two.yaml", "--after", "runs/tiny")
     sbatch(queue="12|PENDING|Priority|0|1:00:00||")
     assert "afterok:12\n" in dsv3(*child, "--dry-run").out
-    sbatch()  # it has ended, and its checkpoint is there or not
-    assert "afterok" not in dsv3(*child, "--dry-run").out
+    sbatch()  # it has ended before the run was at its end
+    refused = dsv3(*child, "--dry-run")
+    assert (refused.code, refused.out) == (2, "")
+    assert "job 12 of that run has ended, and the run is not at its end" in refused.err
+
+
+def test_a_run_that_is_done_is_not_waited_for(dsv3, sbatch, monkeypatch):
+    dsv3(*LAUNCH)
+    monkeypatch.setattr(submit, "is_done", lambda recipe: recipe.folder == Path("runs/tiny"))
+    child = ("launch", "extend/tiny-1k", "--cluster", "two.yaml", "--after", "runs/tiny")
+    said = dsv3(*child, "--dry-run")
+    assert said.code == 0, said.err
+    assert "afterok" not in said.out
 
 
 @pytest.mark.parametrize(

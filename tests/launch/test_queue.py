@@ -64,3 +64,16 @@ def test_what_slurm_says_is_passed_on(commands):
 def test_the_number_is_told_without_the_clusters_name(commands):
     commands("sbatch", "echo '12;east'")
     assert submit("x") == "12"
+
+
+@pytest.mark.parametrize("said", ["", "queued", "12 east"])
+def test_a_job_without_a_number_is_no_job(commands, said):
+    commands("sbatch", f"echo '{said}'")
+    with pytest.raises(UserError, match=r"does not say which job .* squeue --me shows"):
+        submit("x")
+
+
+def test_what_is_no_line_on_a_job_is_said():
+    assert read_jobs("7|PENDING|None|N/A|N/A||\n")["7"].restarts == 0
+    with pytest.raises(UserError, match="squeue answers with 'slurm is away'"):
+        read_jobs("slurm is away\n")
