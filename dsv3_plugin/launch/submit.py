@@ -172,8 +172,9 @@ def job_to_wait_for(named_so: str) -> str | None:
         return record.job
     if not is_done(load_recipe(run.launch / LAUNCHED)):
         raise UserError(
-            f"--after {named_so}: job {record.job} of that run has ended, and the run is not at its "
-            f"end: launch it again (dsv3 status {named_so} says how it ended), or leave --after out."
+            f"--after {named_so}: job {record.job} of that run has ended, and the run is not at "
+            f"its end: launch it again (dsv3 status {named_so} says how it ended), or leave "
+            "--after out."
         )
     return None
 

@@ -59,13 +59,20 @@ def supervised(monkeypatch, tmp_path):
     monkeypatch.setattr(supervise, "LocalProcesses", lambda *_, **__: ranks)
     recipe = load_recipe("pretrain/tiny", [f"directory={tmp_path}"])
 
+    # As in a terminal, whoever started the tests: what nohup or a shell in the background has set
+    # to be ignored is inherited.
+    before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGHUP,)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def run(console):
         try:
             return supervise._supervise("tiny", [], recipe, recipe.run_folder, console), ranks
         except lines.Unwritable as error:
             return error, ranks
 
-    return run
+    yield run
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

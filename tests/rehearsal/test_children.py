@@ -44,9 +44,13 @@ def test_a_child_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -
 def test_an_interrupted_rehearsal_leaves_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
     _child_is(monkeypatch, "import time; time.sleep(600)")
     main = threading.main_thread().ident
-    threading.Timer(0.5, signal.pthread_kill, [main, signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        rehearsed([REQUEST] * 8, DEVICES)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    try:
+        threading.Timer(0.5, signal.pthread_kill, [main, signal.SIGINT]).start()
+        with pytest.raises(KeyboardInterrupt):
+            rehearsed([REQUEST] * 8, DEVICES)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 TOLD = """Traceback (most recent call last):
