@@ -52,8 +52,12 @@ class Index:
     token_bytes: int
 
 
-def read_index(prefix: Path) -> Index:
+def read_index(prefix: Path, *, of_all: bool = False) -> Index:
     """Read all of an index, in little memory.
+
+    Args:
+        prefix: of its two files.
+        of_all: it is no index of a part, so that tokens of another size are told by what it covers.
 
     Raises:
         UserError: it cannot be read, or does not describe the data beside it.
@@ -61,7 +65,7 @@ def read_index(prefix: Path) -> Index:
     path, data = (prefix.with_name(f"{prefix.name}.{suffix}") for suffix in ("idx", "bin"))
     try:
         with path.open("rb") as file:
-            return _read(file, path.stat().st_size, data.stat().st_size)
+            return _read(file, path.stat().st_size, data.stat().st_size, of_all)
     except OSError as error:
         raise UserError(f"cannot read {error.filename or path}: {error.strerror}.") from error
     except _Lies as error:
@@ -101,7 +105,7 @@ class _Lies(Exception):
     """What is wrong with an index."""
 
 
-def _read(file: BinaryIO, size: int, data_bytes: int) -> Index:
+def _read(file: BinaryIO, size: int, data_bytes: int, of_all: bool) -> Index:
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size:
         raise _Lies("it is cut short")
@@ -139,7 +143,7 @@ def _read(file: BinaryIO, size: int, data_bytes: int) -> Index:
     if not boundaries or last != sequences:
         raise _Lies("its documents are not its sequences")
     fitting = {size for size in _TOKEN_BYTES.values() if tokens * size == data_bytes}
-    if tokens and fitting and token_bytes not in fitting:
+    if of_all and fitting and token_bytes not in fitting:
         raise _Lies(f"tokens of {token_bytes} bytes, where the data have {fitting.pop()} for each")
     return Index(sequences, boundaries - 1, tokens, token_bytes)
 

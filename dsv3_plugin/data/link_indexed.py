@@ -81,7 +81,7 @@ def link_indexed(
         same = present is not None and present.manifest.settings == settings
         if same and present.manifest.tokens == tokens:
             return present
-        read_index(prefix)
+        read_index(prefix, of_all=True)
         sequences = map_sequences(prefix)
         found = _read(prefix, sequences, tokenizer, progress or silent)
         if same and present.manifest.tokens and _is_still(present, prefix, tokens, found):
