@@ -118,8 +118,7 @@ def test_a_fine_tuning_begins_with_the_weights_of_the_extended_run(
     ).end()  # fmt: skip
     assert ended.code == 0, ended.output
     with single_process():
-        seed = load_recipe(str(path)).training.seed
-        theirs = tuning.loss_of(extended, tmp_path / "run" / "data", seed)
+        theirs = tuning.loss_of(extended, tmp_path / "run" / "data", tuning.seed_of(path))
     assert first_loss(tmp_path / "run") == pytest.approx(theirs, abs=1e-6)
 
 

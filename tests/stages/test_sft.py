@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe.load import load_recipe
 from tests.small_runs import Command, numbers, records, steps_taken
-from tests.stages.tuning import TEMPLATE, evaluated, loss_of, written
+from tests.stages.tuning import TEMPLATE, evaluated, loss_of, seed_of, written
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def test_the_first_held_out_loss_is_the_parents(
         "training.epochs=null", "training.steps=1", "curves.learning_rate=1e-4", *overrides,
     ).end()  # fmt: skip
     assert ended.code == 0, ended.output
-    seed = load_recipe(str(tuning)).training.seed
+    seed = seed_of(tuning)
     with single_process():
         expected = loss_of(trained.folder, tuned[0] / "data", seed)
     assert losses(tuned[0], "validation_loss")[0] == pytest.approx(expected, abs=1e-6)
@@ -95,7 +94,7 @@ def test_the_first_held_out_loss_is_the_parents(
 def test_the_loss_is_transformers_on_the_same_tokens_and_mask(tuning, tuned, exported):
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float32)
     total = count = 0
-    for ids, learned in evaluated(tuned[0] / "data", load_recipe(str(tuning)).training.seed):
+    for ids, learned in evaluated(tuned[0] / "data", seed_of(tuning)):
         labels = numpy.where(learned == 1, ids, -100)
         with torch.no_grad():
             mean = model(torch.from_numpy(ids)[None], labels=torch.from_numpy(labels)[None]).loss

@@ -14,6 +14,7 @@ from dsv3_plugin.data.chat.epochs import Epochs
 from dsv3_plugin.data.chat.packs import Conversations, PackedConversations, sequences_in
 from dsv3_plugin.evaluation.checkpoint import Evaluated, Place
 from dsv3_plugin.evaluation.from_checkpoint import losses_of
+from dsv3_plugin.recipe.load import load_recipe
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -76,6 +77,11 @@ def written(folder: Path, source: Path, **changes: Any) -> Path:
     data = TUNED["data"] | {"corpus": str(chat), "template": str(template)}
     path.write_text(yaml.safe_dump(TUNED | {"from": str(source), "data": data} | changes))
     return path
+
+
+def seed_of(recipe: Path) -> int:
+    """By which its conversations are packed."""
+    return load_recipe(str(recipe), ["data.sequences=1000"]).training.seed
 
 
 def evaluated(data: Path, seed: int) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:
