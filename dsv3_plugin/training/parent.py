@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3_plugin.checkpoint import tracker, trained_length
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.conversion import trained_length
 from dsv3_plugin.checkpoint.conversion.journal import OtherTargetError
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
 from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import torch
 
-from dsv3_plugin.checkpoint import tracker, trained_length
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.conversion import trained_length
 from dsv3_plugin.checkpoint.conversion.config_json import kept_config
 from dsv3_plugin.checkpoint.formats.dist_reader import DistCheckpoint
 from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG, read_config
