@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -74,9 +75,10 @@ def rehearsed(
         within_s: seconds that each may take; None: any number.
     """
     running: set[subprocess.Popen[str]] = set()
+    interrupted = threading.Event()
 
     def one(request: Request) -> RankReport:
-        report = _asked(request, devices, running, within_s)
+        report = _asked(request, devices, running, interrupted, within_s)
         done()
         return report
 
@@ -84,6 +86,7 @@ def rehearsed(
         try:
             return list(pool.map(one, requests))
         except BaseException:
+            interrupted.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for child in list(running):
                 child.kill()
@@ -94,6 +97,7 @@ def _asked(
     request: Request,
     devices: Devices,
     running: set[subprocess.Popen[str]],
+    interrupted: threading.Event,
     within_s: float | None,
 ) -> RankReport:
     with (
@@ -108,6 +112,8 @@ def _asked(
         ) as child,
     ):
         running.add(child)
+        if interrupted.is_set():  # since it was begun, and nobody has seen it
+            child.kill()
         try:
             answer, log = child.communicate(json.dumps(asdict(request)), within_s)
         except subprocess.TimeoutExpired:
