@@ -8,8 +8,10 @@ process pays for it: tests/test_forked.py looks.
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from typing import Any
 
 IMPORTED = ["tests.gloo_ranks", "tests.imported"]
 """The second imports all that is slow; the first is what begins a rank."""
@@ -30,3 +32,16 @@ def forked() -> ForkServerContext:
         else:
             os.environ["PYTHONPATH"] = before
     return context
+
+
+def answer_of(target: Callable[..., None], *arguments: Any) -> Any:
+    """What a function sends, called in such a process with a connection behind its arguments."""
+    context = forked()
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(*arguments, writer), daemon=True)
+    process.start()
+    writer.close()
+    try:
+        return reader.recv()
+    finally:
+        process.join()

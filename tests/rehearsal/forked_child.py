@@ -10,7 +10,7 @@ from pathlib import Path
 from dsv3_plugin.rehearsal.children import broken_off
 from dsv3_plugin.rehearsal.report import RankReport, Request
 from dsv3_plugin.upstream import cpu_host
-from tests.forked import forked
+from tests.forked import answer_of
 from tests.rehearsal import faults
 
 
@@ -21,19 +21,7 @@ def reports(requests: Sequence[Request], fault: str | None = None) -> list[RankR
         requests: each has a child.
         fault: a function of `faults`, called in each before it begins.
     """
-    return [_report(request, fault) for request in requests]
-
-
-def _report(request: Request, fault: str | None) -> RankReport:
-    context = forked()
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(request, fault, writer), daemon=True)
-    process.start()
-    writer.close()
-    try:
-        return reader.recv()
-    finally:
-        process.join()
+    return [answer_of(_child, request, fault) for request in requests]
 
 
 def _child(request: Request, fault: str | None, writer: Connection) -> None:

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from dsv3_plugin.pipeline import replicas
 from dsv3_plugin.rehearsal.findings import MOST_ASKED
 from dsv3_plugin.rehearsal.world import fake_world
-from tests.forked import forked
+from tests.forked import answer_of
 
 RANKS, PIPELINE = 2048, 16
 PER_PLACE = RANKS // PIPELINE
@@ -30,15 +30,7 @@ def _made(program: str, module: str, answer) -> None:
 
 
 def counted(program: str, module: str = replicas.__name__) -> tuple[int, int, int]:
-    context = forked()
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_made, args=(program, module, writer), daemon=True)
-    process.start()
-    writer.close()
-    try:
-        return reader.recv()
-    finally:
-        process.join()
+    return answer_of(_made, program, module)
 
 
 def test_groups_of_a_mirror_that_all_ranks_make_are_beyond_what_is_bearable() -> None:
