@@ -175,6 +175,10 @@ def main() -> None:
     parser.add_argument("--by-slurm", action="store_true")
     given = parser.parse_args()
     recipe, job = load_recipe(given.run / "launch" / LAUNCHED), job_number(os.environ)
+    if given.what in ("pick", "blame") and is_asked_to_stop(recipe.run_folder):
+        why = "Cancelled while its nodes were looked at."
+        remember_end(recipe.run_folder, job, "stopped", why)
+        raise UserError(why)
     try:
         if given.what == "pick":
             say(",".join(pick(given.run, given.of, given.nodes)))

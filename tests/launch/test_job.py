@@ -118,6 +118,17 @@ def test_without_one_the_job_ends_with_a_sentence_that_stays(run, ask):
     assert "n2" in start.why
 
 
+@pytest.mark.parametrize("what", ["pick", "blame"])
+def test_who_is_cancelled_while_nodes_are_looked_at_trains_on_none_and_blames_none(run, ask, what):
+    ask("begin", "--restarts", 1)
+    looked_at(run.root, n1=[], n2=[])
+    ask_to_stop(run)
+    with pytest.raises(UserError, match="Cancelled while its nodes were looked at"):
+        ask(what, "--nodes", 2, "--of", "n1,n2", "--ranks", 1)
+    (start,) = starts_of(run, "7")
+    assert start.ended == "stopped"
+
+
 def test_a_network_on_which_no_node_gets_through_is_nobodys_fault(run, ask):
     came(run.root, "began", n1=1, n2=1)
     with pytest.raises(UserError, match="could not add a number up, on no node"):

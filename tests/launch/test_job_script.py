@@ -118,3 +118,11 @@ def test_bash_can_read_it_and_values_stay_one_word(way, tmp_path):
             ["bash", "-c", f'{export}; printf %s "$ODD"'], capture_output=True, text=True
         )
         assert said.stdout == "a 'b' *"
+
+
+def test_a_cluster_sets_none_of_the_scripts_own_variables():
+    launch = Launch(environment={"run": "elsewhere", "this": "1"})
+    cluster = load_cluster("cpu").model_copy(update={"launch": launch})
+    text = script(job("pretrain/tiny", cluster))
+    for name in ("run", "this"):
+        assert 0 < text.index(f"\nexport {name}=") < text.index(f"\n{name}=")
