@@ -4,9 +4,6 @@ Memory holds one document (of a parquet file: one small batch of rows), however 
 and a document is bounded, however large the file says it is.
 """
 
-import itertools
-import json
-import re
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
@@ -14,22 +11,14 @@ from typing import Any, BinaryIO
 from dsv3_plugin.data.corpus import Document, Source
 from dsv3_plugin.data.expand import open_expanded
 from dsv3_plugin.data.forms import TEXT, Content, Form
+from dsv3_plugin.data.json_lines import MOST_BYTES, decode, in_one_document, json_lines, parse_row
 from dsv3_plugin.data.kinds import BOM
 from dsv3_plugin.data.left_out import CANNOT_BE_READ, ROWS, Tally
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.recipe.sections import OnBadRow
-
-# Of a line of JSON lines, of a JSON file, of what a compressed file expands to. A string of Python
-# takes up to four times as much, and several of them exist while a document is read.
-MOST_BYTES = 32 * 2**20
 
 # Of a text file that is no smaller on the disk: what is one document there takes what it takes.
 MOST_BYTES_OF_A_FILE = 256 * 2**20
-
-_MOST_VALUES = 1_000_000
-_FEW_BYTES = 4 * 2**20  # in which more values than that fit, but no more memory than they may take
-_STRING_OR_VALUE = re.compile(rb'"(?>[^"\\]+|\\.)*+"|[,:\[{]', re.DOTALL)
 
 _PARQUET_ROWS = 64
 
@@ -100,34 +89,26 @@ def _read_text(source: Source, form: Form) -> _Rows:
     with open_expanded(source.path) as file:
         way_out = "split it into several files, or write it as JSON lines"
         raw = _at_most(most, file, where, way_out)
-    yield _document(source, source.name, Content(_decode(raw, where)))
+    yield _document(source, source.name, Content(decode(raw, where)))
 
 
 def _read_jsonl(source: Source, form: Form) -> _Rows:
-    with open_expanded(source.path) as file:
-        number = 0
-        while raw := file.readline(MOST_BYTES + 1):
-            number += 1
-            if len(raw) <= MOST_BYTES and raw.isspace():
-                continue
-            where = f"{source.path} line {number}"
-            if len(raw) > MOST_BYTES:
-                most = _in_one_document(MOST_BYTES)
-                yield UserError(f"{where} has more than {most}: split its document.")
-                _finish_line(file, raw)
-                continue
-            try:
-                content = form.content(_parse(raw, where), where)
-                yield _document(source, f"{source.name}:{number}", content)
-            except UserError as error:
-                yield error
+    for number, value in json_lines(source.path):
+        if isinstance(value, UserError):
+            yield value
+            continue
+        try:
+            content = form.content(value, f"{source.path} line {number}")
+            yield _document(source, f"{source.name}:{number}", content)
+        except UserError as error:
+            yield error
 
 
 def _read_json(source: Source, form: Form) -> _Rows:
     where = str(source.path)
     with open_expanded(source.path) as file:
         raw = _at_most(MOST_BYTES, file, where, "write one object per line (jq -c '.[]')")
-    value = _parse(raw, where)
+    value = parse_row(raw, where)
     if not isinstance(value, list):
         yield _document(source, source.name, form.content(value, where))
         return
@@ -192,40 +173,5 @@ def _document(source: Source, name: str, content: Content) -> Document:
 def _at_most(most: int, file: BinaryIO, where: str, way_out: str) -> bytes:
     raw = file.read(most + 1)
     if len(raw) > most:
-        raise UserError(f"{where} has more than {_in_one_document(most)}: {way_out}.")
+        raise UserError(f"{where} has more than {in_one_document(most)}: {way_out}.")
     return raw
-
-
-def _finish_line(file: BinaryIO, raw: bytes) -> None:
-    while raw and not raw.endswith(b"\n"):
-        raw = file.readline(_FEW_BYTES)
-
-
-def _in_one_document(most: int) -> str:
-    return f"{bytes_text(most)} in one document"
-
-
-def _decode(raw: bytes, where: str) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where} is not UTF-8 text (byte 0x{raw[error.start]:02x} at offset {error.start}): "
-            "convert it, or leave it out of the corpus."
-        ) from error
-
-
-def _parse(raw: bytes, where: str) -> Any:
-    """The value that a text in JSON stands for, if it is not one of a million values."""
-    if len(raw) > _FEW_BYTES:
-        # A value takes up to forty times the memory of its text, a string about as much.
-        found = _STRING_OR_VALUE.finditer(raw)
-        if sum(1 for _ in itertools.islice(found, _MOST_VALUES + 1)) > _MOST_VALUES:
-            raise UserError(
-                f"{where} holds more than {_MOST_VALUES:,} strings and values of JSON: keep its "
-                "text alone, one row per line."
-            )
-    try:
-        return json.loads(_decode(raw, where).removeprefix(BOM))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}.") from error

@@ -76,16 +76,26 @@ def conversation_of(row: Any, where: str) -> Conversation:
             raise UserError(f'{where}: "messages" is not a list of turns.')
     else:
         messages = _of_pair(row, where)
+    messages = turns_in_order(messages, where)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise UserError(f"{where} has no turn of an assistant, so nothing to learn.")
+    if (last := messages[-1]["role"]) != "assistant":
+        raise UserError(f"{where} ends with a turn of {last}: end it with the assistant's.")
+    return Conversation(messages, tools_of(row.get("tools"), where))
+
+
+def turns_in_order(messages: list[Any], where: str) -> list[dict[str, Any]]:
+    """Turns of a row, each of a known role and where it may stand.
+
+    Raises:
+        UserError: one is not.
+    """
     # Keys without a value are none to a template (as to transformers); a table has many of them.
     messages = [_without_empty(message) for message in messages]
     before = ""
     for number, message in enumerate(messages, start=1):
         before = _role(message, before, f"{where}: turn {number}")
-    if not any(message["role"] == "assistant" for message in messages):
-        raise UserError(f"{where} has no turn of an assistant, so nothing to learn.")
-    if before != "assistant":
-        raise UserError(f"{where} ends with a turn of {before}: end it with the assistant's.")
-    return Conversation(messages, _tools(row.get("tools"), where))
+    return messages
 
 
 def _without_empty(message: Any) -> Any:
@@ -128,7 +138,12 @@ def _role(message: Any, before: str, where: str) -> str:
     return role
 
 
-def _tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
+def tools_of(tools: Any, where: str) -> list[dict[str, Any]] | None:
+    """What a row says of tools; None where it has none.
+
+    Raises:
+        UserError: it is no list of schemas.
+    """
     if tools is None or tools == []:
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):

@@ -1,0 +1,1 @@
+"""Prompts, and answers to them by an engine of ours or an endpoint elsewhere."""
