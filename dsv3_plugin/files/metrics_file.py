@@ -13,6 +13,7 @@ Record = dict[str, Any]
 
 _LONGEST_LINE = 8_000_000
 """Bytes; the loads of sixty layers of 256 experts are half a million."""
+_LARGEST = 2**63
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,24 @@ class Follower:
         return isinstance(written, int | float) and written >= self._began
 
 
+def number_in(record: Record, key: str) -> float | None:
+    """A number of a record; None where nothing of that name is there, or something else.
+
+    A loss may be infinite or no number at all; an integer beyond 64 bits is nobody's count.
+    """
+    value = record.get(key)
+    if type(value) is int:
+        return value if abs(value) < _LARGEST else None
+    return value if type(value) is float else None
+
+
 def _whole_lines(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Record]]:
-    """Lines that are records; one that is none, as a kill cuts it short, ends the iteration."""
+    """Lines that are records. What is none is passed over: a kill cuts the last of a start short,
+    and what a disk damaged says nothing against the steps after it."""
     for line in lines:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
-            return
-        if not isinstance(record, dict) or type(record.get("iteration")) is not int:
-            return
-        yield line, record
+            continue
+        if isinstance(record, dict) and type(record.get("iteration")) is int:
+            yield line, record

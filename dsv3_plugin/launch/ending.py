@@ -44,7 +44,11 @@ def closing_sentence(recipe: Recipe, stopped: str = "Stopped") -> str:
     if is_done(recipe):
         records = folder.metrics.read()
         kept_back = [record for record in records if "held_out_set" not in record]
-        last = kept_back[-1] if recipe.data.held_out else records[-1]
+        # Without a file of metrics, or with a damaged one, the checkpoint says how far it came.
+        [*_, last] = [
+            {"iteration": folder.steps_saved()},
+            *(kept_back if recipe.data.held_out else records),
+        ]
         return f"Done: {describe(last)}. Everything is in {folder.root}."
     saved = folder.steps_saved()
     where = f"goes on from step {saved:,}" if saved else "begins anew"

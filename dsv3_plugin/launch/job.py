@@ -18,6 +18,7 @@ from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.metrics_file import number_in
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import node_verdicts
 from dsv3_plugin.launch.ending import closing_sentence, is_done
@@ -113,15 +114,15 @@ def end(recipe: Recipe, job: str, code: int, *, time_is_up: bool, by_slurm: bool
     """Remember how the ranks ended; what the job does next."""
     run = recipe.run_folder
     starts = starts_of(run, job)
-    before = starts[-1].step if starts else 0
-    done_steps = max((record["iteration"] for record in run.metrics.stream()), default=0)
+    began = starts[-1].began if starts else 0.0
     ended, action = next_action(
         code,
         done=is_done(recipe),
         wanted=not is_asked_to_stop(run),
         time_is_up=time_is_up,
         by_slurm=by_slurm,
-        moved=done_steps > before,
+        # Not by their numbers: the steps before it that were not saved stand there too.
+        moved=any((number_in(record, "time") or 0) >= began for record in run.metrics.stream()),
     )
     why = sentence_of(ended, recipe, code)
     remember_end(run, job, ended, why)

@@ -1,6 +1,7 @@
 """What a person sees of a running run: a bar on a terminal, plain lines in a log."""
 
 import contextlib
+import math
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from typing import Any, Self
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from dsv3_plugin.files.metrics_file import number_in
 from dsv3_plugin.numbers import time_text, tokens_text
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.terminal.lines import Unwritable
@@ -16,7 +18,9 @@ from dsv3_plugin.terminal.lines import Unwritable
 
 def describe(record: dict[str, Any]) -> str:
     """One record of metrics.jsonl as a plain line."""
-    parts = [f"step {record['iteration']}", f"{tokens_text(record['tokens'])} tokens"]
+    parts = [f"step {record['iteration']}"]
+    if (tokens := number_in(record, "tokens")) is not None:
+        parts.append(f"{tokens_text(tokens)} tokens")
     held_out = f"held-out {record.get('held_out_set', '')}".strip()
     further_mtp = (key for key in record if re.fullmatch(r"mtp_\d+_loss", key))
     for key, text in (
@@ -28,8 +32,8 @@ def describe(record: dict[str, Any]) -> str:
         ("grad_norm", "grad norm {:.3f}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),
     ):
-        if key in record:
-            parts.append(text.format(record[key]))
+        if (value := number_in(record, key)) is not None:
+            parts.append(text.format(value))
     return "  ".join(parts)
 
 
@@ -38,11 +42,13 @@ class Pace:
 
     def __init__(self, total_tokens: int, records: int = 50) -> None:
         self._total = total_tokens
-        self._seen: deque[tuple[float, int]] = deque(maxlen=records)
+        self._seen: deque[tuple[float, float]] = deque(maxlen=records)
 
     def note(self, record: dict[str, Any]) -> None:
-        """Take in a record of metrics.jsonl."""
-        self._seen.append((record["time"], record["tokens"]))
+        """Take in a record of metrics.jsonl; one that tells no time or no tokens says nothing."""
+        now, tokens = number_in(record, "time"), number_in(record, "tokens")
+        if now is not None and tokens is not None and math.isfinite(now) and math.isfinite(tokens):
+            self._seen.append((now, tokens))
 
     @property
     def seconds_left(self) -> float | None:
@@ -50,7 +56,7 @@ class Pace:
         if len(self._seen) < 2:
             return None
         (began, before), (now, tokens) = self._seen[0], self._seen[-1]
-        if tokens == before:
+        if tokens <= before or now < began:  # nothing was trained between, or clocks differ
             return None
         return (self._total - tokens) * (now - began) / (tokens - before)
 
@@ -104,10 +110,11 @@ class ProgressDisplay:
             self._seen.update(record)
         self._pace.note(record)
         if self._console.is_terminal:
+            tokens = number_in(self._seen, "tokens") or 0
             self._bar.update(
                 self._task,
-                completed=record["tokens"],
-                tokens=f"{tokens_text(record['tokens'])}/{tokens_text(self._total)} tokens",
+                completed=tokens,
+                tokens=f"{tokens_text(tokens)}/{tokens_text(self._total)} tokens",
                 numbers=self._numbers(),
             )
         elif "validation_loss" in record or record["iteration"] % self._interval == 0:
@@ -123,8 +130,8 @@ class ProgressDisplay:
             ("validation_loss", "held-out {:.3f}"),
             ("tokens_per_second", "{:,.0f} tok/s"),
         ):
-            if key in self._seen:
-                parts.append(text.format(self._seen[key]))
+            if (value := number_in(self._seen, key)) is not None:
+                parts.append(text.format(value))
         left = self._pace.seconds_left
         if left is not None:
             parts.append(f"{time_text(left)} left")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dsv3_plugin.files.atomic import append_to
 from dsv3_plugin.files.run_folder import RunFolder
@@ -26,6 +26,7 @@ Action = Literal["done", "requeue", "again", "stop"]
 """What a job does next. done: it ends well. requeue: Slurm puts it back into the queue. again: the
 run is started in the same allocation. stop: it ends, and whoever waits for it does not begin."""
 
+_ENDS: tuple[End, ...] = get_args(End)
 _WITHOUT_FAULT: tuple[End, ...] = ("done", "time limit", "stopped")
 
 
@@ -103,10 +104,12 @@ def starts_of(folder: RunFolder, job: str | None = None) -> list[Start]:
     """The starts of a run, or those by one job."""
     found: list[Start] = []
     for event in _events(_place(folder)):
-        if "step" in event:
-            found.append(Start(event["job"], event["time"], event["step"]))
-        elif found and found[-1].job == event["job"]:
-            found[-1] = replace(found[-1], ended=event["ended"], why=event["why"])
+        match event:
+            case {"job": str(by), "time": int() | float() as began, "step": int(step)}:
+                found.append(Start(by, began, step))
+            case {"job": str(by), "ended": str(ended), "why": str(why)} if ended in _ENDS:
+                if found and found[-1].job == by:
+                    found[-1] = replace(found[-1], ended=ended, why=why)
     return [start for start in found if job in (None, start.job)]
 
 
@@ -122,23 +125,29 @@ def remember_end(folder: RunFolder, job: str, ended: End, why: str) -> None:
 
 def _append(folder: RunFolder, event: dict[str, Any]) -> None:
     folder.launch.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"time": time.time(), **event}).encode() + b"\n"
+    before = _text(_place(folder))
     with append_to(_place(folder)) as file:
-        file.write(json.dumps({"time": time.time(), **event}).encode() + b"\n")
+        file.write(b"\n" + line if before and before[-1] != "\n" else line)  # cut short by a kill
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole lines; one that a kill cut short is passed over."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
+    """Whole lines; what a kill cut short, or a disk damaged, is passed over."""
+    for line in _text(path).splitlines():
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and {"job", "time"} <= event.keys():
+        if isinstance(event, dict):
             yield event
+
+
+def _text(path: Path) -> str:
+    """What the file holds; nothing where there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _place(folder: RunFolder) -> Path:

@@ -1,5 +1,6 @@
 """How runs stand: by the files of their folders, and by what Slurm says of their jobs. No torch."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.metrics_file import number_in
 from dsv3_plugin.files.run_folder import TRACKER, RunFolder
 from dsv3_plugin.launch.job_record import JobRecord, record_of
 from dsv3_plugin.launch.progress import Pace
@@ -107,10 +109,10 @@ def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob]) -> RunStatus:
     last: dict[str, Any] = {}
     records: deque[dict[str, Any]] = deque(maxlen=_PACED_BY)
     for line in run.metrics.stream():
-        if "loss" in line:
+        if number_in(line, "loss") is not None:
             last = line
             records.append(line)
-    steps = _of(recipe, "total_steps")
+    steps, tokens = _of(recipe, "total_steps"), number_in(last, "tokens") or 0
     state, under_way = _state(run, record, jobs, steps)
     since = starts[-1].began if starts else 0.0
     return RunStatus(
@@ -119,9 +121,9 @@ def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob]) -> RunStatus:
         job=None if record is None else record.job,
         step=last.get("iteration", 0),
         steps=steps,
-        tokens=last.get("tokens", 0),
-        loss=last.get("loss"),
-        tokens_per_second=last.get("tokens_per_second") if under_way else None,
+        tokens=round(tokens) if math.isfinite(tokens) else 0,
+        loss=number_in(last, "loss"),
+        tokens_per_second=number_in(last, "tokens_per_second") if under_way else None,
         seconds_left=_left(recipe, records, since) if under_way else None,
         restarts=_restarts(record, starts, jobs),
         saved_step=run.steps_saved(),
@@ -158,7 +160,7 @@ def _left(recipe: Recipe | None, records: Sequence[dict[str, Any]], since: float
     if (tokens := _of(recipe, "total_tokens")) is None:
         return None
     pace = Pace(tokens, _PACED_BY)
-    for record in dropwhile(lambda record: record["time"] < since, records):
+    for record in dropwhile(lambda record: (number_in(record, "time") or 0) < since, records):
         pace.note(record)
     return pace.seconds_left
 

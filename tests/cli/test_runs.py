@@ -68,6 +68,20 @@ def test_a_run_stands_by_its_files(dsv3, run, no_slurm):
     assert dsv3("status", run.checkpoints).code == 2
 
 
+def test_damaged_lines_cost_no_more_than_themselves(dsv3, run, no_slurm):
+    with run.metrics.path.open("ab") as file:
+        file.write(
+            b'\xff\xfe\n[]\n{"iteration": 7, "loss": "low"}\n{"iteration": 8, "loss": null}\n'
+        )
+    run.metrics.append({"iteration": 9, "loss": 2.5, "tokens_per_second": []})
+    with locks.take(run.root, ".lock"):
+        status = stands(dsv3, "runs/small")
+        assert dsv3("status", "runs/small").code == 0
+    assert (status["step"], status["loss"], status["tokens"]) == (9, 2.5, 0)
+    assert status["tokens_per_second"] is None
+    assert status["seconds_left"] > 0
+
+
 def test_one_that_a_process_holds_is_training_and_has_time_left(dsv3, run, no_slurm):
     with locks.take(run.root, ".lock"):
         status = stands(dsv3, "runs/small")

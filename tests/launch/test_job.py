@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def save(run: RunFolder, step: int) -> None:
 
 
 def take_step(run: RunFolder, step: int) -> None:
-    run.metrics.append({"iteration": step, "time": 1.0, "tokens": step, "loss": 5.0})
+    run.metrics.append({"iteration": step, "time": time.time(), "tokens": step, "loss": 5.0})
 
 
 def test_a_job_is_numbered_as_squeue_writes_it():
@@ -71,6 +72,17 @@ def test_starts_and_ends_are_remembered_and_the_next_action_is_one_word(run, ask
 
 
 def test_what_a_person_has_to_mend_is_not_tried_again(run, ask):
+    ask("begin", "--restarts", 5)
+    answer = ask("end", 2)
+    assert answer.out == "stop\n"
+    assert "The run did not begin" in answer.err
+
+
+def test_steps_of_an_earlier_start_do_not_count_as_steps_of_this_one(run, ask):
+    ask("begin", "--restarts", 5)
+    save(run, 4)
+    take_step(run, 6)  # and lost with the rank that broke
+    assert ask("end", 1).out == "again\n"
     ask("begin", "--restarts", 5)
     answer = ask("end", 2)
     assert answer.out == "stop\n"

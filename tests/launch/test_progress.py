@@ -50,6 +50,20 @@ def test_pace_is_judged_by_the_clock_and_saving_counts():
     assert pace.seconds_left == pytest.approx(60)
 
 
+def test_a_damaged_record_says_what_it_can_and_counts_for_no_pace():
+    odd = {"iteration": 3, "tokens": None, "loss": "low", "grad_norm": 10**400, "time": "now"}
+    assert describe(odd) == "step 3"
+    pace = Pace(total_tokens=10_000)
+    for record in ({"time": 0.0, "tokens": 4000}, odd, {"time": 1e999, "tokens": 1},
+                   {"time": 10.0, "tokens": 5000}):  # fmt: skip
+        pace.note(record)
+    assert pace.seconds_left == pytest.approx(50)
+    pace.note({"time": 20.0, "tokens": 3000})  # fewer than before: of another start
+    assert pace.seconds_left is None
+    for terminal in (True, False):
+        assert "5.0000" in shown(terminal, odd, {**STEP, "validation_loss": 5.0}) or terminal
+
+
 def shown(terminal: bool, *records: dict, notes: tuple[str, ...] = ()) -> str:
     text = io.StringIO()
     console = Console(file=text, force_terminal=terminal, width=140, height=20)

@@ -77,7 +77,25 @@ def test_starts_and_ends_are_remembered_by_job(tmp_path):
     remember_start(run, "5_1", 8)
     with (run.launch / "starts.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"time": 1, "job": "5_1", "en')  # as a kill cuts it short
+    remember_start(run, "5_1", 12)  # the next line is whole all the same
     first, second = starts_of(run, "3")
     assert (first.step, first.ended, first.why) == (0, "time limit", "the time is up")
     assert (second.step, second.ended) == (8, None)
-    assert [start.job for start in starts_of(run)] == ["3", "3", "5_1"]
+    assert [start.job for start in starts_of(run)] == ["3", "3", "5_1", "5_1"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe{", b"[" * 200_000, b"7", b"[]", b"{}", b'{"job": "7", "time": 1}',
+     b'{"job": 7, "time": 1, "step": 1}', b'{"job": "7", "time": "now", "step": 1}',
+     b'{"job": "7", "time": 1, "step": "1"}', b'{"job": "7", "ended": "failed"}',
+     b'{"job": "7", "ended": "eaten", "why": ""}', b'{"job": "7", "ended": [], "why": ""}'],
+)  # fmt: skip
+def test_a_damaged_line_costs_no_other(tmp_path, line):
+    run = RunFolder(tmp_path)
+    remember_start(run, "7", 4)
+    with (run.launch / "starts.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    remember_end(run, "7", "stopped", "saved")
+    (start,) = starts_of(run, "7")
+    assert (start.step, start.ended, start.why) == (4, "stopped", "saved")
