@@ -1,20 +1,14 @@
 """The tightest limit of a run, and where it does not fit the nearest change with which it does."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import get_args
 
-from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import bytes_text
-from dsv3_plugin.planner.memory.of_recipe import rank_memories
-from dsv3_plugin.planner.phases import largest_batches, phases_of
+from dsv3_plugin.planner.changes import Change, tried
 from dsv3_plugin.planner.plan import Limit, PhasePlan
-from dsv3_plugin.planner.resolve import resolve
-from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
-from dsv3_plugin.recipe.load import changed
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import BALANCED, Recomputed
 from dsv3_plugin.schedules.registry import RAMPS, SCHEDULES
@@ -49,45 +43,18 @@ _NOTHING_NEAR = (
 )
 
 
-@dataclass(frozen=True)
-class _Change:
-    """Overrides, what the fullest rank then needs, and how long the last batch's step takes."""
-
-    overrides: tuple[str, ...]
-    total: int
-    seconds: float
-
-
-def _nearest(steps: RecipeSteps, machine: Machine) -> _Change | None:
+def _nearest(steps: RecipeSteps, machine: Machine) -> Change | None:
     """The fastest of the smallest changes that fit: one, two, all together, a finer division."""
     for alike in _changes(steps.recipe):
         fitting = [
             change
             for overrides in alike
-            if (change := _tried(steps, overrides, machine)) is not None
+            if (change := tried(steps, overrides, machine)) is not None
             and change.total <= steps.cluster.memory_bytes
         ]
         if fitting:
             return min(fitting, key=lambda change: change.seconds)
     return None
-
-
-def _tried(steps: RecipeSteps, overrides: tuple[str, ...], machine: Machine) -> _Change | None:
-    """A change; None where a rule forbids it."""
-    try:
-        recipe = resolve(changed(steps.recipe, overrides), machine, steps.cluster)
-        setting = Setting.of(recipe, steps.cluster, machine, steps.setting.imbalance)
-        others = RecipeSteps(recipe, setting, steps.cluster)
-        phases = phases_of(recipe)
-        total = max(
-            memory.total
-            for batch in largest_batches(phases).values()
-            for memory in rank_memories(others, batch)
-        )
-        last, _ = phases[-1].batches[-1]
-        return _Change(overrides, total, others.step(last).seconds)
-    except UserError:
-        return None
 
 
 def _changes(recipe: Recipe) -> Iterator[list[tuple[str, ...]]]:

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.numbers import bytes_text, figure_text
+from dsv3_plugin.planner.idling import IdlingLayout
 from dsv3_plugin.planner.plan import MemoryPart
 from dsv3_plugin.rehearsal.cases import StepCase
 from dsv3_plugin.rehearsal.collectives import unlike_collectives, unlike_groups, unlike_messages
@@ -56,6 +57,19 @@ def between_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
         yield from unlike_messages({rank: each.forms for rank, each in reports.items()})
         yield from unlike_sums({rank: each.sums for rank, each in reports.items()})
         yield from _unlike_stages(ranks)
+
+
+def of_layout(idling: IdlingLayout) -> Finding:
+    """Of a layout that lets ranks wait: the run would run, and take longer."""
+    longer = 100 * (idling.seconds / idling.balanced_seconds - 1)
+    return Finding(
+        f"pipeline rank {idling.rank} is busy {idling.of_mean:.2f} times as long as ranks are on "
+        f"average, and the others wait for it: by the plan a step takes "
+        f"{figure_text(idling.seconds)} s, {longer:.1f} % longer than the "
+        f"{figure_text(idling.balanced_seconds)} s of the balanced layout",
+        f"pipeline.layout=balanced, which is {idling.balanced} here",
+        stops=False,
+    )
 
 
 def _of_groups(rank: SteppedRank) -> Iterator[Finding]:

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
+from dsv3_plugin.planner.idling import idling_layout
 from dsv3_plugin.planner.make import make_plan
 from dsv3_plugin.planner.plan import Plan, RankPlan
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.cases import StepCase, shortest, step_cases
 from dsv3_plugin.rehearsal.children import Devices, rehearsed
-from dsv3_plugin.rehearsal.findings import between_ranks, of_ranks
+from dsv3_plugin.rehearsal.findings import between_ranks, of_layout, of_ranks
 from dsv3_plugin.rehearsal.report import Depth, Finding, RankReport, Request
 from dsv3_plugin.rehearsal.stepped import SteppedPipeline, SteppedRank
 from dsv3_plugin.rehearsal.te.installed import of_another_version, te_python
@@ -181,6 +182,7 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
         *of_ranks(stepped),
         *between_ranks(stepped),
         *(finding for pipeline in pipelines for finding in pipeline.report.findings),
+        *_of_layout(wanted),
     ]
     return Rehearsal(
         name=wanted.recipe.name,
@@ -192,6 +194,14 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
         pipelines=tuple(pipelines),
         findings=tuple(sorted(dict.fromkeys(findings), key=lambda finding: not finding.stops)),
     )
+
+
+def _of_layout(wanted: Wanted) -> Iterator[Finding]:
+    if wanted.ranks:
+        run = (wanted.recipe, wanted.cluster, wanted.machine)
+        idling = idling_layout(*run, wanted.imbalance)
+        if idling is not None:
+            yield of_layout(idling)
 
 
 def _of_devices(wanted: Wanted, devices: Devices) -> Iterator[Finding]:

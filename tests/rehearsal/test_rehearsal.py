@@ -9,8 +9,9 @@ from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.rehearsal import rehearsal
 from dsv3_plugin.rehearsal.cases import company_of, ranks_of_each_kind
 from dsv3_plugin.rehearsal.children import Devices
-from dsv3_plugin.rehearsal.rehearsal import Wanted, rehearse
+from dsv3_plugin.rehearsal.rehearsal import Rehearsal, Wanted, rehearse
 from dsv3_plugin.rehearsal.report import RankReport, Request
+from dsv3_plugin.report.rehearsal import sentences
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,34 @@ def test_ranks_that_keep_company_have_no_rows(
     company: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    found, asked = _rehearsed(words, monkeypatch)
+    assert sorted({request.rank for request in asked if request.depth == "step"}) == company
+    assert [rank.report.rank for rank in found.ranks] == shown
+
+
+@pytest.mark.parametrize(("layout", "says"), [("Ettttt|t|t|tmL", 1), ("balanced", 0)])
+def test_a_layout_that_idles_is_a_finding(
+    layout: str, says: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (
+        "parallel.processes=4", "parallel.pipeline=4", "parallel.expert=1",
+        "pipeline.schedule=1f1b", f"pipeline.layout={layout}", "model.num_layers=8",
+        "model.moe_layer_freq=[0,1,1,1,1,1,1,1]",
+    )  # fmt: skip
+    found, _ = _rehearsed(words, monkeypatch)
+    assert len(found.findings) == says
+    assert found.would_run
+    for finding in found.findings:
+        assert finding.sentence.startswith("pipeline rank 3 is busy ")
+        assert "% longer than the" in finding.sentence
+        assert finding.way_out.startswith("pipeline.layout=balanced, which is E")
+        assert sentences.sentence(finding) == f"· {finding.text}."
+
+
+def _rehearsed(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Rehearsal, list[Request]]:
+    """A rehearsal whose children say nothing, and what they were asked."""
     cluster = load_cluster("cpu").model_copy(update={"gpus": 4})
     recipe = load_resolved("pretrain/tiny", words, cluster.machine)
     asked: list[Request] = []
@@ -41,6 +70,4 @@ def test_ranks_that_keep_company_have_no_rows(
         "pretrain/tiny", words, "cpu", cluster, cluster.machine, recipe,
         tuple(ranks_of_each_kind(recipe)), tuple(company_of(recipe)), 1.0,
     )  # fmt: skip
-    found = rehearse(wanted, Devices({}, "the CPU host"), lambda: None)
-    assert sorted({request.rank for request in asked if request.depth == "step"}) == company
-    assert [rank.report.rank for rank in found.ranks] == shown
+    return rehearse(wanted, Devices({}, "the CPU host"), lambda: None), asked
