@@ -12,6 +12,8 @@ from dsv3_plugin.numbers import figure_text
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.make import make_plan
 from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
 from dsv3_plugin.rehearsal.cases import step_cases
 from dsv3_plugin.rehearsal.child import answered
 from dsv3_plugin.rehearsal.children import _report
@@ -22,6 +24,7 @@ from dsv3_plugin.rehearsal.stepped import SteppedPipeline, SteppedRank
 from dsv3_plugin.report.rehearsal import grids
 from dsv3_plugin.report.rehearsal.mapping import mapping
 from dsv3_plugin.report.rehearsal.sentences import in_the_end, in_time, of_all, pipelines
+from dsv3_plugin.schedules.simulate import simulate
 
 PIPELINE = (
     "parallel.processes=4",
@@ -146,3 +149,33 @@ def test_a_layout_is_balanced_for_the_cluster_that_was_asked_for(cluster, refuse
     else:
         (finding,) = report.findings
         assert refused in finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("recipe", "schedule", "within_one_percent"),
+    [
+        ("pretrain/deepseek-v3", "1f1b_v", True),
+        ("pretrain/deepseek-v3", "dualpipe_v", False),  # the head's rank waits in each micro-batch
+        ("extend/deepseek-v3-32k", "dualpipe_v", True),
+        ("extend/deepseek-v3-128k", "1f1b", True),
+        ("sft/deepseek-v3", "dualpipe_v", True),
+    ],
+)
+def test_the_slowest_rank_waits_for_no_more_than_two_messages_of_a_micro_batch(
+    recipe: str, schedule: str, within_one_percent: bool
+) -> None:
+    """With the stages and the messages of the shipped recipes, as planned."""
+    cluster = load_cluster("h800")
+    loaded = load_resolved(recipe, (), cluster.machine)
+    steps = RecipeSteps(loaded, Setting.of(loaded, cluster, cluster.machine), cluster)
+    case = next(case for case in step_cases(loaded) if case.schedule == schedule)
+    # What a longer one waits more is as much for every further micro-batch.
+    micro_batches = min(case.micro_batches, 72)
+    made = steps.schedule(micro_batches)
+    ideal = simulate(made, steps.costs).makespan
+    longer = simulate(made, steps.costs, "nccl").makespan - ideal
+    assert 0 < longer < 2 * micro_batches * steps.costs.occupancy
+    assert (longer < 0.01 * ideal) is within_one_percent
+    timeless = dataclasses.replace(steps.costs, occupancy=0.0, latency=0.0)
+    alone = simulate(made, timeless).makespan
+    assert simulate(made, timeless, "nccl").makespan == pytest.approx(alone)
