@@ -135,4 +135,5 @@ class LatentCache:
 
     def read_experts(self, pages: Sequence[int], count: int) -> Tensor:
         """Of a text's first tokens, int32 [count, MoE layers, top-k] on the CPU."""
-        return self.experts[list(pages)].flatten(0, 1)[:count].cpu()
+        with torch.inference_mode(False):  # for whoever trains on them
+            return self.experts[list(pages)].flatten(0, 1)[:count].cpu().clone()

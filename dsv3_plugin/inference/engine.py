@@ -26,17 +26,12 @@ from dsv3_plugin.inference.attention import HeadShape, Rotation
 from dsv3_plugin.inference.batch import Batch, Span, batch_of
 from dsv3_plugin.inference.cache import CacheShape, LatentCache
 from dsv3_plugin.inference.drawing import Place, drawn_tokens, formed_logits, reports_of
-from dsv3_plugin.inference.forward import (
-    Weights,
-    hidden_states,
-    logits,
-    moe_layers_of,
-    require_whole,
-)
+from dsv3_plugin.inference.forward import hidden_states, logits, moe_layers_of, require_whole
 from dsv3_plugin.inference.pages import Pages
 from dsv3_plugin.inference.requests import Completion, FinishReason, Request, TokenReport
 from dsv3_plugin.inference.scheduler import Part, Scheduler, Sequence
 from dsv3_plugin.inference.speculation import Predictor, Trail
+from dsv3_plugin.inference.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -142,7 +137,8 @@ class Engine:
             most_running=settings.most_running,
             room=2 * settings.drafts,  # guesses that are judged, and behind them the next
         )
-        self._weights = Weights(model)
+        self._weights = Weights([model])
+        self._rested = True  # no step since there was nothing to do
         self._answers: dict[Sequence, Answer] = {}
         self._numbers = count()
         self._cache: LatentCache | None = None
@@ -237,8 +233,8 @@ class Engine:
 
     def weights_changed(self) -> None:
         """Forget what was computed with older weights. Texts that are being made go on with the
-        new ones: their latents are computed again. Writes that autograd sees need not be told."""
-        self._weights.changed()
+        new ones: their latents are computed again."""
+        self._weights.changed(thorough=True)
         self.version += 1
         self._forget()
 
@@ -254,9 +250,10 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Progress]:
         """Compute what the scheduler says, and report what came of it."""
-        if self._weights.changed():
+        if self._weights.changed(thorough=self._rested):
             self.version += 1
             self._forget()
+        self._rested = not self._answers
         progress = [
             self._finish(answer, "timeout")
             for answer in list(self._answers.values())
@@ -392,4 +389,5 @@ class Engine:
             experts = self._cache_of_pages().read_experts(sequence.pages, sequence.computed)
         self.scheduler.remove(sequence)
         del self._answers[sequence]
+        self._rested = not self._answers
         return Progress(answer.request, answer.number, new, answer.completion(reason, experts))

@@ -88,30 +88,3 @@ def logits(model: GPTModel, hidden: Tensor) -> Tensor:
     tied = model.share_embeddings_and_output_weights
     weight = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
     return F.linear(hidden, weight).float()
-
-
-class Weights:
-    """Tells when a model's weights were written to.
-
-    Every write in place that autograd sees, an optimizer's step or a loaded state, raises a
-    tensor's version; a router's bias is replaced too. Writes through `.data` are not seen: whoever
-    makes them says so (`Engine.weights_changed`).
-    """
-
-    def __init__(self, model: GPTModel) -> None:
-        self._modules = [m for m in model.modules() if m._parameters or m._buffers]
-        self._seen = self._state()
-
-    def changed(self) -> bool:
-        """Whether they were, since this was asked the last time."""
-        before, self._seen = self._seen, self._state()
-        return before != self._seen
-
-    def _state(self) -> tuple[int, ...]:
-        return tuple(
-            value
-            for module in self._modules
-            for tensor in (*module._parameters.values(), module._buffers.get("expert_bias"))
-            if tensor is not None
-            for value in (tensor._version, tensor.data_ptr())
-        )
