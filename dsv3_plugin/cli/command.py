@@ -25,6 +25,8 @@ from dsv3_plugin.cli.infer import generate, logits
 from dsv3_plugin.cli.launch import launch
 from dsv3_plugin.cli.model import model
 from dsv3_plugin.cli.plan import plan
+from dsv3_plugin.cli.recipes import explain as explain_key
+from dsv3_plugin.cli.recipes import recipes
 from dsv3_plugin.cli.rehearse import rehearse
 from dsv3_plugin.cli.runs import cancel, logs, status
 from dsv3_plugin.cli.schedule import schedule
@@ -41,7 +43,6 @@ app = typer.Typer(
     name="dsv3",
     help="Train DeepSeek-V3-style models with Megatron-Core.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -69,6 +70,8 @@ def dsv3(
         ) from error
 
 
+app.command()(recipes)
+app.command("explain")(explain_key)
 app.command()(train)
 app.command()(args)
 app.command()(launch)

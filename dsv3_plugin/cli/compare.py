@@ -1,6 +1,9 @@
 """`dsv3 verify` and `dsv3 inspect`: what two folders have in common, and what is in one."""
 
+import json
+import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +35,7 @@ def verify(
     all_: Annotated[
         bool, typer.Option("--all", help=f"List all differences, not the {_LONGEST_LIST} largest.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare all tensors of two models, or one with its manifest; exit code 1 if any differs."""
     from dsv3_plugin.checkpoint.conversion.manifest import check
@@ -51,22 +55,23 @@ def verify(
                 without_mtp=without_mtp,
                 progress=progress,
             )
-    print_comparison(comparison, tolerance, None if all_ else _LONGEST_LIST)
+    if as_json:
+        say(json_of(comparison))
+    else:
+        print_comparison(comparison, tolerance, None if all_ else _LONGEST_LIST)
     raise typer.Exit(1 if comparison.differences else 0)
 
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="Hugging Face folder or checkpoint.")],
-    json: Json = False,
+    as_json: Json = False,
 ) -> None:
     """Say what is in a checkpoint or a Hugging Face folder, from headers alone."""
     from dsv3_plugin.checkpoint.inspect import inspect as look
 
     findings = look(path)
-    if json:
-        from json import dumps
-
-        show_text(dumps(findings.to_mapping(), indent=2) + "\n")
+    if as_json:
+        show_text(json.dumps(findings.to_mapping(), indent=2) + "\n")
     else:
         print_findings(findings)
 
@@ -82,6 +87,15 @@ def print_comparison(comparison: "Comparison", tolerance: float, most: int | Non
     say(f"{len(comparison.differences)} differ:")
     order = sorted(comparison.differences, key=lambda d: _rank(d.largest), reverse=True)
     _print_list([_one_line(difference) for difference in order], most)
+
+
+def json_of(comparison: "Comparison") -> str:
+    """A comparison as one JSON object; numbers that JSON lacks are the texts "nan" and "inf"."""
+    said = asdict(comparison)
+    for difference in said["differences"]:
+        if (largest := difference["largest"]) is not None and not math.isfinite(largest):
+            difference["largest"] = str(largest)
+    return json.dumps(said)
 
 
 def _one_line(difference: "Difference") -> str:

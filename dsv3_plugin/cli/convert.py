@@ -1,11 +1,14 @@
 """`dsv3 import` and `dsv3 export`: Hugging Face folders and checkpoints, each from the other."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsv3_plugin.cli.notes import note
+from dsv3_plugin.cli.options import Json
 from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.terminal.lines import say
 
@@ -36,6 +39,7 @@ def import_(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed import.")] = False,
     allow_pickle: AllowPickle = False,
     without_mtp: WithoutMtp = False,
+    as_json: Json = False,
 ) -> None:
     """Turn a Hugging Face folder into a Megatron checkpoint, streamed."""
     from dsv3_plugin.checkpoint import import_hf
@@ -52,7 +56,7 @@ def import_(
             without_mtp=without_mtp,
             progress=progress,
         )
-    say(outcome("imported", checkpoint, report))
+    say(outcome("imported", checkpoint, report, as_json=as_json))
     for sentence in report.notes:
         note(sentence)
     if dtype == "keep-fp8" and not report.fp8:
@@ -76,6 +80,7 @@ def export(
     shard_size: Annotated[str, typer.Option(help="Size of a safetensors file.")] = "5GB",
     workers: Workers = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed export.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a Hugging Face folder that transformers loads, streamed."""
     from dsv3_plugin.checkpoint import export_hf
@@ -94,12 +99,14 @@ def export(
             resume=resume,
             progress=progress,
         )
-    say(outcome("exported", hf_dir, report))
+    say(outcome("exported", hf_dir, report, as_json=as_json))
     note_missing_tokenizer(hf_dir)
 
 
-def outcome(verb: str, target: object, report: "Report") -> str:
+def outcome(verb: str, target: Path, report: "Report", *, as_json: bool = False) -> str:
     """One line on a finished conversion."""
+    if as_json:
+        return json.dumps({"folder": str(target), **asdict(report)})
     if report.was_complete:
         return (
             f"{target} was complete already: {report.tensors} tensors, "

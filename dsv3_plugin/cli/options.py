@@ -5,8 +5,19 @@ from typing import Annotated
 
 import typer
 
+
+def _shipped(beginning: str) -> list[str]:
+    """For a shell that completes a word: the shipped recipes that begin so."""
+    from dsv3_plugin.recipe.shipped import what_ships
+
+    return [name for name in what_ships()["recipes"] if name.startswith(beginning)]
+
+
 Recipe = Annotated[
-    str, typer.Argument(help="Shipped name (pretrain/tiny, pretrain/deepseek-v3) or path.")
+    str,
+    typer.Argument(
+        help="Shipped name (pretrain/tiny, pretrain/deepseek-v3) or path.", autocompletion=_shipped
+    ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value for this run.")]
 Cluster = Annotated[

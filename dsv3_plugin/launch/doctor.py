@@ -8,6 +8,9 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+_ANSWERS_WITHIN = 60
+"""Seconds; Slurm's own commands give up on a controller after ten, some of them several times."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -41,12 +44,29 @@ def _gpus() -> str | None:
     return f"{len(names)} × {names[0]}"
 
 
-def _slurm() -> str | None:
-    sbatch = shutil.which("sbatch")
-    if sbatch is None:
-        return None
-    answer = subprocess.run([sbatch, "--version"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "present"
+def _slurm() -> Finding:
+    """Slurm, if it answers: its commands may be installed where no controller can be reached."""
+    sinfo, cost = shutil.which("sinfo"), "runs start on this machine only, or under torchrun"
+    if sinfo is None:
+        return Finding("Slurm", None, cost)
+    version = _first_line([sinfo, "--version"])[1] or "present"
+    answers, words = _first_line([sinfo, "--noheader", "--format=%D"])
+    if answers:
+        return Finding("Slurm", f"{version}, answers")
+    return Finding("Slurm", None, f"{version} is installed, and does not answer ({words}): {cost}")
+
+
+def _first_line(command: list[str]) -> tuple[bool, str]:
+    """Whether a command succeeds in time, and the first line of what it says."""
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_ANSWERS_WITHIN,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False, f"nothing for {_ANSWERS_WITHIN} s"
+    said = (ended.stdout if ended.returncode == 0 else ended.stderr).strip()
+    return ended.returncode == 0, said.partition("\n")[0]
 
 
 def examine() -> list[Finding]:
@@ -77,5 +97,5 @@ def examine() -> list[Finding]:
             "nothing: torch's product adds the head's weight gradient to its sum",
         ),
         Finding("ModelOpt", _version("nvidia-modelopt"), "no quantised export"),
-        Finding("Slurm", _slurm(), "runs start on this machine only, or under torchrun"),
+        _slurm(),
     ]

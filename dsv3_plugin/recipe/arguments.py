@@ -8,6 +8,7 @@ by `dsv3_plugin.model.config`, and by the trainer what they cannot say of a run.
 
 import math
 import shlex
+import textwrap
 from collections.abc import Iterator
 
 from dsv3_plugin.errors import UserError
@@ -46,9 +47,17 @@ def megatron_arguments(recipe: Recipe, machine: Machine, spec: Spec) -> list[str
 
 
 def command_line(recipe: Recipe, machine: Machine, spec: Spec) -> list[str]:
-    """The same arguments as shell text, one flag a line."""
-    *first, last = (shlex.join(flag) for flag in _flags(recipe, machine, spec))
-    return [*(f"{line} \\" for line in first), last]
+    """The same arguments as shell text, one flag a line; the batch schedule takes several."""
+    *first, last = map(_in_shell, _flags(recipe, machine, spec))
+    return [line for flag in first for line in f"{flag} \\".splitlines()] + last.splitlines()
+
+
+def _in_shell(flag: tuple[str, ...]) -> str:
+    """A flag as shell text; upstream parts a batch schedule at any white space, so at ends of lines
+    too."""
+    if flag[0] == "--step-batch-size-schedule":
+        flag = (flag[0], *(textwrap.fill(value, 100) for value in flag[1:]))
+    return shlex.join(flag)
 
 
 def beyond_the_line(recipe: Recipe) -> list[str]:

@@ -1,5 +1,6 @@
-"""Tables of the keys of a YAML file, as Markdown, printed from the schema that checks it."""
+"""What is told of the keys of a YAML file, from the schema that checks it; tables in Markdown."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,17 @@ from dsv3_plugin.recipe.validation import fields_of, model_in
 
 _WIDEST = 2**31 - 1
 """Of a `Size`, which need not be said of every one."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is told of one key, each in one line of Markdown."""
+
+    key: str
+    value: str
+    """What it takes."""
+    default: str
+    meaning: str
 
 
 @dataclass(frozen=True)
@@ -47,13 +59,22 @@ class KeyTables:
         """A row for each key of a section, or for some only."""
         yield "| key | value | default | meaning |"
         yield "|---|---|---|---|"
+        for told in self.told(kind, path):
+            if only is None or told.key in only:
+                yield f"| `{told.key}` | {told.value} | {told.default} | {told.meaning} |"
+        yield ""
+
+    def told(self, kind: type[Section], path: str = "") -> Iterator[Told]:
+        """What is told of each key of a section, which lies at `path` ("training.")."""
         said = kind.model_json_schema()["properties"]
         for key, found in fields_of(kind).items():
-            if only is None or key in only:
-                schema = self.schemas.get(path + key, said[key])
-                value, default = self._value(path + key, schema), self._default(path + key, schema)
-                yield f"| `{key}` | {value} | {default} | {one_line(found.description)} |"
-        yield ""
+            schema = self.schemas.get(path + key, said[key])
+            yield Told(
+                key,
+                self._value(path + key, schema),
+                self._default(path + key, schema),
+                one_line(found.description),
+            )
 
     def _value(self, path: str, schema: Mapping[str, Any]) -> str:
         """What a key takes, in words."""
@@ -116,3 +137,8 @@ def anchor(heading: str) -> str:
 def one_line(text: str | None) -> str:
     """A docstring as one line of Markdown."""
     return " ".join((text or "").split()).replace("|", "\\|")
+
+
+def plain(text: str) -> str:
+    """A line of Markdown for a terminal: links are their text, code has no marks."""
+    return re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", text).replace("`", "").replace("\\|", "|")

@@ -47,8 +47,9 @@ parallel: {processes: 2, expert: 2}
   finds is held to [the rules](#what-cannot-be-combined) like anything else.
 - **Numbers** are finite, and no value is turned into another type: `seed: "1"` is refused.
 
-An unknown key is refused with the file, the path and the nearest key there is. A run keeps its
-recipe in its folder as `recipe.yaml`, complete, with every default written out.
+An unknown key is refused with the file, the path and the nearest key there is. `dsv3 explain KEY`
+says what this page says of it, and `dsv3 explain KEY RECIPE` its value in a recipe, too. A run
+keeps its recipe in its folder as `recipe.yaml`, complete, with every default written out.
 
 This page is printed by `python -m dsv3_plugin.recipe.reference`.
 """
@@ -62,12 +63,13 @@ _FILLED_IN = {
 }
 """What stands for a key that is required once a file has been read."""
 
-_TABLES = KeyTables(
+TABLES = KeyTables(
     _FILLED_IN,
     apart={Piece: "A piece of a curve"},
     # What it may be over all classes of stages.
     schemas={"stage": {"enum": [*STAGES], "default": DEFAULT_STAGE}},
 )
+"""How the keys of a recipe are told, here and by `dsv3 explain`."""
 
 
 def page() -> str:
@@ -77,13 +79,13 @@ def page() -> str:
 
 def _keys() -> Iterator[str]:
     yield "## Keys of every recipe\n"
-    yield from _TABLES.table(Common)
+    yield from TABLES.table(Common)
     for name, kind in STAGES.items():
         yield f"## stage: {name}\n\n{one_line(kind.__doc__)}\n"
         if own := fields_of(kind).keys() - fields_of(Common).keys():
-            yield from _TABLES.table(kind, only=own)
-    yield from _TABLES.nested(Common)
-    yield from _TABLES.told_apart()
+            yield from TABLES.table(kind, only=own)
+    yield from TABLES.nested(Common)
+    yield from TABLES.told_apart()
 
 
 def _rules() -> Iterator[str]:

@@ -4,6 +4,7 @@ Data lies at the top level of the repository, and travels inside the wheel.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,24 @@ def names_in(folder: Path) -> list[str]:
     return sorted(
         file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml")
     )
+
+
+def what_ships() -> dict[str, dict[str, str]]:
+    """The recipes, models and clusters that come with the package: of each name, its summary."""
+    folders = {"recipes": "recipes", "models": "recipes/models", "clusters": "launch/clusters"}
+    ships = {}
+    for kind, at in folders.items():
+        folder = shipped_folder(at)
+        names = [name for name in names_in(folder) if not name.startswith("models/")]
+        ships[kind] = {name: _summary(folder / f"{name}.yaml") for name in names}
+    return ships
+
+
+def _summary(file: Path) -> str:
+    """The first sentence of the comment at the top of a file."""
+    comment = re.match(r"(#.*\n)*", file.read_text(encoding="utf-8"))
+    text = " ".join(comment.group().replace("#", " ").split())
+    return re.split(r"(?<=\.) ", text)[0]
 
 
 def existing(name_or_path: str, shipped: Path, beside: Path | None = None) -> Path | None:

@@ -90,3 +90,17 @@ def test_a_folder_that_is_gone_is_told(dsv3, tmp_path, monkeypatch):
     said = dsv3("plan", "pretrain/tiny")
     assert said.code == 2
     assert "the folder in which dsv3 was started has been removed" in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("dsv3 re", ["recipes", "rehearse"]),
+        ("dsv3 train pre", ["pretrain/deepseek-v3", "pretrain/tiny"]),
+    ],
+)
+def test_a_shell_completes_verbs_and_recipes(dsv3, monkeypatch, words, completed):
+    monkeypatch.setenv("_DSV3_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert dsv3().out.split() == completed

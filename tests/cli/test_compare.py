@@ -1,9 +1,11 @@
 """What `dsv3 verify` prints of many differences."""
 
+import json
+
 import pytest
 
 from dsv3_plugin.checkpoint.conversion.verify import Comparison, Difference
-from dsv3_plugin.cli.compare import print_comparison
+from dsv3_plugin.cli.compare import json_of, print_comparison
 
 NAN = float("nan")
 
@@ -35,3 +37,21 @@ def test_many_differences_are_cut_short_unless_all_are_asked_for(capsys, most, l
     assert said[1] == "25 differ:"
     assert sum("values differ" in line for line in said) == listed
     assert ("  … and 5 more" in said) == (listed == 20)
+
+
+def test_as_json_it_holds_numbers_that_json_has():
+    found = [
+        Difference("a", "values differ", 0.25),
+        Difference("b", "values differ", NAN),
+        Difference("c", "values differ", float("inf")),
+        Difference("d", "missing in b"),
+    ]
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    said = json.loads(json_of(Comparison(5, found, ["copy"])), parse_constant=refuse)
+    assert (said["equal"], said["absent_copies"]) == (5, ["copy"])
+    assert [difference["largest"] for difference in said["differences"]] == [
+        0.25, "nan", "inf", None,
+    ]  # fmt: skip

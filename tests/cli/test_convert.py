@@ -1,5 +1,6 @@
 """What `dsv3 import` and `dsv3 verify` say, as typed."""
 
+import json
 import re
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_verify_lists_twenty_differences_or_all(tmp_path, dsv3):
     assert done.out.endswith(f"  … and {number - 20} more\n")
     done = dsv3("verify", tmp_path / "one", tmp_path / "other", "--all")
     assert done.out.count("values differ") == number
+
+
+def test_what_was_done_as_json(tmp_path, dsv3):
+    write_folder(tmp_path / "hf", MODEL, random_tensors(MODEL, "bf16"))
+    done = dsv3("import", tmp_path / "hf", tmp_path / "checkpoint", "--json")
+    said = json.loads(done.out)
+    assert said["folder"] == str(tmp_path / "checkpoint")
+    assert said["tensors"] > 0
+    assert not said["was_complete"]
+    exported = json.loads(dsv3("export", tmp_path / "checkpoint", tmp_path / "back", "--json").out)
+    same = json.loads(dsv3("verify", tmp_path / "hf", tmp_path / "back", "--json").out)
+    assert same == {"equal": exported["tensors"], "differences": [], "absent_copies": []}
 
 
 def test_the_page_on_conversion_names_every_option_and_no_other():

@@ -44,7 +44,7 @@ def runs_at_once(command: list[str]) -> bool:
         return False
     if command[0] == "schedule":
         return not SCHEDULES[command[1]].searched
-    return command[0] in ("plan", "args", "--version")
+    return command[0] in ("recipes", "explain", "plan", "args", "--version")
 
 
 def resolve(words: list[str]) -> tuple[Any, list[str]]:

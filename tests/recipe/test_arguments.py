@@ -140,6 +140,23 @@ def test_the_printed_line_says_the_same():
     assert words[-3:] == ["--log-throughput", "--num-workers", "0"]
 
 
+def test_a_long_batch_schedule_is_printed_in_lines_that_upstream_reads_alike():
+    from megatron.core.num_microbatches_calculator import (
+        StepBatchsizeNumMicroBatchesCalculator as Upstream,
+    )
+
+    recipe = load_resolved("pretrain/deepseek-v3", [], LAPTOP)
+    lines = command_line(recipe, LAPTOP, SPEC)
+    assert max(map(len, lines)) <= 130
+    words = shlex.split("\n".join(lines).replace("\\\n", " "))
+    meant = megatron_arguments(recipe, LAPTOP, SPEC)
+    assert [" ".join(word.split()) for word in words] == meant
+    schedule = meant.index("--step-batch-size-schedule") + 1
+    assert "\n" in words[schedule]
+    parsed = Upstream._parse_schedule
+    assert parsed(words[schedule], 4096) == parsed(meant[schedule], 4096)
+
+
 def test_what_has_no_flag_is_said():
     phrases = beyond_the_line(load_recipe("pretrain/deepseek-v3"))
     assert phrases[0] == "learning rate 0 to 0.00022 over tokens (the line has the largest)"

@@ -1,0 +1,75 @@
+"""`dsv3 recipes` and `dsv3 explain`: what ships, and what the keys of a recipe mean."""
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsv3_plugin.cli.options import Json
+from dsv3_plugin.terminal.lines import say, say_all
+
+if TYPE_CHECKING:
+    from dsv3_plugin.recipe.explained import Explained
+    from dsv3_plugin.recipe.schema import Recipe
+
+
+def recipes(as_json: Json = False) -> None:
+    """List the recipes, models and clusters that come with dsv3, a line each."""
+    from dsv3_plugin.recipe.shipped import what_ships
+
+    ships = what_ships()
+    if as_json:
+        say(json.dumps(ships))
+        return
+    widest = max(len(name) for said in ships.values() for name in said)
+    for kind, said in ships.items():
+        say(kind)
+        say_all(f"  {name:{widest}}  {summary}" for name, summary in said.items())
+
+
+def explain(
+    key: Annotated[str, typer.Argument(help="A key (training.eval_steps) or a section (data).")],
+    recipe: Annotated[
+        str | None, typer.Argument(help="Say what it is in this recipe, too (name or path).")
+    ] = None,
+) -> None:
+    """Explain a key of a recipe: what it takes, its default, what it means."""
+    from dsv3_plugin.recipe.explained import explained
+    from dsv3_plugin.recipe.load import load_recipe
+    from dsv3_plugin.recipe.schema import STAGES
+
+    meanings = explained(key)
+    loaded = load_recipe(recipe) if recipe is not None else None
+    for meaning, stages in meanings.items():
+        say(key if len(stages) == len(STAGES) else f"{key} (stage: {', '.join(stages)})")
+        say_all(_lines(meaning))
+    if loaded is not None:
+        say_all(["", f"in {recipe}:", *_in_yaml(loaded, key)])
+
+
+def _lines(meaning: "Explained") -> Iterator[str]:
+    """What a key takes and means, and what is in it."""
+    from dsv3_plugin.recipe.key_tables import plain
+
+    told = meaning.told
+    for what, text in (("takes", told.value), ("default", told.default)):
+        if text and plain(text) != "mapping":
+            yield f"  {what:8} {plain(text)}"
+    yield f"  {plain(told.meaning)}"
+    widest = max((len(inside.key) for inside in meaning.keys), default=0)
+    for inside in meaning.keys:
+        yield f"    {inside.key:{widest}}  {plain(inside.meaning)}"
+
+
+def _in_yaml(recipe: "Recipe", key: str) -> list[str]:
+    """A key's value in a recipe, as YAML has it; of a list, the whole list."""
+    from dsv3_plugin.recipe import yaml_text
+
+    value = recipe.model_dump(mode="json")
+    last = key
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            break
+        value, last = value[part], part
+    return [f"  {line}" for line in yaml_text.dump({last: value}).splitlines()]

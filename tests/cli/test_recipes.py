@@ -1,0 +1,59 @@
+"""`dsv3 recipes` and `dsv3 explain`."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from dsv3_plugin.cli.command import app
+from dsv3_plugin.planner.cluster import shipped_clusters
+from dsv3_plugin.recipe.load import load_model, load_recipe
+
+
+def answer(*words: str) -> str:
+    ended = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert ended.exit_code == 0, ended.output
+    return ended.output
+
+
+def test_all_that_ships_is_listed_by_the_name_that_finds_it():
+    ships = json.loads(answer("recipes", "--json"))
+    assert {"pretrain/tiny", "extend/deepseek-v3-32k", "sft/tiny"} <= ships["recipes"].keys()
+    for name in ships["recipes"]:
+        load_recipe(name)
+    for name in ships["models"]:
+        load_model(name)
+    assert list(ships["clusters"]) == shipped_clusters()
+    lines = answer("recipes").splitlines()
+    for kind, said in ships.items():
+        assert kind in lines
+        for name, summary in said.items():
+            assert summary.endswith("."), name
+            assert any(line.split(maxsplit=1) == [name, summary] for line in lines), name
+
+
+def test_a_key_is_explained_with_its_value_in_a_recipe():
+    assert answer("explain", "training.eval_steps", "extend/tiny-1k").splitlines() == [
+        "training.eval_steps",
+        "  takes    integer > 0",
+        "  default  10",
+        "  Batches per evaluation, of the size of the first batch.",
+        "",
+        "in extend/tiny-1k:",
+        "  eval_steps: 5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("from", "from (stage: extend, sft)"),
+        ("curves.learning_rate", "  takes    curve"),
+        ("stage", "  takes    pretrain, extend, sft"),
+    ],
+)
+def test_what_is_told_is_plain_text(key: str, line: str):
+    said = answer("explain", key)
+    assert line in said.splitlines()
+    assert "](" not in said
+    assert "`" not in said

@@ -1,0 +1,52 @@
+"""A key explained is what docs/recipes.md says of it."""
+
+from pathlib import Path
+
+import pytest
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.explained import explained, paths
+from dsv3_plugin.recipe.schema import STAGES
+
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_key_is_explained_as_on_the_page(stage: str):
+    for path in paths(STAGES[stage]):
+        [told] = (found.told for found, stages in explained(path).items() if stage in stages)
+        row = f"| `{told.key}` | {told.value} | {told.default} | {told.meaning} |"
+        assert row in PAGE, path
+
+
+def test_a_section_shows_what_is_in_it():
+    [(optimizer, stages)] = explained("optimizer").items()
+    assert stages == list(STAGES)
+    assert [told.key for told in optimizer.keys] == [
+        "kind", "betas", "eps", "weight_decay", "clip_grad",
+    ]  # fmt: skip
+
+
+def test_a_key_of_some_stages_names_them():
+    assert list(explained("mtp").values()) == [["sft"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "nearest"),
+    [
+        ("eval_steps", "'training.eval_steps'"),
+        ("training.eval_step", "'training.eval_steps'"),
+        ("path", "'data.path', 'data.corpus.path'"),
+    ],
+)
+def test_a_key_that_is_none_is_refused_with_the_nearest(path: str, nearest: str):
+    with pytest.raises(UserError, match=f"no recipe has a key '{path}' \\(nearest: ") as refused:
+        explained(path)
+    for name in nearest.split(", "):
+        assert name in str(refused.value)
+
+
+@pytest.mark.parametrize("path", ["", ".", "data.", "qqqq", "data..path"])
+def test_odd_keys_are_refused_in_a_sentence(path: str):
+    with pytest.raises(UserError, match="no recipe has a key"):
+        explained(path)
