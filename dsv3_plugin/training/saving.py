@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from megatron.training.checkpointing import get_loaded_iteration
 
 from dsv3_plugin.training.checkpoint_folder import retire
 from dsv3_plugin.training.hooks import Hook
@@ -25,9 +24,13 @@ class Saving(Hook):
     def wants_save(self, iteration: int) -> bool:
         """Whether a checkpoint of this iteration is not there yet.
 
-        Writing one again, in place, would put at risk what is safe.
+        Writing one again, in place, would put at risk what is safe. What upstream has loaded
+        (`get_loaded_iteration`) may be a parent's, of the same number in another folder.
         """
-        return iteration not in (self._saved, get_loaded_iteration())
+        return iteration != self._saved
+
+    def on_load(self, iteration: int) -> None:
+        self._saved = iteration
 
     def on_save(self, iteration: int) -> None:
         self._saved = iteration

@@ -97,6 +97,9 @@ def test_a_second_phase_begins_where_the_first_ended(longer, extended, tmp_path,
     assert ended.code == 0, ended.output
     (link,) = (run / "parent").glob("iter_*")
     assert link.resolve() == (extended / "checkpoints" / "iter_0000001").resolve()
+    # Its own step 1 is saved, though what it began with was a step 1 too.
+    assert (run / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "1"
+    assert "Done: step 1 " in ended.output
     samples = evaluated_samples(run / "data", 320, range(2 * 2))
     with single_process():
         theirs = losses_on("", samples, losses_of(Evaluated.load(Place.named(extended)), ""))
