@@ -1,6 +1,7 @@
-"""Amounts as people write them: 469B tokens, 14.8T tokens, 2000 steps, 2 epochs."""
+"""Amounts as people write them: 469B tokens, 14.8T tokens, 2000 steps, 2 epochs, 10% of a run."""
 
 import re
+from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _AMOUNT = re.compile(
     r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})\s*([KMBT]?)(?:\s+(tokens|steps|epochs?))?", re.IGNORECASE
 )
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{0,12})?|\.\d{1,12})\s*%")
 
 
 class Steps(int):
@@ -26,24 +28,41 @@ class Epochs(int):
         return f"{int(self)} epochs"
 
 
+class Share(Fraction):
+    """A part of the whole run, from 0 to 1."""
+
+    def __str__(self) -> str:
+        percent = self * 100  # a decimal number, as it was read
+        return f"{Decimal(percent.numerator) / percent.denominator:f}%"
+
+    def of[T: (int, Steps)](self, whole: T) -> T:
+        """That part of so many tokens or steps, rounded to a whole one."""
+        return type(whole)(round(self * int(whole)))
+
+
 def parse_tokens(text: Any) -> int:
     """Tokens from an integer or from text such as "469B", "4.3T", "120K tokens".
 
     Raises ValueError with the sentence.
     """
     amount = parse_extent(text)
-    if isinstance(amount, Steps | Epochs):
-        what = "steps" if isinstance(amount, Steps) else "epochs"
-        raise ValueError(f"'{text}' counts {what} where tokens are meant")
+    for kind, what in ((Steps, "counts steps"), (Epochs, "counts epochs"), (Share, "is a share")):
+        if isinstance(amount, kind):
+            raise ValueError(f"'{text}' {what} where tokens are meant")
     return amount
 
 
-def parse_extent(text: Any) -> int | Steps | Epochs:
-    """Tokens as `parse_tokens` reads them, or "2000 steps", or "2 epochs"."""
+def parse_extent(text: Any) -> int | Steps | Epochs | Share:
+    """Tokens as `parse_tokens` reads them, or "2000 steps", or "2 epochs", or "10%"."""
     if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
             raise ValueError(f"{text} is negative")
         return _bounded(text, text)
+    if isinstance(text, str) and (percent := _SHARE.fullmatch(text.strip())):
+        share = Share(Fraction(percent[1].rstrip(".")) / 100)
+        if share > 1:
+            raise ValueError(f"'{text}' is more than the whole run")
+        return share
     match = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"{text!r} is not an amount; write for example 120M, 469B or 2000 steps")
@@ -71,8 +90,8 @@ def format_tokens(tokens: int) -> int | str:
     return tokens
 
 
-def _write(amount: int) -> int | str:
-    return str(amount) if isinstance(amount, Steps | Epochs) else format_tokens(amount)
+def _write(amount: int | Share) -> int | str:
+    return str(amount) if isinstance(amount, Steps | Epochs | Share) else format_tokens(amount)
 
 
 Tokens = Annotated[
@@ -87,6 +106,6 @@ Extent = Annotated[
     Any,
     pydantic.BeforeValidator(parse_extent),
     pydantic.PlainSerializer(_write),
-    pydantic.WithJsonSchema({"format": "tokens, steps or epochs"}),
+    pydantic.WithJsonSchema({"format": "tokens, steps, epochs or a share"}),
 ]
-"""A pydantic field of tokens, steps or epochs."""
+"""A pydantic field of tokens, steps, epochs or a share of the run."""

@@ -224,7 +224,8 @@ class Common(Section):
     def _resolved(self, name: str, tokens_after: Callable[[int, int], int] | None) -> Curve:
         try:
             epochs = self.tokens_of_epochs if self.data.packing == "conversations" else None
-            return resolve(getattr(self.curve_specs, name), tokens_after, epochs)
+            pieces = getattr(self.curve_specs, name)
+            return resolve(pieces, tokens_after, epochs, self.training.budget)
         except ValueError as error:
             raise ValueError(f"curves.{name}: {error}") from error
 

@@ -10,10 +10,10 @@ beginning where the one before ended:
       - {constant: 7.3e-6}                           # the last piece may stay open
 
 `from` starts a line or a wave elsewhere than at the value before it. Lengths are tokens (K, M, B,
-T), steps or epochs; steps are turned into tokens through the batch size in force there, epochs of
-conversations through the sequences that they fill. After its last
-piece a curve holds its last value. A run resumes on all its curves from one number, the tokens
-consumed so far.
+T), steps, epochs or shares of the run (10%); steps are turned into tokens through the batch size in
+force there, epochs of conversations through the sequences that they fill. After its last piece a
+curve holds its last value. A run resumes on all its curves from one number, the tokens consumed so
+far.
 """
 
 import math
@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
-from dsv3_plugin.recipe.amounts import Epochs, Extent, Steps
+from dsv3_plugin.recipe.amounts import Epochs, Extent, Share, Steps
 from dsv3_plugin.recipe.section import Section
 
 Shape = Literal["linear", "constant", "cosine"]
@@ -151,6 +151,7 @@ def resolve(
     pieces: Sequence[Piece],
     tokens_after: Callable[[int, int], int] | None,
     tokens_of_epochs: Callable[[int], int] | None = None,
+    budget: int | Steps | Epochs | None = None,
 ) -> Curve:
     """The curve that `pieces` describe.
 
@@ -159,6 +160,7 @@ def resolve(
         tokens_after: `(start, steps) -> tokens`, the position `steps` steps after position
             `start`; None where steps have no meaning (the batch size itself).
         tokens_of_epochs: the tokens of the first so many epochs; None where there are none.
+        budget: how long the run is, for pieces that are a share of it.
 
     Raises:
         ValueError: with the sentence, its piece numbered from 1.
@@ -171,12 +173,17 @@ def resolve(
             first = value
         if first is None:
             raise ValueError(f"piece {number}: the first piece needs from")
-        end = _end(piece, position, tokens_after, tokens_of_epochs, number)
+        try:
+            end = _end(piece, position, tokens_after, tokens_of_epochs, budget)
+        except ValueError as error:
+            raise ValueError(f"piece {number}: {error}") from None
         if end is None and number < len(pieces):
             raise ValueError(f"piece {number}: only the last piece may lack until and for")
         if end is None and piece.shape != "constant":
             raise ValueError(f"piece {number}: a {piece.shape} piece needs until or for")
-        if end is not None and end <= position:
+        # A short run may have no step for a piece that is a share of it.
+        least = position if isinstance(_extent(piece), Share) else position + 1
+        if end is not None and end < least:
             raise ValueError(
                 f"piece {number}: ends at {end} tokens, where the piece before ends at {position}"
             )
@@ -185,28 +192,43 @@ def resolve(
     return Curve(tuple(segments))
 
 
+def _extent(piece: Piece) -> Any:
+    """The length of a piece, or the place of its end; None where it is open."""
+    return piece.for_ if piece.until is None else piece.until
+
+
 def _end(
     piece: Piece,
     position: int,
     tokens_after: Callable[[int, int], int] | None,
     tokens_of_epochs: Callable[[int], int] | None,
-    number: int,
+    budget: int | Steps | Epochs | None,
 ) -> int | None:
     """Where a piece that begins at `position` ends, in tokens."""
-    extent, origin = (piece.until, 0) if piece.until is not None else (piece.for_, position)
+    extent, origin = _extent(piece), position if piece.until is None else 0
     if extent is None:
         return None
-    if isinstance(extent, Epochs):
+    written = str(extent)
+    if isinstance(extent, Share):
+        assert budget is not None
+        written += f" of {budget}"
+        if isinstance(budget, Epochs):
+            budget = _tokens_of(budget, tokens_of_epochs)
+        extent = extent.of(budget)
+    elif isinstance(extent, Epochs):
         if piece.until is None and position:
-            raise ValueError(f"piece {number}: epochs are counted from the beginning: write until")
-        if tokens_of_epochs is None:
-            raise ValueError(f"piece {number}: '{extent}' is for training on conversations")
-        return tokens_of_epochs(extent)
+            raise ValueError("epochs are counted from the beginning: write until")
+        extent = _tokens_of(extent, tokens_of_epochs)
     if not isinstance(extent, Steps):
         return origin + extent
     if tokens_after is None:
         raise ValueError(
-            f"piece {number}: '{extent}' would need the batch size that this curve defines; "
-            "give tokens"
+            f"'{written}' would need the batch size that this curve defines; give tokens"
         )
     return tokens_after(origin, extent)
+
+
+def _tokens_of(epochs: Epochs, tokens_of_epochs: Callable[[int], int] | None) -> int:
+    if tokens_of_epochs is None:
+        raise ValueError(f"'{epochs}' is for training on conversations")
+    return tokens_of_epochs(epochs)

@@ -40,6 +40,8 @@ parallel: {processes: 2, expert: 2}
   directory.
 - **Tokens** are written in full or as `120K`, `469B`, `14.8T`. Where steps may stand too, write
   `2000 steps`: they become tokens through the batch size in force there.
+- **A share** of the run (`for: 10%`, `until: 90%`) may stand there too: a shorter run has the same
+  shape.
 - **A curve** is a number, or a list of [pieces](#a-piece-of-a-curve) that follow one another. After
   its last piece it keeps its last value. A run resumes on all its curves from one number, the
   tokens consumed so far.

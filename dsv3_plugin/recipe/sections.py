@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from pydantic import Field, PositiveFloat
 
-from dsv3_plugin.recipe.amounts import Tokens
+from dsv3_plugin.recipe.amounts import Epochs, Steps, Tokens
 from dsv3_plugin.recipe.curve import Curve, CurveSpec
 from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.schedules.registry import RAMPS
@@ -144,6 +144,13 @@ class Training(Section):
     """Batches per evaluation, of the size of the first batch."""
     log_interval: Size = 10
     """Steps between lines of the log, and between loads of each expert in metrics.jsonl."""
+
+    @property
+    def budget(self) -> int | Steps | Epochs:
+        """How long the run is: tokens, or what they follow from."""
+        if self.steps is not None:
+            return Steps(self.steps)
+        return Epochs(self.epochs) if self.epochs is not None else self.tokens
 
     @pydantic.model_validator(mode="after")
     def _one_budget(self) -> Self:

@@ -1,18 +1,26 @@
 """Curves and the batch schedule: what they evaluate to, and what they refuse."""
 
 import math
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3_plugin.recipe.amounts import Steps, format_tokens, parse_extent, parse_tokens
+from dsv3_plugin.recipe.amounts import (
+    Epochs,
+    Share,
+    Steps,
+    format_tokens,
+    parse_extent,
+    parse_tokens,
+)
 from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule
 from dsv3_plugin.recipe.curve import Curve, Piece, resolve
 
 
-def curve_of(*pieces: dict, tokens_after=None) -> Curve:
-    return resolve([Piece.model_validate(piece) for piece in pieces], tokens_after)
+def curve_of(*pieces: dict, tokens_after=None, epochs=None, budget=None) -> Curve:
+    return resolve([Piece.model_validate(piece) for piece in pieces], tokens_after, epochs, budget)
 
 
 @st.composite
@@ -100,6 +108,55 @@ def test_steps_are_walked_through_the_batch_schedule():
         tokens_after=schedule.tokens_after,
     )
     assert curve.boundaries == [0, 40, 88]
+
+
+BY_SHARES = (
+    {"linear": 1.0, "from": 0.0, "for": "12.5%"},
+    {"constant": 1.0, "until": "75%"},
+    {"cosine": 0.1, "for": "25%"},
+)
+
+
+@pytest.mark.parametrize(
+    ("budget", "boundaries"),
+    [
+        (1000, [0, 125, 750, 1000]),
+        (Steps(80), [0, 100, 600, 800]),  # of ten tokens each
+        (Steps(3), [0, 0, 20, 30]),  # too short for the first
+        (Epochs(2), [0, 500, 3000, 4000]),
+    ],
+)
+def test_shares_are_of_the_whole_run(budget, boundaries):
+    curve = curve_of(
+        *BY_SHARES,
+        tokens_after=BatchSchedule(((0, 2),), seq_length=5).tokens_after,
+        epochs=lambda number: 2000 * number,
+        budget=budget,
+    )
+    assert curve.boundaries == boundaries
+    assert curve(0) == (0.0 if boundaries[1] else 1.0)
+    assert curve(boundaries[-1]) == 0.1
+
+
+def test_a_run_of_steps_cannot_share_out_its_own_batch_size():
+    with pytest.raises(
+        ValueError, match=r"piece 1: '12\.5% of 80 steps' would need the batch size"
+    ):
+        curve_of(*BY_SHARES, budget=Steps(80))
+
+
+@pytest.mark.parametrize("text", ["101%", "%", "-5%", "1e1%", "10 %%", "10% tokens"])
+def test_shares_that_are_none(text):
+    with pytest.raises(ValueError, match=r"not an amount|more than the whole run"):
+        parse_extent(text)
+
+
+@given(st.decimals(0, 100, places=6))
+def test_written_shares_read_back(percent):
+    share = parse_extent(f"{percent:f}%")
+    assert isinstance(share, Share)
+    assert share * 100 == Fraction(percent)
+    assert parse_extent(str(share)) == share
 
 
 @pytest.mark.parametrize(
@@ -193,6 +250,8 @@ def test_steps_are_told_from_tokens():
     assert isinstance(parse_extent("2K steps"), Steps)
     with pytest.raises(ValueError, match="counts steps where tokens are meant"):
         parse_tokens("2000 steps")
+    with pytest.raises(ValueError, match="is a share where tokens are meant"):
+        parse_tokens("10%")
 
 
 @pytest.mark.parametrize("text", ["", "T", "3X", "1.5", "-3", -3, True, None, "3 weeks", 1.5])
