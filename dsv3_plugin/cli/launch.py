@@ -38,8 +38,9 @@ def launch(
     ] = False,
 ) -> None:
     """Submit a recipe to Slurm, once it is known to fit: rehearsed, planned, checked, restarted."""
-    from dsv3_plugin.launch.submit import Wanted, prepare, torchrun_lines
     from dsv3_plugin.launch.submit import launch as submit
+    from dsv3_plugin.launch.submit import prepare, torchrun_lines
+    from dsv3_plugin.launch.wanted import Wanted
     from dsv3_plugin.terminal.lines import note, say, say_all
 
     if torchrun and (after or array or dry_run):

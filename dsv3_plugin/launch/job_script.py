@@ -23,7 +23,7 @@ def torchrun(values: JobValues, words: list[str]) -> str:
         values: what a job of it would say.
         words: the recipe and its overrides.
     """
-    return _rendered("torchrun.sh.j2", job=values, words=words)
+    return _rendered("torchrun.sh.j2", job=values, launch=values.cluster.launch, words=words)
 
 
 def _rendered(template: str, **values: Any) -> str:

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
@@ -63,6 +63,7 @@ class JobValues:
         name: of the job.
         command: what wrote it.
         sentence: what the run needs, by its plan.
+        seconds: of the run, by its plan.
         folder: where the job is submitted from.
         runs: the runs' folders: one, or those of a sweep.
         output: the file of what the script prints, with Slurm's patterns.
@@ -73,13 +74,14 @@ class JobValues:
         notice_s: how long before its end the run begins to save.
         wait_s: how long ranks may outlive the first that ended.
         check_minutes: what the check of the nodes may take.
-        free_bytes: on the disk of the run, before it starts.
+        free_bytes: on the disk of its checkpoints, before it starts.
         after: the job that has to end well first.
     """
 
     name: str
     command: str
     sentence: str
+    seconds: float
     folder: Path
     runs: tuple[Path, ...]
     output: str
@@ -120,6 +122,13 @@ class JobValues:
         return [*self.place.alone, self.place.python]
 
     @property
+    def torchrun(self) -> list[str]:
+        """Words that start torchrun where ranks run."""
+        venv = self.place.venv
+        command = "torchrun" if venv is None else os.path.join(venv, "bin", "torchrun")
+        return [*self.place.in_step, command]
+
+    @property
     def check_options(self) -> list[str]:
         """What a node is checked for."""
         launch = self.cluster.launch
@@ -141,6 +150,7 @@ def values_of(
     after: str | None,
     command: str,
     folder: Path,
+    others: Sequence[Path] = (),
 ) -> JobValues:
     """What the script of a job says.
 
@@ -152,11 +162,17 @@ def values_of(
         after: the job to wait for.
         command: what it is written by.
         folder: where it is submitted from.
+        others: folders beside that one which ranks read or write.
 
     Raises:
         UserError: the run does not fit on the cluster, or into its time limit.
     """
     cluster = plan.cluster
+    if recipe.host == "gpu" and cluster.host == "cpu":
+        raise UserError(
+            f"{recipe.name} on {cluster.name}: the recipe computes on GPUs (host: gpu), and the "
+            "cluster's file says host: cpu: name another with --cluster, or take host=auto."
+        )
     if not plan.limit.fits:
         way_out = f"; {plan.limit.way_out}" if plan.limit.way_out else ""
         raise UserError(f"{recipe.name} on {cluster.name}: {plan.limit.sentence}{way_out}.")
@@ -170,18 +186,20 @@ def values_of(
             "launch.time_limit_hours in the cluster's file."
         )
     on_gpu = cluster.host == "gpu" and recipe.host != "cpu"
-    output = folder / runs[0] / "launch" / "job-%j.out"
+    home, marks = folder / runs[0], "%j"
     if len(runs) > 1:
-        output = folder / runs[0].parent / "launch" / "job-%A_%a.out"
+        home, marks = home.parent, "%A_%a"
+    output = f"{literally(home / 'launch')}/job-{marks}.out"
     return JobValues(
         name=job_name(recipe.name),
         command=command,
         sentence=_sentence(plan, minutes),
+        seconds=plan.seconds,
         folder=folder,
         runs=tuple(runs),
-        output=str(output),
+        output=output,
         placement=placement,
-        place=place_on(cluster, folder),
+        place=place_on(cluster, folder, others),
         gpus_per_node=cluster.gpus_per_node if on_gpu else 0,
         on_gpu=on_gpu,
         minutes=minutes,
@@ -192,6 +210,41 @@ def values_of(
         after=after,
         cluster=cluster,
     )
+
+
+def of_sweep(values: Sequence[JobValues]) -> JobValues:
+    """What the one script of all runs of a sweep says: Slurm gives each task the same.
+
+    Raises:
+        UserError: they need other nodes than each other.
+    """
+    first = values[0]
+    longest = max(values, key=lambda one: one.seconds)
+    for other in values[1:]:
+        if (other.placement, other.on_gpu) != (first.placement, first.on_gpu):
+            raise UserError(
+                f"the runs of a sweep are tasks of one job, on as many nodes each: {first.name} "
+                f"takes {_nodes(first)} for one value and {_nodes(other)} for another; launch them "
+                "one by one, or set parallel.processes and host alike."
+            )
+    return replace(
+        first,
+        sentence=f"{len(values)} runs, the longest: {longest.sentence}",
+        seconds=longest.seconds,
+        notice_s=max(one.notice_s for one in values),
+        check_minutes=max(one.check_minutes for one in values),
+        free_bytes=max(one.free_bytes for one in values),
+    )
+
+
+def _nodes(values: JobValues) -> str:
+    where = "GPUs" if values.on_gpu else "CPUs"
+    return f"{values.ranks:,} ranks on {values.placement.nodes:,} nodes ({where})"
+
+
+def literally(path: Path) -> str:
+    """A path in a file name of Slurm's, in which `%` begins a pattern."""
+    return str(path).replace("%", "%%")
 
 
 def placed(recipe: Recipe, cluster: Cluster, nodes: int | None) -> Placement:
@@ -242,13 +295,23 @@ def notice_seconds(recipe: Recipe, plan: Plan) -> int:
     return max(_SHORTEST_NOTICE_S, math.ceil(2 * longest))
 
 
-def place_on(cluster: Cluster, folder: Path) -> Place:
-    """Where a job's commands run, by the cluster's file."""
+def place_on(cluster: Cluster, folder: Path, others: Sequence[Path] = ()) -> Place:
+    """Where a job's commands run, by the cluster's file.
+
+    Args:
+        cluster: says what they run in.
+        folder: where the job is submitted from.
+        others: folders beside that one which they read or write.
+
+    Raises:
+        UserError: a folder cannot be mounted into an image.
+    """
     container, venv = cluster.launch.container, cluster.launch.venv
     if container is None:
         python = sys.executable if venv is None else os.path.join(venv, "bin", "python")
         return Place(python, venv=venv)
-    mounts = ",".join([f"{folder}:{folder}", *container.mounts])
+    scratch = [] if cluster.launch.scratch is None else [Path(cluster.launch.scratch)]
+    mounts = ",".join([*_mounts([folder, *others, *scratch]), *container.mounts])
     if container.runtime == "apptainer":
         words = ["apptainer", "exec", "--nv"] if cluster.host == "gpu" else ["apptainer", "exec"]
         inside = (*words, f"--bind={mounts}", f"--pwd={folder}", container.image)
@@ -263,6 +326,20 @@ def place_on(cluster: Cluster, folder: Path) -> Place:
         step_options=options,
         alone=("srun", "--overlap", "--nodes=1", "--ntasks=1", *options),
     )
+
+
+def _mounts(folders: Sequence[Path]) -> list[str]:
+    """What an image needs of the node's file systems, under the same paths."""
+    needed: list[Path] = []
+    for folder in folders:
+        if any(character in str(folder) for character in ":,"):
+            raise UserError(
+                f"the folder {folder} cannot be mounted into a container: its name has a colon or "
+                "a comma; choose another."
+            )
+        if not any(folder.is_relative_to(there) for there in needed):
+            needed.append(folder)
+    return [f"{folder}:{folder}" for folder in needed]
 
 
 def job_name(name: str) -> str:

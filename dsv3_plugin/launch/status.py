@@ -60,11 +60,20 @@ class RunStatus:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The folders of runs in a folder, and those of sweeps there."""
+    """The folders of runs in a folder, and those of sweeps there.
+
+    In a folder that is a run's itself, what was launched is a run: its checkpoints are none.
+    """
     found = []
     for child in _folders(folder):
-        found += [child] if is_run(child) else [below for below in _folders(child) if is_run(below)]
+        alone = is_run(child)
+        counts = _was_launched if alone else is_run
+        found += [*([child] if alone else []), *filter(counts, _folders(child))]
     return found
+
+
+def _was_launched(folder: Path) -> bool:
+    return record_of(RunFolder(folder)) is not None
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -75,7 +84,7 @@ def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, begun or waiting for its job; its checkpoints' is not."""
     run = RunFolder(folder)
     begun = run.recipe.is_file() and not (folder / TRACKER).exists()
-    return begun or record_of(run) is not None
+    return begun or _was_launched(folder)
 
 
 def find_run(folder: Path) -> RunFolder:

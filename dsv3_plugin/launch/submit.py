@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import shlex
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,48 +18,21 @@ from dsv3_plugin.launch import queue
 from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
 from dsv3_plugin.launch.job_script import script, torchrun
-from dsv3_plugin.launch.job_values import JobValues, values_of
+from dsv3_plugin.launch.job_values import JobValues, of_sweep, values_of
 from dsv3_plugin.launch.status import LAUNCHED
+from dsv3_plugin.launch.wanted import Wanted, wanted_runs
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.recipe.overrides import parse
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 
-_SCRIPT = "job.sbatch"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be launched.
-
-    Attributes:
-        name: a shipped recipe, or a path.
-        overrides: `key=value` texts.
-        cluster: a cluster's name, or the path of its file; None: what the recipe names.
-        nodes: how many; None: as many as the ranks fill.
-        after: a job, or the folder of a run, that has to end well first.
-        array: `key=value,value,…`: a run for each value.
-    """
-
-    name: str
-    overrides: tuple[str, ...] = ()
-    cluster: str | None = None
-    nodes: int | None = None
-    after: str | None = None
-    array: str | None = None
-
-    @property
-    def command(self) -> str:
-        """The command line that asks for it."""
-        options = (
-            ("--cluster", self.cluster), ("--nodes", self.nodes),
-            ("--after", self.after), ("--array", self.array),
-        )  # fmt: skip
-        given = [word for name, value in options if value is not None for word in (name, value)]
-        return shlex.join(["dsv3", "launch", self.name, *map(str, given), *self.overrides])
+_SCRIPT, _SWEEP = "job.sbatch", "sweep.sbatch"
+_CLUSTER = "cluster.yaml"
+"""In a run's `launch` folder: the cluster's file, as it was when the run was launched."""
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -70,47 +43,66 @@ class Prepared:
         values: what its script says.
         recipes: of its runs, in their order.
         wanted: what was asked for.
+        cluster_key: what names the cluster, wherever it is read.
     """
 
     values: JobValues
     recipes: tuple[Recipe, ...]
     wanted: Wanted
+    cluster_key: str
 
     @property
     def script(self) -> str:
         return script(self.values)
 
+    @property
+    def home(self) -> Path:
+        """Where the script lies, and what it prints."""
+        first = self.recipes[0].folder
+        return (first.parent if self.values.is_array else first) / "launch"
+
 
 def prepare(wanted: Wanted, tell: Callable[[str], object]) -> Prepared:
-    """Look at a recipe, plan it, rehearse its configuration; nothing is written.
+    """Look at each run's recipe, plan it, rehearse its configuration; nothing is written.
 
     Args:
         wanted: what is to be launched.
         tell: takes a sentence for the person.
 
     Raises:
-        UserError: whatever would have cost the job its start.
+        UserError: whatever would have cost the job, or one of its runs, its start.
     """
     cluster, cluster_key = _cluster(wanted)
-    overrides = (*wanted.overrides, f"cluster={cluster_key}")
-    words = list(_of_array(wanted, overrides))
-    recipes = tuple(load_recipe(wanted.name, one, cluster.machine) for one in words)
-    for recipe in recipes:
-        refuse_what_does_not_go_on(recipe)
-        refuse_unwritable_names(recipe)
-    plan = make_plan(recipes[0], cluster, cluster.machine)
-    values = values_of(
-        recipes[0],
-        plan,
-        runs=[recipe.folder for recipe in recipes],
-        nodes=wanted.nodes,
-        after=None if wanted.after is None else job_to_wait_for(wanted.after),
-        command=wanted.command,
-        folder=Path.cwd(),
-    )
-    tell(f"{recipes[0].name} on {cluster.name}: {values.sentence}.")
-    refuse_what_upstream_would(wanted.name, words[0], recipes[0], cluster.machine, tell)
-    return Prepared(values, recipes, wanted)
+    runs = list(wanted_runs(wanted, (*wanted.overrides, f"cluster={cluster_key}")))
+    recipes = []
+    for run in runs:
+        with _naming(run.value):
+            recipe = load_recipe(wanted.name, run.overrides, cluster.machine)
+            refuse_what_does_not_go_on(recipe)
+            refuse_unwritable_names(recipe)
+        recipes.append(recipe)
+    _refuse_shared_checkpoints(recipes)
+    after = None if wanted.after is None else job_to_wait_for(wanted.after)
+    values = []
+    for run, recipe in zip(runs, recipes, strict=True):
+        with _naming(run.value):
+            one = values_of(
+                recipe,
+                make_plan(recipe, cluster, cluster.machine),
+                runs=[recipe.folder for recipe in recipes],
+                nodes=wanted.nodes,
+                after=after,
+                command=wanted.command,
+                folder=Path.cwd(),
+                others=[folder for recipe in recipes for folder in _folders_of(recipe)],
+            )
+        values.append(one)
+    job = values[0] if len(values) == 1 else of_sweep(values)
+    tell(f"{recipes[0].name} on {cluster.name}: {job.sentence}.")
+    for run, recipe in zip(runs, recipes, strict=True):
+        with _naming(run.value):
+            refuse_what_upstream_would(wanted.name, run.overrides, recipe, cluster.machine, tell)
+    return Prepared(job, tuple(recipes), wanted, cluster_key)
 
 
 def launch(prepared: Prepared) -> str:
@@ -120,35 +112,37 @@ def launch(prepared: Prepared) -> str:
         Slurm's number of the job.
 
     Raises:
-        UserError: a run has a job, or a process, already; Slurm does not take this one.
+        UserError: a run has a job, or a process, already; Slurm does not take this one; or it
+            cannot be written down which it is, and it is cancelled again.
     """
-    for command in ("sbatch", "squeue"):
+    for command in ("sbatch", "squeue", "scancel"):
         queue.need_slurm(command)
-    values, recipes = prepared.values, prepared.recipes
-    home = (recipes[0].folder if not values.is_array else recipes[0].folder.parent) / "launch"
+    values, recipes, home = prepared.values, prepared.recipes, prepared.home
+    place = home / (_SWEEP if values.is_array else _SCRIPT)
     with contextlib.ExitStack() as stack:
-        for recipe in recipes:
-            stack.enter_context(_alone(recipe.run_folder))
         stack.enter_context(write_errors_as(lambda why: f"cannot write {home}: {why}"))
-        home.mkdir(parents=True, exist_ok=True)
+        for folder in dict.fromkeys([home, *(recipe.run_folder.launch for recipe in recipes)]):
+            stack.enter_context(_submitting(folder))
         for recipe in recipes:
-            run = recipe.run_folder
-            replace_file(run.launch / LAUNCHED, recipe.to_yaml().encode())
-            forget_stop(run)
-        replace_file(home / _SCRIPT, prepared.script.encode())
-        job = queue.submit(str(home / _SCRIPT))
-        for number, recipe in enumerate(recipes):
-            one = f"{job}_{number}" if values.is_array else job
-            output = _output(values.output, job, number)
-            record = JobRecord(one, values.cluster.name, output, time.time())
-            write_record(recipe.run_folder, record)
+            _refuse_taken(recipe.run_folder)
+        for recipe in recipes:
+            _keep(recipe, prepared)
+        replace_file(place, prepared.script.encode())
+        job = queue.submit(str(place))
+        with _or_cancelled(job):
+            for number, recipe in enumerate(recipes):
+                one = f"{job}_{number}" if values.is_array else job
+                output = _output(values.output, job, number)
+                record = JobRecord(one, values.cluster.name, output, time.time())
+                write_record(recipe.run_folder, record)
     return job
 
 
 def torchrun_lines(prepared: Prepared) -> str:
     """The lines that start the run without Slurm, one for each node."""
     wanted = prepared.wanted
-    return torchrun(prepared.values, [wanted.name, *wanted.overrides])
+    cluster = [] if wanted.cluster is None else [f"cluster={prepared.cluster_key}"]
+    return torchrun(prepared.values, [wanted.name, *wanted.overrides, *cluster])
 
 
 def job_to_wait_for(named_so: str) -> str | None:
@@ -185,7 +179,7 @@ def refuse_unwritable_names(recipe: Recipe) -> None:
         (recipe.folder, "choose another with directory=PATH"),
         (Path.cwd(), "call dsv3 launch in another"),
     ):
-        if not str(folder).isprintable():
+        if not str(folder).isprintable() or "\\" in str(folder):
             raise UserError(
                 f"the folder {folder} has characters that a script of Slurm cannot name: {way_out}."
             )
@@ -202,49 +196,106 @@ def _cluster(wanted: Wanted) -> tuple[Cluster, str]:
     return load_cluster(name), str(named(name).resolve()) if is_path else name
 
 
-def _of_array(wanted: Wanted, overrides: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """The overrides of each run."""
-    if wanted.array is None:
-        yield tuple(overrides)
-        return
-    key = parse(wanted.array)
-    values = [value.strip() for value in key.value.split(",")]
-    if len(set(values)) < len(values) or not all(values) or "/" in key.value:
+@contextlib.contextmanager
+def _naming(value: str | None) -> Iterator[None]:
+    """What is wrong with one run of a sweep says with which."""
+    try:
+        yield
+    except UserError as error:
+        if value is None:
+            raise
+        raise UserError(f"the run with {value}: {error}") from error
+
+
+def _refuse_shared_checkpoints(recipes: Sequence[Recipe]) -> None:
+    """Raise UserError where runs of a sweep would overwrite each other's checkpoints."""
+    folders = [recipe.checkpoint_folder.resolve() for recipe in recipes]
+    if len(set(folders)) < len(folders):
         raise UserError(
-            f"--array {wanted.array}: name each value once, as in training.seed=1,2,3 (and what is "
-            "part of a folder's name has no slash)."
+            f"the runs of a sweep would all keep their checkpoints in {folders[0]}: leave "
+            "checkpoint.directory out, and each has those in its own folder."
         )
-    base = load_recipe(wanted.name, [*overrides, f"{key.path}={values[0]}"])
-    for value in values:
-        folder = base.folder / f"{key.keys[-1]}-{value}"
-        yield (*overrides, f"{key.path}={value}", f"directory={folder}")
+
+
+def _folders_of(recipe: Recipe) -> Iterator[Path]:
+    """What is read and written beside the folder that a run is launched from.
+
+    Of one that is not there yet, the nearest that is: nothing else can be mounted.
+    """
+    named_so = [recipe.folder, recipe.checkpoint_folder, recipe.data_folder]
+    parent = getattr(recipe, "from_", None)
+    if parent is not None and named(parent).exists():
+        named_so.append(named(parent))
+    for folder in named_so:
+        there = Path.cwd() / folder
+        while not there.is_dir():
+            there = there.parent
+        if there != Path(there.anchor):
+            yield Path(os.path.normpath(there))
+
+
+def _keep(recipe: Recipe, prepared: Prepared) -> None:
+    """Keep what a run is launched with: what is edited afterwards is for the next launch."""
+    run = recipe.run_folder
+    if os.path.isabs(prepared.cluster_key):
+        cluster = prepared.values.cluster.model_dump(mode="json")
+        replace_file(run.launch / _CLUSTER, yaml_text.dump(cluster).encode())
+        recipe = recipe.model_copy(update={"cluster": _CLUSTER})  # found beside the recipe
+    replace_file(run.launch / LAUNCHED, recipe.to_yaml().encode())
+    forget_stop(run)
 
 
 @contextlib.contextmanager
-def _alone(run: RunFolder) -> Iterator[None]:
-    """Launch a run that has neither a job nor a process, and is launched by nobody else meanwhile.
+def _submitting(folder: Path) -> Iterator[None]:
+    """Be the only one that submits from a folder, over NFS too.
 
     Raises:
-        UserError: it has.
+        UserError: somebody else does.
     """
+    lock = locks.take(folder, _LOCK)
+    if lock is None:
+        raise UserError(f"another dsv3 launch is submitting the run in {folder.parent}.")
+    with lock:
+        yield
+
+
+def _refuse_taken(run: RunFolder) -> None:
+    """Raise UserError for a run that has a job or a process already."""
     with run.held():  # a run under way
         pass
-    lock = locks.take(run.launch)
-    if lock is None:
-        raise UserError(f"another dsv3 launch is submitting the run in {run.root}.")
-    with lock:
-        record = record_of(run)
-        job = None if record is None else queue.queued([record.job]).get(record.job)
-        if job is not None:
-            raise UserError(
-                f"the run in {run.root} is job {job.job} already, {job}: dsv3 cancel {run.root} "
-                "ends it; another run needs a folder of its own, directory=PATH."
-            )
+    record = record_of(run)
+    job = None if record is None else queue.queued([record.job]).get(record.job)
+    if job is not None:
+        raise UserError(
+            f"the run in {run.root} is job {job.job} already, {job}: dsv3 cancel {run.root} "
+            "ends it; another run needs a folder of its own, directory=PATH."
+        )
+
+
+@contextlib.contextmanager
+def _or_cancelled(job: str) -> Iterator[None]:
+    """A job of which nothing could be written down is one that nobody sees or ends: cancel it.
+
+    Raises:
+        UserError: instead of OSError, with what became of the job.
+    """
+    try:
         yield
+    except BaseException as error:
+        became = f"job {job}, which Slurm had taken, is cancelled again"
+        try:
+            queue.cancel(job)
+        except UserError as refused:
+            became = f"and job {job} is in the queue still, end it with scancel {job} ({refused})"
+        if isinstance(error, OSError | UserError):
+            said = error.strerror if isinstance(error, OSError) else str(error)
+            raise UserError(
+                f"it cannot be written down which job it is ({said}): {became}"
+            ) from error
+        raise
 
 
 def _output(pattern: str, job: str, number: int) -> str:
     """A file of Slurm's, its patterns filled in."""
-    for mark, value in (("%j", job), ("%A", job), ("%a", str(number))):
-        pattern = pattern.replace(mark, value)
-    return pattern
+    marks = {"%": "%", "j": job, "A": job, "a": str(number)}
+    return re.sub("%([%jAa])", lambda found: marks[found[1]], pattern)

@@ -1,20 +1,43 @@
 """How jobs are started on a cluster, as its file says it: Slurm's words, and what ranks run in."""
 
-from typing import Annotated, Literal
+import os
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+import pydantic
+from pydantic import AfterValidator, Field
 
 from dsv3_plugin.recipe.section import Section
 
 _WORD = r"^[\w.+@:/%-]+$"
-_OPTION = r"^--[a-z][a-z-]*(=[^\s#]+)?$"
+_OPTION = r"""^--[a-z][a-z-]*(=[^\s#'"\\]+)?$"""
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
 
 Word = Annotated[str, Field(pattern=_WORD)]
 OneLine = Annotated[str, Field(pattern=_ONE_LINE, min_length=1)]
+Place = Annotated[OneLine, AfterValidator(os.path.expanduser)]
+"""A path, in which no shell reads `~`: it stands for the home folder of who reads the file."""
 _MOST_HOURS = 24 * 365
 _MOST_TIMES = 1000
 """Of what is counted here: far beyond what anybody means."""
+
+
+_OF_THE_SCRIPT = {
+    "account": "launch.account", "array": "dsv3 launch --array", "chdir": "", "clusters": "",
+    "dependency": "dsv3 launch --after", "error": "", "export": "launch.environment",
+    "export-file": "launch.environment", "gpus": "gpus_per_node", "gpus-per-node": "gpus_per_node",
+    "gpus-per-task": "gpus_per_node", "help": "", "input": "", "job-name": "the recipe's name",
+    "kill-on-invalid-dep": "", "no-requeue": "", "nodes": "dsv3 launch --nodes", "ntasks": "",
+    "ntasks-per-node": "", "open-mode": "", "output": "", "parsable": "",
+    "partition": "launch.partition", "qos": "launch.qos", "requeue": "", "signal": "",
+    "test-only": "", "time": "launch.time_limit_hours", "usage": "", "version": "", "wait": "",
+    "wrap": "",
+}  # fmt: skip
+"""Options of sbatch that a job's script sets, or cannot do with: what says it in their place."""
+_OF_A_WHOLE_NODE = ("exclusive", "mem", "mem-per-cpu", "mem-per-gpu", "oversubscribe")
+"""Those that contradict `exclusive: true`."""
+_OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_OF_THE_JOB = ("SLURM_JOB", "SLURM_ARRAY")
 
 
 class Container(Section):
@@ -23,10 +46,11 @@ class Container(Section):
     runtime: Literal["pyxis", "apptainer"]
     """pyxis: Slurm's plugin for enroot starts it (`--container-image`); apptainer: `apptainer
     exec` in every task."""
-    image: OneLine
+    image: Place
     """What pyxis or apptainer takes: a file, or a registry's name."""
-    mounts: list[OneLine] = Field(default=[])
-    """`FROM:TO` each, beside the folder that the job is submitted from."""
+    mounts: list[Annotated[Place, Field(pattern=r"^[^,]+$")]] = Field(default=[])
+    """`FROM:TO` each, beside what is there anyway: the folder that the job is submitted from, the
+    run's, its checkpoints', that of the run it begins with, and `scratch`."""
 
 
 class Launch(Section):
@@ -44,14 +68,15 @@ class Launch(Section):
     exclusive: bool = True
     """Whether a job has its nodes for itself."""
     options: list[Annotated[str, Field(pattern=_OPTION)]] = Field(default=[])
-    """Further options of sbatch, such as `--constraint=ib`."""
-    venv: OneLine | None = None
+    """Further options of sbatch, such as `--constraint=ib`; those that the script sets itself are
+    refused."""
+    venv: Place | None = None
     """The virtual environment that ranks run in; null: the Python that `dsv3 launch` runs with."""
     container: Container | None = None
     """An image in its place."""
-    environment: dict[Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")], OneLine] = Field(default={})
+    environment: dict[Annotated[str, Field(pattern=_VARIABLE)], OneLine] = Field(default={})
     """Variables of every rank: NCCL's, UCX's."""
-    scratch: OneLine | None = None
+    scratch: Place | None = None
     """A folder on each node's own disk, which becomes TMPDIR."""
     scratch_gb: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """What has to be free there before a run starts, 10⁹ bytes."""
@@ -63,6 +88,27 @@ class Launch(Section):
     restarts: Annotated[int, Field(ge=0, le=_MOST_TIMES)] = 100
     """Failures that a job gets over, as long as it makes progress between them. What Slurm
     announces (the end of its time, a preemption that leaves time to save) is none."""
+
+    @pydantic.model_validator(mode="after")
+    def _possible(self) -> Self:
+        for option in self.options:
+            name = option.removeprefix("--").partition("=")[0]
+            refused = [*_OF_THE_SCRIPT, *(_OF_A_WHOLE_NODE if self.exclusive else ())]
+            # Slurm takes an option by its beginning, too.
+            own = next((known for known in refused if known.startswith(name)), None)
+            if own is not None:
+                instead = _OF_THE_SCRIPT.get(own, "launch.exclusive")
+                way_out = f"say it with {instead}" if instead else "leave it out"
+                raise ValueError(
+                    f"{option} in options is for the script of a job to say: {way_out}"
+                )
+        for name in self.environment:
+            if name in _OF_A_RANK or name.startswith(_OF_THE_JOB):
+                raise ValueError(
+                    f"{name} in environment would be the same for all ranks and jobs, which find "
+                    "their places by it: leave it out"
+                )
+        return self
 
     def __hash__(self) -> int:
         """Of its text: what is planned for a cluster is looked up by it, and lists have no hash."""

@@ -1,12 +1,17 @@
 """`dsv3 launch`: what is printed and submitted, and what is refused before anything is queued."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from dsv3_plugin.files import locks
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import submit
+from dsv3_plugin.launch.job_record import record_of
+from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from tests.launch.jobs import write_cluster
 
 
@@ -24,8 +29,8 @@ def sbatch(monkeypatch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
-    def put(body: str = "echo 12", queue: str = "") -> None:
-        for name, text in (("sbatch", body), ("squeue", f"echo '{queue}'"), ("scancel", "")):
+    def put(body: str = "echo 12", queue: str = "", cancel: str = "") -> None:
+        for name, text in (("sbatch", body), ("squeue", f"echo '{queue}'"), ("scancel", cancel)):
             (folder / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
             (folder / name).chmod(0o755)
 
@@ -45,20 +50,37 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(dsv3, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["two.yaml"]
 
 
-def test_torchruns_lines_are_those_of_each_node(dsv3):
+def test_torchruns_lines_are_those_of_each_node(dsv3, tmp_path):
     said = dsv3(*LAUNCH, "--nodes", 2, "--torchrun", "training.steps=12")
     _, first, second = said.out.splitlines()
     assert first.startswith("torchrun --nnodes=2 --node-rank=0 --nproc-per-node=1 ")
     assert "--node-rank=1" in second
-    assert second.endswith("-m dsv3_plugin.cli train pretrain/tiny training.steps=12")
+    there = tmp_path / "two.yaml"  # what the run is planned for, wherever it is started
+    assert second.endswith(f"train pretrain/tiny training.steps=12 cluster={there}")
+
+
+def test_torchruns_lines_bring_what_the_clusters_file_says_of_ranks(dsv3, tmp_path):
+    keys = {"environment": {"NCCL_IB_HCA": "mlx5", "ODD": "a 'b'"}, "scratch": "/local"}
+    write_cluster(tmp_path, {**keys, "venv": "/v"})
+    line = dsv3(*LAUNCH, "--torchrun").out.splitlines()[1]
+    assert line.startswith(
+        "NCCL_IB_HCA=mlx5 ODD='a '\"'\"'b'\"'\"'' TMPDIR=/local /v/bin/torchrun --nnod"
+    )
+    write_cluster(tmp_path, {"container": {"runtime": "apptainer", "image": "x.sif"}})
+    line = dsv3(*LAUNCH, "--torchrun").out.splitlines()[1]
+    assert line.startswith("apptainer exec --bind=")
+    assert " x.sif torchrun --nnodes=1 " in line
 
 
 def test_a_job_is_submitted_with_the_recipe_as_it_is_now(dsv3, sbatch, tmp_path):
+    before = load_cluster("two.yaml")
     said = dsv3(*LAUNCH, "training.steps=12")
     assert said.out == "Job 12: tiny in runs/tiny; dsv3 status runs/tiny shows it.\n"
+    (tmp_path / "two.yaml").unlink()  # and so is the cluster's file
     kept = load_recipe(Path("runs/tiny/launch/recipe.yaml"))
     assert kept.training.steps == 12
-    assert kept.cluster == str(tmp_path / "two.yaml")
+    assert kept.cluster == str(tmp_path / "runs/tiny/launch/cluster.yaml")
+    assert load_cluster(kept.cluster) == before
     assert "#SBATCH" in Path("runs/tiny/launch/job.sbatch").read_text()
     said = dsv3("status", "runs/tiny")
     assert "12" in said.out
@@ -73,8 +95,115 @@ def test_a_sweep_has_a_run_for_each_value(dsv3, sbatch):
         kept = load_recipe(folder / "launch" / "recipe.yaml")
         assert (kept.training.seed, kept.folder) == (seed, folder)
         assert f"12_{number}" in dsv3("status", folder).out
-    assert "#SBATCH --array=0-2" in Path("runs/sweep/launch/job.sbatch").read_text()
+    assert "#SBATCH --array=0-2" in Path("runs/sweep/launch/sweep.sbatch").read_text()
     assert len(dsv3("status").out.splitlines()) == 1 + 3
+    # A run in the folder that holds them is one more, and has its script still.
+    assert dsv3(*LAUNCH, "directory=runs/sweep").code == 0
+    assert len(dsv3("status").out.splitlines()) == 1 + 4
+    assert Path("runs/sweep/launch/sweep.sbatch").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("curves.batch_size=16,7",), "the run with curves.batch_size=7: "),
+        (("training.micro_batch_size=1,4000",), "the run with training.micro_batch_size=4000: "),
+        (("parallel.processes=2,1", "parallel.expert=1"), "takes 2 ranks on 1 nodes (CPUs) for"),
+        (("training.seed=1,2", "checkpoint.directory=all"), "would all keep their checkpoints in"),
+    ],
+)  # fmt: skip
+def test_every_value_of_a_sweep_is_looked_at_before_anything_is_queued(
+    dsv3, sbatch, tmp_path, words, sentence
+):
+    sbatch(f"touch {tmp_path}/queued; echo 12")
+    values, *overrides = words
+    said = dsv3(*LAUNCH, "--array", values, *overrides)
+    assert (said.code, said.out) == (2, "")
+    assert sentence in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["two.yaml"]
+
+
+def test_every_value_of_a_sweep_is_rehearsed(dsv3, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        submit, "refuse_what_upstream_would", lambda _, words, recipe, *more: seen.append(words[-2])
+    )
+    assert dsv3(*LAUNCH, "--array", "training.seed=1,2,3", "--dry-run").code == 0
+    assert seen == ["training.seed=1", "training.seed=2", "training.seed=3"]
+
+
+def test_what_upstream_refuses_is_refused_before_anything_is_queued(
+    dsv3, sbatch, tmp_path, monkeypatch
+):
+    """With the real rehearsal, once: the second value of a sweep is what Megatron will not take."""
+    monkeypatch.setattr(submit, "refuse_what_upstream_would", refuse_what_upstream_would)
+    sbatch(f"touch {tmp_path}/queued; echo 12")
+    said = dsv3(*LAUNCH, "--array", "megatron_args.exit-interval=9000,never")
+    assert (said.code, said.out) == (2, "")
+    assert (
+        "the run with megatron_args.exit-interval=never: Megatron refuses these settings"
+        in said.err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["two.yaml"]
+
+
+def test_a_job_that_cannot_be_written_down_is_cancelled_again(dsv3, sbatch, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(submit, "write_record", full)
+    sbatch(cancel=f'echo "$@" > {tmp_path}/cancelled')
+    said = dsv3(*LAUNCH)
+    assert said.code == 2
+    assert (
+        "(No space left on device): job 12, which Slurm had taken, is cancelled again" in said.err
+    )
+    assert (tmp_path / "cancelled").read_text() == "12\n"
+    sbatch(cancel="echo away >&2; exit 1")
+    assert (
+        "job 12 is in the queue still, end it with scancel 12 (Slurm does not" in dsv3(*LAUNCH).err
+    )
+
+
+def test_two_launches_of_one_run_do_not_meet(dsv3, sbatch):
+    with locks.take(Path("runs/tiny/launch"), ".lock"):
+        assert "another dsv3 launch is submitting the run in runs/tiny" in dsv3(*LAUNCH).err
+    sweep = (*LAUNCH, "--array", "training.seed=1,2", "directory=runs/sweep")
+    with locks.take(Path("runs/sweep/launch"), ".lock"):
+        assert "another dsv3 launch is submitting the run in runs/sweep" in dsv3(*sweep).err
+    assert not Path("runs").exists()
+
+
+def test_what_slurm_takes_for_a_pattern_in_a_folders_name_is_none(dsv3, sbatch):
+    assert dsv3(*LAUNCH, "directory=runs/50%j").code == 0
+    script = Path("runs/50%j/launch/job.sbatch").read_text()
+    assert "/runs/50%%j/launch/job-%j.out" in script
+    output = record_of(RunFolder(Path("runs/50%j"))).output_file
+    assert output == Path.cwd() / "runs/50%j/launch/job-12.out"
+
+
+def test_a_container_sees_the_run_wherever_it_is(dsv3, tmp_path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    write_cluster(tmp_path, {"container": {"runtime": "pyxis", "image": "x"}, "scratch": "/local"})
+    words = (f"directory={elsewhere}/runs/tiny", "checkpoint.directory=here")
+    said = dsv3(*LAUNCH, *words, "--dry-run")
+    assert (
+        f"--container-mounts={tmp_path}:{tmp_path},{elsewhere}:{elsewhere},/local:/local"
+        in said.out
+    )
+    refused = dsv3(*LAUNCH, f"directory={elsewhere}/a:b/tiny", "--dry-run")
+    assert refused.code == 0  # it is not there yet, and its parent is mounted
+    (elsewhere / "a:b").mkdir()
+    refused = dsv3(*LAUNCH, f"directory={elsewhere}/a:b/tiny", "--dry-run")
+    assert "cannot be mounted into a container: its name has a colon" in refused.err
+
+
+def test_gpus_that_a_cluster_does_not_have_are_refused(dsv3):
+    said = dsv3(*LAUNCH, "host=gpu", "--dry-run")
+    assert said.code == 2
+    assert (
+        "the recipe computes on GPUs (host: gpu), and the cluster's file says host: cpu" in said.err
+    )
 
 
 def test_a_job_waits_for_another_or_for_that_of_a_run(dsv3, sbatch):
@@ -110,6 +239,7 @@ def test_a_run_that_is_done_is_not_waited_for(dsv3, sbatch, monkeypatch):
         ((*LAUNCH, "--torchrun", "--dry-run"), "--torchrun starts one run by hand"),
         (("launch", "pretrain/deepseek-v3", "--cluster", "two.yaml"), "asks for 2,048 devices"),
         ((*LAUNCH, "directory=runs/a\nb"), "cannot name"),
+        ((*LAUNCH, "directory=runs/a\\b"), "cannot name"),
     ],
 )
 def test_what_cannot_be_is_a_sentence_before_anything_is_queued(
@@ -138,7 +268,20 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does(dsv3, sbatch, t
         ("restarts", 10**9, "'launch.restarts' is 1000000000"),
         ("partition", "two words", "'launch.partition'"),
         ("options", ["rm -rf"], "'launch.options.0'"),
+        ("options", ["--comment='it"], "'launch.options.0'"),
+        ("options", ["--comment=a\\"], "'launch.options.0'"),
+        ("options", ["--no-requeue"], "--no-requeue in options is for the script of a job to say"),
+        (
+            "options",
+            ["--outp=x"],
+            "--outp=x in options is for the script of a job to say: leave it",
+        ),
+        ("options", ["--time=1"], "say it with launch.time_limit_hours"),
+        ("options", ["--mem=1G"], "say it with launch.exclusive"),
         ("environment", {"A B": "1"}, "launch.environment"),
+        ("environment", {"É": "1"}, "launch.environment"),
+        ("environment", {"RANK": "1"}, "RANK in environment would be the same for all ranks"),
+        ("container", {"runtime": "pyxis", "image": "x", "mounts": ["/a:/a,/b:/b"]}, "mounts.0'"),
         ("partitoin", "x", "unknown key 'launch.partitoin' (nearest: 'partition')"),
     ],
 )
@@ -147,6 +290,27 @@ def test_a_clusters_file_that_cannot_be_is_refused(dsv3, tmp_path, key, value, s
     said = dsv3(*LAUNCH, "--dry-run")
     assert said.code == 2
     assert sentence in said.err
+
+
+def test_options_that_contradict_nothing_are_passed_on(dsv3, tmp_path):
+    options = ["--mem=64G", "--time-min=60", "--exclude=n[1-2]", "--gres=nvme:1"]
+    write_cluster(tmp_path, {"exclusive": False, "options": options})
+    script = dsv3(*LAUNCH, "--dry-run").out
+    assert all(f"#SBATCH {option}\n" in script for option in options)
+
+
+def test_a_tilde_is_the_home_folder(dsv3, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    write_cluster(tmp_path, {"venv": "~/venv", "scratch": "~/local"})
+    script = dsv3(*LAUNCH, "--dry-run").out
+    assert "source /home/me/venv/bin/activate\n" in script
+    assert "TMPDIR=/home/me/local\n" in script
+    assert "~" not in script
+    image = {"runtime": "apptainer", "image": "~/dsv3.sif", "mounts": ["~/data:/data"]}
+    write_cluster(tmp_path, {"container": image})
+    script = dsv3(*LAUNCH, "--dry-run").out
+    assert ",/home/me/data:/data --pwd=" in script
+    assert " /home/me/dsv3.sif python3 " in script
 
 
 def test_without_slurm_there_is_a_sentence_and_nothing_is_left(dsv3, monkeypatch, tmp_path):

@@ -22,7 +22,8 @@ from dsv3_plugin.launch.job_script import script
 from dsv3_plugin.launch.queue import queued
 from dsv3_plugin.launch.starts import starts_of
 from dsv3_plugin.launch.status import status_of
-from dsv3_plugin.launch.submit import Wanted, prepare
+from dsv3_plugin.launch.submit import prepare
+from dsv3_plugin.launch.wanted import Wanted
 from tests.launch.jobs import shipped_jobs, write_cluster
 from tests.small_runs import LONGER, STEPS, Command, numbers, steps_taken
 
