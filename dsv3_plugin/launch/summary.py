@@ -8,6 +8,7 @@ from dsv3_plugin.planner.counts import parameter_counts
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.curve import Curve
 from dsv3_plugin.recipe.hf_config import why_not_exported
+from dsv3_plugin.recipe.regrets import regrets
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.console import styled
 
@@ -15,7 +16,7 @@ from dsv3_plugin.terminal.console import styled
 def summary(recipe: Recipe) -> RenderableType:
     """The recipe in a few lines: model, data, ranks, tokens, and the phases of its curves.
 
-    And, before anything is spent on it, whether the model could not be exported.
+    And, before anything is spent on it, what its author may not have meant.
     """
     counts = parameter_counts(recipe.model)
     unexportable = why_not_exported(recipe.model)
@@ -35,6 +36,7 @@ def summary(recipe: Recipe) -> RenderableType:
         ("steps", f"{recipe.total_steps:,} ({tokens_text(recipe.total_tokens)} tokens)"),
         ("folder", str(recipe.folder)),
         *(() if unexportable is None else (("no export", unexportable),)),
+        *(("mind", sentence) for sentence in regrets(recipe)),
     ):
         facts.add_row(styled(name), value)
 

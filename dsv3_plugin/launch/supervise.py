@@ -72,6 +72,31 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
         raise
 
 
+def dry_run(name: str, overrides: list[str], console: Console | None = None) -> None:
+    """Say what `train` would do here, and leave everything as it is.
+
+    Raises:
+        UserError: as `train`, as far as that is known before anything is written.
+    """
+    machine = Machine.here()
+    recipe = load_resolved(name, overrides, machine)
+    refuse_missing_gpus(recipe, machine)
+    refuse_missing_kernels(recipe.dispatch.kind)
+    refuse_what_does_not_go_on(recipe)
+    refuse_another_parent(recipe)
+    console = console or Console()
+    console.print(summary(recipe))
+    if is_done(recipe):
+        console.line_of(nothing_to_do(recipe))
+        return
+    saved, ranks = recipe.run_folder.steps_saved(), recipe.parallel.processes
+    where = f"go on from step {saved:,}" if saved else "begin anew"
+    console.line_of(
+        f"It would {where}, with {ranks} {'process' if ranks == 1 else 'processes'} on this "
+        f"machine; nothing was started or written."
+    )
+
+
 def refuse_missing_gpus(recipe: Recipe, machine: Machine) -> None:
     """Raise UserError if the ranks need more GPUs than the machine has."""
     if recipe.on_gpu(machine) and machine.gpus < recipe.parallel.processes:

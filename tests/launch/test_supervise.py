@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch import supervise
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.recipe.load import load_recipe
@@ -116,3 +117,19 @@ def test_nohup_is_heeded(supervised, monkeypatch):
         signal.signal(signal.SIGHUP, before)
     assert ranks.signals == [signal.SIGTERM]
     assert len(shown) == 4
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
+    folder = tmp_path / "run"
+    supervise.dry_run("pretrain/tiny", [f"directory={folder}", "training.steps=20"])
+    said = capsys.readouterr().out
+    assert "the run ends in the middle of its curves" in " ".join(said.split())
+    assert said.endswith(
+        "It would begin anew, with 2 processes on this machine; nothing was started or written.\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_refuses_what_a_run_does(tmp_path):
+    with pytest.raises(UserError, match="takes 2 GPUs and this machine has 0"):
+        supervise.dry_run("pretrain/tiny", [f"directory={tmp_path}/run", "host=gpu"])

@@ -1,0 +1,48 @@
+"""What is said of a recipe before it runs."""
+
+import pytest
+
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.regrets import regrets
+from dsv3_plugin.recipe.shipped import what_ships
+
+SHARES = (
+    "curves={learning_rate: [{linear: 1e-3, from: 0, for: 10%}, {cosine: 1e-4, for: 90%}], "
+    "batch_size: 16}"
+)
+
+
+@pytest.mark.parametrize("name", [name for name in what_ships()["recipes"] if "sft" not in name])
+def test_nothing_is_to_be_regretted_of_what_ships(name: str):
+    assert regrets(load_recipe(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["training.steps=100"],
+            "the run ends in the middle of its curves (pieces begun: learning_rate 2 of 5, "
+            "router_bias_speed 1 of 2, mtp_weight 1 of 2): ",
+        ),
+        (["training.eval_interval=300"], "training.eval_interval 300 is more than the 240 steps"),
+        (
+            ["data.tokenizer=bpe:2048"],
+            "data.tokenizer has 2,048 ids and the model 4,096: the rest are never used, and cost "
+            "as much; model.vocab_size=2048 leaves them out",
+        ),
+    ],
+)
+def test_it_is_said(overrides: list[str], sentence: str):
+    [said] = regrets(load_recipe("pretrain/tiny", overrides))
+    assert said.startswith(sentence)
+
+
+@pytest.mark.parametrize("steps", [3, 100, 240])
+def test_curves_by_shares_suit_every_length(steps: int):
+    tiny = load_recipe("pretrain/tiny", [f"training.steps={steps}", "training.eval_interval=1"])
+    alike = load_recipe(
+        "pretrain/tiny", [f"training.steps={steps}", "training.eval_interval=1", SHARES]
+    )
+    assert any("curves" in said for said in regrets(tiny)) == (steps < 240)
+    assert not any("learning_rate" in said for said in regrets(alike))
