@@ -1,0 +1,208 @@
+"""A server that speaks OpenAI's language (vLLM, SGLang, `dsv3 serve`, a vendor's), asked."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from dsv3_plugin.data.chat.conversation import Conversation
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.requests import FinishReason, SamplingParameters
+from dsv3_plugin.web import Patience, Refused, Unanswered, Web
+
+LONG = Patience(attempt=3600.0, outage=600.0)
+"""With a server that makes long answers, and may be started again meanwhile."""
+
+_REASONS: Mapping[Any, FinishReason] = {"stop": "stop", "length": "length"}
+_VERSION = "/v1"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the answers in a reply.
+
+    Attributes:
+        text: of it; in a chat what the server takes for thoughts aside.
+        thoughts: those; empty where it tells none apart.
+        finish_reason: why it ended; what a server calls otherwise than a stop or the length is
+            "cancelled".
+        prompt: token ids as the server has them; None where it does not say.
+        tokens: of the answer, likewise.
+        log_probs: of these, likewise.
+    """
+
+    text: str
+    thoughts: str
+    finish_reason: FinishReason
+    prompt: tuple[int, ...] | None
+    tokens: tuple[int, ...] | None
+    log_probs: tuple[float, ...] | None
+
+
+class Endpoint:
+    """A model behind OpenAI's interface; use as a context, or call `close`.
+
+    Args:
+        address: of the server, with or without `/v1`.
+        model: its name there; None: the only one that there is.
+        key: what the server wants to know.
+        patience: with it.
+        at_once: requests at most.
+
+    Attributes:
+        model: its name.
+
+    Raises:
+        UserError: nobody answers there, or not in OpenAI's language, or the model is not there.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        model: str | None = None,
+        key: str | None = None,
+        patience: Patience = LONG,
+        at_once: int = 64,
+    ) -> None:
+        self.address = address.rstrip("/").removesuffix(_VERSION)
+        self._web = Web(self.address, key=key, patience=patience, at_once=at_once)
+        try:
+            self.model = model or self._only_model()
+        except BaseException:
+            self._web.close()
+            raise
+
+    def __enter__(self) -> "Endpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._web.close()
+
+    @property
+    def repeated(self) -> dict[str, int]:
+        """How often requests failed and were made again, by the reason."""
+        return dict(self._web.repeated)
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        """What the server answers to something that it has to answer.
+
+        Raises:
+            UserError: it does not.
+        """
+        asked = self._web.get(path) if body is None else self._web.post(path, body)
+        try:
+            return asked.result()
+        except Unanswered as error:
+            raise UserError(f"{self.address} {sentence_of(error)}.") from None
+
+    def complete(
+        self, prompt: str | Sequence[int], sampling: SamplingParameters, *, reported: bool
+    ) -> "Future[Any]":
+        """Answers to a text or to token ids; `choices_of` reads what comes.
+
+        Args:
+            prompt: of it.
+            sampling: how. Tokens that end a text are the server's to know.
+            reported: with token ids and log-probabilities.
+        """
+        body = {"model": self.model, "prompt": prompt, **_asked(sampling)}
+        if reported:
+            # vLLM and SGLang tell ids by this name, too; of log-probabilities the sampled token's.
+            body |= {"logprobs": 1, "return_token_ids": True}
+        return self._web.post(f"{_VERSION}/completions", body)
+
+    def chat(self, conversation: Conversation, sampling: SamplingParameters) -> "Future[Any]":
+        """Answers to a conversation; `choices_of` reads what comes."""
+        body = {"model": self.model, "messages": conversation.messages, **_asked(sampling)}
+        if conversation.tools:
+            body["tools"] = conversation.tools
+        return self._web.post(f"{_VERSION}/chat/completions", body)
+
+    def _only_model(self) -> str:
+        said = self.ask(f"{_VERSION}/models")
+        try:
+            names = [str(model["id"]) for model in said["data"]]
+        except (TypeError, KeyError):
+            raise UserError(f"{self.address} tells no models at {_VERSION}/models.") from None
+        if len(names) != 1:
+            raise UserError(
+                f"{self.address} has {len(names)} models ({', '.join(names[:8])}): name one."
+            )
+        return names[0]
+
+
+def sentence_of(error: Unanswered) -> str:
+    """What a server did, in words."""
+    if isinstance(error, Refused):
+        said = f": {error.said}" if error.said else ""
+        return f"refuses (status {error.status}){said}".rstrip(".")
+    return error.problem
+
+
+def choices_of(reply: Any, n: int) -> list[Choice]:
+    """The answers in a reply, in their order.
+
+    Raises:
+        Unanswered: they are not there, or are others than were asked for.
+    """
+    try:
+        choices = [_choice(one) for one in sorted(reply["choices"], key=lambda one: one["index"])]
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise Unanswered("answered otherwise than OpenAI's interface has it") from None
+    if len(choices) != n:
+        raise Unanswered("answered another number of choices")
+    return choices
+
+
+def _choice(told: Mapping[str, Any]) -> Choice:
+    message = told.get("message") or {"content": told.get("text")}
+    content, thoughts = message.get("content"), message.get("reasoning_content")
+    if thoughts is None:  # as newer servers call it
+        thoughts = message.get("reasoning")
+    tokens = told.get("token_ids")
+    return Choice(
+        text=content or "",
+        thoughts=thoughts or "",
+        finish_reason=_REASONS.get(told["finish_reason"], "cancelled"),
+        prompt=_ids(told.get("prompt_token_ids")),
+        tokens=_ids(tokens),
+        log_probs=_log_probs(told.get("logprobs")),
+    )
+
+
+def _ids(told: Any) -> tuple[int, ...] | None:
+    return None if told is None else tuple(int(token) for token in told)
+
+
+def _log_probs(told: Any) -> tuple[float, ...] | None:
+    if not told or told.get("token_logprobs") is None:
+        return None
+    return tuple(float(value) for value in told["token_logprobs"])
+
+
+def _asked(sampling: SamplingParameters) -> dict[str, Any]:
+    """A body's fields; those that are not OpenAI's only where they say something."""
+    return dict(_fields(sampling))
+
+
+def _fields(sampling: SamplingParameters) -> Iterator[tuple[str, Any]]:
+    yield "max_tokens", sampling.max_tokens
+    yield "temperature", sampling.temperature
+    yield "top_p", sampling.top_p
+    yield "n", sampling.n
+    yield "seed", sampling.seed
+    if sampling.stop:
+        yield "stop", list(sampling.stop)
+    if sampling.top_k is not None:
+        yield "top_k", sampling.top_k
+    if sampling.min_p:
+        yield "min_p", sampling.min_p
+    if sampling.repetition_penalty != 1.0:
+        yield "repetition_penalty", sampling.repetition_penalty
+    if sampling.logit_bias:
+        yield "logit_bias", {str(token): value for token, value in sampling.logit_bias.items()}

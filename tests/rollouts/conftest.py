@@ -1,0 +1,20 @@
+"""A server of the small trained model, beside the tests."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.served import free_port
+from tests.small_runs import Command, Trained
+
+
+@pytest.fixture(scope="module")
+def server(trained: Trained) -> Iterator[str]:
+    """Its address; it may be starting yet."""
+    port = free_port()
+    command = Command.forked("serve", "--checkpoint", trained.checkpoints, "--port", str(port))
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        command.send(signal.SIGKILL).end()

@@ -1,0 +1,271 @@
+"""Answers of servers: those of ours, and of some that do this or that otherwise."""
+
+import dataclasses
+import signal
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor as Threads
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request as Asked
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from dsv3_plugin.checkpoint.load import load_for_inference
+from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer, train_bpe
+from dsv3_plugin.distributed.world import single_process
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.engine import Engine, EngineSettings
+from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
+from dsv3_plugin.inference.requests import Request, SamplingParameters
+from dsv3_plugin.rollouts.endpoint import Endpoint
+from dsv3_plugin.rollouts.openai import OpenAi
+from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.web import Patience
+from tests.served import free_port, served
+from tests.small_runs import Command, Trained
+
+VOCABULARY, LONGEST = 512, 128
+PATIENT = Patience(attempt=300, outage=300, first_wait=0.1, longest_wait=0.5)
+BRIEF = Patience(attempt=300, outage=0)
+SAMPLING = SamplingParameters(max_tokens=12)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    tokens: tuple[int, ...]
+
+
+PROMPTS = [Prompt((5, 17, 60)), Prompt(tuple(range(20, 60)))]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(trained: Trained) -> TextTokenizer:
+    return tokenizer_of_checkpoint(trained.checkpoints)
+
+
+def rollouts(endpoint: Endpoint, tokenizer: TextTokenizer, **changes: Any) -> OpenAi:
+    ends = changes.pop("ends", frozenset())
+    return OpenAi(endpoint, SAMPLING, tokenizer, VOCABULARY, LONGEST, ends)
+
+
+def test_they_are_what_an_engine_of_ours_gives(
+    server: str, tokenizer: TextTokenizer, trained: Trained
+) -> None:
+    with Endpoint(server, patience=PATIENT) as endpoint:
+        assert endpoint.model == "small"
+        found = rollouts(endpoint, tokenizer).answers(PROMPTS, 3, [7, 8])
+    with single_process():
+        model, _ = load_for_inference(trained.checkpoints)
+        engine = Engine(model, EngineSettings(2**24))
+        requests = [
+            Request(prompt.tokens, dataclasses.replace(SAMPLING, n=3, seed=seed))
+            for prompt, seed in zip(PROMPTS, (7, 8), strict=True)
+        ]
+        done = [Rollout.of(one) for one in engine.run(requests)]
+    for group, alone in zip(found, (done[:3], done[3:]), strict=True):
+        assert len({rollout.tokens for rollout in group}) == 3
+        for mine, other in zip(group, alone, strict=True):
+            assert mine.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+            assert dataclasses.replace(mine, log_probs=other.log_probs) == other
+
+
+def test_a_server_that_is_killed_in_the_middle_is_waited_for(
+    tokenizer: TextTokenizer, trained: Trained
+) -> None:
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    serve = ("serve", "--checkpoint", trained.checkpoints, "--port", str(port))
+    many = [Prompt((5, 17, 60 + number)) for number in range(48)]
+    running = Command.forked(*serve)
+    try:
+        with Endpoint(address, patience=PATIENT, at_once=2) as endpoint, Threads(1) as beside:
+            source = rollouts(endpoint, tokenizer)
+            before = sum(endpoint.repeated.values())
+            step = beside.submit(source.answers, many, 2, range(48))
+            while drawn_tokens(address) < 100:
+                time.sleep(0.005)
+            running.send(signal.SIGKILL).end()
+            assert not step.done()
+            running = Command.forked(*serve)
+            interrupted = step.result()
+            assert sum(endpoint.repeated.values()) > before
+            undisturbed = source.answers(many, 2, range(48))
+        assert [[one.tokens for one in group] for group in interrupted] == [
+            [one.tokens for one in group] for group in undisturbed
+        ]
+        assert not source.lost
+    finally:
+        running.send(signal.SIGKILL).end()
+
+
+def drawn_tokens(address: str) -> float:
+    """How many tokens of answers a server has made."""
+    with urllib.request.urlopen(f"{address}/metrics", timeout=300) as page:
+        text = page.read().decode()
+    (line,) = (line for line in text.splitlines() if line.startswith("dsv3_drawn_tokens_total "))
+    return float(line.split()[1])
+
+
+class Other:
+    """A server that does what a test wants."""
+
+    def __init__(self, tokenizer: TextTokenizer, change: Callable[[dict, dict], Any]) -> None:
+        self._tokenizer, self._change = tokenizer, change
+        self.probed = 0
+
+    async def models(self, _request: Asked) -> JSONResponse:
+        return JSONResponse({"data": [{"id": "other"}]})
+
+    async def complete(self, request: Asked) -> JSONResponse:
+        body = await request.json()
+        prompt = body["prompt"]
+        if isinstance(prompt, str):
+            prompt = self._tokenizer.backend.encode(prompt).ids
+        choices = [
+            {
+                "index": n,
+                "text": "x",
+                "finish_reason": "length",
+                "prompt_token_ids": prompt,
+                "token_ids": [9, 3, 9],
+                "logprobs": {"token_logprobs": [-0.5, -0.25, -1.0]},
+            }
+            for n in range(body["n"])
+        ]
+        reply = {"choices": choices}
+        if isinstance(body["prompt"], str) or self.probed < 2:
+            self.probed += 1  # at first it is looked at
+            change = self._change if self._change.__name__.startswith("probe") else None
+        else:
+            change = self._change
+        said = change(reply, body) if change else None
+        return said if isinstance(said, JSONResponse) else JSONResponse(reply)
+
+
+@contextmanager
+def other(tokenizer: TextTokenizer, change: Callable[[dict, dict], Any]) -> Iterator[Endpoint]:
+    server = Other(tokenizer, change)
+    routes = [
+        Route("/v1/models", server.models),
+        Route("/v1/completions", server.complete, methods=["POST"]),
+    ]
+    with (
+        served(Starlette(routes=routes)) as address,
+        Endpoint(f"{address}/v1/", patience=BRIEF) as opened,
+    ):
+        yield opened
+
+
+def test_another_tokenizer_is_found_out(tokenizer: TextTokenizer, tmp_path: Any) -> None:
+    train_bpe(["elephants never forget; why would they?\n" * 30], VOCABULARY, tmp_path / "t")
+    theirs = open_tokenizer(tmp_path / "t")
+
+    def change(_reply: dict, _body: dict) -> None: ...
+
+    with (
+        other(theirs, change) as endpoint,
+        pytest.raises(UserError, match="has another tokenizer than"),
+    ):
+        rollouts(endpoint, tokenizer)
+
+
+def probe_without_ids(reply: dict, _body: dict) -> None:
+    del reply["choices"][0]["token_ids"]
+
+
+def probe_without_log_probs(reply: dict, _body: dict) -> None:
+    reply["choices"][0]["logprobs"] = None
+
+
+def probe_of_fewer_tokens(_reply: dict, body: dict) -> JSONResponse | None:
+    if body["prompt"] == [VOCABULARY - 1]:
+        said = {"error": {"message": "Token 511 is out of vocabulary"}}
+        return JSONResponse(said, status_code=400)
+    return None
+
+
+def probe_of_a_page(_reply: dict, _body: dict) -> JSONResponse:
+    return JSONResponse({"detail": "Not Found"}, status_code=404)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (probe_without_ids, "does not tell token ids, which training needs"),
+        (probe_without_log_probs, "does not tell log-probabilities, which training needs"),
+        (probe_of_fewer_tokens, "Token 511 is out of vocabulary.*has another vocabulary"),
+        (probe_of_a_page, "refuses"),
+    ],
+)
+def test_what_cannot_be_trained_from_is_said_first(
+    tokenizer: TextTokenizer, change: Callable[[dict, dict], Any], sentence: str
+) -> None:
+    with other(tokenizer, change) as endpoint, pytest.raises(UserError, match=sentence):
+        rollouts(endpoint, tokenizer)
+
+
+def fewer_choices(reply: dict, body: dict) -> None:
+    if body["prompt"] == [5, 17, 60]:
+        reply["choices"].pop()
+
+
+def fails_at_one(_reply: dict, body: dict) -> JSONResponse | None:
+    return JSONResponse({}, status_code=500) if body["prompt"] == [5, 17, 60] else None
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (fewer_choices, "answered another number of choices"),
+        (fails_at_one, "answered with status 500"),
+    ],
+)
+def test_what_fails_costs_its_prompt(
+    tokenizer: TextTokenizer, change: Callable[[dict, dict], Any], problem: str
+) -> None:
+    with other(tokenizer, change) as endpoint:
+        source = rollouts(endpoint, tokenizer)
+        lost, whole = source.answers(PROMPTS, 2, [0, 1])
+        assert (lost, len(whole)) == ([], 2)
+        assert source.lost == {problem: 2}
+        with pytest.raises(UserError, match="no answer came"):
+            source.answers(PROMPTS[:1], 2, [0])
+
+
+def test_an_answer_ends_where_the_trained_model_ends_it(tokenizer: TextTokenizer) -> None:
+    def change(_reply: dict, _body: dict) -> None: ...
+
+    with other(tokenizer, change) as endpoint:
+        source = rollouts(endpoint, tokenizer, ends=frozenset({3}))
+        ((rollout,),) = source.answers(PROMPTS[:1], 1, [0])
+    assert (rollout.tokens, rollout.log_probs) == ((9, 3), (-0.5, -0.25))
+    assert (rollout.finish_reason, rollout.versions) == ("stop", (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("token_ids", [9, VOCABULARY, 3], "token 512, which is none of the 512 of the model"),
+        ("prompt_token_ids", [0, 5, 17, 60], "answers another prompt than it was asked"),
+    ],
+)
+def test_another_models_answers_are_refused(
+    tokenizer: TextTokenizer, key: str, value: list[int], sentence: str
+) -> None:
+    def change(reply: dict, _body: dict) -> None:
+        reply["choices"][0][key] = value
+
+    with other(tokenizer, change) as endpoint:
+        source = rollouts(endpoint, tokenizer)
+        with pytest.raises(UserError, match=sentence):
+            source.answers(PROMPTS[:1], 1, [0])
+
+
+def test_where_nobody_answers_is_said() -> None:
+    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:\d+ cannot be reached\."):
+        Endpoint(f"http://127.0.0.1:{free_port()}", patience=BRIEF)
