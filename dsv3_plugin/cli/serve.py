@@ -27,6 +27,21 @@ def serve(
     drafts: Annotated[
         int, typer.Option(help="Tokens that multi-token prediction guesses ahead.", min=0)
     ] = 0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of an answer at most; by default as many as the model has positions for.",
+            min=1,
+        ),
+    ] = None,
+    request_seconds: Annotated[
+        float,
+        typer.Option(help="From a request's arrival to its end; 0 for as long as it takes.", min=0),
+    ] = 600,
+    requests_per_minute: Annotated[
+        int | None,
+        typer.Option(help="Requests of one address; by default without a limit.", min=1),
+    ] = None,
 ) -> None:
     """Answer OpenAI's completions and chat completions over HTTP.
 
@@ -44,8 +59,16 @@ def serve(
         from dsv3_plugin.inference.server import serve as servers
 
         budget = None if cache_gib is None else int(cache_gib * 2**30)
-        how = {"host": host, "port": port, "cache_bytes": budget, "drafts": drafts, "said": said}
+        wanted = servers.ServerSettings(
+            host=host,
+            port=port,
+            cache_bytes=budget,
+            drafts=drafts,
+            answer_tokens=max_tokens,
+            seconds=request_seconds or None,
+            per_minute=requests_per_minute,
+        )
         if checkpoint is not None:
-            servers.serve(checkpoint, **how)
+            servers.serve(checkpoint, wanted, said)
         else:
-            servers.serve_hf(hf, **how)
+            servers.serve_hf(hf, wanted, said)

@@ -43,6 +43,11 @@ class Answer:
     guesses: list[int] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has a token, or latents."""
+        return bool(self.reports or self.sequence.pages)
+
     def begin_again(self) -> None:
         """Drop what was computed; what was drawn stays."""
         self.prompt_reports.clear()

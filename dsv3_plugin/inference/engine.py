@@ -12,6 +12,7 @@ in RL the trainer's own.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
@@ -230,6 +231,10 @@ class Engine:
         """End the answers to a request as they are; nothing if they ended already."""
         mine = [answer for answer in self._answers.values() if answer.request == request]
         return [self._finish(answer, "cancelled") for answer in mine]
+
+    def unbegun(self) -> Counter[int]:
+        """How many answers of each request have neither a token nor latents."""
+        return Counter(a.request for a in self._answers.values() if not a.begun)
 
     def weights_changed(self) -> None:
         """Forget what was computed with older weights. Texts that are being made go on with the

@@ -4,9 +4,9 @@ import asyncio
 import contextlib
 import dataclasses
 import hmac
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
@@ -14,61 +14,38 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference import requests as engine_requests
-from dsv3_plugin.inference.engine import Engine, Progress
+from dsv3_plugin.inference.engine import Engine
 from dsv3_plugin.inference.requests import SamplingParameters
+from dsv3_plugin.inference.server.growing import Stream, growing, pieces, to_the_end, unless_left
+from dsv3_plugin.inference.server.limits import Limits, Rate
 from dsv3_plugin.inference.server.metrics import registry_of
-from dsv3_plugin.inference.server.protocol import ChatRequest, CompletionRequest, read
-from dsv3_plugin.inference.server.replies import Choice, Json, Replies
+from dsv3_plugin.inference.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    json_of,
+    read,
+)
+from dsv3_plugin.inference.server.refusals import (
+    Refusal,
+    fault,
+    refusal_of,
+    reply,
+    unknown_route,
+)
+from dsv3_plugin.inference.server.replies import Choice, Replies
 from dsv3_plugin.inference.server.thinking import Thinking
-from dsv3_plugin.inference.server.worker import EngineThread, Stopped
+from dsv3_plugin.inference.server.words import Words
+from dsv3_plugin.inference.server.worker import Busy, EngineThread, Failed, Stopped
 from dsv3_plugin.inference.text import TextStream
 
 _CLIENT_LEFT = 499
 """nginx's code for a reply that nobody waits for."""
-
-
-@dataclass(frozen=True)
-class Words:
-    """A tokenizer, as the server uses it.
-
-    Attributes:
-        encode: token ids of a text, with those that every text begins with, or without.
-        decode: text of token ids.
-        prompt: the text that asks for a conversation's next turn.
-        ends: tokens that end an answer.
-    """
-
-    encode: Callable[[str, bool], list[int]]
-    decode: Callable[[Sequence[int]], str]
-    prompt: Callable[[Conversation], str]
-    ends: frozenset[int]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one request, and all of them, may ask.
-
-    Attributes:
-        body_bytes: of a request's body.
-        waiting: answers that wait for their turn; more are refused for the moment.
-    """
-
-    body_bytes: int
-    waiting: int
-
-
-class Refusal(Exception):
-    """A request that is not served, with its status and a sentence."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
 
 
 class Server:
@@ -87,8 +64,10 @@ class Server:
     ) -> None:
         self.name, self.words, self.limits = name, words, limits
         self._key = key
-        self._engine, self._worker = engine, EngineThread(engine)
+        self._engine, self._worker = engine, EngineThread(engine, limits.waiting)
         self._registry = registry_of(engine)
+        self._rate = None if limits.per_minute is None else Rate(limits.per_minute)
+        self._reading = 0
 
     def application(self) -> Starlette:
         """What a web server runs."""
@@ -102,7 +81,7 @@ class Server:
         return Starlette(
             routes=routes,
             lifespan=self._running,
-            exception_handlers={HTTPException: _unknown_route, Exception: _fault},
+            exception_handlers={HTTPException: unknown_route, Exception: fault},
         )
 
     @contextlib.asynccontextmanager
@@ -118,12 +97,8 @@ class Server:
             try:
                 self._require_key(request)
                 return await handler(request)
-            except UserError as error:
-                return _error(400, str(error))
-            except Refusal as refusal:
-                return _error(refusal.status, str(refusal))
-            except Stopped:
-                return _error(503, "The engine has stopped.")
+            except (UserError, Busy, Failed, Stopped, Refusal) as error:
+                return reply(refusal_of(error))
             except ClientDisconnect:
                 return Response(status_code=_CLIENT_LEFT)
 
@@ -131,8 +106,23 @@ class Server:
 
     def _require_key(self, request: Request) -> None:
         sent = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if self._key is not None and not hmac.compare_digest(sent.encode(), self._key.encode()):
+        # Headers are bytes, which starlette reads as Latin-1.
+        known = self._key is None or hmac.compare_digest(sent.encode("latin-1"), self._key.encode())
+        if not known:
             raise Refusal(401, "The API key is missing or wrong.")
+
+    def _require_turn(self, request: Request) -> None:
+        """Count a request against its client's in a minute."""
+        if self._rate is None or request.client is None:
+            return
+        wait = self._rate.seconds_to_wait(request.client.host)
+        if wait:
+            raise Refusal(
+                429,
+                f"More than {self.limits.per_minute} requests in a minute: ask again in "
+                f"{math.ceil(wait)} s.",
+                wait,
+            )
 
     async def health(self, _request: Request) -> Response:
         """Whether the engine runs."""
@@ -150,74 +140,104 @@ class Server:
 
     async def completions(self, request: Request) -> Response:
         """Continue texts."""
+        begin = time.monotonic()
         body = read(CompletionRequest, await self._json(request))
         self._require_model(body.model)
-        sampling = self._ending(body.sampling())
-        prompts = [
-            self.words.encode(prompt, True) if isinstance(prompt, str) else prompt
-            for prompt in body.prompts()
-        ]
+        sampling = self._allowed(body.sampling())
+        prompts = await asyncio.to_thread(self._ids, body.prompts())
         replies = Replies(
             "text_completion",
             self.name,
-            lambda token: self.words.decode([token]),
+            self.words.spelling,
             log_probs=body.logprobs is not None,
             echo=self.words.decode if body.echo else None,
             token_ids=body.return_token_ids,
         )
-        return await self._answer(request, body, replies, prompts, sampling, lambda: None)
+        asked = _Asked(request, body, replies, prompts, sampling, begin)
+        return await self._answer(asked)
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
+        begin = time.monotonic()
         body = read(ChatRequest, await self._json(request))
         self._require_model(body.model)
-        text = self.words.prompt(Conversation(body.messages, body.tools or None))
-        prompt = self.words.encode(text, False)
+        text, prompt = await asyncio.to_thread(self._conversation, body)
         room = self._engine.model.max_sequence_length - len(prompt)
-        sampling = self._ending(body.sampling(room))
+        sampling = self._allowed(body.sampling(min(room, self.limits.answer_tokens or room)))
         replies = Replies(
             "chat.completion",
             self.name,
-            lambda token: self.words.decode([token]),
+            self.words.spelling,
             log_probs=body.logprobs,
             token_ids=body.return_token_ids,
         )
-        apart = partial(Thinking.behind, text)
-        return await self._answer(request, body, replies, [prompt], sampling, apart)
+        asked = _Asked(request, body, replies, [prompt], sampling, begin)
+        return await self._answer(asked, partial(Thinking.behind, text))
+
+    def _ids(self, prompts: list[str] | list[list[int]]) -> list[list[int]]:
+        return [
+            self.words.encode(prompt, True) if isinstance(prompt, str) else prompt
+            for prompt in prompts
+        ]
+
+    def _conversation(self, body: ChatRequest) -> tuple[str, list[int]]:
+        """The text that a model is to go on with, and its tokens."""
+        text = self.words.prompt(Conversation(body.messages, body.tools or None))
+        return text, self.words.encode(text, False)
 
     async def _json(self, request: Request) -> Any:
-        """The body, no larger than allowed."""
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self.limits.body_bytes:
-                raise Refusal(413, f"The body is larger than {self.limits.body_bytes} bytes.")
-            parts.append(part)
+        """The body of a request whose client may ask; no larger and no slower than allowed."""
+        self._require_turn(request)
         try:
-            return json.loads(b"".join(parts))
-        except (ValueError, RecursionError):
-            raise UserError("The body is not JSON.") from None
+            async with asyncio.timeout(self.limits.seconds):
+                body = await self._body(request)
+        except TimeoutError:
+            raise Refusal(408, f"The body has not come within {self.limits.seconds:g} s.") from None
+        return json_of(body)
+
+    async def _body(self, request: Request) -> bytes:
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced) > self.limits.body_bytes:
+            raise Refusal(413, f"The body is larger than {self.limits.body_bytes} bytes.")
+        parts, size = [], 0
+        try:
+            async for part in request.stream():
+                size += len(part)
+                self._reading += len(part)
+                if size > self.limits.body_bytes:
+                    raise Refusal(413, f"The body is larger than {self.limits.body_bytes} bytes.")
+                if self._reading > self.limits.waiting * self.limits.body_bytes:
+                    raise Refusal(429, "Too many bodies come in at once: ask again later.")
+                parts.append(part)
+        finally:
+            self._reading -= size
+        return b"".join(parts)
 
     def _require_model(self, name: str) -> None:
         if name != self.name:
             raise Refusal(404, f"There is no model {name!r} here; there is {self.name!r}.")
 
-    def _ending(self, sampling: SamplingParameters) -> SamplingParameters:
+    def _allowed(self, sampling: SamplingParameters) -> SamplingParameters:
+        """With the tokens that end an answer; refused where it would be too long."""
+        most = self.limits.answer_tokens
+        if most is not None and sampling.max_tokens > most:
+            raise UserError(
+                f"max_tokens is {sampling.max_tokens}, and an answer may have {most} tokens here."
+            )
         return dataclasses.replace(sampling, stop_tokens=self.words.ends)
 
     async def _answer(
-        self,
-        request: Request,
-        body: CompletionRequest | ChatRequest,
-        replies: Replies,
-        prompts: list[list[int]],
-        sampling: SamplingParameters,
-        thinking: Callable[[], Thinking | None],
+        self, asked: "_Asked", thinking: Callable[[], Thinking | None] = lambda: None
     ) -> Response:
+        prompts, sampling, body = asked.prompts, asked.sampling, asked.body
         if not prompts:
             raise UserError("prompt: there is none.")
-        if self._engine.scheduler.waiting + len(prompts) * sampling.n > self.limits.waiting:
-            raise Refusal(429, "Too many answers are waited for already: ask again later.")
+        wanted = len(prompts) * sampling.n
+        if wanted > self.limits.waiting:
+            raise UserError(
+                f"{wanted} answers are asked for, n for each prompt, and a request may ask for "
+                f"{self.limits.waiting}."
+            )
         choices = [
             Choice(
                 number * sampling.n + answer,
@@ -228,90 +248,35 @@ class Server:
             for number, prompt in enumerate(prompts)
             for answer in range(sampling.n)
         ]
-        asked = [engine_requests.Request(tuple(prompt), sampling) for prompt in prompts]
+        seconds = self.limits.seconds
+        if seconds is not None:
+            seconds -= time.monotonic() - asked.begin
+        requests = [engine_requests.Request(tuple(prompt), sampling, seconds) for prompt in prompts]
         stack = contextlib.AsyncExitStack()
-        arriving = await stack.enter_async_context(self._worker.answers(asked))
+        arriving = await stack.enter_async_context(self._worker.answers(requests))
+        growth = growing(arriving, choices, sampling.n, self.limits.seconds)
         if body.stream:
             told = body.stream_options is not None and body.stream_options.include_usage
-            return _Stream(_pieces(arriving, choices, sampling.n, replies, told), stack)
+            return Stream(pieces(growth, choices, asked.replies, told), stack)
         async with stack:
-            await _unless_left(request, _collect(arriving, choices, sampling.n))
-        return JSONResponse(replies.whole(choices))
+            await unless_left(asked.request, to_the_end(growth))
+        return JSONResponse(asked.replies.whole(choices))
 
 
-async def _collect(
-    arriving: AsyncIterator[tuple[int, Progress]], choices: list[Choice], n: int
-) -> None:
-    async for place, progress in arriving:
-        choices[place * n + progress.number].add(progress.reports, progress.completion)
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A request that was read.
 
+    Attributes:
+        request, body: as it came.
+        replies: in which it is answered.
+        prompts, sampling: what the engine is asked.
+        begin: when it came, on the monotonic clock.
+    """
 
-async def _pieces(
-    arriving: AsyncIterator[tuple[int, Progress]],
-    choices: list[Choice],
-    n: int,
-    replies: Replies,
-    with_usage: bool,
-) -> AsyncIterator[str]:
-    """Events of a stream, as the choices grow."""
-    if replies.kind == "chat.completion":
-        for choice in choices:
-            yield _event(replies.first_piece(choice))
-    try:
-        async for place, progress in arriving:
-            choice = choices[place * n + progress.number]
-            thought, said = choice.add(progress.reports, progress.completion)
-            yield _event(replies.piece(choice, thought, said, progress.reports))
-    except Stopped:
-        yield _event(_sentence("The engine has stopped.", 503))
-        return
-    if with_usage:
-        yield _event(replies.last_piece(choices))
-    yield "data: [DONE]\n\n"
-
-
-class _Stream(StreamingResponse):
-    """Server-sent events; whether they were read to the end or not, the rest is cancelled then."""
-
-    def __init__(self, pieces: AsyncIterator[str], stack: contextlib.AsyncExitStack) -> None:
-        super().__init__(pieces, media_type="text/event-stream")
-        self._stack = stack
-
-    async def __call__(self, *connection: Any) -> None:
-        async with self._stack:
-            await super().__call__(*connection)
-
-
-async def _unless_left(request: Request, work: Awaitable[None]) -> None:
-    """Do something unless the client goes away before it is done."""
-    doing = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(request.receive())  # behind the body nothing else can come
-    try:
-        await asyncio.wait([doing, leaving], return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise ClientDisconnect
-        await doing
-    finally:
-        doing.cancel()
-        leaving.cancel()
-
-
-def _event(told: Json) -> str:
-    return f"data: {json.dumps(told)}\n\n"
-
-
-def _sentence(sentence: str, status: int) -> Json:
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return {"error": {"message": sentence, "type": kind, "param": None, "code": status}}
-
-
-def _error(status: int, sentence: str) -> Response:
-    return JSONResponse(_sentence(sentence, status), status)
-
-
-async def _unknown_route(_request: Request, error: HTTPException) -> Response:
-    return _error(error.status_code, f"{error.detail}.")
-
-
-async def _fault(_request: Request, _error_: Exception) -> Response:
-    return _error(500, "The server failed; its log says how.")
+    request: Request
+    body: CompletionRequest | ChatRequest
+    replies: Replies
+    prompts: list[list[int]]
+    sampling: SamplingParameters
+    begin: float

@@ -1,17 +1,20 @@
 """What is asked over HTTP, checked: OpenAI's completions and chat completions.
 
 What is not among the fields is refused with its name, and so is what a field may say elsewhere and
-the engine does not do: nothing is ignored silently.
+the engine does not do: nothing is ignored silently. A field that is null is one that is not there,
+as OpenAI's interface has it.
 """
 
+import json
+import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.requests import SamplingParameters
+from dsv3_plugin.inference.requests import LARGEST_SEED, SamplingParameters
 
 MOST_TOP_LOG_PROBS = 20
 """As OpenAI's chat completions allow."""
@@ -19,6 +22,13 @@ MOST_TOP_LOG_PROBS = 20
 
 class _Section(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", strict=True)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None}
 
 
 class StreamOptions(_Section):
@@ -37,7 +47,7 @@ class _Common(_Section):
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     n: int = 1
-    seed: int = 0
+    seed: int | None = None
     stop: str | list[str] | None = None
     logit_bias: dict[str, float] | None = None
     stream: bool = False
@@ -49,9 +59,9 @@ class _Common(_Section):
     return_token_ids: bool = False
     """Reply with token ids beside the text."""
 
-    tokens_wanted: ClassVar[int] = 16
-
     def _sampling(self, **more: Any) -> SamplingParameters:
+        if self.stream_options is not None and not self.stream:
+            raise UserError("stream_options goes with stream: true.")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return SamplingParameters(
             temperature=self.temperature,
@@ -60,7 +70,7 @@ class _Common(_Section):
             min_p=self.min_p,
             repetition_penalty=self.repetition_penalty,
             n=self.n,
-            seed=self.seed,
+            seed=secrets.randbelow(LARGEST_SEED) if self.seed is None else self.seed,
             stop=tuple(stop),
             logit_bias=_by_id(self.logit_bias or {}),
             **more,
@@ -101,10 +111,29 @@ class CompletionRequest(_Common):
         return self.prompt
 
 
+def _message(sent: Any) -> Any:
+    """A turn as templates know it: who speaks, and what as a text, which may be sent in parts."""
+    if not isinstance(sent, dict) or not isinstance(sent.get("role"), str):
+        raise ValueError("each message is an object with a role")
+    parts = sent.get("content")
+    if not isinstance(parts, list):
+        if not isinstance(parts, str | None):
+            raise ValueError("content is a text, or a list of parts")
+        return sent
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"of content only parts of type text are supported, not {kind!r}")
+    return sent | {"content": "".join(part["text"] for part in parts)}
+
+
+Message = Annotated[dict[str, Any], pydantic.BeforeValidator(_message)]
+
+
 class ChatRequest(_Common):
     """A body of /v1/chat/completions."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1)]
     tools: list[dict[str, Any]] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -129,6 +158,29 @@ class ChatRequest(_Common):
         return self._sampling(max_tokens=wanted, top_log_probs=self.top_logprobs or 0)
 
 
+def json_of(body: bytes) -> Any:
+    """What a body says.
+
+    Raises:
+        UserError: it is not JSON, or has text that no encoding can write.
+    """
+    try:
+        said = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError):
+        raise UserError("The body is not JSON.") from None
+    try:
+        json.dumps(said, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            "The body has half of a surrogate pair, which is no character: send the whole."
+        ) from None
+    return said
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
 def read[Body: _Section](body: type[Body], data: Any) -> Body:
     """A body as it was sent, checked.
 
@@ -144,8 +196,8 @@ def read[Body: _Section](body: type[Body], data: Any) -> Body:
             raise UserError(f"{place} is not supported: leave it out.") from None
         if place in ("presence_penalty", "frequency_penalty"):
             raise UserError(f"{place} is not supported: take repetition_penalty.") from None
-        what = place or "the body"
-        raise UserError(f"{what}: {first['msg'][0].lower()}{first['msg'][1:]}.") from None
+        what, says = place or "the body", first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{what}: {says[0].lower()}{says[1:]}.") from None
 
 
 def _by_id(bias: Mapping[str, float]) -> dict[int, float]:

@@ -4,9 +4,11 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, Literal
 
 from dsv3_plugin.inference.requests import Completion, TokenReport
+from dsv3_plugin.inference.server.spelling import Spelling
 from dsv3_plugin.inference.server.thinking import Thinking
 from dsv3_plugin.inference.text import TextStream
 
@@ -25,6 +27,7 @@ class Choice:
         thinking: that apart; None where there is none to tell.
         reports: of its tokens.
         text, thought: so far.
+        told: characters of tokens whose log-probabilities were streamed.
         completion: once it ended.
     """
 
@@ -35,6 +38,7 @@ class Choice:
     reports: list[TokenReport] = field(default_factory=list)
     text: str = ""
     thought: str = ""
+    told: int = 0
     completion: Completion | None = None
 
     def add(self, reports: Sequence[TokenReport], completion: Completion | None) -> tuple[str, str]:
@@ -67,7 +71,7 @@ class Replies:
     Attributes:
         kind: of completion.
         model: its name.
-        spelled: text of one token.
+        spelling: of single tokens.
         log_probs: report them.
         echo: text of a prompt, where it comes before the answer.
         token_ids: report them.
@@ -75,7 +79,7 @@ class Replies:
 
     kind: Kind
     model: str
-    spelled: Callable[[int], str]
+    spelling: Spelling
     log_probs: bool = False
     echo: Callable[[Sequence[int]], str] | None = None
     token_ids: bool = False
@@ -124,7 +128,8 @@ class Replies:
     ) -> Json:
         told: Json = {"index": choice.index, **said, "finish_reason": reason, "logprobs": None}
         if self.log_probs and reports:
-            told["logprobs"] = self._log_probs(reports, "")
+            told["logprobs"] = self._log_probs(reports, choice.told)
+            choice.told += sum(self.spelling.characters(report.token) for report in reports)
         if self.token_ids:
             told["token_ids"] = [report.token for report in reports]
         return self._reply(self._object_of_pieces, [told])
@@ -138,42 +143,55 @@ class Replies:
             told["message"] = message
         else:
             told["text"] = choice.text
-        reports, before = list(choice.reports), ""
+        reports, before = list(choice.reports), None
         if self.echo is not None:
             told["text"] = self.echo(choice.prompt) + choice.text
-            before = self.spelled(choice.prompt[0])
+            before = choice.prompt[0]
             reports = [*(choice.completion.prompt_reports or ()), *reports]
-        told["logprobs"] = self._log_probs(reports, before) if self.log_probs else None
+        told["logprobs"] = self._log_probs(reports, 0, before) if self.log_probs else None
         if self.token_ids:
             told["prompt_token_ids"] = list(choice.prompt)
             told["token_ids"] = [report.token for report in choice.reports]
         return told
 
-    def _log_probs(self, reports: Sequence[TokenReport], before: str) -> Json:
+    def _log_probs(
+        self, reports: Sequence[TokenReport], begin: int, before: int | None = None
+    ) -> Json:
+        """What is known of tokens.
+
+        Args:
+            begin: characters of the text that come before them.
+            before: a token that they follow, of which nothing was expected.
+        """
         if self._chat:
             return {"content": [self._of_chat(report) for report in reports]}
-        texts = [self.spelled(report.token) for report in reports]
+        tokens = [report.token for report in reports]
         values: list[float | None] = [report.log_prob for report in reports]
         tops: list[Json | None] = [
-            {self.spelled(token): value for token, value in report.top} for report in reports
+            {self.spelling.name(token): value for token, value in report.top} for report in reports
         ]
-        if before:  # of the first token nothing was expected
-            texts, values, tops = [before, *texts], [None, *values], [None, *tops]
-        offsets, end = [], 0
-        for text in texts:
-            offsets.append(end)
-            end += len(text)
+        if before is not None:
+            tokens, values, tops = [before, *tokens], [None, *values], [None, *tops]
         return {
-            "tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets
-        }  # fmt: skip
+            "tokens": [self.spelling.name(token) for token in tokens],
+            "token_logprobs": values,
+            "top_logprobs": tops,
+            "text_offset": self._offsets(tokens, begin),
+        }
+
+    def _offsets(self, tokens: Sequence[int], begin: int) -> list[int]:
+        """Where in the text tokens begin; one that goes on with a character, where the next one
+        does."""
+        ends = accumulate(map(self.spelling.characters, tokens), initial=begin)
+        return list(ends)[:-1]
 
     def _of_chat(self, report: TokenReport) -> Json:
         told = self._named(report.token, report.log_prob)
         return told | {"top_logprobs": [self._named(token, value) for token, value in report.top]}
 
     def _named(self, token: int, value: float) -> Json:
-        text = self.spelled(token)
-        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+        coded = list(self.spelling.bytes(token))
+        return {"token": self.spelling.name(token), "logprob": value, "bytes": coded}
 
 
 def usage(choices: Sequence[Choice]) -> Json:

@@ -5,25 +5,23 @@ import os
 import resource
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 import uvicorn
 
 from dsv3_plugin.checkpoint import import_hf
-from dsv3_plugin.checkpoint.conversion.tokenizer_files import end_ids
 from dsv3_plugin.checkpoint.load import load_for_inference
-from dsv3_plugin.data.chat.conversation import Conversation
-from dsv3_plugin.data.chat.template import open_template
-from dsv3_plugin.data.tokenizer import TextTokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.cache import CacheShape
 from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
-from dsv3_plugin.inference.server.app import Limits, Server, Words
+from dsv3_plugin.inference.server.app import Server
+from dsv3_plugin.inference.server.limits import Limits
+from dsv3_plugin.inference.server.words import words_of
 
 KEY_VARIABLE = "DSV3_API_KEY"
 _BYTES_OF_POSITION = 64
@@ -31,54 +29,73 @@ _BYTES_OF_POSITION = 64
 6 a character."""
 _BYTES_OF_REST = 2**20
 """For everything but the prompt: tools and their schemas are the largest."""
+REQUEST_S = 600.0
+"""After which OpenAI's client does not wait any more, unless it is told to."""
+_GRACE_S = 25
+"""For answers that are under way when the server is to end. Kubernetes ends a container after 30;
+the rest is for the step that runs."""
 
 
-def serve(
-    checkpoint: Path,
-    *,
-    host: str,
-    port: int,
-    cache_bytes: int | None,
-    drafts: int,
-    said: Callable[[str], None],
-) -> None:
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a model is served.
+
+    Attributes:
+        host, port: where to listen; port 0 takes a free one.
+        cache_bytes: of the engine; None: see `default_cache`.
+        drafts: tokens that multi-token prediction guesses ahead.
+        answer_tokens, seconds, per_minute: see `Limits`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    cache_bytes: int | None = None
+    drafts: int = 0
+    answer_tokens: int | None = None
+    seconds: float | None = REQUEST_S
+    per_minute: int | None = None
+
+
+def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None]) -> None:
     """Serve until interrupted.
 
     Args:
         checkpoint: with its tokenizer.
-        host, port: where to listen; port 0 takes a free one.
-        cache_bytes: of the engine; None: see `default_cache`.
-        drafts: tokens that multi-token prediction guesses ahead.
+        wanted: how.
         said: told the address once it listens.
 
     Raises:
-        UserError: the checkpoint cannot be loaded, or the address cannot be had.
+        UserError: the checkpoint cannot be loaded, the address cannot be had, or the key is none.
     """
+    key = key_of(os.environ)
     tokenizer = tokenizer_of_checkpoint(checkpoint)
-    listening = _listen(host, port)
+    listening, drafts = _listen(wanted.host, wanted.port), wanted.drafts
     model, config = load_for_inference(checkpoint)
     if drafts and not config.mtp_num_layers:
         raise UserError(f"{checkpoint} has no multi-token prediction layers; leave --drafts out.")
     predictors = config.mtp_num_layers if drafts else 0
     shape = CacheShape.of(model.config, predictors=predictors)
     running = EngineSettings.most_running
+    cache_bytes = wanted.cache_bytes
     if cache_bytes is None:
         cache_bytes = default_cache(shape, running, model.max_sequence_length + 2 * drafts)
     engine = Engine(model, EngineSettings(cache_bytes, drafts=drafts), text_of=tokenizer.decode)
     body = _BYTES_OF_REST + _BYTES_OF_POSITION * model.max_sequence_length
-    limits = Limits(body, waiting=running)
-    key = os.environ.get(KEY_VARIABLE)
+    limits = Limits(body, running, wanted.answer_tokens, wanted.seconds, wanted.per_minute)
     server = Server(config.name, engine, words_of(tokenizer), limits, key)
     address, bound = listening.getsockname()[:2]
     said(f"{config.name} at http://{address}:{bound}/v1")
-    # Each connection is an open file, and the process needs some for itself.
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-    settings = uvicorn.Config(server.application(), log_level="warning", limit_concurrency=most)
+    settings = uvicorn.Config(
+        server.application(),
+        log_level="warning",
+        limit_concurrency=_most_connections(),
+        timeout_graceful_shutdown=_GRACE_S,
+    )
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
         uvicorn.Server(settings).run([listening])
 
 
-def serve_hf(folder: Path, **how: Any) -> None:
+def serve_hf(folder: Path, wanted: ServerSettings, said: Callable[[str], None]) -> None:
     """Serve a Hugging Face folder, imported for the while; see `serve`.
 
     Raises:
@@ -87,7 +104,22 @@ def serve_hf(folder: Path, **how: Any) -> None:
     with tempfile.TemporaryDirectory(prefix="dsv3-serve-") as whole:
         checkpoint = Path(whole) / "checkpoint"
         import_hf(folder, checkpoint)
-        serve(checkpoint, **how)
+        serve(checkpoint, wanted, said)
+
+
+def key_of(environment: Mapping[str, str]) -> str | None:
+    """The key that clients have to send, or None.
+
+    Raises:
+        UserError: it is none that can be sent.
+    """
+    key = environment.get(KEY_VARIABLE)
+    if key is not None and (not key.isprintable() or key != key.strip() or not key):
+        raise UserError(
+            f"{KEY_VARIABLE} is empty, or has white space that no header carries: set a key, or "
+            "unset it to serve everybody."
+        )
+    return key
 
 
 def default_cache(shape: CacheShape, running: int, longest: int) -> int:
@@ -99,18 +131,11 @@ def default_cache(shape: CacheShape, running: int, longest: int) -> int:
     return min(running * shape.bytes_for([longest]), free // 2)
 
 
-def words_of(tokenizer: TextTokenizer) -> Words:
-    """A checkpoint's tokenizer, as the server uses it."""
-
-    def prompt(conversation: Conversation) -> str:
-        template = open_template(tokenizer.folder, None, {}, "all")
-        return template.prompt(conversation, "messages")
-
-    def encode(text: str, special: bool) -> list[int]:
-        return tokenizer.backend.encode(text, add_special_tokens=special).ids
-
-    ends = end_ids(tokenizer.folder, tokenizer.eos_id)
-    return Words(encode, lambda ids: tokenizer.decode(ids), prompt, ends)
+def _most_connections() -> int:
+    """Half of the files that the process may open, of which each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard // 2
 
 
 def _listen(host: str, port: int) -> socket.socket:

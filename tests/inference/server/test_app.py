@@ -1,9 +1,6 @@
 """The server, asked by OpenAI's own client; its answers held against the engine and the model."""
 
-import contextlib
 import json
-import socket
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -11,52 +8,14 @@ import urllib.request
 import openai
 import pytest
 import torch
-import uvicorn
 
-from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY, open_tokenizer, train_bpe
 from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.logits import main_logits
 from dsv3_plugin.inference.requests import Request, SamplingParameters
-from dsv3_plugin.inference.server.app import Limits, Server
-from dsv3_plugin.inference.server.serve import words_of
-from dsv3_plugin.model.build import build_model
-from tests import oracles
-
-CONFIG = oracles.model_config(
-    vocab_size=SMALLEST_VOCABULARY + 8, num_layers=2, moe_layer_freq="[0]*1+[1]*1",
-    max_position_embeddings=2048,
-)  # fmt: skip
-KEY = "a key"
-PATIENCE_S = 300
-"""With a machine that has much to do."""
-
-
-@contextlib.contextmanager
-def listening(server):
-    """The server's address."""
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        runner = uvicorn.Server(uvicorn.Config(server.application(), log_level="error"))
-        thread = threading.Thread(target=runner.run, args=([bound],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-        finally:
-            runner.should_exit = True
-            thread.join()
-
-
-@pytest.fixture(scope="module")
-def model(world):
-    built = build_model(CONFIG)
-    oracles.randomize(built, seed=6)
-    return built
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_bpe(["def f(x):\n    return x\n"] * 3, CONFIG.vocab_size, folder)
-    return open_tokenizer(folder)
+from dsv3_plugin.inference.server.app import Server
+from dsv3_plugin.inference.server.limits import Limits
+from dsv3_plugin.inference.server.words import words_of
+from tests.inference.server.serving import KEY, PATIENCE_S, listening
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +25,9 @@ def engine(model, tokenizer):
 
 @pytest.fixture(scope="module")
 def address(engine, tokenizer):
-    server = Server("small", engine, words_of(tokenizer), Limits(20_000, 50), KEY)
+    server = Server(
+        "small", engine, words_of(tokenizer), Limits(20_000, 50, answer_tokens=2000), KEY
+    )
     with listening(server) as where:
         yield where
 
@@ -135,6 +96,7 @@ def test_echo_and_log_probabilities_are_a_forward_passs(client, model):
     assert first is None
     assert rest == pytest.approx(log_probs(model, prompt + choice.token_ids), abs=1e-5)
     assert len(choice.logprobs.tokens) == len(choice.logprobs.text_offset) == 53
+    assert [len(top) for top in choice.logprobs.top_logprobs[1:]] == [2] * 52
     assert max(choice.logprobs.top_logprobs[20].values()) >= rest[19] - 1e-6
 
 
@@ -175,7 +137,7 @@ def test_a_chat_is_by_the_template(client, tokenizer, alone):
         ({"prompt": []}, 400, "there is none"),
         ({"prompt": [[]]}, 400, "no tokens"),
         ({"prompt": [100_000]}, 400, "Token 100000 is none of the model's"),
-        ({"prompt": [1] * 2048}, 400, "exceed the model's 2048 positions"),
+        ({"prompt": [1] * 2033}, 400, "exceed the model's 2048 positions"),
         ({"max_tokens": 0}, 400, "max_tokens: "),
         ({"temperature": -1.0}, 400, "temperature is -1.0"),
         ({"temperature": "warm"}, 400, "temperature: "),
@@ -185,7 +147,16 @@ def test_a_chat_is_by_the_template(client, tokenizer, alone):
         ({"suffix": "x"}, 400, "suffix is not supported"),
         ({"logit_bias": {"x": 1.0}}, 400, "no token id"),
         ({"echo": True, "stream": True}, 400, "echo"),
-        ({"n": 51}, 429, "ask again later"),
+        (
+            {"n": 51},
+            400,
+            "51 answers are asked for, n for each prompt, and a request may ask for 50",
+        ),
+        ({"prompt": ["x"] * 6, "n": 10}, 400, "60 answers are asked for"),
+        ({"max_tokens": 2001}, 400, "an answer may have 2000 tokens here"),
+        ({"prompt": None}, 400, "prompt: "),
+        ({"stream_options": {"include_usage": True}}, 400, "goes with stream"),
+        ({"stop": [""]}, 400, "stop is"),
         ({"prompt": "x" * 20_000}, 413, "larger than 20000 bytes"),
     ],
 )
@@ -216,6 +187,51 @@ def test_bodies_that_are_no_json_and_wrong_keys(address):
     assert post(address, b"{}", key="another") == (401, "The API key is missing or wrong.")
 
 
+def test_half_of_a_character_is_no_text(address):
+    for text in (b'"\\ud800"', b'"a\xed\xa0\x80"'):
+        status, sentence = post(address, b'{"model": "small", "prompt": %s}' % text)
+        assert (status, "surrogate" in sentence) == (400, True)
+    status, _ = post(address, b'{"model": "small", "prompt": "\\ud83d\\ude00", "max_tokens": 1}')
+    assert status == 200
+    assert post(address, b'{"model": "small", "prompt": "x", "temperature": NaN}')[0] == 400
+
+
+def test_what_is_null_is_not_there(client):
+    fields = (
+        "n",
+        "seed",
+        "temperature",
+        "top_p",
+        "stream",
+        "echo",
+        "max_tokens",
+        "presence_penalty",
+    )
+    body = {"model": "small", "prompt": "x"} | dict.fromkeys(fields)
+    got = client.post("/completions", body=body, cast_to=object)
+    assert got["usage"]["completion_tokens"] == 16
+
+
+def test_a_question_without_a_seed_is_drawn_anew(client):
+    asked = {"model": "small", "prompt": "def", "max_tokens": 40}
+    first, second = (client.completions.create(**asked).choices[0].text for _ in range(2))
+    assert first != second
+
+
+def test_a_turn_in_parts_is_a_turn(client):
+    def reply(content):
+        asked = {"model": "small", "max_tokens": 4, "temperature": 0}
+        messages = [{"role": "user", "content": content}]
+        return client.chat.completions.create(**asked, messages=messages).choices[0].message
+
+    parts = [{"type": "text", "text": "de"}, {"type": "text", "text": "f"}]
+    assert reply(parts) == reply("def")
+    with pytest.raises(openai.BadRequestError, match="not 'image_url'"):
+        reply([{"type": "image_url", "image_url": {"url": "x"}}])
+    with pytest.raises(openai.BadRequestError, match="content is a text"):
+        reply(3)
+
+
 def metrics(address):
     request = urllib.request.Request(
         f"{address}/metrics", headers={"Authorization": f"Bearer {KEY}"}
@@ -226,7 +242,7 @@ def metrics(address):
 
 
 def test_who_leaves_frees_the_pages(client, address):
-    asked = {"model": "small", "prompt": "def", "max_tokens": 2000, "n": 20}  # for long
+    asked = {"model": "small", "prompt": "def", "max_tokens": 2000, "n": 20, "temperature": 0}
     stream = client.completions.create(**asked, stream=True)
     next(iter(stream))
     assert metrics(address)["dsv3_running"] == 20

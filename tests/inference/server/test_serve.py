@@ -7,10 +7,12 @@ import subprocess
 import sys
 import urllib.request
 
+import pytest
 import torch
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.cache import CacheShape
-from dsv3_plugin.inference.server.serve import default_cache
+from dsv3_plugin.inference.server.serve import KEY_VARIABLE, default_cache, key_of
 from tests.inference.test_from_checkpoint import write_hf_folder
 
 
@@ -36,3 +38,14 @@ def test_a_cache_is_for_all_texts_that_may_run_and_half_of_the_memory_at_most():
     shape = CacheShape(2, 16, 8, torch.float32)
     assert default_cache(shape, 4, 100) == 8 * shape.page_bytes
     assert default_cache(shape, 10**9, 10**6) < 2**50
+
+
+@pytest.mark.parametrize("key", ["", " ", "a ", "a\n", "\t"])
+def test_a_key_that_cannot_be_sent_is_refused(key):
+    with pytest.raises(UserError, match=f"{KEY_VARIABLE} is empty, or has white space"):
+        key_of({KEY_VARIABLE: key})
+
+
+def test_a_key_is_that_of_the_environment():
+    assert key_of({}) is None
+    assert key_of({KEY_VARIABLE: "a Schlüssel"}) == "a Schlüssel"

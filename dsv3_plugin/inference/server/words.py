@@ -1,0 +1,50 @@
+"""A tokenizer, as the server uses it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dsv3_plugin.checkpoint.conversion.tokenizer_files import end_ids
+from dsv3_plugin.data.chat.conversation import Conversation
+from dsv3_plugin.data.chat.template import ChatTemplate, open_template
+from dsv3_plugin.data.tokenizer import TextTokenizer
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.server.spelling import Spelling
+
+
+@dataclass(frozen=True)
+class Words:
+    """Text to tokens and back.
+
+    Attributes:
+        encode: token ids of a text, with those that every text begins with, or without.
+        decode: text of token ids.
+        prompt: the text that asks for a conversation's next turn.
+        spelling: of single tokens.
+        ends: tokens that end an answer.
+    """
+
+    encode: Callable[[str, bool], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    prompt: Callable[[Conversation], str]
+    spelling: Spelling
+    ends: frozenset[int]
+
+
+def words_of(tokenizer: TextTokenizer) -> Words:
+    """A checkpoint's tokenizer; one without a chat template says so where it is asked for one."""
+    template: ChatTemplate | UserError
+    try:
+        template = open_template(tokenizer.folder, None, {}, "all")
+    except UserError as error:
+        template = error
+
+    def prompt(conversation: Conversation) -> str:
+        if isinstance(template, UserError):
+            raise UserError(str(template))
+        return template.prompt(conversation, "messages")
+
+    def encode(text: str, special: bool) -> list[int]:
+        return tokenizer.backend.encode(text, add_special_tokens=special).ids
+
+    ends = end_ids(tokenizer.folder, tokenizer.eos_id)
+    return Words(encode, tokenizer.decode, prompt, Spelling.of(tokenizer), ends)
