@@ -76,6 +76,11 @@ class RunFolder:
         return self.root / "logs"
 
     @property
+    def samples(self) -> Path:
+        """Answers of every step of reinforcement learning, with what they were worth."""
+        return self.root / "samples"
+
+    @property
     def flight_recorder(self) -> Path:
         """What NCCL did last on each rank, when one of them waited too long."""
         return self.root / "flight_recorder"

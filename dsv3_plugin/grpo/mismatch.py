@@ -1,5 +1,6 @@
 """How far an engine's log-probabilities are from the trainer's, of the same tokens and weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,21 @@ class Mismatch:
     mean: float
     kl: float
     beyond_clip: float
+
+
+def together(parts: Sequence[tuple[Mismatch, int]]) -> Mismatch:
+    """That of several ranks' tokens.
+
+    Args:
+        parts: of each, with the number of its tokens.
+    """
+    tokens = max(sum(number for _, number in parts), 1)
+
+    def mean(name: str) -> float:
+        return sum(getattr(part, name) * number for part, number in parts) / tokens
+
+    most = max((part.max for part, _ in parts), default=0.0)
+    return Mismatch(most, mean("mean"), mean("kl"), mean("beyond_clip"))
 
 
 @torch.no_grad()

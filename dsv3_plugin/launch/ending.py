@@ -2,6 +2,7 @@
 
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.launch.progress import describe
+from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.changed_settings import other_numbers
 
@@ -24,6 +25,8 @@ def is_done(recipe: Recipe) -> bool:
     saved = tracker.newest_complete(recipe.checkpoint_folder)
     if saved is None or saved.iteration < recipe.total_steps:
         return False
+    if isinstance(recipe, Rl):  # which evaluates before it saves
+        return True
     return recipe.training.eval_interval is None or _is_evaluated(recipe, saved.iteration)
 
 

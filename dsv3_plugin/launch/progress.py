@@ -28,6 +28,8 @@ def describe(record: dict[str, Any]) -> str:
         ("mtp_loss", "mtp loss {:.4f}"),
         *((key, key.replace("_", " ") + " {:.4f}") for key in further_mtp),
         ("validation_loss", f"{held_out} loss {{:.4f}}"),
+        ("rl/reward", "reward {:.3f}"),
+        ("rl/held_out_reward", "held-out reward {:.3f}"),
         ("learning_rate", "lr {:.3g}"),
         ("grad_norm", "grad norm {:.3f}"),
         ("tokens_per_second", "{:,.0f} tokens/s"),

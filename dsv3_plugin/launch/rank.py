@@ -134,9 +134,9 @@ def train_as_rank(
     from dsv3_plugin.training.run import Run
     from dsv3_plugin.training.trainer import train
 
-    run = Run(recipe, directory, machine)
-    stage = (make_stage or stage_named(recipe.stage))(run)
     tell = functools.partial(outbox.send, "note")
+    run = Run(recipe, directory, machine, tell=tell)
+    stage = (make_stage or stage_named(recipe.stage))(run)
     with naming_place(run):
         # Before anything is written: what Megatron refuses must not change a run that is there.
         first_on_rank_zero("arguments", lambda: upstream_arguments.check(recipe, machine), outbox)

@@ -97,7 +97,7 @@ class Setting:
         """
         parallel, precision, dispatch = recipe.parallel, recipe.precision, recipe.dispatch
         per_node = dispatch.ranks_per_node
-        packed = recipe.data.packing == "conversations"
+        packed = recipe.data.packing in ("conversations", "prompts")
         return cls(
             model=recipe.model,
             seq_length=recipe.data.seq_length,

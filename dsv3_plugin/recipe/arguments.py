@@ -17,6 +17,7 @@ from dsv3_plugin.recipe import corpora, fields
 from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.options import OPTIONS, chosen
+from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 
 _RECOMPUTE = {"norms": "layernorm"}
@@ -81,7 +82,9 @@ def beyond_the_line(recipe: Recipe) -> list[str]:
         phrases.append(f"two-hop dispatch in {recipe.dispatch.precision}")
     if recipe.model.rope_type == "yarn":
         phrases.append("YaRN's betas and original length")
-    if recipe.data.packing != "stream":
+    if isinstance(recipe, Rl):
+        phrases.append("answers to prompts, their rewards and GRPO's loss")
+    elif recipe.data.packing != "stream":
         phrases.append("documents that stay whole")
     if sets := recipe.data.held_out_sets:
         phrases.append(f"evaluations on {', '.join(sets)}")
@@ -230,7 +233,7 @@ def _training(recipe: Recipe) -> Iterator[Flag]:
     yield "weight-decay", optimizer.weight_decay
     yield "clip-grad", optimizer.clip_grad
     yield "seed", training.seed
-    if training.eval_interval is not None:
+    if training.eval_interval is not None and not isinstance(recipe, Rl):
         yield "eval-interval", training.eval_interval
         yield "eval-iters", training.eval_steps
     else:
@@ -247,16 +250,25 @@ def _data(recipe: Recipe) -> Iterator[Flag]:
     data = recipe.data
     yield "seq-length", data.seq_length
     yield "tokenizer-type", "HuggingFaceTokenizer"
+    if isinstance(recipe, Rl):  # what is trained on is made on the way
+        yield "tokenizer-model", recipe.checkpoint_folder / "tokenizer"
+        yield "dataloader-type", "external"
+    else:
+        yield from _datasets(recipe)
+    if data.packing != "stream":  # as many tokens count as are there, in each micro-batch others
+        yield ("calculate-per-token-loss",)
+    # Attention is causal everywhere: no core attention reads a mask.
+    yield ("no-create-attention-mask-in-dataloader",)
+
+
+def _datasets(recipe: Recipe) -> Iterator[Flag]:
+    data = recipe.data
     yield "tokenizer-model", corpora.folders(recipe.data_folder, data.corpus)[0] / "tokenizer"
     yield "train-data-path", *_blend(recipe, "train")
     if data.held_out:
         yield "valid-data-path", *_blend(recipe, "held_out")
     if not corpora.is_one(data.corpus):
         yield "data-cache-path", recipe.data_folder / "cache"
-    if data.packing != "stream":  # as many tokens count as are there, in each micro-batch others
-        yield ("calculate-per-token-loss",)
-    # Attention is causal everywhere: no core attention reads a mask.
-    yield ("no-create-attention-mask-in-dataloader",)
 
 
 def _blend(recipe: Recipe, part: str) -> Iterator[object]:

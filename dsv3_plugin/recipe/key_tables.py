@@ -38,14 +38,18 @@ class KeyTables:
     apart: Mapping[type[Section], str] = field(default_factory=dict)
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def nested(self, kind: type[Section], path: str = "") -> Iterator[str]:
-        """The sections inside a section, each followed by those inside it."""
+    def nested(
+        self, kind: type[Section], path: str = "", only: Collection[str] | None = None
+    ) -> Iterator[str]:
+        """The sections inside a section, or under some of its keys only, each followed by those
+        inside it."""
         for key, found in fields_of(kind).items():
             section = model_in(found.annotation)
-            if section is not None and section not in self.apart:
-                yield f"## {path}{key}\n\n{one_line(section.__doc__)}\n"
-                yield from self.table(section, f"{path}{key}.")
-                yield from self.nested(section, f"{path}{key}.")
+            if section is None or section in self.apart or (only is not None and key not in only):
+                continue
+            yield f"## {path}{key}\n\n{one_line(section.__doc__)}\n"
+            yield from self.table(section, f"{path}{key}.")
+            yield from self.nested(section, f"{path}{key}.")
 
     def told_apart(self) -> Iterator[str]:
         """The sections that stand in several places."""

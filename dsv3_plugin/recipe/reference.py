@@ -86,6 +86,7 @@ def _keys() -> Iterator[str]:
         yield f"## stage: {name}\n\n{one_line(kind.__doc__)}\n"
         if own := fields_of(kind).keys() - fields_of(Common).keys():
             yield from TABLES.table(kind, only=own)
+            yield from TABLES.nested(kind, only=own)
     yield from TABLES.nested(Common)
     yield from TABLES.told_apart()
 

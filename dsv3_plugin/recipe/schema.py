@@ -8,9 +8,10 @@ from typing import Union
 from dsv3_plugin.recipe.common import Common
 from dsv3_plugin.recipe.extend import Extend
 from dsv3_plugin.recipe.pretrain import Pretrain
+from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.sft import Sft
 
-_KINDS = (Pretrain, Extend, Sft)
+_KINDS = (Pretrain, Extend, Sft, Rl)
 
 Recipe = Union[_KINDS]  # noqa: UP007
 """The whole truth of a run, of whichever stage; what `load_recipe` returns."""

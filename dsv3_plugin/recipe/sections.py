@@ -82,10 +82,11 @@ class Data(Section):
     that of the weights that a stage begins with."""
     seq_length: Size
     """Tokens per sequence."""
-    packing: Literal["stream", "whole", "conversations"] = "stream"
+    packing: Literal["stream", "whole", "conversations", "prompts"] = "stream"
     """stream: documents laid end to end, and cut every `seq_length` tokens; whole: one that fits
     into a sequence is never cut, and what a sequence has left is padding; conversations: rows of
-    chat, whole, which do not see each other (stage: sft)."""
+    chat, whole, which do not see each other (stage: sft); prompts: answers of the model to them,
+    packed likewise (stage: rl)."""
     long_document_share: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """With packing: whole, the share of the training tokens that come from long documents; null: as
     they come."""

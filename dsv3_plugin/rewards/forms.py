@@ -27,6 +27,22 @@ def _tagged(text: str) -> bool:
     return bool(closes) and not (before + between + after).strip()
 
 
+def match(attempts: Sequence[Attempt]) -> list[Verdict]:
+    """1 where an answer is the expected text, but for blanks around it; else 0.
+
+    What stands in `<answer>` tags is the answer, where there are such.
+    """
+    return [_matched(attempt) for attempt in attempts]
+
+
+def _matched(attempt: Attempt) -> Verdict:
+    if attempt.expected is None:
+        return Verdict(None, "the prompt has no answer to compare with")
+    _, opens, within_tags = attempt.answer.rpartition("<answer>")
+    said = within_tags.partition("</answer>")[0] if opens else attempt.answer
+    return Verdict(float(said.strip() == str(attempt.expected).strip()))
+
+
 def within(longest: int, margin: int) -> Judge:
     """DAPO's punishment of length: 0 up to `longest` - `margin` tokens, -1 at `longest`."""
     from dsv3_plugin.grpo.overlong import overlong_penalty

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from megatron.core import num_microbatches_calculator
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.training import get_args, training
 from megatron.training.async_utils import is_empty_async_queue
@@ -111,10 +112,22 @@ def train_step(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> A
     run.place = f"step {step.iteration:,}"
     for hook in run.hooks:
         hook.before_step(step)
-    answer = proceed()
+    with _micro_batches_of(step):
+        answer = proceed()
     for hook in run.hooks:
         hook.after_step(step)
     return answer
+
+
+@contextlib.contextmanager
+def _micro_batches_of(step: Step) -> Iterator[None]:
+    """Let upstream see as many micro-batches as a step has."""
+    calculator = num_microbatches_calculator._GLOBAL_NUM_MICROBATCHES_CALCULATOR
+    planned, calculator.num_micro_batches = calculator.num_micro_batches, step.micro_batches
+    try:
+        yield
+    finally:
+        calculator.num_micro_batches = planned
 
 
 @_during_a_run
@@ -129,7 +142,8 @@ def finalize_model_grads(run: Run, given: dict[str, Any], proceed: Callable[[], 
 @_during_a_run
 def training_log(run: Run, given: dict[str, Any], proceed: Callable[[], Any]) -> Any:
     """Around `training_log`, which upstream calls after every step."""
-    answer = proceed()
+    with _micro_batches_of(run.step):  # over which it takes means
+        answer = proceed()
     for hook in run.hooks:
         hook.on_log(run.step)
     return answer

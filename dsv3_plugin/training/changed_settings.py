@@ -40,7 +40,7 @@ def refuse_other_settings(recipe: Recipe) -> None:
         UserError: they cannot; the sentence says what to restore.
     """
     changed = _changed(recipe)
-    of_conversations = recipe.data.packing == "conversations"
+    of_conversations = recipe.data.packing in ("conversations", "prompts")
     for key, why in (_KEPT | (_KEPT_OF_CONVERSATIONS if of_conversations else {})).items():
         if key in changed:
             before, _ = changed[key]

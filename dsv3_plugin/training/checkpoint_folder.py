@@ -7,13 +7,13 @@ here.
 
 import shutil
 from pathlib import Path
+from typing import Protocol
 
 from dsv3_plugin.checkpoint import trained_on
 from dsv3_plugin.checkpoint.conversion.config_json import HF_CONFIG
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import CARRIED
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER, TrainedOn
 from dsv3_plugin.data.chat.template import TEMPLATE_FILE
-from dsv3_plugin.data.run_data import RunData
 from dsv3_plugin.data.tokenizer_folder import copy_tokenizer, digests
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.folders import whole_folder
@@ -24,7 +24,20 @@ from dsv3_plugin.recipe.sections import Data
 from dsv3_plugin.training.generation_settings import write_generation_settings
 
 
-def write_description(recipe: Recipe, data: RunData, weights: Path | None) -> None:
+class Described(Protocol):
+    """What checkpoints are trained on, by digests, with the tokenizer's folder."""
+
+    @property
+    def corpus_digest(self) -> str: ...
+
+    @property
+    def tokenizer_digest(self) -> str: ...
+
+    @property
+    def tokenizer_dir(self) -> Path: ...
+
+
+def write_description(recipe: Recipe, data: Described, weights: Path | None) -> None:
     """Write what a run's checkpoints are of into their folder.
 
     Args:
@@ -59,7 +72,7 @@ def write_description(recipe: Recipe, data: RunData, weights: Path | None) -> No
         )
 
 
-def _carry(weights: Path | None, folder: Path, data: RunData, settings: Data) -> None:
+def _carry(weights: Path | None, folder: Path, data: Described, settings: Data) -> None:
     """Put what goes with weights beside those that will be trained from them.
 
     A model that is trained on conversations is asked as it was trained: by that template, until its

@@ -21,7 +21,8 @@ class Step:
         iteration: its number; the first step of a run is 1.
         tokens: consumed before it; what every curve is a function of.
         batch_size: sequences of it, over all ranks.
-        micro_batches: of it, on each data-parallel rank.
+        micro_batches: of it, on each data-parallel rank; a hook may say otherwise before the step,
+            whose batch is then as large as it is, and counts as large as it was to be.
         model: this rank's chunks, in upstream's wrappers.
         optimizer: upstream's.
         config: upstream's configuration of the model, read at the moment of use.

@@ -136,21 +136,26 @@ class Metrics(Hook):
         if isinstance(writer, MetricsWriter):
             for name, value in tensorboard_scalars(step.numbers).items():
                 writer.pass_on(name, value, step.iteration)
-            self._write(step.iteration, {**writer.take(), **step.numbers})
+            self.write(step.iteration, {**writer.take(), **step.numbers})
 
     def on_evaluation(self, iteration: int) -> None:
         writer = get_tensorboard_writer()
         if isinstance(writer, MetricsWriter):
-            self._write(iteration, writer.take())
+            self.write(iteration, writer.take())
 
     def on_held_out_set(self, iteration: int, name: str) -> None:
         writer = get_tensorboard_writer()
         if isinstance(writer, MetricsWriter):
-            self._write(iteration, {"held_out_set": name, **of_one_set(writer.take(), name)})
+            self.write(iteration, {"held_out_set": name, **of_one_set(writer.take(), name)})
 
-    def _write(self, iteration: int, numbers: dict[str, Any]) -> None:
-        if not numbers:
+    def write(self, iteration: int, numbers: dict[str, Any]) -> None:
+        """Write a line, on that rank; without numbers none."""
+        writer = get_tensorboard_writer()
+        if not numbers or not isinstance(writer, MetricsWriter):
             return
+        for name, value in numbers.items():
+            if name.startswith("rl/") and value is not None:
+                writer.pass_on(name, value, iteration)
         record = {
             "iteration": iteration,
             "tokens": get_args().consumed_train_samples * self._seq_length,

@@ -5,7 +5,7 @@ Everything that can be refused is looked at before anything is written.
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -55,6 +55,26 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
         refuse_other_count(recipe, counted)
     changed = other_numbers(recipe) if resumed else []
     write_description(recipe, data, weights)
+    go_on(run, saved, changed, tell)
+    notes = (dispatch, *mixture_notes(recipe, data), *packing, *evaluation_notes(recipe, data))
+    for note in notes:
+        if note is not None:
+            tell(note)
+
+
+def go_on(
+    run: Run, saved: Saved | None, changed: Sequence[str], tell: Callable[[str], None]
+) -> None:
+    """Leave of the run's folder what it goes on from, and say where that is.
+
+    Args:
+        run: the run.
+        saved: its checkpoint.
+        changed: keys that say otherwise than when it was started last.
+        tell: takes a sentence for the person.
+    """
+    recipe = run.recipe
+    resumed = saved is not None and not saved.release
     run.folder.metrics.keep_until(saved.iteration if resumed else -1)
     run.folder.write_recipe(recipe.to_yaml())
     if recipe.on_gpu(run.machine):  # NCCL makes no folders
@@ -63,10 +83,24 @@ def prepare(run: Run, tell: Callable[[str], None]) -> None:
         tell(f"Going on from step {saved.iteration:,} of {recipe.total_steps:,}.")
     if changed:
         tell(f"From here on the recipe says otherwise than before: {', '.join(changed)}.")
-    notes = (dispatch, *mixture_notes(recipe, data), *packing, *evaluation_notes(recipe, data))
-    for note in notes:
-        if note is not None:
-            tell(note)
+
+
+def begin(run: Run, tell: Callable[[str], None]) -> tuple[Path | None, Saved | None]:
+    """Look at what a run begins or goes on with.
+
+    Returns:
+        The folder that describes its weights, None where it begins with none, and the checkpoint
+        that it goes on from.
+
+    Raises:
+        UserError: for whatever is wrong with it.
+    """
+    recipe = run.recipe
+    saved = whole_checkpoint(recipe.checkpoint_folder, tell)
+    # A release has weights alone: training begins at step 0 and writes that step's line again.
+    if saved is not None and not saved.release:
+        refuse_what_does_not_go_on(recipe)
+    return recipe.checkpoint_folder if saved is not None else _parents(run, tell), saved
 
 
 def prepare_data(
@@ -85,14 +119,9 @@ def prepare_data(
     Raises:
         UserError: for whatever is wrong with the data or the checkpoints.
     """
-    recipe = run.recipe
-    saved = whole_checkpoint(recipe.checkpoint_folder, tell)
-    # A release has weights alone: training begins at step 0 and writes that step's line again.
+    weights, saved = begin(run, tell)
     resumed = saved is not None and not saved.release
-    if resumed:
-        refuse_what_does_not_go_on(recipe)
-    weights = recipe.checkpoint_folder if saved is not None else _parents(run, tell)
-    return _data(recipe, tell, weights, resuming=resumed), weights, saved
+    return _data(run.recipe, tell, weights, resuming=resumed), weights, saved
 
 
 def _parents(run: Run, tell: Callable[[str], None]) -> Path | None:

@@ -1,7 +1,7 @@
 """One run: its recipe, its folder, and what is known of it meanwhile."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ class Run:
         batch_may_grow: whether upstream looks between two steps whether the batch does.
         saving_here: whether a checkpoint of the run is being made, whose writers are threads.
         unfinished: the iteration of a checkpoint that is being written while training goes on.
+        tell: takes a sentence for the person.
         loaded: what hooks kept in the checkpoint that the run goes on from, by their names.
     """
 
@@ -41,6 +42,7 @@ class Run:
     batch_may_grow: bool = False
     saving_here: bool = False
     unfinished: int | None = None
+    tell: Callable[[str], None] = print
     loaded: dict[str, Any] = field(default_factory=dict)
 
     @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """What makes one stage of a model's life differ from another: batches, loss, hooks."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Stage:
             schedules call.
         hooks: what runs beside a step, in its order.
         packs: whether the sequences of a micro-batch are one row of samples.
+        beside: what lives for as long as training does.
         freeze: takes a rank's model chunks before they are wrapped for training, and has parts of
             them stay as they are.
     """
@@ -35,4 +37,5 @@ class Stage:
     forward_step: ForwardStep
     hooks: Sequence[Hook]
     packs: bool = False
+    beside: AbstractContextManager[object] = field(default_factory=nullcontext)
     freeze: Callable[[Sequence[torch.nn.Module]], Sequence[torch.nn.Module]] | None = None

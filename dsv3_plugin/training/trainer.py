@@ -106,6 +106,7 @@ def train_configured(run: Run, stage: Stage, settings: Configured) -> None:
         settings.model.pre_wrap_hooks.append(stage.freeze)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run.in_charge())
+        stack.enter_context(stage.beside)
         if stage.packs:
             stack.enter_context(rows_joined())
         if layout is not None:

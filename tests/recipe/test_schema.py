@@ -49,7 +49,7 @@ def test_a_recipe_says_its_stage(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml_text.dump(written))
     assert load_recipe(tmp_path / "recipe.yaml") == load_recipe("pretrain/tiny")
     for stage in ("distil", "[1]"):
-        sentence = r"there is no stage .*; the stages are pretrain, extend, sft\.$"
+        sentence = r"there is no stage .*; the stages are pretrain, extend, sft, rl\.$"
         with pytest.raises(UserError, match=sentence):
             load_recipe("pretrain/tiny", [f"stage={stage}", "rollouts.n=3"])
 

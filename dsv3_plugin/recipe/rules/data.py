@@ -54,8 +54,9 @@ def conversations(recipe: Recipe) -> Iterator[str]:
     if not packed:
         if training.epochs is not None:
             yield "training.epochs counts passes over conversations: give training.tokens or steps"
+        of_prompts = ("template", "template_arguments") if data.packing == "prompts" else ()
         for key in ("template", "template_arguments", "sequences"):
-            if getattr(data, key):
+            if getattr(data, key) and key not in of_prompts:
                 yield f"data.{key} is for data.packing: conversations: leave it out"
         if data.turns != "all":
             yield "data.turns is for data.packing: conversations: leave it out"

@@ -1,0 +1,135 @@
+"""The recipe of reinforcement learning by GRPO."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat
+
+from dsv3_plugin.recipe.section import Section, Size
+from dsv3_plugin.recipe.tuned import Trained, Tuned
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+AtLeastNothing = Annotated[float, Field(ge=0.0)]
+
+
+class Rollouts(Section):
+    """Answers to prompts, from the model that is trained: drawn from its own distribution, at
+    temperature 1, which is what the loss takes them for."""
+
+    prompts: Size = 64
+    """Prompts of a round of answers, over all ranks."""
+    n: Annotated[Size, Field(ge=2, le=1024)] = 8
+    """Answers to each prompt, its group: 8 to 16 in published recipes for DeepSeek-V3."""
+    max_prompt_tokens: Size = 1024
+    """Tokens of a prompt, with its template; a longer one is left out, and counted."""
+    max_tokens: Size = 1024
+    """Tokens of an answer; a longer one is cut there."""
+    drafts: Annotated[int, Field(ge=0, le=8)] = 0
+    """Tokens guessed ahead by multi-token prediction; they change no answer."""
+    cache_gb: PositiveFloat | None = None
+    """GB of cached latents on each rank, given back before the model is trained; null: what its
+    longest answers would take at once."""
+    tokens_in_step: Size = 2048
+    """Tokens that are computed at once."""
+    dynamic_sampling: Annotated[int, Field(ge=1)] = 1
+    """Rounds of answers at most, until `prompts` groups have different rewards; groups whose
+    rewards are equal say nothing, and are left out (DAPO). 1: all groups of one round."""
+    held_out_n: Annotated[Size, Field(le=1024)] = 1
+    """Answers to each prompt of data.held_out_sets, every training.eval_interval steps."""
+
+
+class Grpo(Section):
+    """What is minimised; defaults are what published recipes for DeepSeek-V3 and other large
+    mixtures of experts use."""
+
+    clip_low: Share = 0.2
+    """How far below 1 a ratio counts (PPO)."""
+    clip_high: AtLeastNothing = 0.28
+    """How far above: more than below, so that unlikely tokens can become likely (DAPO)."""
+    clip_dual: Annotated[float, Field(gt=1.0)] | None = 10.0
+    """The most that a ratio counts of an answer that is worse than its group, without which one
+    token can make a step; null: no bound."""
+    aggregation: Literal["token_mean", "sequence_mean", "dr_grpo"] = "token_mean"
+    """token_mean: over all tokens (DAPO), so that those of long answers count alike; sequence_mean:
+    over answers (GRPO); dr_grpo: over answers and rollouts.max_tokens."""
+    importance: Literal["token", "sequence"] = "token"
+    """Ratios are each token's own, or the geometric mean over an answer (GSPO), whose clips are
+    some 1000 times narrower (3e-4 and 4e-4 in the paper)."""
+    advantage: Literal["group", "none"] = "group"
+    """What differences from a group's mean are divided by: its deviation, or nothing (Dr.
+    GRPO)."""
+    kl_weight: AtLeastNothing = 0.0
+    """β of the divergence from the reference; 0, as rewards by rule cannot be led astray by a
+    model that moves far, and none is kept then."""
+    kl: Literal["k1", "k3", "unbiased"] = "k3"
+    """How it is estimated at a token; unbiased: k3 by the ratio, as in DeepSeek-V3.2."""
+    reference_interval: Size | None = None
+    """Steps after which the reference becomes the model as it is; null: it stays the parent."""
+    entropy_weight: AtLeastNothing = 0.0
+    """Of the bonus on the entropy of each token's distribution."""
+    mini_batches: Size = 1
+    """Optimizer steps into which the answers of a round are divided, by their prompts. With 1 the
+    answers are the model's own, and no ratio is clipped."""
+    epochs: Size = 1
+    """How often a round of answers is trained on."""
+    old: Literal["trainer", "engine"] = "trainer"
+    """Whose log-probabilities ratios are taken to: those of the model before the round's first
+    step, computed by the trainer, or the engine's."""
+    on_mismatch: Literal["warn", "correct", "stop"] = "warn"
+    """What to do where the engine's log-probabilities differ from the trainer's by more than
+    `mismatch_limit`: say so, weigh tokens by `correction`, or stop before the step."""
+    mismatch_limit: PositiveFloat | None = None
+    """In nats; null: 1e-5 in FP32, and in BF16 0.125, the spacing of logits between 16 and 32."""
+    correction: Literal["token", "sequence", "mask"] = "token"
+    """How (on_mismatch: correct): by each token's ratio of the trainer to the engine, by their
+    product over an answer, or by each token's own and not at all where that is out of bounds
+    (IcePop)."""
+    correction_high: PositiveFloat = 2.0
+    """The most that such a ratio counts; with mask, where bounds end."""
+    correction_low: AtLeastNothing = 0.5
+    """With mask, where bounds begin."""
+
+
+class Reward(Section):
+    """A reward, and its part in the sum of them."""
+
+    weight: float = 1.0
+    """What its value is multiplied by."""
+    cap: list[float] | None = Field(default=None, min_length=2, max_length=2)
+    """Bounds of its value before that, `[low, high]`."""
+    seconds: PositiveFloat = 15.0
+    """Time for an answer; what takes longer is not judged."""
+    margin: Size | None = None
+    """Of `length`: the last so many of rollouts.max_tokens, over which it falls to -1."""
+    script: str | None = None
+    """Of `language`: a script, by Unicode's name (`LATIN`, `CJK`)."""
+
+
+class Rl(Tuned):
+    """Reinforcement learning: answers of the model to prompts, rewards by rule, and GRPO."""
+
+    stage: Literal["rl"] = "rl"
+    """Which part of a model's life it is."""
+    router: Trained = "freeze"
+    """Routers: trained as in pretraining, or frozen: their weights and biases stay, and there is no
+    balance loss. Frozen, since a balance loss makes the model choose other experts than those that
+    an answer was sampled by."""
+    rollouts: Rollouts = Rollouts()
+    """Answers."""
+    grpo: Grpo = Grpo()
+    """The loss."""
+    rewards: dict[str, Reward] = Field(default={"accuracy": Reward()})
+    """By name: `accuracy` (mathematics in the last box), `match` (the text of the answer), `code`
+    (tests in a sandbox), `format` (thoughts and answer in tags), `length`, `language`, or the
+    dotted path of a Python function. An answer is right by the first of them, at 1."""
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps that a round of answers is trained on."""
+        return self.grpo.mini_batches * self.grpo.epochs
+
+    @property
+    def mismatch_limit(self) -> float:
+        """In nats."""
+        if self.grpo.mismatch_limit is not None:
+            return self.grpo.mismatch_limit
+        return 1e-5 if self.precision.dtype == "fp32" else 0.125

@@ -1,0 +1,95 @@
+"""Prompts, the answers to them, and what they are worth."""
+
+from collections.abc import Iterator
+
+from dsv3_plugin.recipe import corpora
+from dsv3_plugin.recipe.continued import PARENT
+from dsv3_plugin.recipe.rl import Rl
+from dsv3_plugin.recipe.schema import Recipe
+
+_DIVISIONS = ("tensor", "pipeline", "context", "expert")
+
+NAMED_REWARDS = ("accuracy", "match", "code", "format", "length", "language")
+"""What is no dotted path of a function."""
+
+
+def prompts(recipe: Recipe) -> Iterator[str]:
+    """Prompts are for reinforcement learning, which reads nothing else, from the texts of a model
+    that is not divided."""
+    data = recipe.data
+    if not isinstance(recipe, Rl):
+        if data.packing == "prompts":
+            yield f"data.packing: prompts is for stage rl, and the stage is {recipe.stage}"
+        return
+    if data.packing != "prompts":
+        yield f"stage rl reads prompts: set data.packing to that, not to {data.packing}"
+    if data.tokenizer != PARENT:
+        yield f"stage rl reads by its parent's tokenizer: set data.tokenizer to {PARENT}"
+    if corpora.STDLIB in (name for each in corpora.members(data.corpus) for name in each.names):
+        yield "data.corpus: stdlib holds no prompts: name files of them"
+    if data.held_out:
+        yield (
+            "data.held_out keeps back documents: set it to 0, and name prompts to evaluate on in "
+            "data.held_out_sets"
+        )
+    if recipe.training.epochs is not None:
+        yield "training.epochs counts passes over conversations: give training.steps"
+    for name in _DIVISIONS:
+        if (ranks := getattr(recipe.parallel, name)) > 1:
+            yield (
+                f"stage rl answers with the whole model on each rank: set parallel.{name} to 1, "
+                f"not to {ranks}"
+            )
+
+
+def rollouts(recipe: Recipe) -> Iterator[str]:
+    """A round of answers is divided among ranks and steps, and each fits into a sequence."""
+    if not isinstance(recipe, Rl):
+        return
+    settings, room = recipe.rollouts, recipe.data.seq_length
+    longest = settings.max_prompt_tokens + settings.max_tokens
+    if longest > room:
+        yield (
+            f"rollouts.max_prompt_tokens {settings.max_prompt_tokens} and max_tokens "
+            f"{settings.max_tokens} are more than a sequence: raise data.seq_length {room} to "
+            f"{longest}, or lower them"
+        )
+    if settings.prompts % recipe.data_parallel:
+        yield (
+            f"rollouts.prompts {settings.prompts} does not divide by {recipe.data_parallel} "
+            f"data-parallel ranks"
+        )
+    if settings.prompts % recipe.grpo.mini_batches:
+        yield (
+            f"rollouts.prompts {settings.prompts} does not divide into grpo.mini_batches "
+            f"{recipe.grpo.mini_batches}"
+        )
+    if settings.drafts and not recipe.model.mtp_num_layers:
+        yield "rollouts.drafts needs a model with multi-token prediction: set it to 0"
+
+
+def rewards(recipe: Recipe) -> Iterator[str]:
+    """There are rewards, with what each needs."""
+    if not isinstance(recipe, Rl):
+        return
+    if not recipe.rewards:
+        yield "rewards is empty: name one at least"
+    for name, reward in recipe.rewards.items():
+        if name not in NAMED_REWARDS and "." not in name:
+            yield (
+                f"rewards: there is no {name!r}; take one of {', '.join(NAMED_REWARDS)}, or the "
+                f"dotted path of a function"
+            )
+        for key, owner in (("margin", "length"), ("script", "language")):
+            given = getattr(reward, key) is not None
+            if given and name != owner:
+                yield f"rewards.{name}.{key} is for {owner}: leave it out"
+            if not given and name == owner:
+                yield f"rewards.{name} needs a {key}: give rewards.{name}.{key}"
+        if reward.cap is not None and reward.cap[0] > reward.cap[1]:
+            yield f"rewards.{name}.cap has its bounds the wrong way round: {reward.cap}"
+        if reward.margin is not None and reward.margin > recipe.rollouts.max_tokens:
+            yield (
+                f"rewards.{name}.margin {reward.margin} is more than rollouts.max_tokens "
+                f"{recipe.rollouts.max_tokens}"
+            )

@@ -1,0 +1,85 @@
+"""The rewards of a recipe, and what they make of answers."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from dsv3_plugin.recipe.rl import Reward, Rl
+from dsv3_plugin.rewards import code, forms, mathematics
+from dsv3_plugin.rewards.functions import named
+from dsv3_plugin.rewards.verdict import Attempt, Judge, Judged, Weighted, judged
+from dsv3_plugin.rewards.workers import Workers
+from dsv3_plugin.rollouts.prompts import RewardNames
+
+_COMPARING = ("accuracy", "match", "code")
+
+
+class Judging:
+    """Judges answers by a recipe's rewards; use as a context, which ends its processes.
+
+    Args:
+        rewards: by name.
+        max_tokens: of an answer.
+    """
+
+    def __init__(self, rewards: Mapping[str, Reward], max_tokens: int) -> None:
+        self._rewards, self._max_tokens = rewards, max_tokens
+        self._stack = ExitStack()
+        self._weighted: dict[str, Weighted] = {}
+
+    @property
+    def names(self) -> RewardNames:
+        """Which rewards prompts may name; those that name none are judged by all."""
+        known = tuple(self._rewards)
+        return RewardNames(known, known, [name for name in known if name in _COMPARING])
+
+    @classmethod
+    def of(cls, recipe: Rl) -> "Judging":
+        """By the rewards of a recipe."""
+        return cls(recipe.rewards, recipe.rollouts.max_tokens)
+
+    def __enter__(self) -> "Judging":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def judge(self, attempts: Sequence[Attempt], names: Sequence[tuple[str, ...]]) -> list[Judged]:
+        """Judge answers, each by the rewards that its prompt names.
+
+        Raises:
+            UserError: a function that the recipe names is not there.
+        """
+        verdicts: dict[int, Judged] = {}
+        for asked in dict.fromkeys(names):
+            numbers = [number for number, own in enumerate(names) if own == asked]
+            rewards = [self._of(name) for name in asked]
+            found = judged([attempts[number] for number in numbers], rewards)
+            verdicts |= dict(zip(numbers, found, strict=True))
+        return [verdicts[number] for number in range(len(attempts))]
+
+    def _of(self, name: str) -> Weighted:
+        if name not in self._weighted:
+            reward = self._rewards[name]
+            cap = None if reward.cap is None else (reward.cap[0], reward.cap[1])
+            self._weighted[name] = Weighted(name, self._judge(name, reward), reward.weight, cap)
+        return self._weighted[name]
+
+    def _judge(self, name: str, reward: Reward) -> Judge:
+        match name:
+            case "match":
+                return forms.match
+            case "format":
+                return forms.tags
+            case "length":
+                return forms.within(self._max_tokens, reward.margin)
+            case "language":
+                return forms.in_script(reward.script)
+            case "accuracy":
+                score = mathematics.accuracy
+            case "code":
+                score = code.passes
+            case _:
+                score = named(name)
+        processes = min(8, len(os.sched_getaffinity(0)))
+        return self._stack.enter_context(Workers(processes, reward.seconds)).judge_by(score)

@@ -1,0 +1,103 @@
+"""Answers behind their prompts, packed into sequences as conversations are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy
+import torch
+from torch import Tensor
+
+from dsv3_plugin.data.packing import pack
+
+NONE = -1
+"""In place of an answer's number."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """An answer as it is trained on.
+
+    Attributes:
+        prompt, answer: token ids.
+        log_probs: of the answer's tokens, as they were sampled.
+        old: under the model that ratios are taken to; None: the one in training.
+    """
+
+    prompt: Sequence[int]
+    answer: Sequence[int]
+    log_probs: Sequence[float]
+    old: Sequence[float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+
+def packed(
+    texts: Sequence[Text], room: int, multiple: int, padding: int
+) -> list[dict[str, Tensor]]:
+    """Sequences that hold all texts, as `data.chat.packs` makes them of conversations.
+
+    Beside what those have, `answers` is the number of the answer whose token a place is to predict
+    (int64 `[s]`, NONE where it predicts none), `sampled` that token's log-probability (float32
+    `[s]`), and `old` that under the model that ratios are taken to.
+
+    Args:
+        texts: all of them.
+        room: tokens of a sequence.
+        multiple: what the number of sequences is one of; the last ones may be padding alone.
+        padding: the token in places that are filled up.
+    """
+    lengths = numpy.array([len(text) for text in texts], dtype=numpy.int64)
+    members: list[list[int]] = []
+    if texts:
+        packs = pack(numpy.arange(len(texts)), lengths, room, 0)
+        members = [packs.pieces[begin:end].tolist() for begin, end in pairwise(packs.starts)]
+    members += [[] for _ in range(max(-len(members) % multiple, multiple - len(members)))]
+    with_old = any(text.old is not None for text in texts)
+    return [_row([(n, texts[n]) for n in own], room, padding, with_old) for own in members]
+
+
+def _row(
+    texts: Sequence[tuple[int, Text]], room: int, padding: int, with_old: bool
+) -> dict[str, Tensor]:
+    row = {
+        "tokens": torch.full((room,), padding, dtype=torch.int64),
+        "labels": torch.full((room,), padding, dtype=torch.int64),
+        "loss_mask": torch.zeros(room),
+        "position_ids": torch.empty(room, dtype=torch.int64),
+        "padding_mask": torch.ones(room, dtype=torch.bool),
+        "answers": torch.full((room,), NONE, dtype=torch.int64),
+        "sampled": torch.zeros(room),
+    }
+    if with_old:
+        row["old"] = torch.zeros(room)
+    start = 0
+    for number, text in texts:
+        end = start + len(text)
+        tokens = torch.tensor([*text.prompt, *text.answer], dtype=torch.int64)
+        row["tokens"][start:end] = tokens
+        row["labels"][start : end - 1] = tokens[1:]
+        # A place predicts the token behind it: the prompt's last one the answer's first.
+        learned = slice(start + len(text.prompt) - 1, end - 1)
+        row["loss_mask"][learned] = 1
+        row["answers"][learned] = number
+        row["sampled"][learned] = torch.tensor(text.log_probs)
+        if text.old is not None:
+            row["old"][learned] = torch.tensor(text.old)
+        row["position_ids"][start:end] = torch.arange(len(text))
+        row["padding_mask"][start:end] = False
+        start = end
+    row["position_ids"][start:] = torch.arange(room - start)
+    return row
+
+
+def micro_batches(
+    rows: Sequence[dict[str, Tensor]], size: int, rank: int, ranks: int
+) -> list[dict[str, Tensor]]:
+    """A data-parallel rank's sequences, collated into micro-batches of `[size, s]`."""
+    mine = rows[rank::ranks]
+    return [
+        {key: torch.stack([row[key] for row in mine[start : start + size]]) for key in mine[0]}
+        for start in range(0, len(mine), size)
+    ]

@@ -1,0 +1,90 @@
+"""What a step of reinforcement learning computes with, and what it finds."""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from dsv3_plugin.grpo.correction import Correction
+from dsv3_plugin.grpo.loss import Loss, Switches
+from dsv3_plugin.grpo.mismatch import Mismatch, mismatch, together
+from dsv3_plugin.grpo.surrogate import Clip
+from dsv3_plugin.recipe.rl import Grpo, Rl
+
+
+@dataclass
+class Learning:
+    """Of the step that is under way; one belongs to one run.
+
+    Attributes:
+        switches: what is minimised.
+        advantages, weights: `[answers]` of the step, on the host.
+        tokens: of these answers, on all ranks.
+    """
+
+    switches: Switches
+    advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
+    weights: Tensor = field(default_factory=lambda: torch.zeros(0))
+    tokens: int = 0
+    _seen: list[tuple[Mismatch, int]] = field(default_factory=list)
+    _sums: Tensor = field(default_factory=lambda: torch.zeros(5, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, recipe: Rl) -> "Learning":
+        """As a recipe has it."""
+        return cls(switches_of(recipe.grpo))
+
+    def begin(self, advantages: Tensor, weights: Tensor, tokens: int) -> None:
+        """A step begins."""
+        self.advantages, self.weights, self.tokens = advantages, weights, tokens
+        self._seen.clear()
+        self._sums = torch.zeros(5, dtype=torch.float64)
+
+    def look_at(self, new: Tensor, sampled: Tensor, loss: Loss) -> None:
+        """Remember what a micro-batch has found.
+
+        Args:
+            new, sampled: `[t]`, log-probabilities by the trainer and by the engine.
+            loss: of it.
+        """
+        clip = self.switches.clip
+        self._seen.append((mismatch(new, sampled, clip.low, clip.high), len(new)))
+        found = (-new.sum(), len(new), loss.clipped, loss.clipped_dual, loss.entropy)
+        self._sums += torch.tensor([float(number) for number in found], dtype=torch.float64)
+
+    def mismatch(self) -> Mismatch:
+        """Between trainer and engine, of all tokens of the step; every rank gets it."""
+        return together([part for seen in _of_all_ranks(self._seen) for part in seen])
+
+    def numbers(self) -> dict[str, float]:
+        """What the step has found, over all ranks, as the metrics call it."""
+        surprise, tokens, clipped, dual, entropy = sum(_of_all_ranks(self._sums)).tolist()
+        numbers = {
+            # Of tokens drawn from the model itself it is an estimate without bias.
+            "rl/entropy": surprise / max(tokens, 1),
+            "rl/clip_fraction": clipped / max(tokens, 1),
+            "rl/clip_fraction_dual": dual / max(tokens, 1),
+        }
+        if self.switches.entropy_weight:
+            numbers["rl/entropy"] = entropy
+        return numbers
+
+
+def switches_of(grpo: Grpo) -> Switches:
+    """The loss that a recipe asks for."""
+    correction = Correction(grpo.correction, grpo.correction_high, grpo.correction_low)
+    return Switches(
+        clip=Clip(grpo.clip_low, grpo.clip_high, grpo.clip_dual),
+        importance=grpo.importance,
+        entropy_weight=grpo.entropy_weight,
+        correction=correction if grpo.on_mismatch == "correct" else None,
+    )
+
+
+def _of_all_ranks[Part](part: Part) -> list[Part]:
+    group = parallel_state.get_data_parallel_group()
+    parts: list[Part] = [part] * group.size()
+    dist.all_gather_object(parts, part, group=group)
+    return parts

@@ -1,0 +1,126 @@
+"""Reinforcement learning: answers of the model to prompts, rewards by rule, and GRPO.
+
+A round begins with an engine on the weights in training, which answers each prompt several times
+(`rounds`); what its answers are worth, against others to the same prompt, is what the loss raises
+or lowers their probabilities by (arXiv 2402.03300, section 4.1; arXiv 2501.12948). Answers lie in
+sequences as conversations do in fine-tuning, and do not see each other. What a token weighs comes
+from all answers of the step, so the loss is the same however they are packed and divided.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.utils import get_model_config
+
+from dsv3_plugin.data.batch import Sample, get_packs
+from dsv3_plugin.grpo.answers import Answers
+from dsv3_plugin.grpo.loss import LogProbabilities, policy_loss
+from dsv3_plugin.recipe.rl import Rl
+from dsv3_plugin.rollouts.judging import Judging
+from dsv3_plugin.stages import entropy, sft
+from dsv3_plugin.stages.held_out_prompts import HeldOutPrompts
+from dsv3_plugin.stages.learning import Learning
+from dsv3_plugin.stages.pretrain import chunk_inputs
+from dsv3_plugin.stages.rounds import Policy, Rounds
+from dsv3_plugin.training.curves import CurveValues
+from dsv3_plugin.training.expert_load import ExpertLoad
+from dsv3_plugin.training.feed import Feed
+from dsv3_plugin.training.metrics import Metrics
+from dsv3_plugin.training.prompts import prepare_prompts
+from dsv3_plugin.training.run import Run
+from dsv3_plugin.training.saving import Saving
+from dsv3_plugin.training.stage import Stage
+
+
+def rl(run: Run) -> Stage:
+    """Reinforcement learning, for one run."""
+    recipe = run.recipe
+    feed, judging, learning = Feed(), Judging.of(recipe), Learning.of(recipe)
+    policy = Policy(recipe, judging)
+    metrics = Metrics(recipe, run.folder)
+    return Stage(
+        prepare=partial(prepare_prompts, run),
+        datasets=lambda inputs: feed.provider,
+        forward_step=partial(forward_step, learning),
+        hooks=[
+            Rounds(run, policy, learning, feed),
+            HeldOutPrompts(run, policy, metrics),
+            CurveValues(recipe.curves),
+            ExpertLoad(),
+            Saving(run.folder.checkpoints, recipe.checkpoint.keep),
+            metrics,
+        ],
+        packs=True,
+        beside=judging,
+        freeze=partial(freeze, recipe),
+    )
+
+
+def freeze(recipe: Rl, chunks: Sequence[torch.nn.Module]) -> Sequence[torch.nn.Module]:
+    """As in fine-tuning; and multi-token prediction trains itself alone: trunk, embedding and head
+    are the policy's."""
+    for chunk in chunks:
+        get_model_config(chunk).mtp_detach_heads = True
+    return sft.freeze(recipe, chunks)
+
+
+def forward_step(
+    learning: Learning, samples: Iterator[Sample], model: torch.nn.Module
+) -> tuple[Any, Any]:
+    """One forward pass of a model chunk, in the form upstream's schedules call it."""
+    sample = next(samples)
+    batch = get_packs(iter([sample]), chunk_inputs(model))
+    with entropy.of_tokens(model, learning.switches.entropy_weight > 0) as entropies:
+        output = model(
+            batch.tokens,
+            batch.position_ids,
+            None,
+            labels=batch.labels,
+            loss_mask=batch.loss_mask,
+            packed_seq_params=batch.boundaries,
+        )
+    return output, partial(loss, learning, sample, entropies)
+
+
+def loss(
+    learning: Learning, sample: Sample, entropies: list[torch.Tensor], losses: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """GRPO's loss of a micro-batch.
+
+    Upstream divides the sum of gradients by the sum of tokens that it is told, over micro-batches
+    and ranks: so the loss, a part of the step's, is multiplied by that.
+
+    Args:
+        learning: the step's advantages and weights.
+        sample: the micro-batch, with the answer of each place.
+        entropies: `[b, s]` of each place's distribution, if they have a weight.
+        losses: `[b, s]`, cross-entropy of each token in nats.
+
+    Returns:
+        The loss, the number of tokens, and both for the log.
+    """
+    learned = sample["answers"].flatten() >= 0
+    new = -losses.flatten()[learned.to(losses.device)]
+    numbers, of_token, lengths = (
+        sample["answers"]
+        .flatten()[learned]
+        .unique_consecutive(return_inverse=True, return_counts=True)
+    )
+    answers = Answers(of_token.to(new.device), lengths.to(new.device))
+    sampled = sample["sampled"].flatten()[learned].to(new)
+    old = sample["old"].flatten()[learned].to(new) if "old" in sample else new.detach()
+    found = policy_loss(
+        LogProbabilities(new=new, old=old, sampled=sampled),
+        learning.advantages[numbers].to(new),
+        answers,
+        learning.weights[numbers].to(new),
+        learning.switches,
+        entropies[0].flatten()[learned.to(new.device)] if entropies else None,
+    )
+    learning.look_at(new.detach(), sampled, found)
+    tokens = learned.sum().int().to(new.device)
+    total = found.value * learning.tokens
+    report = torch.stack([total.detach(), tokens.float()])
+    return total, tokens, {"policy loss": report}

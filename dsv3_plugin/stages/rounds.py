@@ -1,0 +1,328 @@
+"""A round of reinforcement learning: prompts, answers, rewards, advantages, and the steps that are
+trained on them."""
+
+import hashlib
+import json
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.utils import unwrap_model
+
+from dsv3_plugin.checkpoint.trained_on import TOKENIZER
+from dsv3_plugin.errors import SaidElsewhere, UserError
+from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.grpo.aggregation import token_weights
+from dsv3_plugin.recipe.rl import Rl
+from dsv3_plugin.rollouts.asked import Asked
+from dsv3_plugin.rollouts.embedded import Embedded
+from dsv3_plugin.rollouts.groups import Group, advantages, scored
+from dsv3_plugin.rollouts.judging import Judging
+from dsv3_plugin.rollouts.rows import Text, micro_batches, packed
+from dsv3_plugin.stages import log_probs
+from dsv3_plugin.stages.learning import Learning
+from dsv3_plugin.stages.round_numbers import numbers_of
+from dsv3_plugin.training.feed import Feed
+from dsv3_plugin.training.hooks import Hook, Step
+from dsv3_plugin.training.prompts import PromptData, prompts_of
+from dsv3_plugin.training.run import Run
+
+_SILENT_ROUNDS = 10
+"""Rounds without different rewards, behind which a person is told."""
+
+
+class Policy:
+    """The model in training, asked by all data-parallel ranks together.
+
+    Args:
+        recipe: the run's.
+        judging: its rewards.
+    """
+
+    def __init__(self, recipe: Rl, judging: Judging) -> None:
+        self._recipe, self._judging = recipe, judging
+        self._engine: Embedded | None = None
+        self.reward_seconds = 0.0
+
+    @cached_property
+    def data(self) -> PromptData:
+        """What is asked."""
+        return prompts_of(self._recipe, self._recipe.checkpoint_folder / TOKENIZER)
+
+    def groups(
+        self, model: Sequence[torch.nn.Module], asked: Sequence[Asked], n: int, seed: object
+    ) -> list[Group]:
+        """Judged answers to prompts, each rank's part by its own engine; all ranks get all.
+
+        Args:
+            model: this rank's chunks.
+            asked: prompts, the same on all ranks.
+            n: answers to each.
+            seed: of the answers, a different one for each call.
+        """
+        ranks, rank = _data_parallel()
+        engine = self._engine_on(model)
+        numbers = range(rank, len(asked), ranks)
+        mine = [asked[number] for number in numbers]
+        answers = engine.answers(mine, n, [_seed(seed, number) for number in numbers])
+        began = time.perf_counter()
+        own = scored(mine, answers, self.data.tokenizer, self.data.ends, self._judging)
+        self.reward_seconds = time.perf_counter() - began
+        parts: list[list[Group]] = [own] * ranks
+        if ranks > 1:
+            group = parallel_state.get_data_parallel_group()
+            dist.all_gather_object(parts, own, group=group)
+        return [parts[number % ranks][number // ranks] for number in range(len(asked))]
+
+    @property
+    def acceptance(self) -> list[float]:
+        """Of guessed tokens, on this rank."""
+        return self._engine.acceptance if self._engine else []
+
+    def _engine_on(self, model: Sequence[torch.nn.Module]) -> Embedded:
+        if self._engine is None:
+            settings = self._recipe.rollouts
+            at_once = settings.prompts // self._recipe.data_parallel * settings.n
+            [whole] = unwrap_model([*model])
+            self._engine = Embedded(whole, settings, at_once, self.data.ends)
+        return self._engine
+
+
+@dataclass
+class MiniBatch:
+    """What an optimizer step is trained on.
+
+    Attributes:
+        texts: answers behind their prompts.
+        advantages: of each.
+        first: whether the weights are those that the answers are from.
+    """
+
+    texts: list[Text]
+    advantages: list[float]
+    first: bool
+
+
+class Rounds(Hook):
+    """Has the model answer when answers are used up, and gives each step its part of them.
+
+    First in the list: a step's time includes that of its answers.
+
+    Args:
+        run: the run.
+        policy: who answers.
+        learning: what the loss computes with.
+        feed: where the model reads.
+    """
+
+    def __init__(self, run: Run, policy: Policy, learning: Learning, feed: Feed) -> None:
+        self._run, self._policy, self._learning, self._feed = run, policy, learning, feed
+        self._recipe: Rl = run.recipe
+        self._waiting: deque[MiniBatch] = deque()
+        self._asked = self._silent = 0
+        self._warned = False
+        self._first = True
+        self._began = self._trained_from = 0.0
+        self._tokens = 0
+
+    @cached_property
+    def _order(self) -> Any:
+        order = self._policy.data.order(self._recipe.training.seed)
+        order.go_on_from(self._asked)
+        return order
+
+    def before_step(self, step: Step) -> None:
+        self._began = time.perf_counter()
+        if not self._waiting:
+            self._answer(step)
+        mini = self._waiting.popleft()
+        self._first = mini.first
+        ranks, rank = _data_parallel()
+        size = self._recipe.training.micro_batch_size
+        rows = packed(mini.texts, self._recipe.data.seq_length, size * ranks, 0)
+        batches = micro_batches(rows, size, rank, ranks)
+        lengths = torch.tensor([len(text.answer) for text in mini.texts])
+        grpo, longest = self._recipe.grpo, self._recipe.rollouts.max_tokens
+        self._learning.begin(
+            torch.tensor(mini.advantages),
+            token_weights(lengths, grpo.aggregation, longest),
+            int(lengths.sum()),
+        )
+        step.micro_batches = len(batches)
+        self._feed.give(batches)
+        self._tokens = sum(map(len, mini.texts))
+        self._trained_from = time.perf_counter()
+
+    def after_backward(self, step: Step) -> None:
+        if self._first:
+            self._look_at_mismatch(step)
+
+    def after_step(self, step: Step) -> None:
+        now = time.perf_counter()
+        seconds, training = now - self._began, now - self._trained_from
+        step.numbers |= self._learning.numbers() | {
+            "step_seconds": round(seconds, 4),
+            "tokens_per_second": round(self._tokens / max(seconds, 1e-4), 1),
+            "rl/training_seconds": round(training, 4),
+            "rl/training_tokens_per_second": round(self._tokens / max(training, 1e-4), 1),
+        }
+
+    def _answer(self, step: Step) -> None:
+        """A round of answers, divided into mini-batches."""
+        recipe, settings, began = self._recipe, self._recipe.rollouts, time.perf_counter()
+        groups: list[Group] = []
+        drawn: list[Group] = []
+        wanted = settings.prompts
+        for number in range(settings.dynamic_sampling):
+            asked = self._order.take(wanted)
+            seed = (recipe.training.seed, step.iteration, number)
+            found = self._policy.groups(step.model, asked, settings.n, seed)
+            drawn += found
+            if settings.dynamic_sampling == 1:
+                groups = found
+                break
+            groups += [group for group in found if group.tells_apart]
+            if len(groups) >= wanted:
+                groups = groups[:wanted]
+                break
+        self._asked = self._order.given
+        seconds = time.perf_counter() - began
+        step.numbers |= numbers_of(drawn, groups, seconds, self._policy)
+        self._keep_samples(step.iteration, drawn)
+        self._say_silence(drawn)
+        self._waiting.extend(self._divided(step, groups))
+
+    def _divided(self, step: Step, groups: Sequence[Group]) -> list[MiniBatch]:
+        grpo = self._recipe.grpo
+        worth = advantages(groups, grpo.advantage) if groups else []
+        parts = []
+        for number in range(grpo.mini_batches):
+            texts, own = [], []
+            for group, of_group in zip(
+                groups[number :: grpo.mini_batches], worth[number :: grpo.mini_batches], strict=True
+            ):
+                for answer, advantage in zip(group.answers, of_group, strict=True):
+                    if answer.reward is not None:
+                        rollout = answer.rollout
+                        texts.append(Text(rollout.prompt, rollout.tokens, rollout.log_probs))
+                        own.append(advantage)
+            parts.append(MiniBatch(texts, own, False))
+        if self._recipe.updates > 1 and parts:
+            self._add_old(step, parts)
+        again = [
+            MiniBatch(part.texts, part.advantages, False)
+            for _ in range(grpo.epochs)
+            for part in parts
+        ]
+        again[0].first = True
+        return again
+
+    def _add_old(self, step: Step, parts: Sequence[MiniBatch]) -> None:
+        """What ratios are taken to, where the weights will have moved by then."""
+        texts = [text for part in parts for text in part.texts]
+        if self._recipe.grpo.old == "engine":
+            old = [text.log_probs for text in texts]
+        else:
+            old = log_probs.of_texts(step.model, texts, self._recipe)
+        found = iter(old)
+        for part in parts:
+            part.texts = [
+                Text(text.prompt, text.answer, text.log_probs, next(found)) for text in part.texts
+            ]
+
+    def _look_at_mismatch(self, step: Step) -> None:
+        found = self._learning.mismatch()
+        step.numbers |= {f"rl/mismatch_{name}": value for name, value in asdict(found).items()}
+        limit, grpo = self._recipe.mismatch_limit, self._recipe.grpo
+        if found.max <= limit:
+            return
+        far = (
+            f"the engine's log-probabilities differ from the trainer's by up to {found.max:.3g} "
+            f"nats (mean {found.mean:.3g}), more than {limit:.3g}"
+        )
+        rank = dist.get_rank()
+        if grpo.on_mismatch == "stop":
+            error = UserError if rank == 0 else SaidElsewhere
+            raise error(
+                f"step {step.iteration:,}: {far}: the step is not taken. Look for what computes "
+                f"otherwise, or set grpo.on_mismatch to correct."
+            )
+        if not self._warned and rank == 0:
+            what = (
+                "tokens are weighed by it" if grpo.on_mismatch == "correct" else "go on with care"
+            )
+            self._run.tell(f"In step {step.iteration:,} {far}: {what}.")
+        self._warned = True
+
+    def _say_silence(self, groups: Sequence[Group]) -> None:
+        """Tell when rewards have been equal for long: nothing is learned from them."""
+        self._silent = 0 if any(group.tells_apart for group in groups) else self._silent + 1
+        if self._silent == _SILENT_ROUNDS and dist.get_rank() == 0:
+            rewards = [a.reward for g in groups for a in g.answers if a.reward is not None]
+            mean = f"mean {sum(rewards) / len(rewards):.3g}" if rewards else "none could be judged"
+            self._run.tell(
+                f"For {_SILENT_ROUNDS} rounds all answers to a prompt have had equal rewards "
+                f"({mean}), from which nothing is learned: take prompts that the model answers now "
+                f"and then, more answers (rollouts.n), or look for what is wrong in "
+                f"{self._run.folder.samples}."
+            )
+
+    def _keep_samples(self, iteration: int, groups: Sequence[Group]) -> None:
+        if dist.get_rank() != 0:
+            return
+        folder = self._run.folder.samples
+        folder.mkdir(exist_ok=True)
+        lines = (
+            json.dumps(
+                {
+                    "prompt": group.prompt,
+                    "expected": group.expected,
+                    "answer": answer.text,
+                    "reward": answer.reward,
+                    "rewards": answer.parts,
+                    **({"problems": answer.problems} if answer.problems else {}),
+                    "tokens": len(answer.rollout.tokens),
+                    "finish_reason": answer.rollout.finish_reason,
+                    "where": group.where,
+                },
+                ensure_ascii=False,
+            )
+            for group in groups
+            for answer in group.answers
+        )
+        text = "\n".join(lines) + "\n"
+        replace_file(folder / f"step_{iteration:07d}.jsonl", text.encode(errors="replace"))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "asked": self._asked,
+            "silent": self._silent,
+            "waiting": [asdict(mini) for mini in self._waiting],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._asked, self._silent = state["asked"], state["silent"]
+        self._waiting = deque(
+            MiniBatch([Text(**text) for text in mini["texts"]], mini["advantages"], mini["first"])
+            for mini in state["waiting"]
+        )
+
+
+def _data_parallel() -> tuple[int, int]:
+    """How many ranks there are that see different prompts, and which of them this is."""
+    return (
+        parallel_state.get_data_parallel_world_size(),
+        parallel_state.get_data_parallel_rank(),
+    )
+
+
+def _seed(of_round: object, prompt: int) -> int:
+    """Of the answers to a prompt, below 2^63."""
+    named = hashlib.blake2b(repr((of_round, prompt)).encode(), digest_size=8).digest()
+    return int.from_bytes(named) >> 1

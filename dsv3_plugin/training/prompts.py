@@ -1,0 +1,141 @@
+"""The prompts of a run: read by every rank, looked at by the first before the world trains."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from dsv3_plugin.checkpoint import trained_on
+from dsv3_plugin.checkpoint.conversion.tokenizer_files import end_ids
+from dsv3_plugin.checkpoint.trained_on import TOKENIZER
+from dsv3_plugin.data.chat.template import open_template
+from dsv3_plugin.data.left_out import Tally
+from dsv3_plugin.data.tokenizer import TextTokenizer, check_fits, open_tokenizer
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.links import inside
+from dsv3_plugin.files.named import named
+from dsv3_plugin.recipe import corpora
+from dsv3_plugin.recipe.rl import Rl
+from dsv3_plugin.rollouts.asked import Asked, asked_by
+from dsv3_plugin.rollouts.judging import Judging
+from dsv3_plugin.rollouts.order import Order
+from dsv3_plugin.rollouts.prompts import read_prompts
+from dsv3_plugin.training.changed_settings import other_numbers
+from dsv3_plugin.training.checkpoint_folder import write_description
+from dsv3_plugin.training.prepare import begin, go_on
+from dsv3_plugin.training.resume import refuse_another_model
+from dsv3_plugin.training.run import Run
+
+
+@dataclass(frozen=True)
+class PromptData:
+    """What a run asks, by the tokenizer in a folder.
+
+    Attributes:
+        tokenizer_dir: with the chat template.
+        members: the prompts of each member of the mixture.
+        weights: of these.
+        held_out: prompts by the names of their sets.
+        left_out: what is not asked, a sentence each.
+    """
+
+    tokenizer_dir: Path
+    members: tuple[list[Asked], ...]
+    weights: tuple[float, ...]
+    held_out: Mapping[str, list[Asked]]
+    left_out: tuple[str, ...]
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """By which answers are read."""
+        return open_tokenizer(self.tokenizer_dir)
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return end_ids(self.tokenizer_dir, self.tokenizer.eos_id)
+
+    @property
+    def tokenizer_digest(self) -> str:
+        """Of how texts become tokens."""
+        return self.tokenizer.digest
+
+    @property
+    def corpus_digest(self) -> str:
+        """Of what is asked, in its order."""
+        rows = [[one.prompt.row for one in member] for member in self.members]
+        text = json.dumps([rows, self.weights], sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def order(self, seed: int) -> Order:
+        """In which they are asked."""
+        return Order(self.members, self.weights, seed)
+
+
+def prompts_of(recipe: Rl, tokenizer: Path) -> PromptData:
+    """The prompts that a recipe names, as a tokenizer's folder has them asked.
+
+    Raises:
+        UserError: whatever is wrong with them, or with the template.
+    """
+    data, longest = recipe.data, recipe.rollouts.max_prompt_tokens
+    opened = open_tokenizer(tokenizer)
+    check_fits(opened, recipe.model.vocab_size, recipe.model.name)
+    written = None if data.template is None else named(data.template)
+    template = open_template(tokenizer, written, data.template_arguments, "all")
+    names = Judging.of(recipe).names
+    sentences: list[str] = []
+
+    def read(paths: tuple[str, ...], what: str) -> list[Asked]:
+        tally = Tally()
+        found = read_prompts(paths, names, on_bad_row=data.on_bad_row, left_out=tally)
+        asked = asked_by(found, opened, template, longest, tally)
+        if tally.all():
+            sentences.append(f"Not asked of {what}: {tally}.")
+        return asked
+
+    drawn = [member for _, member in corpora.drawn_from(data.corpus)]
+    members = tuple(read(member.names, str(member)) for member in drawn)
+    weights = tuple(
+        float(len(asked)) if member.weight is None else member.weight
+        for member, asked in zip(drawn, members, strict=True)
+    )
+    held_out = {
+        name: read((path,), f"held-out set {name}") for name, path in data.held_out_sets.items()
+    }
+    asked_in_training = {one.prompt.key: one for member in members for one in member}
+    for name, asked in held_out.items():
+        for one in asked:
+            if (other := asked_in_training.get(one.prompt.key)) is not None:
+                raise UserError(
+                    f"{one.prompt.where}, of held-out set {name}, is {other.prompt.where} as well: "
+                    f"take what is trained on out of it."
+                )
+    return PromptData(tokenizer, members, weights, held_out, tuple(sentences))
+
+
+def prepare_prompts(run: Run, tell: Callable[[str], None]) -> None:
+    """Put the folders of a run in order, and look at its prompts: see `prepare.prepare`."""
+    recipe = run.recipe
+    refuse_another_model(recipe)
+    weights, saved = begin(run, tell)
+    resumed = saved is not None and not saved.release
+    data = prompts_of(recipe, inside(weights, TOKENIZER))
+    if resumed:
+        _refuse_other_prompts(recipe, data)
+    changed = other_numbers(recipe) if resumed else []
+    write_description(recipe, data, weights)
+    go_on(run, saved, changed, tell)
+    for sentence in data.left_out:
+        tell(sentence)
+
+
+def _refuse_other_prompts(recipe: Rl, data: PromptData) -> None:
+    before = trained_on.read(recipe.checkpoint_folder)
+    if before is not None and before.corpus != data.corpus_digest:
+        raise UserError(
+            f"the prompts are others than those that {recipe.checkpoint_folder} was trained on: "
+            f"put those back, or start a run in another folder with directory=PATH."
+        )

@@ -1,0 +1,136 @@
+"""A model answers prompts and is trained on what its answers are worth, from whatever it began
+with."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.small_runs import Command, Trained, numbers, records, steps_taken
+
+STEPS = 6
+
+LEARNED = {
+    "base": "small.yaml",
+    "stage": "rl",
+    "data": {
+        "tokenizer": "parent",
+        "packing": "prompts",
+        "seq_length": 64,
+        "fim_rate": 0.0,
+        "held_out": 0.0,
+    },
+    "training": {"steps": STEPS, "micro_batch_size": 2, "eval_interval": 3},
+    "curves": {"learning_rate": 1e-3, "batch_size": 4, "router_bias_speed": 0, "mtp_weight": 0.1},
+    "rollouts": {"prompts": 4, "n": 4, "max_prompt_tokens": 24, "max_tokens": 12, "held_out_n": 3},
+    # Two steps of a round, so that a checkpoint lies within one.
+    "grpo": {"mini_batches": 2, "entropy_weight": 0.01},
+    "rewards": {"match": {}, "language": {"script": "LATIN"}},
+    "parallel": {"processes": 2, "expert": 1},
+    "checkpoint": {"interval": 1},
+}
+
+
+def written(folder: Path, source: Path, **changes: object) -> Path:
+    """The recipe in a folder where small.yaml is, with its prompts, to begin with weights."""
+    rows = [{"prompt": f"{a}+{b}?", "answer": a + b} for a in range(6) for b in range(6)]
+    for name, some in (("asked", rows[::2]), ("apart", rows[1::2])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)) + "\n")
+    data = LEARNED["data"] | {
+        "corpus": str(folder / "asked.jsonl"),
+        "held_out_sets": {"apart": str(folder / "apart.jsonl")},
+    }
+    path = folder / "learned.yaml"
+    path.write_text(yaml.safe_dump(LEARNED | {"from": str(source), "data": data} | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def learning(recipe: Path, trained: Trained) -> Path:
+    return written(recipe.parent, trained.folder)
+
+
+@pytest.fixture(scope="module")
+def learned(learning: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("learned") / "run"
+    ended = Command.forked("train", learning, f"directory={folder}").end()
+    assert ended.code == 0, ended.output
+    return Trained(learning, folder, ended)
+
+
+def test_engine_and_trainer_agree_at_every_round(learned: Trained) -> None:
+    """Also where the weights have been updated in between."""
+    rounds = [line for line in records(learned.folder) if "rl/mismatch_max" in line]
+    assert [line["iteration"] for line in rounds] == [1, 3, 5]
+    assert max(line["rl/mismatch_max"] for line in rounds) < 1e-5
+    assert all(0 < line["rl/mismatch_mean"] < 1e-6 for line in rounds)
+    assert not any(line["rl/mismatch_beyond_clip"] for line in rounds)
+
+
+def test_a_run_tells_its_numbers(learned: Trained) -> None:
+    lines = {line["iteration"]: line for line in records(learned.folder)}
+    assert lines.keys() == {*range(STEPS + 1)}
+    assert all("rl/held_out_reward" in lines[step] for step in (0, 3, 6))
+    assert lines[0].keys() >= {
+        "rl/held_out_pass_at_1", "rl/held_out_pass_at_3", "rl/held_out_majority"
+    }  # fmt: skip
+    asked = lines[1]
+    assert asked["rl/reward"] == pytest.approx(
+        asked["rl/reward_match"] + asked["rl/reward_language"]
+    )
+    assert asked["rl/answer_tokens_max"] <= LEARNED["rollouts"]["max_tokens"]
+    assert all("rl/entropy" in lines[step] for step in range(1, STEPS + 1))
+    assert "reward 0." in learned.ended.output
+    assert "Done: step 6" in learned.ended.output
+
+
+def test_answers_are_kept_to_be_read(learned: Trained) -> None:
+    files = sorted((learned.folder / "samples").iterdir())
+    assert [path.name for path in files] == [f"step_{n:07d}.jsonl" for n in (1, 3, 5)]
+    lines = {line["iteration"]: line for line in records(learned.folder)}
+    for path, step in zip(files, (1, 3, 5), strict=True):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len(rows) == LEARNED["rollouts"]["prompts"] * LEARNED["rollouts"]["n"]
+        mean = sum(row["reward"] for row in rows) / len(rows)
+        assert mean == pytest.approx(lines[step]["rl/reward"])
+        assert all(row["prompt"].count("+") and row["expected"] for row in rows)
+
+
+def test_a_killed_run_goes_on_within_a_round(
+    learning: Path, learned: Trained, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ("train", learning, f"directory={run}")
+    started = Command.forked(*words).when(lambda: steps_taken(run) >= 4)
+    assert started.send(signal.SIGKILL).end().code == -signal.SIGKILL
+    ended = Command.forked(*words).end()
+    assert ended.code == 0, ended.output
+    assert "Going on from step " in ended.output
+    assert numbers(run) == numbers(learned.folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["data.packing=stream"], "stage rl reads prompts"),
+        (["rollouts.max_tokens=60"], "are more than a sequence: raise data.seq_length 64 to 84"),
+        (["rollouts.prompts=5"], "rollouts.prompts 5 does not divide by 2 data-parallel ranks"),
+        (["parallel.expert=2"], "set parallel.expert to 1"),
+        (["rewards.magic.weight=1"], "there is no 'magic'"),
+        (["rewards.length.weight=1"], "rewards.length needs a margin"),
+        (["data.held_out=0.1"], "name prompts to evaluate on in data.held_out_sets"),
+        (["data.held_out_sets.apart={asked}"], "is data.corpus as well"),
+        (["data.corpus=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        (["rollouts.max_prompt_tokens=2"], "no prompt has 2 tokens or less"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    learning: Path, tmp_path: Path, overrides: list[str], sentence: str
+) -> None:
+    asked = learning.with_name("asked.jsonl")
+    words = [override.format(asked=asked) for override in overrides]
+    ended = Command.forked("train", learning, f"directory={tmp_path}/run", *words).end()
+    assert ended.code == 2, ended.output
+    assert sentence in " ".join(ended.output.split())

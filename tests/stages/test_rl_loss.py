@@ -1,0 +1,157 @@
+"""The loss of answers, by the model that training computes with."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch import Tensor
+
+from dsv3_plugin.checkpoint.load import load_for_inference
+from dsv3_plugin.distributed.world import single_process
+from dsv3_plugin.grpo.aggregation import token_weights
+from dsv3_plugin.inference.logits import main_logits
+from dsv3_plugin.recipe.rl import Grpo
+from dsv3_plugin.rollouts.rows import Text, micro_batches, packed
+from dsv3_plugin.stages import rl
+from dsv3_plugin.stages.learning import Learning, switches_of
+from tests.small_runs import Trained
+
+LENGTHS = ((5, 7), (3, 1), (8, 12), (2, 4), (6, 9))
+"""Tokens of each prompt and its answer."""
+
+
+@pytest.fixture(scope="module")
+def model(trained: Trained) -> GPTModel:
+    with single_process(seed=1):
+        model, _ = load_for_inference(trained.checkpoints)
+        rl.freeze(SimpleNamespace(mtp="train", router="freeze"), [model.train()])
+        model.config.calculate_per_token_loss = True
+        yield model
+
+
+def drawn(seed: int = 0) -> list[Text]:
+    draw = torch.Generator().manual_seed(seed)
+    texts = []
+    for prompt, answer in LENGTHS:
+        tokens = torch.randint(3, 500, (prompt + answer,), generator=draw).tolist()
+        logs = (-4 + torch.randn(answer, generator=draw)).tolist()
+        texts.append(Text(tokens[:prompt], tokens[prompt:], logs, logs))
+    return texts
+
+
+@dataclass
+class Computed:
+    loss: float
+    gradients: dict[str, Tensor]
+
+
+def computed(
+    model: GPTModel,
+    texts: list[Text],
+    advantages: list[float],
+    *,
+    room: int = 32,
+    size: int = 1,
+    ranks: int = 1,
+    mtp_weight: float = 0.0,
+    **grpo: object,
+) -> Computed:
+    """The step's loss and gradients, as upstream adds them up over micro-batches and ranks."""
+    settings = Grpo(**grpo)
+    learning = Learning(switches_of(settings))
+    lengths = torch.tensor([len(text.answer) for text in texts])
+    weights = token_weights(lengths, settings.aggregation, 16)
+    learning.begin(torch.tensor(advantages), weights, int(lengths.sum()))
+    model.config.mtp_loss_scaling_factor = mtp_weight
+    model.zero_grad()
+    rows = packed(texts, room, size * ranks, 0)
+    total, tokens = 0.0, 0
+    for rank in range(ranks):
+        for sample in micro_batches(rows, size, rank, ranks):
+            output, of_output = rl.forward_step(learning, iter([sample]), model)
+            value, count, _ = of_output(output)
+            value.backward()
+            total, tokens = total + float(value), tokens + int(count)
+    gradients = {
+        name: parameter.grad / tokens
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return Computed(total / tokens, gradients)
+
+
+ADVANTAGES = [1.0, -0.5, 0.3, -1.2, 0.4]
+
+
+def close(one: Computed, other: Computed) -> None:
+    assert one.loss == pytest.approx(other.loss, abs=1e-6)
+    for name, gradient in one.gradients.items():
+        torch.testing.assert_close(gradient, other.gradients[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean", "dr_grpo"])
+@pytest.mark.parametrize(
+    ("room", "size", "ranks"), [(64, 1, 1), (20, 2, 1), (32, 1, 3), (24, 2, 2)]
+)
+def test_it_is_the_same_however_answers_lie(model, aggregation, room, size, ranks):
+    """Packed otherwise, in micro-batches of another size, on more ranks."""
+    settings = {"aggregation": aggregation, "importance": "sequence", "entropy_weight": 0.1}
+    alone = computed(model, drawn(), ADVANTAGES, room=20, **settings)
+    close(
+        computed(model, drawn(), ADVANTAGES, room=room, size=size, ranks=ranks, **settings), alone
+    )
+
+
+def test_log_probabilities_are_those_of_each_text_alone(model):
+    """And of the tokens that were sampled: not of those one place further."""
+    texts = drawn()
+    seen: dict[int, Tensor] = {}
+    [sample] = micro_batches(packed(texts, 64, 1, 0), 1, 0, 1)
+    output, _ = rl.forward_step(Learning(switches_of(Grpo())), iter([sample]), model)
+    for number in range(len(texts)):
+        seen[number] = -output.flatten()[sample["answers"].flatten() == number]
+    for number, text in enumerate(texts):
+        tokens = torch.tensor([[*text.prompt, *text.answer]])
+        logs = main_logits(model, tokens)[0].log_softmax(-1)
+        begin = len(text.prompt)
+        expected = torch.stack(
+            [logs[place - 1, tokens[0, place]] for place in range(begin, tokens.shape[1])]
+        )
+        torch.testing.assert_close(seen[number], expected, atol=1e-5, rtol=0)
+    model.train()
+
+
+def test_a_model_that_knows_every_next_token_has_nothing_to_lose():
+    texts = drawn()
+    [sample] = micro_batches(packed(texts, 64, 1, 0), 1, 0, 1)
+    learning = Learning(switches_of(Grpo()))
+    lengths = torch.tensor([len(text.answer) for text in texts])
+    learning.begin(torch.tensor(ADVANTAGES), token_weights(lengths, "token_mean", 16), 33)
+    known = torch.where(sample["answers"] >= 0, 0.0, 9.0)  # nats; dear where nothing is sampled
+    rl.loss(learning, sample, [], known)
+    assert learning._sums[0] == 0
+    assert learning._sums[1] == lengths.sum()
+
+
+def test_frozen_routers_have_no_gradient(model):
+    found = computed(model, drawn(), ADVANTAGES, mtp_weight=0.3)
+    assert not any(".router." in name for name in found.gradients)
+
+
+def test_equal_rewards_give_no_gradient(model):
+    found = computed(model, drawn(), [0.0] * len(LENGTHS))
+    assert found.loss == 0
+    assert found.gradients
+    assert all(not gradient.any() for gradient in found.gradients.values())
+
+
+def test_multi_token_prediction_trains_itself_alone(model):
+    """The policy's gradients are the same with its loss and without, bit for bit."""
+    without = computed(model, drawn(), ADVANTAGES, room=64)
+    beside = computed(model, drawn(), ADVANTAGES, room=64, mtp_weight=0.3)
+    own = {name for name in beside.gradients if name.startswith("mtp.")}
+    assert any(beside.gradients[name].any() for name in own)
+    for name in beside.gradients.keys() - own:
+        assert torch.equal(beside.gradients[name], without.gradients[name]), name
