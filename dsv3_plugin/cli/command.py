@@ -22,6 +22,7 @@ from dsv3_plugin.cli.data import data
 from dsv3_plugin.cli.doctor import doctor
 from dsv3_plugin.cli.evaluate import evaluate
 from dsv3_plugin.cli.infer import generate, logits
+from dsv3_plugin.cli.init import init
 from dsv3_plugin.cli.launch import launch
 from dsv3_plugin.cli.model import model
 from dsv3_plugin.cli.plan import plan
@@ -72,6 +73,7 @@ def dsv3(
 
 app.command()(recipes)
 app.command("explain")(explain_key)
+app.command()(init)
 app.command()(train)
 app.command()(args)
 app.command()(launch)
