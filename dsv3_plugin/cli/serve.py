@@ -42,6 +42,12 @@ def serve(
         int | None,
         typer.Option(help="Requests of one address; by default without a limit.", min=1),
     ] = None,
+    weights_root: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that clients may have other weights loaded from; by default none are."
+        ),
+    ] = None,
 ) -> None:
     """Answer OpenAI's completions and chat completions over HTTP.
 
@@ -67,6 +73,7 @@ def serve(
             answer_tokens=max_tokens,
             seconds=request_seconds or None,
             per_minute=requests_per_minute,
+            weights_root=weights_root,
         )
         if checkpoint is not None:
             servers.serve(checkpoint, wanted, said)

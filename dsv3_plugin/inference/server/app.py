@@ -25,9 +25,11 @@ from dsv3_plugin.inference.requests import SamplingParameters
 from dsv3_plugin.inference.server.growing import Stream, growing, pieces, to_the_end, unless_left
 from dsv3_plugin.inference.server.limits import Limits, Rate
 from dsv3_plugin.inference.server.metrics import registry_of
+from dsv3_plugin.inference.server.new_weights import NewWeights, take_over
 from dsv3_plugin.inference.server.protocol import (
     ChatRequest,
     CompletionRequest,
+    WeightsRequest,
     json_of,
     read,
 )
@@ -57,10 +59,17 @@ class Server:
         words: its tokenizer.
         limits: see there.
         key: what clients have to know; None: nothing.
+        new_weights: reads weights that take the place of those that are served; None: none do.
     """
 
     def __init__(
-        self, name: str, engine: Engine, words: Words, limits: Limits, key: str | None
+        self,
+        name: str,
+        engine: Engine,
+        words: Words,
+        limits: Limits,
+        key: str | None,
+        new_weights: NewWeights | None = None,
     ) -> None:
         self.name, self.words, self.limits = name, words, limits
         self._key = key
@@ -68,6 +77,7 @@ class Server:
         self._registry = registry_of(engine)
         self._rate = None if limits.per_minute is None else Rate(limits.per_minute)
         self._reading = 0
+        self._new_weights, self._loading = new_weights, asyncio.Lock()
 
     def application(self) -> Starlette:
         """What a web server runs."""
@@ -75,6 +85,7 @@ class Server:
             Route("/v1/completions", self._guarded(self.completions), methods=["POST"]),
             Route("/v1/chat/completions", self._guarded(self.chat), methods=["POST"]),
             Route("/v1/models", self._guarded(self.models)),
+            Route("/v1/weights", self._guarded(self.weights), methods=["GET", "POST"]),
             Route("/metrics", self._guarded(self.metrics)),
             Route("/health", self.health),
         ]
@@ -133,6 +144,22 @@ class Server:
         """The one model."""
         model = {"id": self.name, "object": "model", "created": 0, "owned_by": "dsv3_plugin"}
         return JSONResponse({"object": "list", "data": [model]})
+
+    async def weights(self, request: Request) -> Response:
+        """Which weights are served; with a POST, once those of a folder are."""
+        version = self._engine.version
+        if request.method == "POST":
+            if self._new_weights is None:
+                raise Refusal(
+                    403, "Weights are not changed here: start the server with --weights-root."
+                )
+            body = read(WeightsRequest, await self._json(request))
+            if self._loading.locked():
+                raise Refusal(409, "Other weights are being loaded: ask again when they are.")
+            async with self._loading:
+                new = await asyncio.to_thread(self._new_weights.read, body.path)
+                version = await self._worker.ask(lambda engine: take_over(engine, new))
+        return JSONResponse({"object": "weights", "version": version})
 
     async def metrics(self, _request: Request) -> Response:
         """What the engine does."""

@@ -158,6 +158,13 @@ class ChatRequest(_Common):
         return self._sampling(max_tokens=wanted, top_log_probs=self.top_logprobs or 0)
 
 
+class WeightsRequest(_Section):
+    """A body of /v1/weights."""
+
+    path: str
+    """Of a checkpoint or a Hugging Face folder, from the root that weights are taken from."""
+
+
 def json_of(body: bytes) -> Any:
     """What a body says.
 

@@ -92,9 +92,9 @@ class Replies:
 
     def whole(self, choices: Sequence[Choice]) -> Json:
         """The reply to a request that does not stream."""
-        return self._reply(self.kind, [self._choice(choice) for choice in choices]) | {
-            "usage": usage(choices)
-        }
+        reports = [choice.reports[-1] for choice in choices if choice.reports]
+        told = self._reply(self.kind, [self._choice(choice) for choice in choices], reports)
+        return told | {"usage": usage(choices)}
 
     def first_piece(self, choice: Choice) -> Json:
         """What a chat's stream begins with."""
@@ -112,15 +112,22 @@ class Replies:
 
     def last_piece(self, choices: Sequence[Choice]) -> Json:
         """The stream's end, for those who asked for the usage."""
-        return self._reply(self._object_of_pieces, []) | {"usage": usage(choices)}
+        return self._reply(self._object_of_pieces, [], []) | {"usage": usage(choices)}
 
     @property
     def _object_of_pieces(self) -> str:
         return "chat.completion.chunk" if self._chat else self.kind
 
-    def _reply(self, kind: str, choices: list[Json]) -> Json:
+    def _reply(self, kind: str, choices: list[Json], last: Sequence[TokenReport]) -> Json:
+        """What all replies are.
+
+        Args:
+            last: tokens, the newest of whose weights are told of.
+        """
         name = f"{'chatcmpl' if self._chat else 'cmpl'}-{self._id}"
         created = {"id": name, "object": kind, "created": self._created, "model": self.model}
+        if last:
+            created["system_fingerprint"] = f"weights-{max(one.version for one in last)}"
         return created | {"choices": choices}
 
     def _piece(
@@ -132,7 +139,8 @@ class Replies:
             choice.told += sum(self.spelling.characters(report.token) for report in reports)
         if self.token_ids:
             told["token_ids"] = [report.token for report in reports]
-        return self._reply(self._object_of_pieces, [told])
+            told["weights_versions"] = [report.version for report in reports]
+        return self._reply(self._object_of_pieces, [told], reports[-1:])
 
     def _choice(self, choice: Choice) -> Json:
         told: Json = {"index": choice.index, "finish_reason": choice.finish_reason}
@@ -152,6 +160,7 @@ class Replies:
         if self.token_ids:
             told["prompt_token_ids"] = list(choice.prompt)
             told["token_ids"] = [report.token for report in choice.reports]
+            told["weights_versions"] = [report.version for report in choice.reports]
         return told
 
     def _log_probs(

@@ -21,6 +21,7 @@ from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
 from dsv3_plugin.inference.server.app import Server
 from dsv3_plugin.inference.server.limits import Limits
+from dsv3_plugin.inference.server.new_weights import NewWeights
 from dsv3_plugin.inference.server.words import words_of
 
 KEY_VARIABLE = "DSV3_API_KEY"
@@ -45,6 +46,7 @@ class ServerSettings:
         cache_bytes: of the engine; None: see `default_cache`.
         drafts: tokens that multi-token prediction guesses ahead.
         answer_tokens, seconds, per_minute: see `Limits`.
+        weights_root: the folder that other weights may be loaded from; None: they may not.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +56,7 @@ class ServerSettings:
     answer_tokens: int | None = None
     seconds: float | None = REQUEST_S
     per_minute: int | None = None
+    weights_root: Path | None = None
 
 
 def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None]) -> None:
@@ -68,6 +71,8 @@ def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None])
         UserError: the checkpoint cannot be loaded, the address cannot be had, or the key is none.
     """
     key = key_of(os.environ)
+    if wanted.weights_root is not None:
+        _require_guarded(wanted.weights_root, key)
     tokenizer = tokenizer_of_checkpoint(checkpoint)
     listening, drafts = _listen(wanted.host, wanted.port), wanted.drafts
     model, config = load_for_inference(checkpoint)
@@ -82,7 +87,9 @@ def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None])
     engine = Engine(model, EngineSettings(cache_bytes, drafts=drafts), text_of=tokenizer.decode)
     body = _BYTES_OF_REST + _BYTES_OF_POSITION * model.max_sequence_length
     limits = Limits(body, running, wanted.answer_tokens, wanted.seconds, wanted.per_minute)
-    server = Server(config.name, engine, words_of(tokenizer), limits, key)
+    root = wanted.weights_root
+    new_weights = None if root is None else NewWeights(root, config, tokenizer)
+    server = Server(config.name, engine, words_of(tokenizer), limits, key, new_weights)
     address, bound = listening.getsockname()[:2]
     said(f"{config.name} at http://{address}:{bound}/v1")
     settings = uvicorn.Config(
@@ -129,6 +136,14 @@ def default_cache(shape: CacheShape, running: int, longest: int) -> int:
     else:
         free = psutil.virtual_memory().available
     return min(running * shape.bytes_for([longest]), free // 2)
+
+
+def _require_guarded(root: Path, key: str | None) -> None:
+    """Look whether only those who know a key can change weights, and from a folder."""
+    if key is None:
+        raise UserError(f"--weights-root lets clients change the weights: set {KEY_VARIABLE}.")
+    if not root.is_dir():
+        raise UserError(f"--weights-root {root} is no folder.")
 
 
 def _most_connections() -> int:
