@@ -22,6 +22,10 @@ class UserError(Exception):
         )
 
 
+class Passing(UserError):
+    """What may be over when the same is tried again: a rank was lost, another process is there."""
+
+
 class SaidElsewhere(UserError):
     """A sentence that the person has from another rank."""
 

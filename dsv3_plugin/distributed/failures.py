@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from dsv3_plugin.distributed.missing_ranks import find_missing
-from dsv3_plugin.errors import UserError, causes, user_error_in
+from dsv3_plugin.errors import Passing, causes, user_error_in
 
 _SIGNS = (
     "connection closed",
@@ -29,7 +29,7 @@ _SIGNS = (
 )
 
 
-class LostRank(UserError):
+class LostRank(Passing):
     """Another rank died or did not answer in time. Who trains adds which step it was."""
 
 

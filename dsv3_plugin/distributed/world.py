@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch.distributed import distributed_c10d
 
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import Passing, UserError
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.upstream import cpu_host
 
@@ -87,12 +87,12 @@ def _not_met_as_sentence(timeout: datetime.timedelta) -> Iterator[None]:
         yield
     except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
         if "EADDRINUSE" in str(error):
-            raise UserError(
+            raise Passing(
                 f"port {port} of this machine, where the ranks are to meet, is taken: end what "
                 f"holds it, or choose another for all ranks (torchrun --master-port, or "
                 f"MASTER_PORT)."
             ) from error
-        raise UserError(
+        raise Passing(
             f"rank {rank} did not meet all {world_size} ranks within "
             f"{timeout.total_seconds() / 60:g} minutes ({where}): look whether all were started, "
             f"and whether they reach rank 0's machine under that name and port."

@@ -12,9 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from dsv3_plugin.files.json_text import read_plain
+
 # What a file system without locks answers to flock. EBADF: NFS, which locks only what is open for
 # writing, and a folder cannot be.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF}
+
+_LONGEST = 500
+"""Bytes of a signature."""
 
 
 def take(folder: Path, lock_file: str | None = None) -> "FolderLock | None":
@@ -50,6 +55,14 @@ def is_held(lock_file: Path) -> bool:
         return False
     device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
     return any(device in line.split() for line in held.splitlines())
+
+
+def signature(lock_file: Path) -> str:
+    """Who holds a folder by that file of it, as they said so themselves; empty if they did not."""
+    try:
+        return read_plain(lock_file, _LONGEST).decode(errors="replace").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def wait_for(folder: Path, waiting: Callable[[], None]) -> "FolderLock":
@@ -106,6 +119,13 @@ class FolderLock:
             return os.path.samestat(os.fstat(self._handle), self._place.stat())
         except FileNotFoundError:
             return False
+
+    def sign(self, who: str) -> None:
+        """Say in the lock's file who holds it, for those who wait on this machine or another."""
+        with contextlib.suppress(OSError):  # the disk is full: nothing depends on it
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, who.encode()[:_LONGEST], 0)
+            os.fsync(self._handle)
 
     def close(self) -> None:
         """Let the next one in."""

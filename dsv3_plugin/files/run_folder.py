@@ -1,12 +1,13 @@
 """What a run leaves behind, and where: read and written here alone."""
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import Passing, UserError
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.full_disk import reason
@@ -26,6 +27,22 @@ _NO_FOLDER = {
     FileNotFoundError: "nothing can be made there",  # by the kernel alone, as in /proc
 }
 """Why a folder cannot be made, where the system's words are of another question."""
+
+
+class InUse(Passing):
+    """Another process holds a folder of a run.
+
+    Attributes:
+        folder: which.
+        holder: who, in words.
+    """
+
+    def __init__(self, folder: Path, key: str, holder: str) -> None:
+        super().__init__(
+            f"another run is using {folder}: wait for it, or choose another folder with {key}=PATH."
+        )
+        self.folder = folder
+        self.holder = holder
 
 
 @dataclass(frozen=True)
@@ -121,7 +138,8 @@ class RunFolder:
         refused before it has begun leaves nothing behind where there was nothing.
 
         Raises:
-            UserError: another run holds a folder, or one cannot be written.
+            InUse: another run holds a folder.
+            UserError: one cannot be written.
         """
         key = "directory" if self.elsewhere is None else "checkpoint.directory"
         with contextlib.ExitStack() as stack:
@@ -146,7 +164,8 @@ def _locked(folder: Path, what: str, key: str) -> locks.FolderLock:
             f"the {what} folder {folder} cannot be written ({why}): choose another with {key}=PATH."
         ) from error
     if lock is None:
-        raise UserError(
-            f"another run is using {folder}: wait for it, or choose another folder with {key}=PATH."
-        )
+        raise InUse(folder, key, locks.signature(folder / _LOCK) or "another process")
+    job = os.environ.get("SLURM_JOB_ID")
+    where = f"process {os.getpid()} on {os.uname().nodename}"
+    lock.sign(where if job is None else f"{where}, of job {job}")
     return lock

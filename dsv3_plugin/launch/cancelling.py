@@ -3,7 +3,7 @@
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import queue
-from dsv3_plugin.launch.job_record import ask_to_stop, record_of
+from dsv3_plugin.launch.job_record import ask_to_stop, forget_stop, is_asked_to_stop, record_of
 
 SAVE = "--signal=TERM"
 """To the ranks of a job and not to its script, which sees them to their end."""
@@ -31,12 +31,19 @@ def cancel(run: RunFolder, *, now: bool) -> str:
     job = queue.queued([record.job]).get(record.job)
     if job is None:
         raise UserError(f"job {record.job} of the run in {run.root} has ended already.")
+    # Before its ranks hear of it: the script looks for that word when they have ended.
+    asked_before = is_asked_to_stop(run)
     ask_to_stop(run)
-    if job.waits or now:
-        queue.cancel(record.job)
+    at_once = job.waits or now
+    try:
+        queue.cancel(record.job, [] if at_once else [SAVE])
+    except UserError:
+        if not asked_before:
+            forget_stop(run)
+        raise
+    if at_once:
         how = "it was still waiting" if job.waits else "its ranks have Slurm's KillWait to save in"
         return f"Job {record.job} is cancelled: {how}."
-    queue.cancel(record.job, [SAVE])
     return (
         f"Job {record.job} finishes its step, saves and ends; dsv3 cancel --now does not wait for "
         "that."

@@ -20,7 +20,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.metrics_file import number_in
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.launch import node_verdicts
+from dsv3_plugin.launch import node_verdicts, turn
 from dsv3_plugin.launch.ending import closing_sentence, is_done
 from dsv3_plugin.launch.job_record import is_asked_to_stop
 from dsv3_plugin.launch.run_logs import START_MARK, log_ends
@@ -55,20 +55,33 @@ def job_number(environment: Mapping[str, str]) -> str:
 
 
 def begin(recipe: Recipe, job: str, restarts: int) -> None:
-    """Remember a start of the run.
+    """Remember a start of the run, once nobody else is in its folder.
+
+    Where somebody stays there beyond the time that a rank waits for lost ones, it was a start that
+    failed, and another follows as after any failure.
 
     Raises:
         UserError: there may be none.
     """
     run = recipe.run_folder
-    if is_asked_to_stop(run):
-        raise UserError(f"the run in {run.root} was cancelled: dsv3 launch starts it again.")
-    before, step = starts_of(run, job), run.steps_saved()
-    if sentence := refusal(before, step, restarts):
-        remember_end(run, job, "failed", sentence)
-        raise UserError(f"{recipe.name}: {sentence}.")
+    turn.refuse_another_job(run, job, turn.SEEN_S)
+    while True:
+        held = turn.wait_for_folder(
+            run, turn.patience_s(recipe), note, lambda: is_asked_to_stop(run)
+        )
+        if is_asked_to_stop(run):
+            raise UserError(f"the run in {run.root} was cancelled: dsv3 launch starts it again.")
+        before, step = starts_of(run, job), run.steps_saved()
+        if sentence := refusal(before, step, restarts):
+            remember_end(run, job, "failed", sentence)
+            raise UserError(f"{recipe.name}: {sentence}.")
+        remember_start(run, job, step)
+        if held is None:
+            break
+        why = f"{held.holder} holds {held.folder} still."
+        remember_end(run, job, "failed", why)
+        note(f"dsv3: {why}")
     node_verdicts.forget(run.root)
-    remember_start(run, job, step)
     which = f"restart {len(before)}" if before else "first start"
     note(f"{START_MARK}{recipe.name} in {run.root}: {which}, step {step:,} is saved ---")
 
@@ -79,6 +92,7 @@ def pick(run: Path, nodes: list[str], needed: int) -> tuple[str, ...]:
     Raises:
         UserError: too few are well; it names the others.
     """
+    node_verdicts.forget_ranks(run)
     choice = node_verdicts.choose(run, nodes, needed)
     left_out = [f"{node} ({'; '.join(why)})" for node, why in choice.left_out.items()]
     for words in left_out:

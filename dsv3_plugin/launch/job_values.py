@@ -16,7 +16,7 @@ from dsv3_plugin.recipe.schema import Recipe
 
 _SHORTEST_NOTICE_S = 60
 """Slurm counts time limits in minutes, and announces their end up to a minute early."""
-_FOR_LAST_WORDS_S = 120
+FOR_LAST_WORDS_S = 120
 """How long ranks may outlive the first that ended, before srun ends them: they find out whom they
 lost in ten seconds, and NCCL's flight recorder is written in a minute."""
 
@@ -204,7 +204,7 @@ def values_of(
         on_gpu=on_gpu,
         minutes=minutes,
         notice_s=notice,
-        wait_s=_FOR_LAST_WORDS_S,
+        wait_s=FOR_LAST_WORDS_S,
         check_minutes=math.ceil(recipe.parallel.timeout_minutes),
         free_bytes=max(phase.checkpoint_bytes for phase in plan.phases),
         after=after,

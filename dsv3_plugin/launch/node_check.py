@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.named import named
+from dsv3_plugin.files.run_folder import RECIPE, RunFolder
 from dsv3_plugin.launch.node_health import QUERIES, Disk, of_adapters, of_clock, of_disks, of_gpus
 from dsv3_plugin.launch.node_verdicts import verdict_file
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe.kept import section
 
 _ADAPTERS = Path("/sys/class/infiniband")
 _PATIENCE_S = 60
@@ -110,7 +113,10 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--scratch-free", type=int, default=0)
     given = parser.parse_args()
-    disks = {given.run: given.free}
+    # As its job starts it: each run of a sweep may keep its checkpoints elsewhere.
+    kept = section(RunFolder(given.run).launch / RECIPE, "checkpoint").get("directory")
+    run = RunFolder(given.run, named(kept) if isinstance(kept, str) else None)
+    disks = {given.run: 0, run.checkpoints: given.free}
     if given.scratch is not None:
         disks[given.scratch] = given.scratch_free
     found = list(problems(given.run, given.gpus, disks))

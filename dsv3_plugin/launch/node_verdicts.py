@@ -39,6 +39,13 @@ def forget(run: Path) -> None:
     shutil.rmtree(_folder(run), ignore_errors=True)
 
 
+def forget_ranks(run: Path) -> None:
+    """Let no rank of an all-reduce on other nodes count for that on the next ones."""
+    for what in ("began", "done"):
+        for mark in _folder(run).glob(f"*.{what}"):
+            mark.unlink(missing_ok=True)
+
+
 def choose(run: Path, nodes: Sequence[str], needed: int) -> Choice:
     """The first nodes that are well, in Slurm's order, in which neighbours are near."""
     found = {node: _problems(run, node) for node in nodes}

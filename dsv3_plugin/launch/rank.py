@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from dsv3_plugin.dispatch.topology import launched_per_node
 from dsv3_plugin.distributed.device_environment import device_environment
 from dsv3_plugin.distributed.messages import Outbox
-from dsv3_plugin.errors import SaidElsewhere, UserError, user_error_in
+from dsv3_plugin.errors import Passing, SaidElsewhere, UserError, causes, user_error_in
 from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.atomic import append_to
 from dsv3_plugin.files.run_folder import RunFolder
@@ -40,6 +40,10 @@ from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
+
+TRY_AGAIN = 75
+"""Exit code of a task of srun that ends with what may be over when the run is started again, as
+sysexits.h has it (EX_TEMPFAIL). srun ends with the largest code of its tasks."""
 
 _OF_THE_PLACE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP,
@@ -300,12 +304,18 @@ def _tell(error: BaseException, outbox: Outbox) -> int:
     if refusal is not None:
         if not isinstance(refusal, SaidElsewhere):
             outbox.send("refused", str(refusal))
-        return 2
+        passing = any(isinstance(cause, Passing) for cause in causes(error))
+        return TRY_AGAIN if passing and _in_a_job(outbox) else 2
     summary = str(error).strip().split("\n")[0]
     outbox.send(
         "crashed", f"{type(error).__name__}: {summary}" if summary else type(error).__name__
     )
     return 1
+
+
+def _in_a_job(outbox: Outbox) -> bool:
+    """Whether it is the script of a job that hears how this rank ends, by srun's exit code."""
+    return not outbox.has_parent and "SLURM_JOB_ID" in os.environ
 
 
 def _exit_code(end: SystemExit, outbox: Outbox) -> int:

@@ -78,7 +78,8 @@ def next_action(
     """How a start ended, and what the job does next.
 
     Args:
-        code: the exit code of the ranks; 2: something for a person to mend.
+        code: the exit code of the ranks; 2: something for a person to mend, which what may be over
+            at the next start is not (75).
         done: whether the run has had all its tokens.
         wanted: whether nobody asked for its end.
         time_is_up: whether Slurm announced the end of the job's time.

@@ -7,7 +7,12 @@ import pytest
 
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.launch.job_record import JobRecord, is_asked_to_stop, write_record
+from dsv3_plugin.launch.job_record import (
+    JobRecord,
+    ask_to_stop,
+    is_asked_to_stop,
+    write_record,
+)
 from dsv3_plugin.launch.starts import remember_end, remember_start
 
 
@@ -115,6 +120,19 @@ def test_cancel_lets_a_running_job_save_and_takes_a_waiting_one_away(dsv3, run, 
     slurm("7|PENDING|Priority|0|1:00:00||")
     assert "still waiting" in dsv3("cancel", "runs/small").out
     assert calls.read_text() == "--signal=TERM 7\n7\n7\n"
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+def test_a_cancel_that_slurm_refuses_leaves_the_run_wanted(dsv3, run, slurm, asked_before):
+    write_record(run, JobRecord("7", "cpu", "none", 0.0))
+    calls = slurm("7|RUNNING|None|0|1:00:00|n1|")
+    if asked_before:
+        ask_to_stop(run)
+    (calls.parent / "scancel").write_text("#!/bin/sh\necho 'Access denied' >&2; exit 1\n")
+    said = dsv3("cancel", "runs/small")
+    assert (said.code, said.out) == (2, "")
+    assert "Slurm does not cancel job 7: Access denied" in said.err
+    assert is_asked_to_stop(run) == asked_before
 
 
 def test_what_cannot_be_shown_or_cancelled_is_a_sentence(dsv3, run, slurm, tmp_path):

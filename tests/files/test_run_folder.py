@@ -31,7 +31,8 @@ def test_steps_saved_are_what_the_tracker_says(tmp_path, written, steps):
     assert run.steps_saved() == steps
 
 
-def test_each_folder_is_held_and_named_with_its_key(tmp_path):
+def test_each_folder_is_held_and_named_with_its_key(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     mine = RunFolder(tmp_path / "mine", tmp_path / "shared")
     with mine.held():
         for other, named, key in (
@@ -45,6 +46,7 @@ def test_each_folder_is_held_and_named_with_its_key(tmp_path):
                 f"another run is using {tmp_path / named}: wait for it, or choose another folder "
                 f"with {key}=PATH."
             )
+            assert refusal.value.holder == f"process {os.getpid()} on {os.uname().nodename}"
     assert [*tmp_path.iterdir()] == []
 
 

@@ -1,5 +1,6 @@
 """What a job's script asks on its way, as it asks it: by arguments and exit codes."""
 
+import os
 import re
 import sys
 import time
@@ -9,8 +10,8 @@ import pytest
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.launch import job
-from dsv3_plugin.launch.job_record import ask_to_stop
+from dsv3_plugin.launch import job, turn
+from dsv3_plugin.launch.job_record import JobRecord, ask_to_stop, write_record
 from dsv3_plugin.launch.starts import starts_of
 from dsv3_plugin.recipe.load import load_recipe
 from tests.launch.test_node_verdicts import came, looked_at
@@ -25,6 +26,7 @@ def run(tmp_path, monkeypatch) -> RunFolder:
     run.launch.mkdir()
     recipe = load_recipe("pretrain/tiny", [f"directory={tmp_path}", "training.steps=12"])
     (run.launch / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    write_record(run, JobRecord("7", "cpu", str(run.launch / "job-7.out"), 0.0))
     return run
 
 
@@ -107,6 +109,37 @@ def test_a_cancelled_run_does_not_begin(run, ask):
     assert ask("end", 0).out == "stop\n"
     with pytest.raises(UserError, match="was cancelled: dsv3 launch starts it again"):
         ask("begin", "--restarts", 1)
+
+
+def test_a_job_that_was_launched_anew_elsewhere_leaves_the_run_alone(run, ask, monkeypatch):
+    monkeypatch.setattr(turn, "SEEN_S", 0.0)
+    write_record(run, JobRecord("8", "cpu", "", 0.0))
+    with pytest.raises(UserError, match=r"job 7 leaves the run in .* alone: that is job 8 now"):
+        ask("begin", "--restarts", 1)
+    assert starts_of(run) == []
+
+
+def test_a_process_that_stays_in_the_folder_is_waited_for_and_then_a_failure(
+    run, ask, monkeypatch, capsys
+):
+    monkeypatch.setattr(turn, "patience_s", lambda recipe: 0.0)
+    with run.held(), pytest.raises(UserError, match="no progress between two restarts"):
+        ask("begin", "--restarts", 5)
+    here = f"process {os.getpid()} on {os.uname().nodename}, of job 7 holds {run.root} still."
+    assert capsys.readouterr().err.count(f"dsv3: {here}") == 2
+    assert [start.ended for start in starts_of(run, "7")] == ["failed", "failed"]
+
+
+def test_ranks_on_other_nodes_do_not_count_for_the_next_ones(run, ask):
+    looked_at(run.root, n1=[], n2=[], n3=[])
+    came(run.root, "began", n1=1, n2=1)  # n2 began, and did not get through
+    came(run.root, "done", n1=1)
+    ask("blame", "--of", "n1,n2", "--ranks", 1)
+    assert ask("pick", "--nodes", 2, "--of", "n1,n2,n3").out == "n1,n3\n"
+    came(run.root, "began", n1=1)
+    ask("blame", "--of", "n1,n3", "--ranks", 1)
+    with pytest.raises(UserError, match=r"n3 \(1 of its 1 ranks did not begin"):
+        ask("pick", "--nodes", 2, "--of", "n1,n2,n3")
 
 
 def test_a_spare_takes_the_place_of_a_node_that_is_not_well(run, ask):

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from dsv3_plugin.distributed.failures import LostRank
 from dsv3_plugin.distributed.messages import Outbox
 from dsv3_plugin.errors import SaidElsewhere, UserError
+from dsv3_plugin.files.run_folder import InUse
 from dsv3_plugin.launch import rank
 
 
@@ -23,6 +25,23 @@ def test_what_a_place_does_not_allow_is_no_fault_of_ours(error, code, told):
     outbox = SimpleNamespace(has_log=False, send=lambda *words: sent.append(words))
     assert rank._tell(error, outbox) == code
     assert sent == [told]
+
+
+@pytest.mark.parametrize(
+    ("job", "has_parent", "code"), [("7", False, 75), (None, False, 2), ("7", True, 2)]
+)
+def test_what_may_be_over_at_the_next_start_is_told_to_the_script_of_a_job(
+    job, has_parent, code, monkeypatch, tmp_path
+):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    outbox = SimpleNamespace(has_log=False, has_parent=has_parent, send=lambda *_: None)
+    lost = UserError("step 3: rank 0 lost rank 1")
+    lost.__cause__ = LostRank("rank 0 lost rank 1")
+    for passing in (lost, InUse(tmp_path, "directory", "a process")):
+        assert rank._tell(passing, outbox) == code
+    assert rank._tell(UserError("the recipe is wrong"), outbox) == 2
 
 
 class _Joined(Exception):

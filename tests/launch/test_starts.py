@@ -60,6 +60,7 @@ def test_what_a_job_does_after_a_start():
     assert after(137, time_is_up=True) == ("failed", "requeue")
     assert after(2, moved=False) == ("refused", "stop")
     assert after(2) == ("failed", "again")  # a lost rank, say
+    assert after(75, moved=False) == ("failed", "again")
     assert after(0, by_slurm=True) == ("stopped", "stop")
     assert after(143, by_slurm=True) == ("failed", "stop")
 
