@@ -4,6 +4,7 @@ Encoded ones are in upstream's indexed format, `PREFIX.bin` and `PREFIX.idx`; ei
 prefix names them.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -168,6 +169,8 @@ def wrong_with(corpus: Corpus, key: str = "data.corpus") -> Iterator[str]:
         yield f"{key} gives {least} the weight {least.weight:g}: give it one of 0 or more"
     elif weights[0] is not None and sum(weights) == 0:
         yield f"{key}: the weights sum to 0, so that nothing would be drawn: give one above 0"
+    elif weights[0] is not None and math.isinf(sum(weights)):
+        yield f"{key}: the weights sum to more than a number can be: give smaller ones"
     if (twice := _twice(place for member in mixed for place in member.place)) is not None:
         yield f"{key} names {twice} twice: name it once, with the weight that it is to have"
 

@@ -24,12 +24,9 @@ def validate[T: pydantic.BaseModel](kind: type[T], data: Mapping[str, Any], wher
 
 
 def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, where: str) -> str:
-    """One sentence for the most telling of pydantic's errors.
-
-    An unknown key comes first: a mistyped key usually causes the others (a required key missing).
-    """
+    """One sentence for the most telling of pydantic's errors."""
     problems = error.errors(include_url=False)
-    problem = min(problems, key=lambda p: p["type"] != "extra_forbidden")
+    problem = _most_telling(problems)
     path = _keys(problem)
     dotted = ".".join(str(part) for part in path)
     match problem["type"]:
@@ -49,6 +46,21 @@ def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, wh
             wanted = dict.fromkeys(_wanted(p) for p in problems if _keys(p) == path)
             is_so, must = _shown(problem["input"]), _or(wanted) + _as_whole(problem)
             return f"{where}: '{dotted}' is {is_so}; it must {must}."
+
+
+def _most_telling(problems: list[Any]) -> Any:
+    """The problem that a person has to mend.
+
+    An unknown key comes first: a mistyped key usually causes the others (a required key missing).
+    Of a union's types the one comes first that has been followed furthest into the value: the
+    weight that is none in `[{path: …, weight: …}]`, not that a list is no text.
+    """
+    for problem in problems:
+        if problem["type"] == "extra_forbidden":
+            return problem
+    path = _keys(problems[0])
+    inside = [problem for problem in problems if _keys(problem)[: len(path)] == path]
+    return max(inside, key=lambda problem: len(_keys(problem)))
 
 
 def _wanted(problem: Any) -> str:

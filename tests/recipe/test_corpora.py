@@ -72,11 +72,12 @@ def test_shares():
     [
         ([("a", -1.0), ("b", 3.0)], "gives a the weight -1"),
         ([("a", 0.0), ("b", 0.0)], "sum to 0"),
+        ([("a", 1e308), ("b", 1e308)], "sum to more than a number can be"),
         ([("a", 1.0), ("b", None)], "none to b"),
         ([("enc.idx", None), ("enc", None)], "enc twice"),
         ([("texts", 1.0), ("./texts", 1.0)], "texts twice"),
     ],
-    ids=["negative", "zero", "partial", "encoded-twice", "twice"],
+    ids=["negative", "zero", "overflow", "partial", "encoded-twice", "twice"],
 )
 def test_what_is_wrong_with_a_mixture(corpus, said):
     [sentence] = corpora.wrong_with([CorpusMember(path=path, weight=w) for path, w in corpus])

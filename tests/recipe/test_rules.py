@@ -40,6 +40,16 @@ from tests.recipe.piped import PIPED
         (["data.corpus=[a, ./a]"], "a twice: name it once"),
         (["data.corpus=[{path: a, weight: -1}, {path: b, weight: 2}]"], "gives a the weight -1"),
         (["data.corpus=[{path: a, wieght: 1}]"], "'data.corpus.0.wieght' (nearest: 'weight')"),
+        (
+            ["data.corpus=[{path: a, weight: .nan}, {path: b, weight: 1}]"],
+            "'data.corpus.0.weight' is nan; it must be a finite number.",
+        ),
+        (
+            ["data.corpus=[a, {path: b, weight: much}]"],
+            "'data.corpus.1.weight' is 'much'; it must be a valid number.",
+        ),
+        (["data.corpus=[{weight: 1}]"], "the key 'data.corpus.0.path' is missing."),
+        (["data.corpus=[1]"], "'data.corpus.0' is 1; it must be a valid string or a mapping"),
         (["data.corpus=gone.idx"], "gone.idx is encoded already, so no tokenizer can be trained"),
         (
             ["data.held_out_sets={other: gone.idx}"],
