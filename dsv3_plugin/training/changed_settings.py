@@ -1,10 +1,14 @@
 """What a recipe says otherwise than the one a run was started with last. No torch here."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.data.dataset_folder import other_data
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.named import named
 from dsv3_plugin.recipe import corpora, yaml_text
+from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.schema import Recipe
 
 _KEPT = {
@@ -39,6 +43,7 @@ def refuse_other_settings(recipe: Recipe) -> None:
     Raises:
         UserError: they cannot; the sentence says what to restore.
     """
+    _refuse_its_own_parent(recipe)
     changed = _changed(recipe)
     of_conversations = recipe.data.packing in ("conversations", "prompts")
     for key, why in (_KEPT | (_KEPT_OF_CONVERSATIONS if of_conversations else {})).items():
@@ -56,6 +61,25 @@ def refuse_other_settings(recipe: Recipe) -> None:
             raise other_data(recipe.data_folder, key, before, now)
 
 
+def _refuse_its_own_parent(recipe: Recipe) -> None:
+    """Look whether the folder is that of the run that a stage begins with.
+
+    A recipe is called as its file, so `sft/mine.yaml` has the folder of `pretrain/mine.yaml`.
+    """
+    if not isinstance(recipe, Continued):
+        return
+    begins_with = Path(os.path.realpath(named(recipe.from_)))
+    own = {os.path.realpath(place) for place in (recipe.run_folder.root, recipe.checkpoint_folder)}
+    if own.isdisjoint(map(str, (begins_with, begins_with.parent))):
+        return
+    before = _at_the_last_start(recipe).get("from")
+    if before is None or not corpora.same(before, recipe.from_):
+        raise UserError(
+            f"from: {recipe.from_} is in the folder of this run, {recipe.run_folder.root}, which "
+            f"has checkpoints of another: choose another folder with directory=PATH."
+        )
+
+
 def other_numbers(recipe: Recipe) -> list[str]:
     """Keys that decide a run's numbers and say otherwise than when it was started last."""
     return [key for key in _changed(recipe) if key.startswith(_FREE) and key != "data.path"]
@@ -63,16 +87,22 @@ def other_numbers(recipe: Recipe) -> list[str]:
 
 def _changed(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     """Key → its value at the last start, and now; a key that was not known then is no change."""
-    description = recipe.checkpoint_folder / "recipe.yaml"
-    if not description.exists():
+    before = _at_the_last_start(recipe)
+    if not before:
         return {}
-    before = {"data.packing": "stream"} | _flat(yaml_text.read_mapping(description))
+    before = {"data.packing": "stream"} | _flat(before)
     now = _flat(yaml_text.parse(recipe.to_yaml(), "the recipe"))
     return {
         key: (before[key], value)
         for key, value in now.items()
         if key in before and not _same(key, before[key], value)
     }
+
+
+def _at_the_last_start(recipe: Recipe) -> dict[str, Any]:
+    """What the run's recipe said then; empty where nothing says."""
+    description = recipe.checkpoint_folder / "recipe.yaml"
+    return yaml_text.read_mapping(description) if description.exists() else {}
 
 
 def _same(key: str, before: Any, now: Any) -> bool:

@@ -5,6 +5,7 @@ import pytest
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.stage_costs import even_layers
 from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.load import (
     load_recipe,
     shipped_folder,
@@ -31,6 +32,15 @@ def test_complete_yaml_reads_back_as_the_same_recipe(name, tmp_path):
     assert again == recipe
     assert again.to_yaml() == recipe.to_yaml()
     assert again.curves == recipe.curves
+
+
+def test_no_recipe_has_the_folder_of_another():
+    """Or a stage, typed as it is, would go on in the folder of the run that it begins with."""
+    recipes = [load_recipe(name) for name in RECIPES]
+    folders = [recipe.directory for recipe in recipes]
+    assert len({*folders}) == len(folders)
+    parents = {recipe.from_ for recipe in recipes if isinstance(recipe, Continued)}
+    assert parents <= {*folders}
 
 
 def test_deepseek_v3_is_the_report():
