@@ -91,7 +91,7 @@ def status_table(stand: "list[RunStatus]") -> "Table":
 def logs(
     run: Run,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Show what is added, until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Show what is added, until the run ends.")
     ] = False,
     rank: Annotated[
         int | None, typer.Option(help="The log of this rank alone, since its last start.", min=0)
@@ -101,10 +101,17 @@ def logs(
     from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.run_logs import follow as follow_files
     from dsv3_plugin.launch.run_logs import log_ends
-    from dsv3_plugin.launch.status import find_run
+    from dsv3_plugin.launch.status import end_of_run, find_run
     from dsv3_plugin.terminal.lines import finish, say
 
-    ends = log_ends(find_run(named(run)), rank)
+    found = find_run(named(run))
+    is_over = end_of_run(found)
+    try:
+        ends = log_ends(found, rank)
+    except UserError:
+        if not follow or is_over():
+            raise
+        ends = []  # what comes is waited for
     for end in ends:
         if rank is None:
             say(f"== {end.title}: {end.file}")
@@ -116,7 +123,7 @@ def logs(
             say(line if rank is not None else f"{title}: {line}")
             finish()
 
-        follow_files({end.title: end.file for end in ends}, add)
+        follow_files(found, rank, ends, add, is_over)
 
 
 def cancel(

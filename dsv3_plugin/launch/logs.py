@@ -17,10 +17,19 @@ def start_line() -> bytes:
 
 def since_start(log: Path) -> str:
     """The end of a log, as far as the run wrote it since it was started last."""
+    return since_start_in(end_of(log)[0])
+
+
+def since_start_in(text: str) -> str:
+    """What of the end of a log the run wrote since it was started last."""
+    return _START.split(text)[-1]
+
+
+def end_of(log: Path) -> tuple[str, int]:
+    """The end of a file, and how many bytes it had; nothing where nobody has begun to write it."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST))
-            text = file.read().decode(errors="replace")
-    except OSError:  # the rank has not begun to write one
-        return ""
-    return _START.split(text)[-1]
+            return file.read().decode(errors="replace"), file.tell()
+    except OSError:
+        return "", 0

@@ -1,16 +1,17 @@
 """What a run printed: the output of its job, and each rank's log, the failing rank's first."""
 
+import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.failing import failed_first
 from dsv3_plugin.launch.job_record import record_of
-from dsv3_plugin.launch.logs import since_start
+from dsv3_plugin.launch.logs import end_of, since_start_in
 
 START_MARK = "--- dsv3 starts "
 """What the output of a job has where its run is started."""
@@ -20,8 +21,8 @@ _LINES = 20
 _RANKS = 8
 """Whose logs are shown unasked: a run may have thousands."""
 _LOOK_EVERY_S = 0.5
-_LONGEST = 1 << 20
-"""Bytes of the end of a job's output that are read."""
+_AT_ONCE = 1 << 20
+"""Bytes that are read of what was added."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class LogEnd:
         title: whose.
         file: the log.
         lines: its last ones, since the run was started last.
+        bytes_seen: of the file, when they were read.
     """
 
     title: str
     file: Path
     lines: tuple[str, ...]
+    bytes_seen: int = 0
 
 
 def log_ends(run: RunFolder, rank: int | None = None) -> list[LogEnd]:
@@ -54,22 +57,28 @@ def log_ends(run: RunFolder, rank: int | None = None) -> list[LogEnd]:
     if rank is not None:
         if rank not in logs:
             raise UserError(f"rank {rank} has no log in {run.logs}: {_known(logs)}.")
-        return [LogEnd(f"rank {rank}", logs[rank], tuple(since_start(logs[rank]).splitlines()))]
+        return [_rank_end(rank, logs[rank])]
     ends = []
     failing: list[int] = []
     record = record_of(run)
     if record is not None and record.output_file.is_file():
-        said = _end_of(record.output_file)
+        said, size = end_of(record.output_file)
         failing = failed_first(said, START_MARK)
         lines = tuple(said.rpartition(START_MARK)[2].splitlines()[-_LINES:])
-        ends.append(LogEnd(f"job {record.job}", record.output_file, lines))
+        ends.append(LogEnd(f"job {record.job}", record.output_file, lines, size))
     order = dict.fromkeys([*(rank for rank in failing if rank in logs), *logs])
     for one in [*order][:_RANKS]:
-        title = f"rank {one}" + (" (failed)" if one in failing else "")
-        ends.append(LogEnd(title, logs[one], tuple(since_start(logs[one]).splitlines()[-_LINES:])))
+        end = _rank_end(one, logs[one])
+        title = f"{end.title} (failed)" if one in failing else end.title
+        ends.append(replace(end, title=title, lines=end.lines[-_LINES:]))
     if not ends:
         raise UserError(f"nothing has been printed yet by the run in {run.root}.")
     return ends
+
+
+def _rank_end(rank: int, log: Path) -> LogEnd:
+    text, size = end_of(log)
+    return LogEnd(f"rank {rank}", log, tuple(since_start_in(text).splitlines()), size)
 
 
 def rank_logs(run: RunFolder) -> dict[int, Path]:
@@ -82,48 +91,89 @@ def rank_logs(run: RunFolder) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def follow(files: Mapping[str, Path], say: Callable[[str, str], None]) -> None:
-    """Say what is added to files from now on, line by line, until Ctrl-C.
+def follow(
+    run: RunFolder,
+    rank: int | None,
+    shown: Iterable[LogEnd],
+    say: Callable[[str, str], None],
+    is_over: Callable[[], bool],
+) -> None:
+    """Say what is added to the logs of a run, line by line, until the run is over.
 
     Args:
-        files: title → file; one that is not there yet may come.
+        run: the run.
+        rank: whose log alone; None: the job's output and those of some ranks.
+        shown: what was shown of them: each goes on behind it. What appears later, as the output of
+            a job that was still waiting, is said from its beginning.
         say: takes a title and a line.
+        is_over: whether nothing more will be added.
     """
-    tails = {title: _Tail(path) for title, path in files.items()}
+    tails = {end.file: _Tail(end.title, end.file, end.bytes_seen) for end in shown}
     while True:
-        for title, tail in tails.items():
-            for line in tail.new_lines():
-                say(title, line)
+        over = is_over()  # before the files are read: what was written until then is said
+        for title, file in _followed(run, rank, tails).items():
+            tails.setdefault(file, _Tail(title, file, 0))
+        for tail in tails.values():
+            for line in tail.new_lines(to_the_end=over):
+                say(tail.title, line)
+        if over:
+            return
         time.sleep(_LOOK_EVERY_S)
 
 
+def _followed(run: RunFolder, rank: int | None, already: Mapping[Path, object]) -> dict[str, Path]:
+    """Title → log that there is by now."""
+    logs = rank_logs(run)
+    if rank is not None:
+        return {f"rank {rank}": logs[rank]} if rank in logs else {}
+    room = _RANKS - sum(log in already for log in logs.values())
+    news = [(one, log) for one, log in logs.items() if log not in already][:room]
+    found = {f"rank {one}": log for one, log in news}
+    record = record_of(run)
+    if record is not None and record.output_file.is_file():
+        found[f"job {record.job}"] = record.output_file
+    return found
+
+
 class _Tail:
-    """What is added to a file."""
+    """What is added to a file, in whose place another may come."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, title: str, path: Path, position: int) -> None:
+        self.title = title
         self._path = path
-        self._position = path.stat().st_size if path.exists() else 0
+        self._position = position
         self._rest = b""
+        self._file = self._identity()
 
-    def new_lines(self) -> Iterator[str]:
-        """Lines that were finished since the last call."""
+    def _identity(self) -> int | None:
+        try:
+            return self._path.stat().st_ino
+        except OSError:
+            return None
+
+    def new_lines(self, *, to_the_end: bool) -> Iterator[str]:
+        """Lines that were finished since the last call; at the end, the unfinished one too."""
+        while new := self._read():
+            *lines, self._rest = (self._rest + new).split(b"\n")
+            for line in lines:
+                yield line.decode(errors="replace")
+        if to_the_end and self._rest:
+            yield self._rest.decode(errors="replace")
+            self._rest = b""
+
+    def _read(self) -> bytes:
+        """The next bytes, at most so many at once."""
         try:
             with self._path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._file or status.st_size < self._position:
+                    self._file, self._position, self._rest = status.st_ino, 0, b""
                 file.seek(self._position)
-                new = file.read()
+                new = file.read(_AT_ONCE)
         except OSError:
-            return
+            return b""
         self._position += len(new)
-        *lines, self._rest = (self._rest + new).split(b"\n")
-        for line in lines:
-            yield line.decode(errors="replace")
-
-
-def _end_of(path: Path) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        file.seek(max(0, size - _LONGEST))
-        return file.read().decode(errors="replace")
+        return new
 
 
 def _known(logs: Mapping[int, Path]) -> str:

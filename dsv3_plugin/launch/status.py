@@ -1,9 +1,11 @@
 """How runs stand: by the files of their folders, and by what Slurm says of their jobs. No torch."""
 
+import contextlib
 import math
+import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
@@ -14,7 +16,7 @@ from dsv3_plugin.files.metrics_file import number_in
 from dsv3_plugin.files.run_folder import TRACKER, RunFolder
 from dsv3_plugin.launch.job_record import JobRecord, record_of
 from dsv3_plugin.launch.progress import Pace
-from dsv3_plugin.launch.queue import QueuedJob
+from dsv3_plugin.launch.queue import QueuedJob, queued
 from dsv3_plugin.launch.starts import Start, starts_of
 from dsv3_plugin.recipe.kept import run_in
 from dsv3_plugin.recipe.load import load_recipe
@@ -25,6 +27,8 @@ LAUNCHED = "recipe.yaml"
 
 _PACED_BY = 50
 """Records by which the time left is reckoned."""
+_ASK_EVERY_S = 5.0
+"""Slurm's controller, which answers everybody."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,31 @@ def find_run(folder: Path) -> RunFolder:
         there = "holds no run" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {there}: name a run's folder, such as runs/tiny.")
     return run_in(folder)
+
+
+def end_of_run(run: RunFolder) -> Callable[[], bool]:
+    """A function that says, when it is asked, whether a run that is watched has come to its end.
+
+    Where it was launched, that is the end of its job, which may wait or be put back into the queue
+    meanwhile; otherwise that of a process here. Of one on another machine nothing is known.
+    """
+    was_held, asked_at, job_is_gone = False, -math.inf, False
+
+    def is_over() -> bool:
+        nonlocal was_held, asked_at, job_is_gone
+        if run.is_held_here:
+            was_held = True
+            return False
+        record = record_of(run)
+        if record is None or shutil.which("squeue") is None:
+            return was_held
+        if time.monotonic() - asked_at >= _ASK_EVERY_S:
+            asked_at = time.monotonic()
+            with contextlib.suppress(UserError):  # it does not answer now
+                job_is_gone = record.job not in queued([record.job])
+        return job_is_gone
+
+    return is_over
 
 
 def jobs_of(runs: Sequence[RunFolder]) -> Iterator[str]:

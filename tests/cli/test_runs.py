@@ -7,6 +7,7 @@ import pytest
 
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch import status as run_status
 from dsv3_plugin.launch.job_record import (
     JobRecord,
     ask_to_stop,
@@ -19,6 +20,11 @@ from dsv3_plugin.launch.starts import remember_end, remember_start
 @pytest.fixture
 def no_slurm(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("PATH", str(tmp_path_factory.mktemp("empty")))
+
+
+@pytest.fixture(autouse=True)
+def asked_often(monkeypatch):
+    monkeypatch.setattr(run_status, "_ASK_EVERY_S", 0.0)
 
 
 @pytest.fixture
@@ -133,6 +139,20 @@ def test_a_cancel_that_slurm_refuses_leaves_the_run_wanted(dsv3, run, slurm, ask
     assert (said.code, said.out) == (2, "")
     assert "Slurm does not cancel job 7: Access denied" in said.err
     assert is_asked_to_stop(run) == asked_before
+
+
+def test_following_ends_with_the_job_and_waits_for_one_that_has_not_begun(dsv3, run, slurm):
+    output = run.launch / "job-7.out"
+    write_record(run, JobRecord("7", "cpu", str(output), 0.0))
+    calls = slurm("7|PENDING|Priority|0|1:00:00||")
+    # It begins and ends while it is followed: at the second question it is gone.
+    (calls.parent / "squeue").write_text(
+        f"#!/bin/sh\n[ -e {output} ] && exit 0\necho begun > {output}\n"
+        "echo '7|PENDING|Priority|0|1:00:00||'\n"
+    )
+    said = dsv3("logs", "runs/small", "-f")
+    assert (said.code, said.out) == (0, "job 7: begun\n"), said.err
+    assert dsv3("logs", "runs/small", "-f").out.splitlines()[-1] == "begun"
 
 
 def test_what_cannot_be_shown_or_cancelled_is_a_sentence(dsv3, run, slurm, tmp_path):

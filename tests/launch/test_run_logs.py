@@ -4,9 +4,10 @@ import pytest
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch import run_logs
 from dsv3_plugin.launch.failing import failed_first
 from dsv3_plugin.launch.job_record import JobRecord, write_record
-from dsv3_plugin.launch.run_logs import START_MARK, log_ends
+from dsv3_plugin.launch.run_logs import START_MARK, follow, log_ends
 
 # Two starts of a job, as srun of Slurm 22.05 writes ends of tasks.
 OUTPUT = f"""\
@@ -58,6 +59,67 @@ def test_of_many_ranks_some_are_shown_and_any_can_be_asked_for(tmp_path):
         UserError, match=r"rank 30 has no log in .*: there are those of ranks 0 to 29"
     ):
         log_ends(run, 30)
+
+
+def followed(run: RunFolder, happens, rank: int | None = None) -> list[tuple[str, str]]:
+    """What is said of a run to which things happen, one before each look at it."""
+    said: list[tuple[str, str]] = []
+    left = list(happens)
+
+    def is_over() -> bool:
+        if left:
+            left.pop(0)()
+        return not left
+
+    shown = log_ends(run, rank) if rank is not None or run.logs.exists() else []
+    follow(run, rank, shown, lambda *words: said.append(words), is_over)
+    return said
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(run_logs, "_LOOK_EVERY_S", 0.0)
+
+
+def test_what_is_added_is_said_once_and_the_last_line_too(tmp_path):
+    run = run_with_logs(tmp_path, 1)
+    log = run.logs / "rank0.log"
+    add = lambda text: lambda: log.open("a").write(text)  # noqa: E731
+    said = followed(run, [add("a\nb"), lambda: None, add("c\nd")])
+    assert said == [("rank 0", "a"), ("rank 0", "bc"), ("rank 0", "d")]
+
+
+def test_logs_that_appear_later_are_said_from_their_beginning(tmp_path):
+    run = RunFolder(tmp_path)
+    output = run.launch / "job-7.out"
+
+    def begin() -> None:
+        output.write_text("begun\n")
+        run.logs.mkdir()
+        for rank in range(12):
+            (run.logs / f"rank{rank}.log").write_text(f"I am {rank}\n")
+
+    write_record(run, JobRecord("7", "cpu", str(output), 0.0))
+    said = followed(run, [lambda: None, begin, lambda: None])
+    assert said[0] == ("job 7", "begun") or said[-1] == ("job 7", "begun")
+    assert {words for words in said if words[0] != "job 7"} == {
+        (f"rank {rank}", f"I am {rank}") for rank in range(8)
+    }
+
+
+def test_a_log_in_whose_place_another_comes_is_read_from_its_beginning(tmp_path):
+    run = run_with_logs(tmp_path, 2)
+
+    def replace() -> None:
+        log = run.logs / "rank1.log"
+        log.rename(run.logs / "old")
+        log.write_text("anew, and longer than what was there before: " + 200 * "x" + "\n")
+
+    def cut() -> None:
+        (run.logs / "rank1.log").write_text("short\n")
+
+    said = followed(run, [replace, cut, lambda: None], rank=1)
+    assert [line[:5] for _, line in said] == ["anew,", "short"]
 
 
 def test_a_run_that_printed_nothing_says_so(tmp_path):
