@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from dsv3_plugin.cli.command import app
 from dsv3_plugin.planner.cluster import shipped_clusters
 from dsv3_plugin.recipe.load import load_model, load_recipe
+from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES
 
 
 def answer(*words: str) -> str:
@@ -47,9 +48,9 @@ def test_a_key_is_explained_with_its_value_in_a_recipe():
 @pytest.mark.parametrize(
     ("key", "line"),
     [
-        ("from", "from (stage: extend, sft)"),
+        ("from", f"from (stage: {', '.join(name for name in STAGES if name != DEFAULT_STAGE)})"),
         ("curves.learning_rate", "  takes    curve"),
-        ("stage", "  takes    pretrain, extend, sft"),
+        ("stage", f"  takes    {', '.join(STAGES)}"),
     ],
 )
 def test_what_is_told_is_plain_text(key: str, line: str):

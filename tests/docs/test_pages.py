@@ -102,8 +102,8 @@ def trains_a_recipe(page, command) -> bool:
 @each([pair for pair in COMMANDS if trains_a_recipe(*pair)])
 @pytest.mark.usefixtures("beside_its_files")
 def test_a_recipe_to_train_can_be_read(page, command):
-    _, name, *overrides = command
-    load_recipe(name, overrides)
+    _, name, *rest = command
+    load_recipe(name, [word for word in rest if not word.startswith("--")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
