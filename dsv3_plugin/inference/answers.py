@@ -4,15 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
-from dsv3_plugin.inference.drawing import Place
+from dsv3_plugin.inference.drawing import Place, drawn_reports, given_reports
 from dsv3_plugin.inference.requests import (
     Completion,
     FinishReason,
     SamplingParameters,
     TokenReport,
 )
+from dsv3_plugin.inference.scheduler import Part
 from dsv3_plugin.inference.scheduler import Sequence as Text
 
 TextOf = Callable[[list[int]], str]
@@ -97,3 +100,42 @@ class Answer:
             reason,
             experts,
         )
+
+
+def reports_of_step(
+    head: GPTModel,
+    parts: Sequence[Part],
+    answers: Sequence[Answer],
+    rows_of: Sequence[slice],
+    hidden: Tensor,
+    version: int,
+) -> tuple[list[list[TokenReport]], list[TokenReport]]:
+    """What comes of the tokens that a step computed.
+
+    Args:
+        head: the end of the model.
+        parts: of the step, not yet counted as computed.
+        answers: that they are of.
+        rows_of: their rows, guesses included.
+        hidden: what the model made of all rows, [t, h].
+        version: of the weights.
+
+    Returns:
+        For each part what is reported of the prompt's tokens that its own expected, and the tokens
+        that may follow those that reach their end: one, and one behind each guess.
+    """
+    rows: list[int] = []
+    places: list[Place] = []
+    prompts: list[list[TokenReport]] = []
+    for part, answer, of_span in zip(parts, answers, rows_of, strict=True):
+        begin, sampling = part.sequence.computed, answer.sampling
+        wanted = part.sequence.prompt[begin + 1 : begin + part.count + 1]
+        asked = sampling.prompt_log_probs
+        of_prompt = given_reports(head, wanted, sampling, hidden[of_span], version) if asked else []
+        prompts.append(of_prompt)
+        if part.reaches_end:
+            rows += range(of_span.start + part.count - 1, of_span.stop)
+            counts = range(len(answer.guesses) + 1)
+            places += [answer.place(answer.guesses[:count]) for count in counts]
+    last = torch.tensor(rows, dtype=torch.int64, device=hidden.device)
+    return prompts, drawn_reports(head, places, hidden[last], version)

@@ -76,7 +76,7 @@ def batch_of(
     """Lay out spans.
 
     Args:
-        spans: of the step.
+        spans: of the step; none where only other ranks have tokens.
         absorbed: whether so many tokens against so many positions are better absorbed.
         device: of the model.
     """
@@ -108,13 +108,8 @@ def batch_of(
         )
         for alike, members in together.items()
     ]
-    return Batch(
-        torch.tensor(ids, device=device),
-        torch.tensor(positions, device=device),
-        torch.tensor(slots, device=device),
-        groups,
-        rows_of,
-    )
+    rows = torch.tensor([ids, positions, slots], dtype=torch.int64, device=device)
+    return Batch(*rows, groups, rows_of)
 
 
 def _group(spans: list[Span], rows: slice, *, absorbed: bool, device: torch.device) -> Group:

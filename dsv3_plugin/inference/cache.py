@@ -39,17 +39,23 @@ class CacheShape:
 
     @classmethod
     def of(
-        cls, config: MLATransformerConfig, *, predictors: int = 0, moe_layers: int = 0
+        cls,
+        config: MLATransformerConfig,
+        *,
+        layers: int | None = None,
+        predictors: int = 0,
+        moe_layers: int = 0,
     ) -> "CacheShape":
         """What a model's layers keep.
 
         Args:
             config: of the model.
+            layers: of its layers those that this rank has; None: all.
             predictors: layers of multi-token prediction that run too.
             moe_layers: that remember where tokens went.
         """
         return cls(
-            config.num_layers + predictors,
+            (config.num_layers if layers is None else layers) + predictors,
             config.kv_lora_rank,
             config.qk_pos_emb_head_dim,
             config.params_dtype,
@@ -82,13 +88,22 @@ class CacheShape:
         Raises:
             UserError: not one.
         """
-        pages = budget // self.page_bytes
-        if not pages:
-            raise UserError(
-                f"The cache was given {bytes_text(budget)}, and a page of {PAGE_TOKENS} tokens "
-                f"takes {bytes_text(self.page_bytes)}: give it more."
-            )
-        return pages
+        return pages_in(budget, self.page_bytes)
+
+
+def pages_in(budget: int, page_bytes: int) -> int:
+    """Pages of so many bytes each that a budget holds.
+
+    Raises:
+        UserError: not one.
+    """
+    pages = budget // page_bytes
+    if not pages:
+        raise UserError(
+            f"The cache was given {bytes_text(budget)}, and a page of {PAGE_TOKENS} tokens "
+            f"takes {bytes_text(page_bytes)}: give it more."
+        )
+    return pages
 
 
 class LatentCache:

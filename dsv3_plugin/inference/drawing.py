@@ -4,10 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
+from dsv3_plugin.inference.forward import logits
 from dsv3_plugin.inference.requests import SamplingParameters, TokenReport
 from dsv3_plugin.inference.sampling import gumbel_noise, shaped, top_log_probs
+
+ROWS_OF_LOGITS = 128
+"""Logits that are there at once: 66 MB of FP32 with DeepSeek-V3's vocabulary, and as much for each
+of a few intermediate results, beside the cache's budget."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,46 @@ def drawn_tokens(places: Sequence[Place], formed: Tensor) -> list[int]:
         where = torch.tensor(rows, device=formed.device)
         formed = formed.index_add(0, where, noise.to(formed.device))
     return formed.argmax(-1).tolist()
+
+
+def drawn_reports(
+    head: GPTModel, places: Sequence[Place], hidden: Tensor, version: int
+) -> list[TokenReport]:
+    """Tokens of places, and what is known of them.
+
+    Args:
+        head: the end of the model.
+        places: of the tokens.
+        hidden: the model's states [places, h] before them.
+        version: of the weights.
+    """
+    reports: list[TokenReport] = []
+    for begin in range(0, len(places), ROWS_OF_LOGITS):
+        some = slice(begin, begin + ROWS_OF_LOGITS)
+        expected = logits(head, hidden[some])
+        formed = formed_logits(places[some], expected)
+        tokens = drawn_tokens(places[some], formed)
+        sampling = [place.sampling for place in places[some]]
+        reports += reports_of(tokens, expected, sampling, formed, version)
+    return reports
+
+
+def given_reports(
+    head: GPTModel,
+    tokens: Sequence[int],
+    sampling: SamplingParameters,
+    hidden: Tensor,
+    version: int,
+) -> list[TokenReport]:
+    """What is known of a prompt's tokens, from the model's states [tokens or more, h] before
+    them."""
+    reports: list[TokenReport] = []
+    for begin in range(0, len(tokens), ROWS_OF_LOGITS):
+        some = slice(begin, begin + ROWS_OF_LOGITS)
+        expected = logits(head, hidden[some][: len(tokens) - begin])
+        whose = [sampling] * len(expected)
+        reports += reports_of(tokens[some], expected, whose, None, version)
+    return reports
 
 
 def reports_of(

@@ -8,139 +8,103 @@
 
 or `engine.run(requests)` for all answers at once. What a step computes decides the scheduler, what
 comes of it the sampling; here they meet the model. The model's parameters are read where they lie:
-in RL the trainer's own.
+in RL the trainer's own, on all ranks that share a model (see company.py).
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Sequence as Several
 from itertools import count
 
 import torch
-from megatron.core.models.gpt.gpt_model import GPTModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.answers import Answer, TextOf
+from dsv3_plugin.inference.answers import Answer, TextOf, reports_of_step
 from dsv3_plugin.inference.attention import HeadShape, Rotation
 from dsv3_plugin.inference.batch import Batch, Span, batch_of
-from dsv3_plugin.inference.cache import CacheShape, LatentCache
-from dsv3_plugin.inference.drawing import Place, drawn_tokens, formed_logits, reports_of
-from dsv3_plugin.inference.forward import hidden_states, logits, moe_layers_of, require_whole
+from dsv3_plugin.inference.cache import CacheShape, LatentCache, pages_in
+from dsv3_plugin.inference.drawing import drawn_tokens, formed_logits
+from dsv3_plugin.inference.forward import ModelParts, logits
 from dsv3_plugin.inference.pages import Pages
-from dsv3_plugin.inference.requests import Completion, FinishReason, Request, TokenReport
+from dsv3_plugin.inference.requests import (
+    Completion,
+    FinishReason,
+    Orders,
+    Progress,
+    Request,
+    TokenReport,
+)
 from dsv3_plugin.inference.scheduler import Part, Scheduler, Sequence
+from dsv3_plugin.inference.settings import Counters, EngineSettings
 from dsv3_plugin.inference.speculation import Predictor, Trail
 from dsv3_plugin.inference.weights import Weights
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How much an engine does at once.
-
-    Attributes:
-        cache_bytes: memory of cached latents.
-        tokens_in_step: a longer prompt is computed in several steps, between which others get
-            tokens (Sarathi-Serve, arXiv 2403.02310, section 5, measures 512 and 2048).
-        most_running: sequences at most (as vLLM's `max_num_seqs`).
-        record_experts: report where tokens went.
-        drafts: tokens guessed ahead by multi-token prediction; they cost their share of a step and
-            change no answer.
-    """
-
-    cache_bytes: int
-    tokens_in_step: int = 2048
-    most_running: int = 256
-    record_experts: bool = False
-    drafts: int = 0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a step did for an answer.
-
-    Attributes:
-        request, number: which.
-        reports: its new tokens.
-        completion: all of it, once it ended.
-    """
-
-    request: int
-    number: int
-    reports: tuple[TokenReport, ...]
-    completion: Completion | None
-
-
-@dataclass
-class Counters:
-    """What an engine did since it was made.
-
-    Attributes:
-        steps: that computed something.
-        computed: tokens that went through the model, those computed again included.
-        drawn: tokens of answers.
-        put_back: sequences that lost their latents for want of memory.
-        guessed: how often a first, second, … token was guessed ahead and judged.
-        accepted: how often it was the one.
-    """
-
-    steps: int = 0
-    computed: int = 0
-    drawn: int = 0
-    put_back: int = 0
-    guessed: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
 
 
 class Engine:
     """Answers requests.
 
+    Ranks that have a model together (by pipeline, by experts) make an engine each, with the same
+    settings, and call `run`, or `busy_anywhere` and `step`, equally often. Of a pipeline the first
+    rank is asked, and all get the answers. Data-parallel ranks are asked each for itself.
+
     Args:
-        model: a whole model of the local backend.
-        settings: how much it does at once.
+        model: a model of the local backend, or this rank's chunks of it as the trainer holds them.
+        settings: how much it does at once; the cache's bytes are a rank's.
         text_of: text of token ids, for stop strings.
         clock: seconds.
 
     Attributes:
+        model: the part that this rank has of it, the last if it has several.
         version: of the weights, from 0; it grows with every change.
         counters: what it did.
 
     Raises:
-        UserError: the model is divided, or of other modules, or is to guess and cannot, or the
-            cache holds no page.
+        UserError: the model is divided by tensors or context, or is of other modules, or is to
+            guess and cannot, or the cache holds no page.
     """
 
     def __init__(
         self,
-        model: GPTModel,
+        model: nn.Module | Several[nn.Module],
         settings: EngineSettings,
         *,
         text_of: TextOf | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        require_whole(model)
-        self.model, self.settings = model, settings
+        self._parts = parts = ModelParts(model)
+        self._company = parts.company
+        self.model, self.settings = parts.chunks[-1], settings
         self.version = 0
         self.counters = Counters(guessed=[0] * settings.drafts, accepted=[0] * settings.drafts)
         self._text_of, self._clock = text_of, clock
-        self._device = next(model.parameters()).device
-        self._absorbed = HeadShape.of(model.config).absorbed_is_cheaper
-        moe_layers = moe_layers_of(model) if settings.record_experts else 0
-        self._predictor = (
-            Predictor(model, settings.drafts, self._absorbed) if settings.drafts else None
+        self._absorbed = HeadShape.of(parts.config).absorbed_is_cheaper
+        predictors = parts.predictors if settings.drafts else 0
+        if settings.drafts and not max(self._company.of_pipeline(predictors)):
+            raise UserError(
+                "The model has no layers of multi-token prediction, which guess tokens ahead: "
+                "leave drafts out."
+            )
+        self._predictor = Predictor(parts, settings.drafts, self._absorbed) if predictors else None
+        self._shape = CacheShape.of(
+            parts.config,
+            layers=len(parts.layers),
+            predictors=predictors,
+            moe_layers=len(parts.moe_layers) if settings.record_experts else 0,
         )
-        predictors = self._predictor.depth if self._predictor else 0
-        self._shape = CacheShape.of(model.config, predictors=predictors, moe_layers=moe_layers)
+        page_bytes = max(self._company.of_pipeline(self._shape.page_bytes))
         self.scheduler = Scheduler(
-            Pages(self._shape.pages_in(settings.cache_bytes)),
+            Pages(pages_in(settings.cache_bytes, page_bytes)),
             tokens_in_step=settings.tokens_in_step,
             most_running=settings.most_running,
             room=2 * settings.drafts,  # guesses that are judged, and behind them the next
         )
-        self._weights = Weights([model])
-        self._rested = True  # no step since there was nothing to do
+        self._weights = Weights(parts.chunks)
+        self._rested = True  # no step since nobody had anything to do
         self._answers: dict[Sequence, Answer] = {}
+        self._asked: list[tuple[int, Request]] = []
+        self._unwanted: list[tuple[tuple[int, int], FinishReason]] = []
         self._numbers = count()
         self._cache: LatentCache | None = None
         self._rotation: Rotation | None = None
@@ -149,6 +113,18 @@ class Engine:
     def busy(self) -> bool:
         """Whether an answer is being made."""
         return bool(self._answers)
+
+    def busy_anywhere(self) -> bool:
+        """Whether this rank or one that computes with it has an answer to make; all of them have to
+        ask. While it is so, all of them have to call `step`."""
+        (busy,) = self._company.most([self.busy])
+        self._rested |= not busy
+        return bool(busy)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank is asked: the first of a pipeline is, for all of it."""
+        return self._company.leads
 
     @property
     def cache_bytes(self) -> int:
@@ -168,69 +144,60 @@ class Engine:
 
         Raises:
             UserError: one cannot be answered.
+            ValueError: this rank is not the one that is asked.
         """
-        asked = [self._answers_to(request) for request in requests]
-        numbers = []
-        for answers in asked:
-            for answer in answers:
-                self.scheduler.add(answer.sequence)
-                self._answers[answer.sequence] = answer
-            numbers.append(answers[0].request)
+        if not self.leads:
+            raise ValueError("the first rank of a pipeline is asked, for all of it")
+        requests = list(requests)
+        for request in requests:
+            request.require_answerable(
+                self.model.vocab_size,
+                self.model.max_sequence_length,
+                spells=self._text_of is not None,
+            )
+            self.scheduler.require_room(self._sequence(request))
+        numbers = [self._take(next(self._numbers), request) for request in requests]
+        if self._company.pipeline is not None:
+            self._asked += zip(numbers, requests, strict=True)
         return numbers
 
-    def _answers_to(self, request: Request) -> list[Answer]:
-        """What is to be made of a request, which is looked at here."""
-        self._refuse(request)
-        sampling, number = request.sampling, next(self._numbers)
+    def _take(self, number: int, request: Request) -> int:
+        """Put answers to a request in the line; its number."""
         deadline = None if request.seconds is None else self._clock() + request.seconds
-        most = len(request.prompt) + sampling.max_tokens
-        shares = not sampling.prompt_log_probs
-        sequences = [Sequence(tuple(request.prompt), most, shares) for _ in range(sampling.n)]
-        self.scheduler.require_room(sequences[0])
-        return [
-            Answer(number, index, sampling, sequence, deadline)
-            for index, sequence in enumerate(sequences)
-        ]
+        for index in range(request.sampling.n):
+            sequence = self._sequence(request)
+            self.scheduler.add(sequence)
+            self._answers[sequence] = Answer(number, index, request.sampling, sequence, deadline)
+        return number
 
-    def _refuse(self, request: Request) -> None:
-        vocabulary = self.model.vocab_size
+    def _sequence(self, request: Request) -> Sequence:
         sampling = request.sampling
-        if not request.prompt:
-            raise UserError("The prompt has no tokens; write at least a word.")
-        unknown = [
-            token
-            for token in (*request.prompt, *sampling.logit_bias, *sampling.stop_tokens)
-            if not 0 <= token < vocabulary
-        ]
-        if unknown:
-            raise UserError(
-                f"Token {unknown[0]} is none of the model's, which are 0 to {vocabulary - 1}."
-            )
-        longest = self.model.max_sequence_length
-        if len(request.prompt) + sampling.max_tokens > longest:
-            raise UserError(
-                f"{len(request.prompt)} tokens of prompt and {sampling.max_tokens} new ones exceed "
-                f"the model's {longest} positions: shorten the prompt or ask for fewer."
-            )
-        if sampling.stop and self._text_of is None:
-            raise UserError("Stop strings need a tokenizer, and this engine has none.")
-        if sampling.top_log_probs > vocabulary:
-            raise UserError(
-                f"top_log_probs is {sampling.top_log_probs}, and the model has {vocabulary} tokens."
-            )
+        most = len(request.prompt) + sampling.max_tokens
+        return Sequence(tuple(request.prompt), most, not sampling.prompt_log_probs)
 
     def run(self, requests: Iterable[Request]) -> list[Completion]:
-        """All answers to requests, in their order."""
-        numbers = {self.add(request) for request in requests}
+        """All answers to requests, in their order.
+
+        In a pipeline the requests of the first rank are meant, and all get the answers.
+
+        Raises:
+            UserError: one cannot be answered; then none is.
+        """
+        numbers = set(self.add_all(requests)) if self.leads else None
         done = []
-        while self.busy:
-            done += [p.completion for p in self.step() if p.completion and p.request in numbers]
+        while self.busy_anywhere():
+            completions = (p.completion for p in self.step() if p.completion)
+            done += [c for c in completions if numbers is None or c.request in numbers]
         return sorted(done, key=lambda completion: (completion.request, completion.number))
 
     def cancel(self, request: int) -> list[Progress]:
-        """End the answers to a request as they are; nothing if they ended already."""
+        """End the answers to a request as they are; nothing if they ended already. In a pipeline
+        they end in the next step, which reports it."""
         mine = [answer for answer in self._answers.values() if answer.request == request]
-        return [self._finish(answer, "cancelled") for answer in mine]
+        if self._company.pipeline is None:
+            return [self._finish(answer, "cancelled") for answer in mine]
+        self._unwanted += [((answer.request, answer.number), "cancelled") for answer in mine]
+        return []
 
     def unbegun(self) -> Counter[int]:
         """How many answers of each request have neither a token nor latents."""
@@ -238,13 +205,13 @@ class Engine:
 
     def weights_changed(self) -> None:
         """Forget what was computed with older weights. Texts that are being made go on with the
-        new ones: their latents are computed again."""
+        new ones: their latents are computed again. In company every rank says it."""
         self._weights.changed(thorough=True)
         self.version += 1
         self._forget()
 
     def release_cache(self) -> None:
-        """Give the cache's memory back, until it is needed again."""
+        """Give the cache's memory back, until it is needed again. In company every rank does."""
         self._forget()
         self._cache = None
 
@@ -255,59 +222,89 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Progress]:
         """Compute what the scheduler says, and report what came of it."""
-        if self._weights.changed(thorough=self._rested):
-            self.version += 1
-            self._forget()
-        self._rested = not self._answers
-        progress = [
-            self._finish(answer, "timeout")
-            for answer in list(self._answers.values())
-            if answer.deadline is not None and self._clock() >= answer.deadline
-        ]
+        progress = self._obey(self._company.from_leader(self._orders() if self.leads else None))
+        if not self._agree():
+            return progress
         step = self.scheduler.step()
         for sequence in step.put_back:
             self._answers[sequence].begin_again()
         self.counters.put_back += len(step.put_back)
-        if not step.parts:
+        if not step.parts and self._company.experts is None:
             return progress
-        self.counters.steps += 1
+        self.counters.steps += bool(step.parts)
         self.counters.computed += sum(part.count for part in step.parts)
         cache = self._cache_of_pages()
         cache.copy(step.copies)
         spans = [self._span(part) for part in step.parts]
-        batch = batch_of(spans, self._absorbed, self._device)
-        hidden, experts = hidden_states(self.model, batch, self._rotation, cache)
+        batch = batch_of(spans, self._absorbed, self._parts.device)
+        hidden, experts = self._parts.hidden_states(batch, self._rotation, cache)
         cache.write_experts(batch.slots, experts)
-        self._report_prompts(step.parts, batch, hidden)
         return progress + self._go_on(step.parts, batch, hidden)
 
-    def _go_on(self, parts: list[Part], batch: Batch, hidden: Tensor) -> list[Progress]:
-        """Draw what follows the computed tokens, and guess ahead."""
-        rows: list[int] = []
-        places: list[Place] = []
-        for part, of_span in zip(parts, batch.rows_of, strict=True):
-            if part.reaches_end:
-                answer = self._answers[part.sequence]
-                rows += range(of_span.start + part.count - 1, of_span.stop)
-                counts = range(len(answer.guesses) + 1)
-                places += [answer.place(answer.guesses[:count]) for count in counts]
-        last = torch.tensor(rows, device=self._device)
-        reports = iter(self._draw(places, hidden[last]) if rows else ())
-        progress, trails = [], []
-        for part, of_span in zip(parts, batch.rows_of, strict=True):
+    def _orders(self) -> Orders:
+        """What there is to tell."""
+        now = self._clock()
+        late = [
+            ((answer.request, answer.number), "timeout")
+            for answer in self._answers.values()
+            if answer.deadline is not None and now >= answer.deadline
+        ]
+        orders = Orders(tuple(self._asked), (*self._unwanted, *late))
+        self._asked, self._unwanted = [], []
+        return orders
+
+    def _obey(self, orders: Orders) -> list[Progress]:
+        """Do what the first rank of the pipeline says."""
+        if not self.leads:
+            for number, request in orders.asked:
+                self._take(number, request)
+        progress = []
+        for which, reason in orders.ended:
+            found = [a for a in self._answers.values() if (a.request, a.number) == which]
+            progress += [self._finish(answer, reason) for answer in found]
+        return progress
+
+    def _agree(self) -> bool:
+        """Come to the same version of the weights on all ranks; whether there is work on any."""
+        changed = self._weights.changed(thorough=self._rested)
+        version, busy = self._company.most([self.version + changed, self.busy])
+        if version > self.version:
+            self.version = version
+            self._forget()
+        self._rested = not busy
+        return bool(busy)
+
+    def _go_on(self, parts: list[Part], batch: Batch, hidden: Tensor | None) -> list[Progress]:
+        """Draw what follows the computed tokens, and guess ahead.
+
+        Args:
+            parts: of the step.
+            batch: their tokens.
+            hidden: what the model made of them, where this rank has its end.
+        """
+        said, prompts, drawn = None, [], []
+        if hidden is not None:
+            answers = [self._answers[part.sequence] for part in parts]
+            said = reports_of_step(
+                self._parts.head, parts, answers, batch.rows_of, hidden, self.version
+            )
+        if parts:
+            prompts, drawn = self._company.from_head(said)
+        reports = iter(drawn)
+        progress, guessing = [], []
+        for part, of_span, of_prompt in zip(parts, batch.rows_of, prompts, strict=True):
             answer, reached = self._answers[part.sequence], part.reaches_end
+            answer.prompt_reports += of_prompt
             own = [next(reports) for _ in range(len(answer.guesses) + 1)] if reached else []
             self.scheduler.computed(part)
             right = self._judge(answer, own)
             if reached:
                 progress.append(self._append(answer, own[: right + 1], right))
-            if self._predictor and answer.sequence in self._answers:
-                states = hidden[of_span][: part.count + right]
-                trails.append(
-                    Trail(answer.sequence, states, self._wanted(answer, reached), answer.kept)
-                )
-        if trails:
-            self._guess(trails)
+            if self.settings.drafts and answer.sequence in self._answers:
+                rows = slice(of_span.start, of_span.start + part.count + right)
+                guessing.append((answer, rows, self._wanted(answer, reached)))
+        if self.settings.drafts:
+            self._guess(guessing, hidden)
         return progress
 
     def _judge(self, answer: Answer, own: list[TokenReport]) -> int:
@@ -325,16 +322,27 @@ class Engine:
         left = answer.sequence.most - len(answer.sequence.tokens)
         return min(self.settings.drafts, left - 1) if reached else 0
 
-    def _guess(self, trails: list[Trail]) -> None:
-        answers = [self._answers[trail.sequence] for trail in trails]
+    def _guess(self, asked: list[tuple[Answer, slice, int]], hidden: Tensor | None) -> None:
+        """Guess what follows answers, given the rows of what is right of their steps, and how many
+        guesses each wants."""
+        guesses: list[list[int]] = []
+        if self._predictor is not None:
+            trails = [
+                Trail(answer.sequence, hidden[rows], wanted, answer.kept)
+                for answer, rows, wanted in asked
+            ]
 
-        def choose(numbers: list[int], states: Tensor) -> list[int]:
-            places = [answers[number].place(trails[number].guesses) for number in numbers]
-            return drawn_tokens(places, formed_logits(places, logits(self.model, states)))
+            def choose(numbers: list[int], states: Tensor) -> list[int]:
+                places = [asked[number][0].place(trails[number].guesses) for number in numbers]
+                expected = logits(self._parts.head, states)
+                return drawn_tokens(places, formed_logits(places, expected))
 
-        self._predictor.guess(trails, self._cache_of_pages(), self._rotation, choose)
-        for answer, trail in zip(answers, trails, strict=True):
-            answer.guesses = trail.guesses
+            self._predictor.guess(trails, self._cache_of_pages(), self._rotation, choose)
+            guesses = [trail.guesses for trail in trails]
+        if asked:
+            guesses = self._company.from_head(guesses)
+        for (answer, _, _), of_answer in zip(asked, guesses, strict=True):
+            answer.guesses = of_answer
 
     def _span(self, part: Part) -> Span:
         """The tokens of a part, and behind its end those that were guessed."""
@@ -347,30 +355,10 @@ class Engine:
 
     def _cache_of_pages(self) -> LatentCache:
         if self._cache is None:
-            self._cache = LatentCache(self._shape, self.scheduler.pages.count, self._device)
-            first = self.model.decoder.layers[0].self_attention
+            self._cache = LatentCache(self._shape, self.scheduler.pages.count, self._parts.device)
             longest = self.model.max_sequence_length + 2 * self.settings.drafts
-            self._rotation = Rotation.up_to(first, longest, self._shape.dtype)
+            self._rotation = self._parts.rotation(longest)
         return self._cache
-
-    def _report_prompts(self, parts: list[Part], batch: Batch, hidden: Tensor) -> None:
-        """Keep what is reported of a prompt's tokens, each expected by the one before."""
-        for part, rows in zip(parts, batch.rows_of, strict=True):
-            answer, begin = self._answers[part.sequence], part.sequence.computed
-            wanted = part.sequence.prompt[begin + 1 : begin + part.count + 1]
-            if answer.sampling.prompt_log_probs and wanted:
-                expected = logits(self.model, hidden[rows][: len(wanted)])
-                whose = [answer.sampling] * len(wanted)
-                reports = reports_of(wanted, expected, whose, None, self.version)
-                answer.prompt_reports += reports
-
-    def _draw(self, places: list[Place], hidden: Tensor) -> list[TokenReport]:
-        """The tokens of places, from the model's states [places, h] before them."""
-        expected = logits(self.model, hidden)
-        formed = formed_logits(places, expected)
-        tokens = drawn_tokens(places, formed)
-        sampling = [place.sampling for place in places]
-        return reports_of(tokens, expected, sampling, formed, self.version)
 
     def _append(self, answer: Answer, drawn: list[TokenReport], right: int) -> Progress:
         """Add what was drawn to an answer, as far as it goes on.
@@ -391,8 +379,19 @@ class Engine:
     ) -> Progress:
         sequence, experts = answer.sequence, None
         if self.settings.record_experts and sequence.computed:
-            experts = self._cache_of_pages().read_experts(sequence.pages, sequence.computed)
+            experts = self._experts_of(sequence)
         self.scheduler.remove(sequence)
         del self._answers[sequence]
-        self._rested = not self._answers
+        if self._company.alone:
+            self._rested = not self._answers
         return Progress(answer.request, answer.number, new, answer.completion(reason, experts))
+
+    def _experts_of(self, sequence: Sequence) -> Tensor:
+        """Where a text's computed tokens went in all layers of the model."""
+        mine = self._cache_of_pages().read_experts(sequence.pages, sequence.computed)
+        of_layer = {
+            layer: experts
+            for layers, read in self._company.of_pipeline((self._parts.moe_layers, mine))
+            for layer, experts in zip(layers, read.unbind(1), strict=True)
+        }
+        return torch.stack([of_layer[layer] for layer in sorted(of_layer)], dim=1)

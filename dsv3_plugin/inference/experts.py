@@ -1,38 +1,66 @@
-"""Experts of the few tokens of a step, all of them on this rank."""
+"""Experts of the few tokens of a step."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dsv3_plugin.dispatch.moe_layer import MoELayer
+from dsv3_plugin.inference.company import ExpertRanks
 from dsv3_plugin.model.experts import GroupedExperts
 
 
-def moe(layer: MoELayer, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def moe(layer: MoELayer, hidden: Tensor, ranks: ExpertRanks | None) -> tuple[Tensor, Tensor]:
     """Routed and shared experts of tokens.
 
     Args:
         layer: of the model.
         hidden: [t, h], normed.
+        ranks: who have the other experts; None: all are here.
 
     Returns:
         [t, h], and the experts that each token went to, [t, top-k].
     """
     chosen, weights = layer.router.choose(hidden)
-    flat = chosen.flatten()
+    if ranks is None:
+        summed = _routed(layer.experts, hidden, chosen, weights, first=0)
+    else:
+        # The choice travels with the tokens: computed again among others it might be rounded to
+        # another one.
+        everyone = [ranks.gathered(rows) for rows in (hidden, chosen, weights)]
+        first = ranks.rank * layer.experts.num_local_experts
+        summed = ranks.summed(_routed(layer.experts, *everyone, first=first))
+    if layer.shared_experts is not None:
+        summed = summed + swiglu(layer.shared_experts, hidden)
+    return summed, chosen
+
+
+def _routed(
+    experts: GroupedExperts, hidden: Tensor, chosen: Tensor, weights: Tensor, *, first: int
+) -> Tensor:
+    """What the experts of this rank add to tokens [t, h].
+
+    Args:
+        experts: of this rank.
+        hidden: of all tokens.
+        chosen, weights: [t, top-k].
+        first: number of this rank's first expert.
+    """
+    flat = chosen.flatten() - first
     order = flat.argsort(stable=True)
+    if experts.num_local_experts < experts.config.num_moe_experts:
+        sorted_experts = flat[order]
+        order = order[(sorted_experts >= 0) & (sorted_experts < experts.num_local_experts)]
     token = order // chosen.shape[1]
     rows = hidden.index_select(0, token)
-    counts = flat.bincount(minlength=layer.config.num_moe_experts)
-    out = _apply(layer.experts, rows, counts, weights.flatten().index_select(0, order))
-    summed = torch.zeros_like(hidden).index_add_(0, token, out)
-    if layer.shared_experts is not None:
-        summed += swiglu(layer.shared_experts, hidden)
-    return summed, chosen
+    counts = flat[order].bincount(minlength=experts.num_local_experts)
+    out = _apply(experts, rows, counts, weights.flatten().index_select(0, order))
+    return torch.zeros_like(hidden).index_add_(0, token, out)
 
 
 def _apply(experts: GroupedExperts, rows: Tensor, counts: Tensor, weights: Tensor) -> Tensor:
     """Each row's expert, as in training; [rows, h] sorted by expert."""
+    if not len(rows):
+        return rows
     if rows.is_cuda or len(rows) >= len(counts):
         return experts(rows, counts, weights)[0]
     # A grouped product on a CPU goes through all experts, and most have no rows here.

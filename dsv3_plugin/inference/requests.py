@@ -104,6 +104,38 @@ class Request:
     sampling: SamplingParameters = SamplingParameters()
     seconds: float | None = None
 
+    def require_answerable(self, vocabulary: int, longest: int, *, spells: bool) -> None:
+        """Look whether a model can answer.
+
+        Args:
+            vocabulary: tokens of the model.
+            longest: its positions.
+            spells: the text of tokens is known.
+
+        Raises:
+            UserError: it cannot.
+        """
+        sampling = self.sampling
+        if not self.prompt:
+            raise UserError("The prompt has no tokens; write at least a word.")
+        tokens = (*self.prompt, *sampling.logit_bias, *sampling.stop_tokens)
+        unknown = [token for token in tokens if not 0 <= token < vocabulary]
+        if unknown:
+            raise UserError(
+                f"Token {unknown[0]} is none of the model's, which are 0 to {vocabulary - 1}."
+            )
+        if len(self.prompt) + sampling.max_tokens > longest:
+            raise UserError(
+                f"{len(self.prompt)} tokens of prompt and {sampling.max_tokens} new ones exceed "
+                f"the model's {longest} positions: shorten the prompt or ask for fewer."
+            )
+        if sampling.stop and not spells:
+            raise UserError("Stop strings need a tokenizer, and this engine has none.")
+        if sampling.top_log_probs > vocabulary:
+            raise UserError(
+                f"top_log_probs is {sampling.top_log_probs}, and the model has {vocabulary} tokens."
+            )
+
 
 @dataclass(frozen=True)
 class TokenReport:
@@ -169,3 +201,32 @@ class Completion:
     def versions(self) -> list[int]:
         """Of the weights that each token of the answer comes from."""
         return [report.version for report in self.reports]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a step did for an answer.
+
+    Attributes:
+        request, number: which.
+        reports: its new tokens.
+        completion: all of it, once it ended.
+    """
+
+    request: int
+    number: int
+    reports: tuple[TokenReport, ...]
+    completion: Completion | None
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What the first rank of a pipeline tells the others before a step.
+
+    Attributes:
+        asked: numbers and requests that were added.
+        ended: answers that end as they are, by request and number, with the reason.
+    """
+
+    asked: tuple[tuple[int, Request], ...]
+    ended: tuple[tuple[tuple[int, int], FinishReason], ...]

@@ -16,14 +16,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from megatron.core.models.gpt.gpt_model import GPTModel
 from torch import Tensor
 
-from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.attention import Rotation
 from dsv3_plugin.inference.batch import Batch, Span, batch_of
 from dsv3_plugin.inference.cache import LatentCache
-from dsv3_plugin.inference.forward import layer_output
+from dsv3_plugin.inference.forward import ModelParts, layer_output
 from dsv3_plugin.inference.scheduler import Sequence
 
 Choose = Callable[[list[int], Tensor], list[int]]
@@ -87,29 +85,25 @@ class Predictor:
     """A model's layers of multi-token prediction, guessing.
 
     Args:
-        model: of which they are.
+        parts: of the model; this rank has its end.
         drafts: tokens guessed in a step at most.
         absorbed: see `batch_of`.
-
-    Raises:
-        UserError: it has none.
     """
 
-    def __init__(self, model: GPTModel, drafts: int, absorbed: Callable[[int, int], bool]) -> None:
-        layers = getattr(getattr(model, "mtp", None), "layers", ())
-        if not layers:
-            raise UserError(
-                "The model has no layers of multi-token prediction, which guess tokens ahead: "
-                "leave drafts out."
-            )
-        self.depth = len(layers)
-        self._model, self._layers, self._drafts = model, layers, drafts
+    def __init__(
+        self, parts: ModelParts, drafts: int, absorbed: Callable[[int, int], bool]
+    ) -> None:
+        self.depth = parts.predictors
+        self._parts, self._model, self._drafts = parts, parts.head, drafts
         self._absorbed = absorbed
 
     def guess(
         self, trails: list[Trail], cache: LatentCache, rotation: Rotation, choose: Choose
     ) -> None:
-        """Let the layers follow the model, and guess; the guesses are in the trails."""
+        """Let the layers follow the model, and guess; the guesses are in the trails.
+
+        Where ranks divide experts, each goes through as many layers, with trails or without.
+        """
         for step in range(1, max(self._drafts, self.depth) + 1):
             layer = min(step, self.depth)
             if step > self.depth:
@@ -119,10 +113,11 @@ class Predictor:
                 spans = [trail.inputs(layer) for trail in trails]
                 asked = [n for n, span in enumerate(spans) if span.tokens]
                 spans = [spans[n] for n in asked]
-            if not spans:
+            if not spans and self._parts.expert_ranks is None:
                 continue
-            batch = batch_of(spans, self._absorbed, cache.rows.device)
-            before = trails[0].states.new_empty(len(batch.ids), trails[0].states.shape[-1])
+            batch = batch_of(spans, self._absorbed, self._parts.device)
+            config = self._parts.config
+            before = cache.rows.new_empty(len(batch.ids), config.hidden_size)
             for number, of_span in zip(asked, batch.rows_of, strict=True):
                 before[of_span] = trails[number].states
             states = self._apply(layer, before, batch, rotation, cache)
@@ -140,11 +135,13 @@ class Predictor:
         self, number: int, states: Tensor, batch: Batch, rotation: Rotation, cache: LatentCache
     ) -> Tensor:
         """A layer's states [t, h] after its norm."""
-        model, layer = self._model, self._layers[number - 1]
+        self._parts.expect(batch)
+        model, layer = self._model, self._model.mtp.layers[number - 1]
         ahead = F.embedding(batch.ids, model.embedding.word_embeddings.weight)
         both = torch.cat([layer.enorm(ahead), layer.hnorm(states)], dim=-1)
         hidden = F.linear(both, layer.eh_proj.weight)
         turned = rotation.of(batch.positions)
-        place = len(model.decoder.layers) + number - 1
-        hidden, _ = layer_output(layer.mtp_model_layer, hidden, batch, turned, cache, place)
+        place = len(self._parts.layers) + number - 1
+        ranks = self._parts.expert_ranks
+        hidden, _ = layer_output(layer.mtp_model_layer, hidden, batch, turned, cache, place, ranks)
         return layer.final_layernorm(hidden)

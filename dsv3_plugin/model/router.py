@@ -252,7 +252,7 @@ class DeepSeekRouter(TopKRouter):
             scores = scores + self.expert_bias
         groups = self.config.moe_router_num_groups
         if groups is not None:
-            grouped = scores.view(scores.shape[0], groups, -1)
+            grouped = scores.unflatten(1, (groups, -1))
             if self.score_function == "sigmoid":
                 group_scores = grouped.topk(2, dim=-1).values.sum(dim=-1)
             else:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import dsv3_plugin
+from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.stage_layout import even
 from dsv3_plugin.schedules.actions import Schedule
 from tests.staged_model import forward_step, staged_model
@@ -39,7 +40,7 @@ def batches(count: int) -> Iterator[dict[str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def _fill(chunks: list[torch.nn.Module]) -> None:
+def fill(chunks: list[torch.nn.Module]) -> None:
     """Weights that depend on nothing but their name in a checkpoint."""
     for chunk in chunks:
         for key, data in _by_name(chunk).items():
@@ -94,7 +95,7 @@ def _finish(model: Any, *args: Any, **kwargs: Any) -> None:
     finalize_model_grads(model if isinstance(model, list) else [model], *args, **kwargs)
 
 
-def whole_model(**settings: Any) -> torch.nn.Module:
+def whole_model(config: ModelConfig = MODEL, **settings: Any) -> torch.nn.Module:
     """The model in one process, in upstream's DDP; destroy its groups when you are done."""
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -104,8 +105,8 @@ def whole_model(**settings: Any) -> torch.nn.Module:
 
     parallel_state.initialize_model_parallel()
     model_parallel_cuda_manual_seed(1, force_reset_rng=True)
-    model = build_model(MODEL, moe_router_bias_update_rate=1e-3, **settings)
-    _fill([model])
+    model = build_model(config, moe_router_bias_update_rate=1e-3, **settings)
+    fill([model])
     model.config.finalize_model_grads_func = _finish
     wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
     wrapped.zero_grad_buffer()
@@ -132,7 +133,11 @@ def in_one_process(micro_batches: int) -> tuple[list[float], dict[str, torch.Ten
 
 
 def chunks_of(
-    schedule: Schedule, context: int = 1, expert: int = 1, **settings: Any
+    schedule: Schedule,
+    context: int = 1,
+    expert: int = 1,
+    config: ModelConfig = MODEL,
+    **settings: Any,
 ) -> list[torch.nn.Module]:
     """This rank's chunks, built where the schedule wants them, each in its DDP.
 
@@ -140,6 +145,7 @@ def chunks_of(
         schedule: the schedule.
         context: ranks that share a sequence.
         expert: ranks that divide the experts.
+        config: what of, with eight layers and one of multi-token prediction.
         settings: of upstream's configuration.
     """
     from megatron.core import parallel_state
@@ -167,7 +173,7 @@ def chunks_of(
         model_stage = placement.model_stage(stage)
         chunks.append(
             build_model(
-                MODEL,
+                config,
                 pre_process=model_stage == 0,
                 post_process=model_stage == placement.depth - 1,
                 vp_stage=index if virtual else None,
@@ -181,7 +187,7 @@ def chunks_of(
                 **settings,
             )
         )
-    _fill(chunks)
+    fill(chunks)
     join_chunks(chunks, placement)
     for chunk in chunks:
         chunk.config.finalize_model_grads_func = _finish
