@@ -55,7 +55,11 @@ class Losses:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss)
+        """e to the loss; infinite where that is more than a float can be, beyond 709 nats."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:

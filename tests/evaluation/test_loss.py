@@ -36,3 +36,8 @@ def test_losses_are_means_over_sequences_at_each_place():
         (1, 1, 2.0), (2, 2, 1.5), (3, 3, 0.5),
     ]  # fmt: skip
     assert told == [1, 2]
+
+
+def test_a_loss_without_bound_has_a_perplexity_too():
+    assert Losses("a set", 1, (709.0, 711.0)).perplexity == math.inf
+    assert math.isnan(Losses("a set", 1, (math.nan,)).perplexity)

@@ -42,7 +42,7 @@ def by_position(found: Sequence[Losses]) -> Grid:
 
 
 def mapping(found: Sequence[Losses], subject: Subject) -> dict[str, Any]:
-    """The numbers for JSON."""
+    """The numbers for JSON, which knows none that are not finite: null."""
     return {
         "checkpoint": subject.checkpoint,
         "changes": [*subject.changes],
@@ -51,9 +51,11 @@ def mapping(found: Sequence[Losses], subject: Subject) -> dict[str, Any]:
                 "name": one.name,
                 "sequences": one.sequences,
                 "seq_length": one.seq_length,
-                "loss": one.loss,
-                "perplexity": one.perplexity,
-                "by_position": [asdict(bucket) for bucket in one.buckets],
+                "loss": _finite(one.loss),
+                "perplexity": _finite(one.perplexity),
+                "by_position": [
+                    asdict(bucket) | {"loss": _finite(bucket.loss)} for bucket in one.buckets
+                ],
             }
             for one in found
         ],
@@ -94,10 +96,13 @@ LEFT, RIGHT, TOP, BOTTOM = 60, 890, 10, 270
 
 
 def drawn(found: Sequence[Losses]) -> Drawn:
-    """The picture: context doubles from one mark to the next, a loss stands at its bucket's end."""
+    """The picture: context doubles from one mark to the next, a loss stands at its bucket's end.
+
+    A loss that is not finite has no place in it.
+    """
     buckets = found[0].buckets
-    losses = [bucket.loss for one in found for bucket in one.buckets]
-    least, most = math.floor(min(losses)), math.ceil(max(losses))
+    losses = [loss for one in found for bucket in one.buckets if math.isfinite(loss := bucket.loss)]
+    least, most = math.floor(min(losses, default=0)), math.ceil(max(losses, default=1))
     last = max(math.log2(buckets[-1].last), 1.0)
 
     def x(bucket: Bucket) -> float:
@@ -111,12 +116,18 @@ def drawn(found: Sequence[Losses]) -> Drawn:
             Line(
                 one.name,
                 _STROKES[number % len(_STROKES)],
-                " ".join(f"{x(bucket)},{y(bucket.loss)}" for bucket in one.buckets),
+                " ".join(
+                    f"{x(bucket)},{y(bucket.loss)}"
+                    for bucket in one.buckets
+                    if math.isfinite(bucket.loss)
+                ),
             )
             for number, one in enumerate(found)
         ),
         tuple((x(bucket), f"{bucket.last:,}") for bucket in buckets),
-        tuple((y(loss), str(loss)) for loss in range(least, most + 1)),
+        tuple(
+            (y(loss), f"{loss:,}") for loss in range(least, most + 1, max((most - least) // 10, 1))
+        ),
     )
 
 
@@ -137,6 +148,10 @@ def write_page(found: Sequence[Losses], subject: Subject, path: Path) -> None:
         bottom=BOTTOM,
     )
     write(text, path)
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None
 
 
 def _context(bucket: Bucket) -> str:
