@@ -37,8 +37,12 @@ def drawn(seed: int, lengths: Sequence[int]) -> list[Sample]:
 SPARSE: Sample = ([7, 3, 60, 12, 9, 33, 41, 5, 18], [0, 0, 1, 0, 0, 0, 0, 0, 0])
 """Of two ranks that share it, one has no token in the loss."""
 
-PACKS = [drawn(1, (5, 9, 8)), drawn(2, (24,)), drawn(3, (3, 4, 4, 6)), [SPARSE]]
-"""Full rows, one of a single sample, and some with padding behind."""
+SINGLE: Sample = ([11], [0])
+"""Of one token, which predicts nothing."""
+
+PACKS = [[*drawn(1, (5, 9, 8)), SINGLE], drawn(2, (24, 4, 4)), [SPARSE], []]
+"""A full row, one of a single sample, some with padding behind, and one of padding alone, as the
+last batch of a run has."""
 
 RECOMPUTED = {
     "recompute_granularity": "selective",
@@ -100,7 +104,7 @@ def packed(draw: st.DrawFn) -> list[list[Sample]]:
     packs: list[list[Sample]] = []
     room = 0
     for _ in range(draw(st.integers(2, 6))):
-        ids = draw(st.lists(st.integers(0, 63), min_size=2, max_size=12))
+        ids = draw(st.lists(st.integers(0, 63), min_size=1, max_size=12))
         learned = draw(st.lists(st.integers(0, 1), min_size=len(ids) - 1, max_size=len(ids) - 1))
         if len(ids) > room or draw(st.booleans()):
             packs.append([])
