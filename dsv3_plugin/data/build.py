@@ -111,7 +111,7 @@ def build_dataset(
             return reusable
 
         reading = counted(rows.documents(), progress, "Reading the corpus", None)
-        found = survey(reading, left_out)
+        found = survey(reading, left_out, corpus_names(corpus))
         if (
             reusable
             and reusable.manifest.corpus.digest == found.digest

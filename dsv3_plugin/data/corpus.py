@@ -125,10 +125,12 @@ def _expand(
     if path.is_dir():
         return _folder(path, form, left_out, on_bad_row)
     if not path.exists():
-        raise UserError(
-            f'corpus {path} does not exist: name a file, a folder, or "{STDLIB}" for the source '
-            "of the Python standard library."
-        )
+        way_out = "a file or a folder of conversations"
+        if form.reads_text:
+            way_out = (
+                f'a file, a folder, or "{STDLIB}" for the source of the Python standard library'
+            )
+        raise UserError(f"corpus {path} does not exist: name {way_out}.")
     if not path.is_file():  # a pipe: it can be read, but once
         return [Source(path, path.name, kind_by_name(path))]
     kind = kind_of(path, form.keys)

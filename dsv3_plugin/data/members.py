@@ -232,7 +232,8 @@ def _trained_on(texts: Sequence[Member], choices: Choices) -> Iterator[str]:
     for member in texts:
         sources = find_sources(member.names, choices.form, on_bad_row=choices.on_bad_row)
         documents = partial(read_documents, sources, choices.form, on_bad_row=choices.on_bad_row)
-        bounded.append((documents, held_out_below(survey(documents()), choices.held_out)))
+        found = survey(documents(), names=member.names)
+        bounded.append((documents, held_out_below(found, choices.held_out)))
     return (
         document.text
         for documents, bound in bounded

@@ -7,7 +7,7 @@ moves none of the others.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsv3_plugin.data.corpus import Document
@@ -42,12 +42,15 @@ def document_hash(document: Document) -> int:
     return int.from_bytes(document.digest[:8], "little")
 
 
-def survey(documents: Iterable[Document], left_out: Tally | None = None) -> Survey:
+def survey(
+    documents: Iterable[Document], left_out: Tally | None = None, names: Sequence[str] = ()
+) -> Survey:
     """Read every document once.
 
     Args:
         documents: of the corpus.
         left_out: what is left out meanwhile, which may explain why there are none.
+        names: of the corpus, one of several that a run reads.
 
     Raises:
         UserError: there is none.
@@ -65,7 +68,8 @@ def survey(documents: Iterable[Document], left_out: Tally | None = None) -> Surv
         largest = max(largest, document_hash(document))
     if not count:
         why = f" ({left_out})" if left_out and left_out.all() else ""
-        raise UserError(f"the corpus is empty: none of its files holds a document{why}.")
+        of = f"the files of {', '.join(names)}" if names else "its files"
+        raise UserError(f"the corpus is empty: none of {of} holds a document{why}.")
     return Survey(count, size, hasher.hexdigest(), smallest, largest, of_kind)
 
 

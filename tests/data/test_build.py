@@ -211,7 +211,7 @@ def test_bad_input_writes_nothing(corpus, tokenizer, tmp_path):
     before = set(os.listdir(tmp_path))
     for source, choices, said in (
         (bad, {}, "line 121 is not JSON"),
-        (empty, {}, "the corpus is empty"),
+        (empty, {}, r"the corpus is empty: none of the files of .*/empty\.jsonl holds"),
         (corpus, {"held_out": 1.0}, "held_out is 1.0"),
         (corpus, {"fim_rate": 1.5}, "fim_rate is 1.5"),
         (corpus, {"form": TextForm("body")}, 'no key "body"'),

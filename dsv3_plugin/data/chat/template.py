@@ -19,6 +19,7 @@ from typing import Any, Literal
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.data.forms import Content, Span
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.full_disk import reason
 from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.files.links import inside
 
@@ -176,7 +177,7 @@ def open_template(
         turns: which are learned.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it cannot be read.
     """
     from transformers import AutoTokenizer, PreTrainedConfig
 
@@ -199,5 +200,10 @@ def open_template(
 def _read(path: Path) -> str:
     try:
         return read_plain(inside(path.parent, path.name)).decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the chat template {path} cannot be read: {error}.") from error
+    except OSError as error:
+        why = reason(error)
+    except UnicodeDecodeError as error:
+        why = f"it is not UTF-8 text (byte {error.object[error.start]:#x} at offset {error.start})"
+    raise UserError(
+        f"the chat template {path} cannot be read: {why}; name a file in Jinja with data.template."
+    )

@@ -143,6 +143,16 @@ def test_an_empty_file_is_named_too(tokenizer: TextTokenizer, tmp_path: Path) ->
             build([empty], tokenizer, tmp_path / "nothing", "skip")
 
 
+def test_of_a_file_that_is_not_there_no_text_is_the_way_out(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as refused:
+        build([tmp_path / "chat.jsonl"], tokenizer, tmp_path / "data", "stop")
+    assert str(refused.value) == (
+        f"corpus {tmp_path}/chat.jsonl does not exist: name a file or a folder of conversations."
+    )
+
+
 def test_what_is_far_too_long_is_not_encoded_to_its_end(tokenizer: TextTokenizer) -> None:
     encoder = Encoder(tokenizer.backend, tokenizer.eos_id, None, 0.0, 0, longest=LONGEST)
     text = "hello " * 200_000

@@ -157,3 +157,26 @@ def test_a_tokenizer_without_a_template_says_where_to_put_one(tokenizer: Path, t
         (tmp_path / name).write_bytes((tokenizer / name).read_bytes())
     with pytest.raises(UserError, match=r"has no chat template: put .*data\.template"):
         open_template(tmp_path, None, {}, "all")
+
+
+@pytest.mark.parametrize(
+    ("contents", "sentence"),
+    [
+        (None, "cannot be read: No such file or directory; name a file in Jinja"),
+        (b"\x80", "cannot be read: it is not UTF-8 text (byte 0x80 at offset 0); name a file"),
+    ],
+)
+def test_a_file_that_is_no_template_is_refused_before_any_row(
+    tokenizer: Path, tmp_path: Path, contents: bytes | None, sentence: str
+):
+    written = tmp_path / "written.jinja"
+    if contents is not None:
+        written.write_bytes(contents)
+    with pytest.raises(UserError) as refused:
+        open_template(tokenizer, written, {}, "all")
+    assert str(refused.value).startswith(f"the chat template {written} {sentence}")
+
+
+def test_a_folder_is_no_template(tokenizer: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be read: Is a directory; name a file in Jinja"):
+        open_template(tokenizer, tmp_path, {}, "all")
