@@ -2,6 +2,7 @@
 # make test        set up, lint, test
 # make test-wheel  build the wheel, install it outside the checkout, train there
 # make test-gpu    what only a GPU can show; skips with a reason where there is none
+# make test-harness  the engine and the server asked by lm-evaluation-harness, likewise apart
 # make test-rl     GRPO's losses against verl's and TRL's, in an environment of its own
 # make test-slurm  runs as jobs of a Slurm of two nodes, which it starts (root; slurm-wlm, munge)
 # make test-te     the same against Transformer Engine, which it builds once without a GPU (~10 min)
@@ -18,7 +19,7 @@ PIP := -m pip --disable-pip-version-check
 SET_ASIDE = .venv/share/dsv3_plugin/transformer_engine
 SITE = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-.PHONY: setup demo test lint test-wheel test-te test-gpu test-rl test-slurm clean
+.PHONY: setup demo test lint test-wheel test-te test-gpu test-harness test-rl test-slurm clean
 
 setup: .venv/.installed
 
@@ -40,7 +41,7 @@ lint: setup
 	@.venv/bin/ruff format --check .
 
 test: lint
-	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not rl and not slurm" --durations=25
+	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not harness and not rl and not slurm" --durations=25
 
 test-wheel: setup
 	@$(PY) tests/wheel/train_from_wheel.py
@@ -84,10 +85,21 @@ test-te: .venv-te/.installed
 test-rl: .venv-rl/.installed
 	@.venv-rl/bin/python -m pytest -m rl tests/grpo
 
+# So does the harness, which brings pandas, scikit-learn and more.
+.venv-harness/.installed: .venv/.installed requirements-harness.lock
+	@$(PYTHON) -m venv .venv-harness
+	@echo "$(abspath $(SITE))" > $$(.venv-harness/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	@.venv-harness/bin/python $(PIP) install -qq --no-deps -r requirements-harness.lock
+	@.venv-harness/bin/python $(PIP) install -qq --no-deps --editable .
+	@touch $@
+
+test-harness: .venv-harness/.installed
+	@.venv-harness/bin/python -m pytest -m harness tests/evaluation
+
 # With Transformer Engine where it is there: in .venv-te, or (its wheel, on a GPU machine) in .venv.
 # One process: the tests share the GPUs, and must not share a process with those of the CPU host.
 test-gpu: setup
 	@$(LIBRARIES); $$(ls .venv-te/bin/python 2>/dev/null || echo $(PY)) -m pytest tests/gpu -rs
 
 clean:
-	rm -rf .venv .venv-te .venv-rl runs build dist
+	rm -rf .venv .venv-te .venv-harness .venv-rl runs build dist

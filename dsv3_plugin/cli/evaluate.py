@@ -1,4 +1,4 @@
-"""`dsv3 eval`: facts found again in long texts, and the loss by position."""
+"""`dsv3 eval`: facts found again in long texts, the loss by position, the harness' tasks."""
 
 import json as json_format
 import math
@@ -11,7 +11,8 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.terminal.lines import say
 
 evaluate = typer.Typer(
-    help="Evaluate a checkpoint: facts in long texts, loss by position.", no_args_is_help=True
+    help="Evaluate a checkpoint: facts in long texts, loss by position, lm-evaluation-harness.",
+    no_args_is_help=True,
 )
 
 Checkpoint = Annotated[Path, typer.Option(help="Folder of a run, or of checkpoints.")]
@@ -163,6 +164,54 @@ def loss(
     console.print("", report.totals(found).table(), sep="\n")
     if by_position:
         console.print("", report.by_position(found).table(), sep="\n")
+
+
+@evaluate.command("harness")
+def harness(
+    checkpoint: Checkpoint,
+    tasks: Annotated[
+        str, typer.Option(metavar="TASK,TASK,…", help="Tasks, groups, tags or files.")
+    ],
+    include_path: Annotated[
+        Path | None, typer.Option(help="A folder of tasks beside the harness' own.")
+    ] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(help="Examples before each question; by default as the task says.", min=0),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Questions of each task; by default all.", min=1)
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Ask by the tokenizer's chat template.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Ask a checkpoint the tasks of lm-evaluation-harness.
+
+    Needs `pip install 'dsv3_plugin[harness]'`. Data that tasks name on the hub are downloaded.
+    """
+    from dsv3_plugin.distributed.world import single_process
+
+    with single_process():
+        from dsv3_plugin.cli.progress import phases
+        from dsv3_plugin.evaluation.harness import Wanted, evaluate
+
+        names = [name for name in tasks.split(",") if name]
+        if not names:
+            raise UserError("--tasks names none.")
+        wanted = Wanted(names, include_path, shots, limit, chat)
+        with phases() as progress:
+            results = evaluate(checkpoint, wanted, progress)
+    from dsv3_plugin.report.evaluation import harness as report
+    from dsv3_plugin.terminal.console import Console
+
+    if json:
+        say(json_format.dumps(report.mapping(results, str(checkpoint))))
+        return
+    console = Console()
+    console.line_of(f"{checkpoint}: lm-evaluation-harness")
+    console.print("", report.grid(results).table(), sep="\n")
 
 
 def _numbers(option: str, text: str, *, whole: bool = False) -> list[float]:

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-import torch
 import uvicorn
 
 from dsv3_plugin.checkpoint import import_hf
 from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.cache import CacheShape
+from dsv3_plugin.inference.cache_budget import default_cache
 from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
 from dsv3_plugin.inference.server.app import Server
@@ -127,15 +126,6 @@ def key_of(environment: Mapping[str, str]) -> str | None:
             "unset it to serve everybody."
         )
     return key
-
-
-def default_cache(shape: CacheShape, running: int, longest: int) -> int:
-    """Bytes of a cache: for as many of the longest texts as may run, or half of the free memory."""
-    if torch.cuda.is_available():
-        free, _ = torch.cuda.mem_get_info()
-    else:
-        free = psutil.virtual_memory().available
-    return min(running * shape.bytes_for([longest]), free // 2)
 
 
 def _require_guarded(root: Path, key: str | None) -> None:

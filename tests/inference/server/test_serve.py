@@ -8,11 +8,9 @@ import sys
 import urllib.request
 
 import pytest
-import torch
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.cache import CacheShape
-from dsv3_plugin.inference.server.serve import KEY_VARIABLE, default_cache, key_of
+from dsv3_plugin.inference.server.serve import KEY_VARIABLE, key_of
 from tests.inference.test_from_checkpoint import write_hf_folder
 
 
@@ -32,12 +30,6 @@ def test_serves_a_hugging_face_folder_until_it_is_interrupted(tmp_path):
             assert process.wait(timeout=300) == 0
         finally:
             process.kill()
-
-
-def test_a_cache_is_for_all_texts_that_may_run_and_half_of_the_memory_at_most():
-    shape = CacheShape(2, 16, 8, torch.float32)
-    assert default_cache(shape, 4, 100) == 8 * shape.page_bytes
-    assert default_cache(shape, 10**9, 10**6) < 2**50
 
 
 @pytest.mark.parametrize("key", ["", " ", "a ", "a\n", "\t"])
