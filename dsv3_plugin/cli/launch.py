@@ -54,6 +54,5 @@ def launch(
     elif dry_run:
         say_all(prepared.script.splitlines())
     else:
-        job = submit(prepared)
-        for one in prepared.recipes:
+        for job, one in zip(submit(prepared), prepared.recipes, strict=True):
             say(f"Job {job}: {one.name} in {one.folder}; dsv3 status {one.folder} shows it.")

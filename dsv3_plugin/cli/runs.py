@@ -32,13 +32,13 @@ def status(
     from dsv3_plugin.cli.notes import note
     from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.queue import queued
-    from dsv3_plugin.launch.status import find_run, jobs_of, runs_below, status_of
+    from dsv3_plugin.launch.status import find_runs, jobs_of, runs_below, status_of
     from dsv3_plugin.terminal.lines import say
 
     asked = [named(run) for run in runs or ()] or runs_below(Path("runs"))
     if not asked:
         raise UserError("there is no run in runs/: name the folder of one.")
-    found = [find_run(folder) for folder in asked]
+    found = [run for folder in asked for run in find_runs(folder)]
     try:
         jobs = queued(jobs_of(found))
     except UserError as error:  # the files say most of it

@@ -24,6 +24,8 @@ from dsv3_plugin.recipe.schema import Recipe
 
 LAUNCHED = "recipe.yaml"
 """In a run's `launch` folder: the recipe that its job starts."""
+SCRIPT = "job.sbatch"
+"""Beside it: the script of the job."""
 
 _PACED_BY = 50
 """Records by which the time left is reckoned."""
@@ -85,9 +87,12 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, begun or waiting for its job; its checkpoints' is not."""
-    run = RunFolder(folder)
-    begun = run.recipe.is_file() and not (folder / TRACKER).exists()
+    """Whether a folder is that of a run, begun or waiting for its job.
+
+    Where its checkpoints lie, and what it was launched with, is a recipe too, and no run.
+    """
+    others = any((folder / name).exists() for name in (TRACKER, SCRIPT))
+    begun = RunFolder(folder).recipe.is_file() and not others
     return begun or _was_launched(folder)
 
 
@@ -100,7 +105,20 @@ def find_run(folder: Path) -> RunFolder:
     if not is_run(folder):
         there = "holds no run" if folder.is_dir() else "does not exist"
         raise UserError(f"{folder} {there}: name a run's folder, such as runs/tiny.")
-    return run_in(folder)
+    try:
+        return run_in(folder)
+    except UserError:  # its recipe is damaged, which says nothing against the rest
+        return RunFolder(folder)
+
+
+def find_runs(folder: Path) -> list[RunFolder]:
+    """The run of a folder, or those of the sweep that it holds.
+
+    Raises:
+        UserError: there is none.
+    """
+    below = [] if is_run(folder) else [child for child in _folders(folder) if is_run(child)]
+    return [find_run(one) for one in below or [folder]]
 
 
 def end_of_run(run: RunFolder) -> Callable[[], bool]:

@@ -19,7 +19,7 @@ from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
 from dsv3_plugin.launch.job_script import script, torchrun
 from dsv3_plugin.launch.job_values import JobValues, of_sweep, values_of
-from dsv3_plugin.launch.status import LAUNCHED
+from dsv3_plugin.launch.status import LAUNCHED, SCRIPT
 from dsv3_plugin.launch.wanted import Wanted, wanted_runs
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.make import make_plan
@@ -29,7 +29,7 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 
-_SCRIPT, _SWEEP = "job.sbatch", "sweep.sbatch"
+_SWEEP = "sweep.sbatch"
 _CLUSTER = "cluster.yaml"
 """In a run's `launch` folder: the cluster's file, as it was when the run was launched."""
 _LOCK = ".lock"
@@ -105,11 +105,11 @@ def prepare(wanted: Wanted, tell: Callable[[str], object]) -> Prepared:
     return Prepared(job, tuple(recipes), wanted, cluster_key)
 
 
-def launch(prepared: Prepared) -> str:
+def launch(prepared: Prepared) -> list[str]:
     """Write a job's script and recipes into the folders of its runs, and submit it.
 
     Returns:
-        Slurm's number of the job.
+        Slurm's number of the job, or of each task of a sweep.
 
     Raises:
         UserError: a run has a job, or a process, already; Slurm does not take this one; or it
@@ -118,7 +118,7 @@ def launch(prepared: Prepared) -> str:
     for command in ("sbatch", "squeue", "scancel"):
         queue.need_slurm(command)
     values, recipes, home = prepared.values, prepared.recipes, prepared.home
-    place = home / (_SWEEP if values.is_array else _SCRIPT)
+    place = home / (_SWEEP if values.is_array else SCRIPT)
     with contextlib.ExitStack() as stack:
         stack.enter_context(write_errors_as(lambda why: f"cannot write {home}: {why}"))
         for folder in dict.fromkeys([home, *(recipe.run_folder.launch for recipe in recipes)]):
@@ -129,13 +129,13 @@ def launch(prepared: Prepared) -> str:
             _keep(recipe, prepared)
         replace_file(place, prepared.script.encode())
         job = queue.submit(str(place))
+        jobs = [f"{job}_{n}" for n in range(len(recipes))] if values.is_array else [job]
         with _or_cancelled(job):
-            for number, recipe in enumerate(recipes):
-                one = f"{job}_{number}" if values.is_array else job
+            for number, (recipe, one) in enumerate(zip(recipes, jobs, strict=True)):
                 output = _output(values.output, job, number)
                 record = JobRecord(one, values.cluster.name, output, time.time())
                 write_record(recipe.run_folder, record)
-    return job
+    return jobs
 
 
 def torchrun_lines(prepared: Prepared) -> str:
@@ -151,8 +151,7 @@ def job_to_wait_for(named_so: str) -> str | None:
     Raises:
         UserError: there is neither, or the run has no job any more and was not at its end.
     """
-    number = named_so.partition("_")
-    if all(part.isdecimal() for part in (number[0], number[2] or "0")) and number[0]:
+    if re.fullmatch(r"\d+(_\d+)?", named_so, re.ASCII):
         return named_so
     run = RunFolder(named(named_so))
     record = record_of(run)

@@ -30,7 +30,10 @@ def refuse_another_job(run: RunFolder, job: str, within_s: float) -> None:
     while (record := record_of(run)) is None or record.job != job:
         if time.monotonic() >= late:
             since = "nothing there names it" if record is None else f"that is job {record.job} now"
-            raise UserError(f"job {job} leaves the run in {run.root} alone: {since}.")
+            raise UserError(
+                f"job {job} leaves the run in {run.root} alone: {since}; dsv3 launch submits it "
+                "anew."
+            )
         time.sleep(_LOOK_EVERY_S)
 
 

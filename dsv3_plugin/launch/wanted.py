@@ -73,6 +73,11 @@ def wanted_runs(wanted: Wanted, overrides: Sequence[str]) -> Iterator[WantedRun]
             f"--array {wanted.array}: name each value once, as in training.seed=1,2,3 (and what is "
             "part of a folder's name has no slash)."
         )
+    if key.keys == ("directory",):
+        raise UserError(
+            "each run of a sweep has a folder of its own already: name the values of another key "
+            "with --array, and the folder that holds them with directory=PATH."
+        )
     base = load_recipe(wanted.name, [*overrides, f"{key.path}={values[0]}"])
     for value in values:
         folder = base.folder / f"{key.keys[-1]}-{value}"

@@ -90,6 +90,8 @@ def test_a_job_is_submitted_with_the_recipe_as_it_is_now(dsv3, sbatch, tmp_path)
 def test_a_sweep_has_a_run_for_each_value(dsv3, sbatch):
     said = dsv3(*LAUNCH, "--array", "training.seed=1,2,3", "directory=runs/sweep")
     assert said.code == 0, said.err
+    assert said.out.splitlines()[2].startswith("Job 12_2: tiny in runs/sweep/seed-3; ")
+    assert len(dsv3("status", "runs/sweep").out.splitlines()) == 1 + 3
     for number, seed in enumerate((1, 2, 3)):
         folder = Path(f"runs/sweep/seed-{seed}")
         kept = load_recipe(folder / "launch" / "recipe.yaml")
@@ -234,6 +236,8 @@ def test_a_run_that_is_done_is_not_waited_for(dsv3, sbatch, monkeypatch):
         ((*LAUNCH, "--nodes", "3"), "2 ranks do not divide evenly among 3 nodes"),
         ((*LAUNCH, "--after", "nobody"), "neither a number of a job nor the folder of a run"),
         ((*LAUNCH, "--array", "training.seed=1,1"), "name each value once"),
+        ((*LAUNCH, "--after", "7_"), "neither a number of a job nor the folder of a run"),
+        ((*LAUNCH, "--array", "directory=a,b"), "has a folder of its own already"),
         ((*LAUNCH, "--array", "training.seed"), "is not an override"),
         ((*LAUNCH, "--array", "training.sed=1,2"), "unknown key"),
         ((*LAUNCH, "--torchrun", "--dry-run"), "--torchrun starts one run by hand"),
@@ -327,6 +331,7 @@ def test_slurms_refusal_is_passed_on(dsv3, sbatch):
     assert said.code == 2
     assert "Slurm does not take the job: sbatch: error: invalid partition specified" in said.err
     assert dsv3("status", "runs/tiny").code == 2  # no run came of it
+    assert "there is no run in runs/" in dsv3("status").err
 
 
 def test_a_run_that_has_a_job_or_a_process_is_left_alone(dsv3, sbatch):

@@ -93,6 +93,14 @@ def test_damaged_lines_cost_no_more_than_themselves(dsv3, run, no_slurm):
     assert status["seconds_left"] > 0
 
 
+def test_a_damaged_recipe_hides_no_run(dsv3, run, no_slurm):
+    shutil.copytree(run.root, run.root.with_name("other"))
+    run.recipe.write_text("{{{")
+    assert "runs/other" in dsv3("status").out
+    assert stands(dsv3, "runs/small")["step"] == 6
+    assert stands(dsv3, "runs/small")["steps"] is None
+
+
 def test_one_that_a_process_holds_is_training_and_has_time_left(dsv3, run, no_slurm):
     with locks.take(run.root, ".lock"):
         status = stands(dsv3, "runs/small")
