@@ -4,7 +4,8 @@
 # make test-gpu    what only a GPU can show; skips with a reason where there is none
 # make test-harness  the engine and the server asked by lm-evaluation-harness, likewise apart
 # make test-rl     GRPO's losses against verl's and TRL's, in an environment of its own
-# make test-slurm  runs as jobs of a Slurm of two nodes, which it starts (root; slurm-wlm, munge)
+# make test-slurm  runs as jobs of a Slurm of two nodes, which it starts (as root; slurm-wlm, munge);
+#                  skips with a reason where it cannot, unless DSV3_TEST_SLURM=required
 # make test-te     the same against Transformer Engine, which it builds once without a GPU (~10 min)
 
 # The first Python >= 3.12 that really runs: a pyenv shim may exist and answer "command not found".

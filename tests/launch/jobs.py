@@ -17,13 +17,15 @@ RECIPES = [name for name in shipped.names_in(shipped_folder()) if not name.start
 """Those that ship."""
 
 
-def write_cluster(folder: Path, launch: dict[str, Any], nodes: int = 2, devices: int = 4) -> Path:
-    """Write `two.yaml`: as many nodes of as many cores, with keys of `launch`; its path."""
+def write_cluster(
+    folder: Path, launch: dict[str, Any], nodes: int = 2, devices: int = 4, **keys: Any
+) -> Path:
+    """Write `two.yaml`: nodes of as many cores each, with keys of `launch` and others; its path."""
     cpu = shipped.shipped_folder("launch/clusters") / "cpu.yaml"
     said = yaml.safe_load(cpu.read_text(encoding="utf-8"))
     said |= {
         "gpus": nodes * devices, "gpus_per_node": devices, "nvlink_domain": devices,
-        "launch": launch,
+        "launch": launch, **keys,
     }  # fmt: skip
     path = folder / "two.yaml"
     path.write_text(yaml.safe_dump(said), encoding="utf-8")

@@ -1,9 +1,11 @@
 """Runs as jobs of a real Slurm: what is lost, full, over or broken, and what becomes of the run.
 
-Nothing here knows how fast the machine is: events are waited for, and numbers compared bit for bit.
+Nothing here knows how fast the machine is: events are waited for, what Slurm would do after a time
+is asked for, and numbers are compared bit for bit.
 """
 
 import os
+import re
 import signal
 import sys
 from dataclasses import replace
@@ -25,13 +27,18 @@ from dsv3_plugin.launch.status import status_of
 from dsv3_plugin.launch.submit import prepare
 from dsv3_plugin.launch.wanted import Wanted
 from tests.launch.jobs import shipped_jobs, write_cluster
+from tests.slurm.two_nodes import PATIENCE_S
 from tests.small_runs import LONGER, STEPS, Command, numbers, steps_taken
 
 pytestmark = pytest.mark.slurm
 
 PLAIN = {"environment": {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}, "partition": "main"}
+PATIENT = ("parallel.timeout_minutes=60",)
+"""Ranks wait for each other, and the check of a node for an answer, as long as it takes."""
 ENDLESS = ("training.steps=100000", "training.eval_interval=null", "checkpoint.interval=90000")
 """So that it saves when it is asked to, and only then."""
+
+SLOW_STORAGE = {"storage_gb_per_second": 5e-6}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +54,11 @@ def here(tmp_path_factory):
 def launch(cluster, here, recipe):
     """A function that launches the small recipe, or another; the run. Not rehearsed but once."""
 
-    def submitted(name: str, *overrides: str, keys=PLAIN, of: Path = recipe, **wanted) -> RunFolder:
-        path = write_cluster(here, keys)
-        words = (f"directory=runs/{name}", *overrides)
+    def submitted(
+        name: str, *overrides: str, keys=PLAIN, of: Path = recipe, storage=None, **wanted
+    ) -> RunFolder:
+        path = write_cluster(here, keys, **(storage or {}))
+        words = (f"directory=runs/{name}", *PATIENT, *overrides)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(submit, "refuse_what_upstream_would", lambda *_: None)
             prepared = prepare(Wanted(str(of), words, str(path), **wanted), print)
@@ -64,7 +73,7 @@ def through(cluster, here, recipe) -> RunFolder:
     """The small run over two nodes, undisturbed, launched as a person does."""
     path = write_cluster(here, PLAIN)
     words = ("launch", recipe, "--cluster", path, "--nodes", "2", "directory=runs/through")
-    ended = Command(*words, cwd=here, SLURM_CONF=os.environ["SLURM_CONF"]).end()
+    ended = Command(*words, *PATIENT, cwd=here, SLURM_CONF=os.environ["SLURM_CONF"]).end(PATIENCE_S)
     assert ended.code == 0, ended.output
     return RunFolder(Path("runs/through"))
 
@@ -73,7 +82,7 @@ def through(cluster, here, recipe) -> RunFolder:
 def child(cluster, through, launch, recipe) -> RunFolder:
     """A run that begins with the weights of that one, launched before those are there."""
     longer = recipe.with_name("longer.yaml")
-    longer.write_text(yaml.safe_dump(LONGER | {"from": "runs/through"}))
+    longer.write_text(yaml.safe_dump({**LONGER, "from": "runs/through"}))
     run = launch("child", of=longer, after="runs/through")
     # Slurm names another reason until it has first looked at the queue.
     cluster.wait(lambda: waiting(run) == "PENDING (Dependency)", "that it waits for its parent")
@@ -106,12 +115,33 @@ def trains(cluster, run: RunFolder, after: int = 0) -> None:
     assert waiting(run), printed(run)
 
 
+def begins_again(cluster, run: RunFolder, starts: int) -> None:
+    """Wait for a further start of a job that is, or comes, back in the queue."""
+
+    def there() -> bool:
+        cluster.hurry(number(run))
+        return len(starts_of(run)) >= starts or not waiting(run)
+
+    cluster.wait(there, f"start {starts} of {run.root}")
+    assert waiting(run), printed(run)
+
+
+def end_in(cluster, run: RunFolder, seconds: int) -> None:
+    """Let the time of its job be over so soon; once it is back in the queue, it has a day again."""
+    job = f"JobId={number(run)}"
+    cluster.ask("scontrol", "update", job, f"EndTime=now+{seconds}")
+    cluster.wait(
+        lambda: waiting(run).startswith("PENDING") or not waiting(run), "back in the queue"
+    )
+    cluster.ask("scontrol", "update", job, "TimeLimit=1440")
+
+
 def kill_rank(run: RunFolder, rank: int) -> None:
     """End a rank as the system does when memory runs out."""
     for process in psutil.process_iter(["cmdline", "environ"]):
         words, variables = process.info["cmdline"] or [], process.info["environ"] or {}
-        who = variables.get("SLURM_JOB_ID"), variables.get("SLURM_PROCID")
-        if "train" in words and who == (number(run), str(rank)):
+        who = [variables.get(f"SLURM_{name}") for name in ("CONF", "JOB_ID", "PROCID")]
+        if "train" in words and who == [os.environ["SLURM_CONF"], number(run), str(rank)]:
             os.kill(process.pid, signal.SIGKILL)
             return
     raise AssertionError(f"there is no rank {rank}")
@@ -137,10 +167,11 @@ def test_a_lost_node_costs_time_and_no_number(cluster, through, launch):
     run = launch("lost", nodes=2)
     cluster.wait(lambda: run.steps_saved() >= 4 or not waiting(run), "a checkpoint")
     trains(cluster, run, after=4)
-    cluster.act("kill", "n2")
+    cluster.lose("n2")
     cluster.wait(lambda: waiting(run).startswith("PENDING"), "the job back in the queue")
     assert queued([number(run)])[number(run)].restarts == 1
-    cluster.act("up", "n2")
+    cluster.up("n2")
+    begins_again(cluster, run, starts=2)
     said = ends(cluster, run)
     assert "Node failure on n2" in said
     assert said.count("--- dsv3 starts ") == 2  # what was printed before is there still
@@ -150,36 +181,53 @@ def test_a_lost_node_costs_time_and_no_number(cluster, through, launch):
 
 
 def test_the_end_of_its_time_is_saved_before_and_a_cancelled_run_is_saved_too(cluster, launch):
-    run = launch("limited", *ENDLESS, keys={**PLAIN, "time_limit_hours": 1.0})
+    # By the plan a checkpoint takes a quarter of an hour, so that half an hour is left to save in.
+    run = launch(
+        "limited", *ENDLESS, keys={**PLAIN, "time_limit_hours": 24.0}, storage=SLOW_STORAGE
+    )
     trains(cluster, run)
-    # Minutes from now that suffice for saving, and are fewer than Slurm was asked to leave.
-    shown = cluster.ask("squeue", "--noheader", f"--jobs={number(run)}", "--format=%M")
-    *hours, minutes, _ = map(int, shown.strip().split(":"))
-    limit = 60 * sum(hours) + minutes + 2
-    cluster.ask("scontrol", "update", f"JobId={number(run)}", f"TimeLimit={limit}")
-    cluster.wait(lambda: len(starts_of(run)) == 2 or not waiting(run), "the second start")
+    notice_s = int(re.search(r"USR1@(\d+)", (run.launch / "job.sbatch").read_text())[1])
+    assert 600 < notice_s < 7200
+    end_in(cluster, run, notice_s - 60)
+    begins_again(cluster, run, starts=2)
     first, second = starts_of(run)
     assert (first.ended, second.step > 0) == ("time limit", True)
+
+    # Where it is over before anything was saved, Slurm asks it to end itself.
     trains(cluster, run, after=second.step)
+    end_in(cluster, run, 0)
+    begins_again(cluster, run, starts=3)
+    third = starts_of(run)[-1]
+    assert third.step > second.step
+
+    trains(cluster, run, after=third.step)
     assert "saves and ends" in cancel(run, now=False)
     said = ends(cluster, run)
     assert "The job's time is nearly over: saved at step" in said
     assert f"Stopped: the newest checkpoint is that of step {run.steps_saved()}." in said
-    assert run.steps_saved() > second.step
-    assert len(starts_of(run)) == 2
+    assert run.steps_saved() > third.step
+    assert len(starts_of(run)) == 3
 
 
-def test_a_folders_job_is_alone_and_what_scancel_ends_is_saved(cluster, launch):
-    run = launch("scancelled", *ENDLESS)
+def test_a_preempted_run_goes_on_and_what_scancel_ends_is_saved(cluster, launch):
+    run = launch("preempted", *ENDLESS)
     before = number(run)
     with pytest.raises(UserError, match=f"is job {before} already"):
-        launch("scancelled")
+        launch("preempted")
     trains(cluster, run)
     assert number(run) == before
+    urgent = ("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive")
+    job = cluster.ask(*urgent, "--output=urgent.out", "--wrap=srun true")
+    begins_again(cluster, run, starts=2)
+    assert not queued([job])
+    first, second = starts_of(run)
+    assert (first.ended, second.step > 0) == ("stopped", True)
+
+    trains(cluster, run, after=second.step)
     cluster.ask("scancel", before)
     ends(cluster, run)
-    assert run.steps_saved() > 0
-    assert len(starts_of(run)) == 1
+    assert run.steps_saved() > second.step
+    assert len(starts_of(run)) == 2
 
 
 def test_a_permanent_fault_ends_after_the_budget_with_a_sentence(cluster, launch):
@@ -205,32 +253,55 @@ def test_a_sweep_runs_each_value_in_a_folder_of_its_own(cluster, launch):
 
 
 @pytest.fixture
-def ailing(tmp_path):
-    """A Python that cannot look at node n1, which so gives no sign."""
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "activate").touch()
-    python = tmp_path / "bin" / "python"
-    python.write_text(
-        '#!/bin/sh\n[ "$SLURMD_NODENAME $2" = "n1 dsv3_plugin.launch.node_check" ] && exit 1\n'
-        f'exec {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-    return tmp_path
+def venv(tmp_path):
+    """A function that makes an environment whose Python first does a line of a shell."""
+
+    def made(line: str) -> str:
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "activate").touch()
+        python = tmp_path / "bin" / "python"
+        python.write_text(f'#!/bin/sh\n{line}\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        return str(tmp_path)
+
+    return made
 
 
-def test_a_spare_takes_the_place_of_a_node_that_is_not_well(cluster, launch, ailing):
-    keys = {**PLAIN, "venv": str(ailing), "spares": 1}
+AILING = '[ "$SLURMD_NODENAME $2" = "n1 dsv3_plugin.launch.node_check" ] && exit 1'
+"""It cannot look at node n1, which so gives no sign."""
+DYING = '[ "$2 $3" = "dsv3_plugin.cli train" ] && kill -KILL $$'
+"""As where memory runs out before a step is taken."""
+
+
+def test_without_progress_a_job_ends_whatever_its_budget(cluster, launch, venv):
+    run = launch("stuck", keys={**PLAIN, "venv": venv(DYING), "restarts": 100})
+    sentence = "no progress between two restarts: there is still none; find out why"
+    assert sentence in ends(cluster, run)
+    assert status_of(run, {}).why.startswith(sentence)
+    assert len(starts_of(run)) == 2
+
+
+def test_a_spare_takes_the_place_of_a_node_that_is_not_well_and_that_is_drained(
+    cluster, launch, venv
+):
+    keys = {**PLAIN, "venv": venv(AILING), "spares": 1}
     run = launch("spared", "training.steps=2", "training.eval_interval=null", keys=keys)
     said = ends(cluster, run)
     assert "left out: node n1 (it gave no sign in the time that its check has)" in said
     assert "Done: step 2" in said
+    cluster.wait(lambda: cluster.state("n1") == "drained", "n1 drained")
+    shown = cluster.ask("scontrol", "--oneliner", "show", "node", "n1")
+    assert "Reason=dsv3: it gave no sign in the time that its check has [root@" in shown
+    cluster.ask("scontrol", "update", "NodeName=n1", "State=RESUME")
 
 
-def test_without_a_spare_the_job_ends_with_a_sentence(cluster, launch, ailing):
-    run = launch("unspared", keys={**PLAIN, "venv": str(ailing)}, nodes=2)
+def test_without_a_spare_the_job_ends_with_a_sentence(cluster, launch, venv):
+    keys = {**PLAIN, "venv": venv(AILING), "drain": False}
+    run = launch("unspared", keys=keys, nodes=2)
     assert "1 of 2 nodes passed their check and the run takes 2: n1 (it gave" in ends(cluster, run)
     assert not run.recipe.exists()
     assert "n1" in status_of(run, {}).why
+    cluster.wait(lambda: cluster.state("n1") == "idle", "n1, which is not drained")
 
 
 def test_slurm_refuses_an_unknown_partition_in_its_words(cluster, launch):
