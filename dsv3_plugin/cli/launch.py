@@ -36,23 +36,38 @@ def launch(
         bool,
         typer.Option("--torchrun", help="Print torchrun's line for each node, in place of a job."),
     ] = False,
+    kubernetes: Annotated[
+        bool,
+        typer.Option("--kubernetes", help="Print a PyTorchJob of Kubernetes, in place of a job."),
+    ] = False,
+    skypilot: Annotated[
+        bool, typer.Option("--skypilot", help="Print a task of SkyPilot, in place of a job.")
+    ] = False,
 ) -> None:
     """Submit a recipe to Slurm, once it is known to fit: rehearsed, planned, checked, restarted."""
-    from dsv3_plugin.launch.submit import launch as submit
-    from dsv3_plugin.launch.submit import prepare, torchrun_lines
+    from dsv3_plugin.launch import submit
     from dsv3_plugin.launch.wanted import Wanted
     from dsv3_plugin.terminal.lines import note, say, say_all
 
-    if torchrun and (after or array or dry_run):
+    without_slurm = {
+        "--torchrun": (torchrun, submit.torchrun_lines),
+        "--kubernetes": (kubernetes, submit.kubernetes_manifest),
+        "--skypilot": (skypilot, submit.skypilot_task),
+    }
+    others = {name: text for name, (is_wanted, text) in without_slurm.items() if is_wanted}
+    if len(others) > 1:
+        raise UserError(f"{' and '.join(others)} are different ways to start a run: name one")
+    if others and (after or array or dry_run):
         raise UserError(
-            "--torchrun starts one run by hand: leave out --after, --array and --dry-run"
+            f"{next(iter(others))} starts one run by hand: leave out --after, --array and --dry-run"
         )
     wanted = Wanted(recipe, tuple(overrides or ()), cluster, nodes, after, array)
-    prepared = prepare(wanted, note)
-    if torchrun:
-        say_all(torchrun_lines(prepared).splitlines())
-    elif dry_run:
+    prepared = submit.prepare(wanted, note)
+    for text in others.values():
+        say_all(text(prepared).splitlines())
+        return
+    if dry_run:
         say_all(prepared.script.splitlines())
-    else:
-        for job, one in zip(submit(prepared), prepared.recipes, strict=True):
-            say(f"Job {job}: {one.name} in {one.folder}; dsv3 status {one.folder} shows it.")
+        return
+    for job, one in zip(submit.launch(prepared), prepared.recipes, strict=True):
+        say(f"Job {job}: {one.name} in {one.folder}; dsv3 status {one.folder} shows it.")

@@ -1,5 +1,6 @@
 """The texts that start a run elsewhere, from `launch/templates`. No torch here."""
 
+import json
 import shlex
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +14,7 @@ from dsv3_plugin.recipe import shipped
 
 def script(values: JobValues) -> str:
     """The script of a job, for sbatch."""
-    return _rendered("slurm.sbatch.j2", job=values, launch=values.cluster.launch)
+    return rendered("slurm.sbatch.j2", job=values, launch=values.cluster.launch)
 
 
 def torchrun(values: JobValues, words: list[str]) -> str:
@@ -23,10 +24,11 @@ def torchrun(values: JobValues, words: list[str]) -> str:
         values: what a job of it would say.
         words: the recipe and its overrides.
     """
-    return _rendered("torchrun.sh.j2", job=values, launch=values.cluster.launch, words=words)
+    return rendered("torchrun.sh.j2", job=values, launch=values.cluster.launch, words=words)
 
 
-def _rendered(template: str, **values: Any) -> str:
+def rendered(template: str, **values: Any) -> str:
+    """A template with its values in it, which it has as words of a shell, in comments and YAML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(shipped.shipped_folder("launch/templates")),
         undefined=jinja2.StrictUndefined,
@@ -34,7 +36,7 @@ def _rendered(template: str, **values: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"quote": _quoted, "words": _words, "comment": printable}
+    environment.filters |= {"quote": _quoted, "words": _words, "comment": printable, "yaml": _yaml}
     return environment.get_template(template).render(**values)
 
 
@@ -46,3 +48,8 @@ def _quoted(value: object) -> str:
 def _words(values: Iterable[object]) -> str:
     """Values as words of a shell."""
     return " ".join(map(_quoted, values))
+
+
+def _yaml(value: object) -> str:
+    """A value as YAML has it, on one line: JSON's way."""
+    return json.dumps(value, ensure_ascii=False, default=str)

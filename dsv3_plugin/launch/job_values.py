@@ -46,6 +46,7 @@ class Place:
         in_step: before a command in a task of srun.
         alone: before a command of the script itself, on its first node.
         venv: to be activated first.
+        mounts: `FROM:TO` each, what an image sees of its node.
     """
 
     python: str
@@ -53,6 +54,7 @@ class Place:
     in_step: tuple[str, ...] = ()
     alone: tuple[str, ...] = ()
     venv: str | None = None
+    mounts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -311,11 +313,12 @@ def place_on(cluster: Cluster, folder: Path, others: Sequence[Path] = ()) -> Pla
         python = sys.executable if venv is None else os.path.join(venv, "bin", "python")
         return Place(python, venv=venv)
     scratch = [] if cluster.launch.scratch is None else [Path(cluster.launch.scratch)]
-    mounts = ",".join([*_mounts([folder, *others, *scratch]), *container.mounts])
+    folders = (*_mounts([folder, *others, *scratch]), *container.mounts)
+    mounts = ",".join(folders)
     if container.runtime == "apptainer":
         words = ["apptainer", "exec", "--nv"] if cluster.host == "gpu" else ["apptainer", "exec"]
         inside = (*words, f"--bind={mounts}", f"--pwd={folder}", container.image)
-        return Place("python3", in_step=inside, alone=inside)
+        return Place("python3", in_step=inside, alone=inside, mounts=folders)
     options = (
         f"--container-image={container.image}",
         f"--container-mounts={mounts}",
@@ -325,6 +328,7 @@ def place_on(cluster: Cluster, folder: Path, others: Sequence[Path] = ()) -> Pla
         "python3",
         step_options=options,
         alone=("srun", "--overlap", "--nodes=1", "--ntasks=1", *options),
+        mounts=folders,
     )
 
 

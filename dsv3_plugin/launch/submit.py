@@ -14,7 +14,7 @@ from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.launch import queue
+from dsv3_plugin.launch import manifests, queue
 from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
 from dsv3_plugin.launch.job_script import script, torchrun
@@ -140,9 +140,24 @@ def launch(prepared: Prepared) -> list[str]:
 
 def torchrun_lines(prepared: Prepared) -> str:
     """The lines that start the run without Slurm, one for each node."""
+    return torchrun(prepared.values, _words(prepared))
+
+
+def kubernetes_manifest(prepared: Prepared) -> str:
+    """The run as a PyTorchJob."""
+    return manifests.kubernetes(prepared.values, _words(prepared), prepared.cluster_key)
+
+
+def skypilot_task(prepared: Prepared) -> str:
+    """The run as a task of SkyPilot's."""
+    return manifests.skypilot(prepared.values, _words(prepared), prepared.cluster_key)
+
+
+def _words(prepared: Prepared) -> list[str]:
+    """The recipe and its overrides."""
     wanted = prepared.wanted
     cluster = [] if wanted.cluster is None else [f"cluster={prepared.cluster_key}"]
-    return torchrun(prepared.values, [wanted.name, *wanted.overrides, *cluster])
+    return [wanted.name, *wanted.overrides, *cluster]
 
 
 def job_to_wait_for(named_so: str) -> str | None:
