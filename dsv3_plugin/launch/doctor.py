@@ -6,7 +6,13 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3_plugin.launch.node_check import node_name, problems, room
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.cluster import Cluster
 
 _ANSWERS_WITHIN = 60
 """Seconds; Slurm's own commands give up on a controller after ten, some of them several times."""
@@ -19,6 +25,43 @@ class Finding:
     name: str
     found: str | None
     cost: str = ""
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What the check of a node found, which a job begins with.
+
+    Attributes:
+        name: the node.
+        looked_at: in words.
+        problems: phrases; none where it is well.
+    """
+
+    name: str
+    looked_at: Sequence[str]
+    problems: Sequence[str]
+
+
+def examine_node(cluster: Cluster | None, folder: Path) -> NodeReport:
+    """Look at this node as a job does before it trains there.
+
+    Args:
+        cluster: what it is of; None: as many GPUs as it has are looked at.
+        folder: of the file system on which runs are kept.
+    """
+    gpus, adapters = Machine.here().gpus, os.environ.get("NCCL_IB_HCA")
+    scratch: dict[Path, int] = {}
+    if cluster is not None:
+        launch = cluster.launch
+        gpus = cluster.gpus_per_node if cluster.host == "gpu" else 0
+        adapters = launch.environment.get("NCCL_IB_HCA", adapters)
+        if launch.scratch is not None:
+            scratch[Path(launch.scratch)] = round(launch.scratch_gb * 1e9)
+    found = [*problems(folder, gpus, scratch, adapters), *room({folder: 0})]
+    looked_at = [f"{gpus} GPUs" if gpus else "no GPU"]
+    if adapters:
+        looked_at.append(f"adapters {adapters}")
+    return NodeReport(node_name(), [*looked_at, "the clock", *map(str, [folder, *scratch])], found)
 
 
 def _version(distribution: str) -> str | None:

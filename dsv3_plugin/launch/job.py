@@ -10,19 +10,18 @@ Sentences go to standard error, and so into the output of the job. What is decid
 """
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.metrics_file import number_in
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import node_verdicts, turn
 from dsv3_plugin.launch.ending import closing_sentence, is_done
 from dsv3_plugin.launch.job_record import is_asked_to_stop
+from dsv3_plugin.launch.node_verdicts import Verdict
 from dsv3_plugin.launch.run_logs import START_MARK, log_ends
 from dsv3_plugin.launch.starts import (
     End,
@@ -94,6 +93,8 @@ def pick(run: Path, nodes: list[str], needed: int) -> tuple[str, ...]:
     """
     node_verdicts.forget_ranks(run)
     choice = node_verdicts.choose(run, nodes, needed)
+    if choice.broken:
+        node_verdicts.remember_broken(run, choice.broken)
     left_out = [f"{node} ({'; '.join(why)})" for node, why in choice.left_out.items()]
     for words in left_out:
         note(f"dsv3: left out: node {words}.")
@@ -121,7 +122,7 @@ def blame(run: Path, nodes: list[str], ranks_per_node: int) -> None:
             "node: look at the network between them, and at NCCL's settings in the cluster's file."
         )
     for node, why in fault.items():
-        replace_file(node_verdicts.verdict_file(run, node), json.dumps([why]).encode())
+        node_verdicts.remember(run, node, Verdict(own=(why,)))
 
 
 def end(recipe: Recipe, job: str, code: int, *, time_is_up: bool, by_slurm: bool) -> str:

@@ -2,24 +2,23 @@
 
 One process on each node of a job, before its run starts. It reads what `launch/node_health.py`
 judges, and leaves the verdict in the run's folder (`launch/check/NODE.json`), where `launch/job.py`
-finds it; a node that leaves none is not well. Nothing here is heavy: no torch.
+finds it; a node that leaves none is not well. `dsv3 doctor --node` looks at the same by hand.
+Nothing here is heavy: no torch.
 """
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RECIPE, RunFolder
 from dsv3_plugin.launch.node_health import QUERIES, Disk, of_adapters, of_clock, of_disks, of_gpus
-from dsv3_plugin.launch.node_verdicts import verdict_file
+from dsv3_plugin.launch.node_verdicts import Verdict, remember
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.kept import section
 
@@ -28,13 +27,16 @@ _PATIENCE_S = 60
 """For nvidia-smi, which hangs where a device does: it answers within seconds otherwise."""
 
 
-def problems(run: Path, gpus: int, disks: dict[Path, int]) -> Iterator[str]:
+def problems(
+    shared: Path, gpus: int, disks: Mapping[Path, int], adapters: str | None
+) -> Iterator[str]:
     """What is wrong with this node, in phrases.
 
     Args:
-        run: the run's folder.
+        shared: a folder of the file system whose clock is the nodes' common one.
         gpus: how many GPUs it should have.
-        disks: folder → bytes that have to be free.
+        disks: folder of its own → bytes that have to be free.
+        adapters: NCCL_IB_HCA, which says what adapters NCCL uses.
     """
     if gpus:
         try:
@@ -47,16 +49,22 @@ def problems(run: Path, gpus: int, disks: dict[Path, int]) -> Iterator[str]:
             yield f"nvidia-smi does not answer within {_PATIENCE_S} s"
             rows = links = ""
         yield from of_gpus(Machine.here().gpus, gpus, rows, links)
-    yield from of_adapters(_ports(), os.environ.get("NCCL_IB_HCA"))
-    ahead = _ahead_of(run)
+    yield from of_adapters(_ports(), adapters)
+    ahead = _ahead_of(shared)
     if ahead is not None:
         yield from of_clock(ahead)
+    yield from room(disks)
+
+
+def room(disks: Mapping[Path, int]) -> Iterator[str]:
+    """What is wrong with folders, each of which has to have so many bytes free."""
     yield from of_disks(Disk(str(folder), _free(folder), need) for folder, need in disks.items())
 
 
 def node_name() -> str:
-    """What Slurm calls this node."""
-    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+    """What Slurm calls this node, or the manifest of a pod, which has another name itself."""
+    told = (os.environ.get(name) for name in ("SLURMD_NODENAME", "NODE_NAME"))
+    return next(filter(None, told), os.uname().nodename)
 
 
 def _said(*command: str) -> str:
@@ -116,13 +124,12 @@ def main() -> None:
     # As its job starts it: each run of a sweep may keep its checkpoints elsewhere.
     kept = section(RunFolder(given.run).launch / RECIPE, "checkpoint").get("directory")
     run = RunFolder(given.run, named(kept) if isinstance(kept, str) else None)
-    disks = {given.run: 0, run.checkpoints: given.free}
-    if given.scratch is not None:
-        disks[given.scratch] = given.scratch_free
-    found = list(problems(given.run, given.gpus, disks))
-    place = verdict_file(given.run, node_name())
-    place.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(place, json.dumps(found).encode())
+    own = {} if given.scratch is None else {given.scratch: given.scratch_free}
+    verdict = Verdict(
+        own=tuple(problems(given.run, given.gpus, own, os.environ.get("NCCL_IB_HCA"))),
+        shared=tuple(room({given.run: 0, run.checkpoints: given.free})),
+    )
+    remember(given.run, node_name(), verdict)
 
 
 if __name__ == "__main__":

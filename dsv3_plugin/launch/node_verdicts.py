@@ -1,14 +1,34 @@
 """Which nodes of a job are well: what their checks left in the run's folder. No torch here."""
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dsv3_plugin.errors import printable
 from dsv3_plugin.files import json_text
+from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.run_folder import RunFolder
 
 _NO_WORD = "it gave no sign in the time that its check has"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong with a node, in phrases; nothing where it is well.
+
+    Attributes:
+        own: what somebody has to mend on that node.
+        shared: what it has against the run's folder, which is no node's alone.
+    """
+
+    own: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        return (*self.own, *self.shared)
 
 
 @dataclass(frozen=True)
@@ -18,15 +38,30 @@ class Choice:
     Attributes:
         nodes: as many as it needs; empty where too few are well.
         left_out: node → what is wrong with it.
+        broken: those of them that are to take no job of anybody's before they are mended.
     """
 
     nodes: tuple[str, ...]
     left_out: Mapping[str, Sequence[str]]
+    broken: Mapping[str, Sequence[str]]
 
 
 def verdict_file(run: Path, node: str) -> Path:
     """Where the check of a node leaves what it found."""
     return _folder(run) / f"{node}.json"
+
+
+def remember(run: Path, node: str, verdict: Verdict) -> None:
+    """Leave what a check found."""
+    place = verdict_file(run, node)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(place, json.dumps(asdict(verdict)).encode())
+
+
+def remember_broken(run: Path, broken: Mapping[str, Sequence[str]]) -> None:
+    """Leave which nodes are to be drained, for the script: a line each, a tab before the reason."""
+    lines = (f"{node}\tdsv3: {printable('; '.join(why))}\n" for node, why in broken.items())
+    replace_file(_folder(run) / "broken", "".join(lines).encode())
 
 
 def rank_file(run: Path, node: str, local_rank: int, what: str) -> Path:
@@ -47,11 +82,16 @@ def forget_ranks(run: Path) -> None:
 
 
 def choose(run: Path, nodes: Sequence[str], needed: int) -> Choice:
-    """The first nodes that are well, in Slurm's order, in which neighbours are near."""
-    found = {node: _problems(run, node) for node in nodes}
-    well = [node for node in nodes if not found[node]]
+    """The first nodes that are well, in Slurm's order, in which neighbours are near.
+
+    Where none is well, it is hardly the nodes that are broken, but what they have in common.
+    """
+    found = {node: _verdict(run, node) for node in nodes}
+    left_out = {node: verdict.phrases for node, verdict in found.items() if verdict.phrases}
+    well = [node for node in nodes if node not in left_out]
     chosen = tuple(well[:needed]) if len(well) >= needed else ()
-    return Choice(chosen, {node: why for node, why in found.items() if why})
+    broken = {node: verdict.own for node, verdict in found.items() if verdict.own and well}
+    return Choice(chosen, left_out, broken)
 
 
 def at_fault(run: Path, nodes: Sequence[str], ranks_per_node: int) -> dict[str, str]:
@@ -83,12 +123,12 @@ def at_fault(run: Path, nodes: Sequence[str], ranks_per_node: int) -> dict[str, 
     return {}
 
 
-def _problems(run: Path, node: str) -> list[str]:
+def _verdict(run: Path, node: str) -> Verdict:
     try:
-        found = json_text.read(verdict_file(run, node))
-    except (OSError, ValueError):
-        return [_NO_WORD]
-    return [str(phrase) for phrase in found] if isinstance(found, list) else [_NO_WORD]
+        said = json_text.read_object(verdict_file(run, node))
+        return Verdict(*(tuple(map(str, said[key])) for key in ("own", "shared")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Verdict(own=(_NO_WORD,))
 
 
 def _folder(run: Path) -> Path:

@@ -83,6 +83,9 @@ class Launch(Section):
     spares: Annotated[int, Field(ge=0, le=_MOST_TIMES)] = 0
     """Nodes asked for beyond those that the run needs, to take the place of one that fails its
     check."""
+    drain: bool = True
+    """Whether Slurm is told to give a node that failed its check to nobody (`State=DRAIN`), with
+    the reason. It lets operators do so; to everybody else the job says the command."""
     # Llama 3's report (arXiv 2407.21783) counts 419 unexpected interruptions in 54 days on 16,384
     # GPUs: one a day on 2,048, where DeepSeek-V3 took two months.
     restarts: Annotated[int, Field(ge=0, le=_MOST_TIMES)] = 100

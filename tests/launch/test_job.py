@@ -147,10 +147,13 @@ def test_a_spare_takes_the_place_of_a_node_that_is_not_well(run, ask):
     answer = ask("pick", "--nodes", 2, "--of", "n1,n2,n3")
     assert answer.out == "n1,n3\n"
     assert "left out: node n2 (its clock is off)" in answer.err
+    broken = run.launch / "check" / "broken"
+    assert broken.read_text() == "n2\tdsv3: its clock is off\n"
     came(run.root, "began", n1=1)
     ask("blame", "--of", "n1,n3", "--ranks", 1)
     with pytest.raises(UserError, match="1 of 3 nodes passed their check and the run takes 2"):
         ask("pick", "--nodes", 2, "--of", "n1,n2,n3")
+    assert broken.read_text().splitlines()[1:] == ["n3\tdsv3: 1 of its 1 ranks did not begin"]
 
 
 def test_without_one_the_job_ends_with_a_sentence_that_stays(run, ask):

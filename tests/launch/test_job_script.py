@@ -1,5 +1,6 @@
 """The script of a job: every shipped recipe on every shipped cluster passes shellcheck."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -94,6 +95,43 @@ def test_told_to_end_it_goes_back_into_the_queue_where_its_time_was_over(reason,
         env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert said.stdout == ("requeue 7\n" if again else "") + "--by-slurm\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "allowed", "said"),
+    [
+        ("ALLOCATED", True, "update NodeName=n2 State=DRAIN Reason=dsv3: it's hot\n"),
+        ("ALLOCATED+DRAIN", True, ""),
+        (
+            "ALLOCATED", False,
+            "dsv3: node n2 should be drained, by somebody who may: "
+            "scontrol update NodeName=n2 State=DRAIN Reason='dsv3: it'\\''s hot'\n",
+        ),
+    ],
+)  # fmt: skip
+def test_a_broken_node_is_drained_or_the_command_for_it_said(state, allowed, said, tmp_path):
+    function = re.search(
+        r"^drain\(\) {\n.*?^}\n", script(job("pretrain/tiny", load_cluster("cpu"))), re.M | re.S
+    )[0]
+    (tmp_path / "launch" / "check").mkdir(parents=True)
+    (tmp_path / "scontrol").write_text(
+        '#!/bin/sh\n[ "$1" = update ] || exec echo "NodeName=n2 State='
+        f'{state} ThreadsPerCore=1 Reason=DRAIN"\n{"echo" if allowed else "false"} "$@"\n',
+        encoding="utf-8",
+    )
+    (tmp_path / "scontrol").chmod(0o755)
+    command = ["bash", "-euc", f"run={tmp_path}\n{function}drain"]
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for broken, expected in ((None, ""), ("n2\tdsv3: it's hot\n", said)):
+        if broken is not None:
+            (tmp_path / "launch" / "check" / "broken").write_text(broken, encoding="utf-8")
+        answer = subprocess.run(command, env=path, capture_output=True, text=True, check=True)
+        assert answer.stdout + answer.stderr == expected
+
+
+def test_a_clusters_file_can_leave_that_to_others():
+    cluster = load_cluster("cpu").model_copy(update={"launch": Launch(drain=False)})
+    assert "State=DRAIN" not in script(job("pretrain/tiny", cluster))
 
 
 def test_no_text_ends_the_comment_that_it_stands_in():

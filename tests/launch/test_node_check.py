@@ -22,8 +22,8 @@ def test_room_is_looked_for_where_checkpoints_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["node_check", str(run), "--free=1000"])
     node_check.main()
     said = json.loads(verdict_file(run, "n1").read_text(encoding="utf-8"))
-    assert said == [f"10 bytes are free in {kept}, of 1.0 kB that it takes"]
+    assert said == {"own": [], "shared": [f"10 bytes are free in {kept}, of 1.0 kB that it takes"]}
     free |= {run: None, kept: 2000}
     node_check.main()
     said = json.loads(verdict_file(run, "n1").read_text(encoding="utf-8"))
-    assert said == [f"{run} cannot be written there"]
+    assert said == {"own": [], "shared": [f"{run} cannot be written there"]}

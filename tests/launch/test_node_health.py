@@ -57,9 +57,9 @@ def test_this_machine_is_well_until_more_is_asked_of_it(tmp_path, monkeypatch):
     monkeypatch.setattr(node_check, "_ADAPTERS", tmp_path / "none")
     run = tmp_path / "run"
     run.mkdir()
-    assert [*node_check.problems(run, 0, {run: 1})] == []
+    assert [*node_check.problems(run, 0, {run: 1}, None)] == []
     (run / "file").write_bytes(b"")
-    said = [*node_check.problems(run, 0, {run: 10**18, run / "file" / "below": 0})]
+    said = [*node_check.problems(run, 0, {run: 10**18, run / "file" / "below": 0}, None)]
     assert len(said) == 2
     assert said[0].endswith(f"free in {run}, of 1.0 EB that it takes")
     assert said[1] == f"{run / 'file' / 'below'} cannot be written there"
@@ -78,7 +78,7 @@ def test_nvidia_smi_is_asked_as_newer_and_as_older_drivers_call_it(tmp_path, mon
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(node_check.Machine, "here", lambda: Machine(1, False))
-    assert [*node_check.problems(tmp_path, 1, {})] == [
+    assert [*node_check.problems(tmp_path, 1, {}, None)] == [
         "GPU 0 has 1 uncorrected errors of its memory",
         "GPU 0 has an inactive NVLink (Link 3)",
     ]
