@@ -26,12 +26,14 @@ class Accumulation:
 
     Attributes:
         overwritten: parameters whose gradient lost what it had been given.
+        rounded: those whose gradient is added up in fewer bits than FP32 has.
     """
 
     def __init__(self) -> None:
         self._gradients: dict[int, list[Gradient]] = {}
         self._given: set[str] = set()
         self.overwritten: dict[str, None] = {}
+        self.rounded: tuple[str, ...] = ()
 
     def watch(self, chunks: Sequence[torch.nn.Module], *, experts: bool) -> None:
         """Begin, with the chunks of a rank in upstream's DistributedDataParallel.
@@ -41,7 +43,9 @@ class Accumulation:
             experts: whether each of its experts has tokens; if not, they are left out.
         """
         by_storage: dict[int, list[Gradient]] = defaultdict(list)
-        for gradient in gradients_of(chunks):
+        found = list(gradients_of(chunks))
+        self.rounded = tuple(one.name for one in found if one.width < torch.float32.itemsize)
+        for gradient in found:
             if experts or not gradient.expert:
                 by_storage[gradient.place.storage].append(gradient)
         for gradients in by_storage.values():

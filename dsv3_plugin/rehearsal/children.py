@@ -187,6 +187,7 @@ def _report(said: dict) -> RankReport:
             "sums": {name: list(map(tuple, groups)) for name, groups in said["sums"].items()},
             "without_gradient": tuple(said["without_gradient"]),
             "overwritten": tuple(said["overwritten"]),
+            "rounded": tuple(said["rounded"]),
             "forms": tuple(said["forms"]),
             "made_together": tuple(said["made_together"]),
             "built_with": tuple(_issued(said["built_with"])),

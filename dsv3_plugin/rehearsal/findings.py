@@ -11,10 +11,6 @@ from dsv3_plugin.rehearsal.replicas import unlike_sums
 from dsv3_plugin.rehearsal.report import OF_OURS, Finding, RankReport
 from dsv3_plugin.rehearsal.stepped import SteppedRank
 
-MOST_GROUPS = 128
-"""Process groups that a rank may be in: NCCL gives each buffers and threads of its own."""
-MOST_ASKED = 128
-"""Groups that the plugin may have a rank make: it takes as long as the rendezvous answers."""
 PER_TOKEN = 29
 """Bytes of a token that a step keeps of every micro-batch, for each chunk that reads batches:
 itself, its label and position as integers of 8 bytes, its weight in the loss as a number of 4, and
@@ -26,7 +22,6 @@ UNLIKE = 0.01
 """Of what a micro-batch keeps of a stage, by which stages of like layers may differ: rows of
 experts go up to multiples of 16 or 128."""
 
-_NO_GROUPS = "pipeline.executor=upstream and dispatch.kind=alltoall make none of their own"
 _PER_PARAMETER: dict[MemoryPart, str] = {"gradients": "gradients", "optimizer": "optimizer states"}
 _OF_A_STEP: tuple[MemoryPart, ...] = ("activations", "logits", "dispatch_buffers")
 
@@ -73,18 +68,18 @@ def of_layout(idling: IdlingLayout) -> Finding:
 
 
 def _of_groups(rank: SteppedRank) -> Iterator[Finding]:
+    """What the plugin makes, beside what Megatron makes for as many ranks and starts with.
+
+    Each making takes as long as the rendezvous answers, and NCCL keeps buffers for each group that
+    is used. A rank that makes groups of others, too, soon makes more than it is in.
+    """
     report = rank.report
-    if report.groups > MOST_GROUPS:
-        yield Finding(
-            f"rank {report.rank} is in {report.groups:,} process groups, and NCCL keeps "
-            f"buffers for each: {MOST_GROUPS} are bearable",
-            f"parallel.tensor=1 and parallel.context=1 make fewer, and {_NO_GROUPS}",
-        )
-    if report.groups_asked_here > MOST_ASKED:
+    if report.groups_asked_here > report.megatrons_groups:
         yield Finding(
             f"rank {report.rank} has to take part in {report.groups_asked_here:,} makings of "
-            f"process groups beside Megatron's, one after the other: {MOST_ASKED} are bearable",
-            _NO_GROUPS,
+            f"process groups beside Megatron's, one after the other, and Megatron itself has it in "
+            f"{report.megatrons_groups:,} groups",
+            "pipeline.executor=upstream and dispatch.kind=alltoall make none of their own",
         )
 
 
@@ -127,6 +122,12 @@ def _of_gradients(report: RankReport) -> Iterator[Finding]:
             "is given no gradient in a step",
             "leave out what adds it to the model, or freeze it; with pipeline.executor=upstream "
             "none of our executor is in the step",
+        ),
+        (
+            report.rounded,
+            "has its gradient added up in fewer bits than FP32 has, where what a micro-batch gives "
+            "is lost beside what the others gave",
+            "leave out what megatron_args says of gradients",
         ),
         (
             report.overwritten,

@@ -43,11 +43,13 @@ class Gradient(NamedTuple):
         name: what all ranks call the same piece of the model, and no other.
         place: where it lies.
         expert: whether the parameter is an expert's.
+        width: bytes of a value.
     """
 
     name: str
     place: Range
     expert: bool
+    width: int
 
 
 def gradients_of(chunks: Sequence[torch.nn.Module]) -> Iterator[Gradient]:
@@ -61,7 +63,8 @@ def gradients_of(chunks: Sequence[torch.nn.Module]) -> Iterator[Gradient]:
             if parameter.requires_grad and hasattr(parameter, "main_grad"):
                 expert = not getattr(parameter, "allreduce", True)
                 place = range_of(parameter.main_grad)
-                yield Gradient(_name(chunk, path, expert), place, expert)
+                width = parameter.main_grad.element_size()
+                yield Gradient(_name(chunk, path, expert), place, expert, width)
 
 
 def _name(chunk: torch.nn.Module, path: str, expert: bool) -> str:

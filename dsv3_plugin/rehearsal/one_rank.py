@@ -135,6 +135,7 @@ def _built_and_stepped(
     return dataclasses.replace(
         report,
         groups=world.groups,
+        megatrons_groups=world.megatrons,
         groups_asked_here=world.asked_here,
         made_together=tuple(world.made_together),
         states=watch.states,
@@ -146,6 +147,7 @@ def _built_and_stepped(
         sums=sums.by_parameter(),
         without_gradient=watch.without_gradient,
         overwritten=tuple(accumulation.overwritten),
+        rounded=accumulation.rounded,
         synchronisations=dict(observer.waits),
         drained=dict(observer.drained),
         built_with=tuple(world.issued[: watch.built_with]),

@@ -136,7 +136,7 @@ class RankReport:
         pipeline_rank: in its pipeline.
         findings: what is to be said of it.
         broke_off: whether the child ended before it had a report; the findings say by what.
-        groups: process groups that it is in.
+        groups: process groups that it is in; megatrons_groups: those that the plugin did not make.
         groups_asked_here: how many the plugin had it help to make, others' groups among them.
         made_together: the groups that all ranks of the world make at a time, in order.
         states: part → bytes after the rank was built (weights, gradients, optimizer, fp8_copies).
@@ -148,6 +148,7 @@ class RankReport:
         sums: parameter → the groups over which its gradient was summed in the step.
         without_gradient: parameters that train, and whose gradient nothing in the step wrote.
         overwritten: those whose gradient lost what the step had written there before.
+        rounded: those whose gradient is added up in fewer bits than FP32 has.
         synchronisations: where the host waited for the device → how often, in the step.
         drained: those where it waited for all that it had queued, and for no event of it.
         collectives: of the step, in order; built_with: those before it.
@@ -160,6 +161,7 @@ class RankReport:
     findings: tuple[Finding, ...] = ()
     broke_off: bool = False
     groups: int = 0
+    megatrons_groups: int = 0
     groups_asked_here: int = 0
     made_together: tuple[str, ...] = ()
     states: dict[MemoryPart, int] = field(default_factory=dict)
@@ -171,6 +173,7 @@ class RankReport:
     sums: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     without_gradient: tuple[str, ...] = ()
     overwritten: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
     synchronisations: dict[str, int] = field(default_factory=dict)
     drained: dict[str, int] = field(default_factory=dict)
     built_with: tuple[Issued, ...] = ()

@@ -35,9 +35,10 @@ class Sums:
     def by_parameter(self) -> dict[str, list[tuple[int, ...]]]:
         """Parameter → the groups that its gradient was summed over; all that train are there."""
         found: dict[str, list[tuple[int, ...]]] = {}
-        for name, place, _ in self._gradients:
+        for gradient in self._gradients:
+            place = gradient.place
             groups = (group for summed, group in self._summed[place.storage] if summed.holds(place))
-            found[name] = list(dict.fromkeys(groups))
+            found[gradient.name] = list(dict.fromkeys(groups))
         return found
 
     def issued(self, function: Any, args: Any, kwargs: Any, result: Any) -> None:

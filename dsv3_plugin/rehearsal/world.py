@@ -28,6 +28,7 @@ class World:
 
     Attributes:
         groups: process groups that this rank is in.
+        megatrons: those of them that the plugin did not make.
         asked_here: how many groups the plugin had the rank help to make, its own and those of
             others (torch makes one group on all ranks of the world at a time, unless it is told to
             ask members alone).
@@ -36,6 +37,7 @@ class World:
     """
 
     groups: int = 0
+    megatrons: int = 0
     asked_here: int = 0
     made_together: list[str] = field(default_factory=list)
     issued: list[Issued] = field(default_factory=list)
@@ -44,18 +46,21 @@ class World:
     )
     _replacer: Replacer = field(default_factory=Replacer)
 
-    def made(self, ranks: Sequence[int] | None, alone: bool, group: Any) -> None:
+    def made(self, ranks: Sequence[int] | None, alone: bool, here: bool, group: Any) -> None:
         """Write down that a group was made.
 
         Args:
             ranks: its members; None: the whole world.
             alone: they made it by themselves.
+            here: the plugin did.
             group: what torch returned: the group, if this rank is in it.
         """
         if not alone:
             self.made_together.append(_told(ranks))
+        self.asked_here += here
         if isinstance(group, dist.ProcessGroup):
             self.groups += 1
+            self.megatrons += not here
             self.join(group)
 
     def join(self, group: dist.ProcessGroup) -> None:
@@ -131,9 +136,9 @@ def fake_world(rank: int, size: int, per_node: int) -> Iterator[World]:
         group_desc: str | None = None,
         device_id: Any = None,
     ) -> Any:
-        world.asked_here += sys._getframe(1).f_globals["__name__"].startswith("dsv3_plugin")
+        here = sys._getframe(1).f_globals["__name__"].startswith("dsv3_plugin")
         group = make(ranks, timeout, "fake", None, use_local_synchronization, group_desc, None)
-        world.made(ranks, use_local_synchronization, group)
+        world.made(ranks, use_local_synchronization, here, group)
         return group
 
     def all_gather_object(

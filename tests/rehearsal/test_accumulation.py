@@ -52,8 +52,8 @@ def write(gradient: torch.Tensor) -> None:
 @pytest.fixture
 def watcher(monkeypatch: pytest.MonkeyPatch) -> Accumulation:
     gradients = [
-        Gradient("second", range_of(SECOND), expert=True),
-        Gradient("first", range_of(FIRST), expert=False),
+        Gradient("second", range_of(SECOND), expert=True, width=4),
+        Gradient("first", range_of(FIRST), expert=False, width=2),
     ]
     monkeypatch.setattr(accumulation, "gradients_of", lambda chunks: iter(gradients))
     watcher = Accumulation()
@@ -106,3 +106,7 @@ def test_kernels_of_transformer_engine_add_to_what_they_read(watcher: Accumulati
 def test_experts_without_tokens_are_left_out(watcher: Accumulation) -> None:
     watcher.watch([], experts=False)
     assert watcher.missing() == ["first"]
+
+
+def test_gradients_in_fewer_bits_are_told(watcher: Accumulation) -> None:
+    assert watcher.rounded == ("first",)

@@ -1,8 +1,12 @@
 """Children of a rehearsal: none outlives it, and one that is ended says by what."""
 
+import os
 import signal
+import subprocess
 import sys
 import threading
+import time
+from typing import Any
 
 import pytest
 
@@ -14,14 +18,18 @@ REQUEST = Request("pretrain/tiny", (), "cpu", 3, 1)
 DEVICES = Devices({}, "the CPU host")
 
 
-def _child_is(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
-    """Let a child be another program, which reads its request first."""
+def _child_is(monkeypatch: pytest.MonkeyPatch, program: str) -> list[subprocess.Popen[str]]:
+    """Let a child be another program, which reads its request first; all that begin."""
     start = children.subprocess.Popen
+    begun = []
 
-    def popen(command: list[str], **options: object) -> object:
-        return start([sys.executable, "-c", f"import sys; sys.stdin.read()\n{program}"], **options)
+    def popen(command: list[str], **options: Any) -> subprocess.Popen[str]:
+        program_of_child = f"import sys; sys.stdin.read()\n{program}"
+        begun.append(start([sys.executable, "-c", program_of_child], **options))
+        return begun[-1]
 
     monkeypatch.setattr(children.subprocess, "Popen", popen)
+    return begun
 
 
 def test_a_child_that_is_killed_says_by_what(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,15 +50,24 @@ def test_a_child_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_interrupted_rehearsal_leaves_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    _child_is(monkeypatch, "import time; time.sleep(600)")
+    begun = _child_is(monkeypatch, "import time; time.sleep(600)")
     main = threading.main_thread().ident
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+
+    def interrupt() -> None:
+        while not begun:
+            time.sleep(0.01)
+        signal.pthread_kill(main, signal.SIGINT)
+
     try:
-        threading.Timer(0.5, signal.pthread_kill, [main, signal.SIGINT]).start()
+        threading.Thread(target=interrupt).start()
         with pytest.raises(KeyboardInterrupt):
             rehearsed([REQUEST] * 8, DEVICES)
     finally:
         signal.signal(signal.SIGINT, before)
+    assert len(begun) <= len(os.sched_getaffinity(0))  # and none is begun afterwards
+    # Killed, and waited for: none is left, nor any that nobody knows the end of.
+    assert [child.wait(60) for child in begun] == [-signal.SIGKILL] * len(begun)
 
 
 TOLD = """Traceback (most recent call last):

@@ -117,3 +117,13 @@ def test_what_only_the_runs_own_arguments_say_is_looked_at() -> None:
     (finding,) = refused.findings
     assert finding.sentence.startswith("Megatron refuses these settings: argument --num-workers")
     assert stepped.findings == ()
+
+
+def test_gradients_that_are_added_up_in_too_few_bits() -> None:
+    words = (*RECIPE, "precision.dtype=bf16")
+    fewer = (*words, "megatron_args.grad-reduce-in-bf16=true")
+    requests = [Request("pretrain/tiny", said, "cpu", 2, 2) for said in (words, fewer)]
+    in_full, rounded = forked_child.reports(requests)
+    assert in_full.memory
+    assert in_full.rounded == ()
+    assert "decoder.layers.2.self_attention.linear_proj.weight" in rounded.rounded

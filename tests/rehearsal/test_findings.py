@@ -11,7 +11,7 @@ import pytest
 import dsv3_plugin.rehearsal
 from dsv3_plugin.planner.stages import Stage
 from dsv3_plugin.rehearsal.cases import StepCase
-from dsv3_plugin.rehearsal.findings import MOST_ASKED, MOST_GROUPS, between_ranks, of_ranks
+from dsv3_plugin.rehearsal.findings import between_ranks, of_ranks
 from dsv3_plugin.rehearsal.report import RankReport
 from dsv3_plugin.rehearsal.stepped import SteppedRank
 
@@ -40,9 +40,14 @@ def test_a_rank_that_holds_what_fits_and_waits_for_nothing_in_the_step():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"groups": MOST_GROUPS, "groups_asked_here": MOST_ASKED}, []),
-        ({"groups": MOST_GROUPS + 1}, ["rank 0 is in 129 process groups, and NCCL keeps buffers"]),
-        ({"groups_asked_here": 1024}, ["rank 0 has to take part in 1,024 makings of process gro"]),
+        ({"megatrons_groups": 23, "groups_asked_here": 23}, []),
+        (
+            {"megatrons_groups": 23, "groups_asked_here": 1024},
+            [
+                "rank 0 has to take part in 1,024 makings of process groups beside Megatron's, one "
+                "after the other, and Megatron itself has it in 23 groups"
+            ],
+        ),
     ],
 )
 def test_groups_are_bounded(fields: dict[str, int], says: list[str]):
@@ -104,8 +109,12 @@ def test_before_its_step_a_rank_holds_what_its_parameters_need(
 
 def test_gradients_that_nothing_gives_or_that_are_lost():
     names = ("decoder.final_norm.weight", "output_layer.weight")
-    assert sentences(stepped(4, without_gradient=names, overwritten=names[:1])) == [
+    assert sentences(
+        stepped(4, without_gradient=names, overwritten=names[:1], rounded=names[1:])
+    ) == [
         f"on rank 4 {names[0]} is given no gradient in a step, and so with 1 more parameters",
+        f"on rank 4 {names[1]} has its gradient added up in fewer bits than FP32 has, where what a "
+        "micro-batch gives is lost beside what the others gave",
         f"on rank 4 {names[0]} has its gradient overwritten by a later micro-batch",
     ]
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from dsv3_plugin.rehearsal.findings import MOST_ASKED, MOST_GROUPS
 from dsv3_plugin.rehearsal.report import Request
 from tests.rehearsal import forked_child
 
@@ -33,8 +32,9 @@ KINDS = {
 def test_a_rank_takes_its_step(kind: str) -> None:
     (report,) = forked_child.reports([Request("pretrain/tiny", KINDS[kind], "cpu", 0, 4)])
     assert report.findings == ()
-    assert 0 < report.groups <= MOST_GROUPS
-    assert report.groups_asked_here <= MOST_ASKED
+    assert 0 < report.megatrons_groups <= report.groups
+    assert report.groups - report.megatrons_groups <= report.groups_asked_here
+    assert report.groups_asked_here < report.megatrons_groups
     assert sum(report.memory.values()) > sum(report.states.values()) > 0
     assert report.without_gradient == report.overwritten == ()
 

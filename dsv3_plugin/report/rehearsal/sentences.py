@@ -2,7 +2,6 @@
 
 from dsv3_plugin.numbers import figure_text
 from dsv3_plugin.planner.plan import RankPlan
-from dsv3_plugin.rehearsal.findings import MOST_ASKED, MOST_GROUPS
 from dsv3_plugin.rehearsal.rehearsal import Rehearsal
 from dsv3_plugin.rehearsal.report import Finding, Messages
 
@@ -56,13 +55,12 @@ def slowest(schedule: str, place: RankPlan) -> str:
 
 
 def groups(rehearsal: Rehearsal) -> str:
-    """Process groups of the rank that has most of them, and what is bearable."""
+    """Process groups of the rank that has most of them, and what is bearable beside them."""
     reports = [rank.report for rank in rehearsal.stepped]
     return (
-        f"A rank is in up to {max(report.groups for report in reports)} process groups "
-        f"({MOST_GROUPS} are bearable), and takes part in up to "
-        f"{max(report.groups_asked_here for report in reports)} makings of groups beside "
-        f"Megatron's ({MOST_ASKED})."
+        f"A rank is in up to {max(report.groups for report in reports)} process groups, and takes "
+        f"part in up to {max(report.groups_asked_here for report in reports)} makings of groups "
+        "beside Megatron's own (as many as those are bearable)."
     )
 
 
