@@ -2,6 +2,11 @@
 
 import pytest
 
+from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.memory.activations import stage_bytes
+from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.stages import Stage
 from dsv3_plugin.rehearsal.report import Request
 from tests.rehearsal import forked_child
 
@@ -47,3 +52,21 @@ def test_a_rank_takes_its_step_on_packs() -> None:
     assert report.findings == ()
     assert sum(report.memory.values()) > sum(report.states.values()) > 0
     assert report.without_gradient == report.overwritten == ()
+
+
+def test_a_shared_expert_in_parts_keeps_the_tokens_of_all_tensor_parallel_ranks() -> None:
+    """Its products otherwise gather for themselves; as much more is planned."""
+    kept, planned = [], []
+    for hidden in ("true", "false"):
+        words = (
+            *KINDS["tensor and sequence parallel"], "dispatch.kind=two_hop",
+            f"dispatch.hide_shared_expert={hidden}",
+        )  # fmt: skip
+        (report,) = forked_child.reports([Request("pretrain/tiny", words, "cpu", 0, 1)])
+        kept.append(report.memory["activations"])
+        cluster = load_cluster("cpu").model_copy(update={"gpus": 4})
+        recipe = load_resolved("pretrain/tiny", words, cluster.machine)
+        setting = Setting.of(recipe, cluster, cluster.machine)
+        planned.append(stage_bytes(setting, Stage(moe=3, mtp=1)).layers)
+    # Four layers have one: in each 32 tokens of 192 values.
+    assert kept[0] - kept[1] == planned[0] - planned[1] == 4 * 32 * 192 * 4

@@ -88,6 +88,20 @@ def shared(setting: Setting) -> bool:
     return setting.context > 1
 
 
+def gathers_shared(setting: Setting) -> bool:
+    """Whether the shared expert is given all tokens of tensor-parallel ranks, gathered before it.
+
+    So are its parts that compute while tokens travel (upstream's `SharedExpertMLP.pre_forward_comm`
+    and `post_forward_comm`); otherwise its products gather for themselves, and keep their own.
+    """
+    return setting.tensor > 1 and setting.hides_shared_expert
+
+
+def shared_takes_its_own(setting: Setting) -> bool:
+    """Whether it is given the rank's own tokens."""
+    return not gathers_shared(setting)
+
+
 @dataclass(frozen=True)
 class Row:
     """One tensor that a layer keeps of a micro-batch.

@@ -14,8 +14,10 @@ fused rotation are each module's, not a micro-batch's. The tables' names are tho
 from dsv3_plugin.planner.memory.rows import (
     A_GROUP_BACKWARD,
     A_GROUP_FORWARD,
+    gathers_shared,
     row,
     shared,
+    shared_takes_its_own,
     whole,
 )
 from dsv3_plugin.planner.setting import Setting
@@ -130,7 +132,12 @@ MOE = (
     row("map of the permutation", "split", lambda z: 2 * z.E + 1, 4, _MOE, _upstreams),
     row("maps of the rows sorted by expert, and back", "row", lambda z: 2, 4, _MOE, _upstreams),
     row("rows to other ranks and back, and their order", "row", lambda z: 8, 8, _MOE, _two_hop),
-    row("shared experts: input", "split", lambda z: z.h, "q", "moe shared_experts", _delayed),
+    row("shared experts: input", "split", lambda z: z.h, "q", "moe shared_experts",
+        lambda setting: _delayed(setting) and shared_takes_its_own(setting)),
+    row("shared experts: input, gathered", "token", lambda z: z.h, "x", "moe shared_experts",
+        lambda setting: gathers_shared(setting) and not _delayed(setting)),
+    row("shared experts: input, gathered and quantised", "token", lambda z: z.h, "q",
+        "moe shared_experts", lambda setting: gathers_shared(setting) and _delayed(setting)),
     row(
         "shared experts: gate and up", "token", lambda z: 2 * z.f_s, "x", "moe shared_experts",
         _swiglu_as_computed,
@@ -188,7 +195,14 @@ DENSE_OWED = (
 )
 
 MOE_OWED = (
-    row("shared experts: input, and gradient of the output", "split", lambda z: 2 * z.h, "q"),
+    row(
+        "shared experts: input, and gradient of the output",
+        "split",
+        lambda z: 2 * z.h,
+        "q",
+        when=shared_takes_its_own,
+    ),
+    row("shared experts: both, gathered", "token", lambda z: 2 * z.h, "q", when=gathers_shared),
     row("shared experts: gradient of gate and up", "token", lambda z: 2 * z.f_s, "q"),
     row("shared experts: activated", "token", lambda z: z.f_s, "q"),
     row("rows of the experts, and gradient of their output", "row", lambda z: 2 * z.h, "q"),
