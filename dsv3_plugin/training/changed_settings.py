@@ -75,8 +75,8 @@ def _refuse_its_own_parent(recipe: Recipe) -> None:
     before = _at_the_last_start(recipe).get("from")
     if before is None or not corpora.same(before, recipe.from_):
         raise UserError(
-            f"from: {recipe.from_} is in the folder of this run, {recipe.run_folder.root}, which "
-            f"has checkpoints of another: choose another folder with directory=PATH."
+            f"from: {recipe.from_} is in {recipe.run_folder.root}, where this run would be written "
+            f"too: choose another folder for it with directory=PATH."
         )
 
 

@@ -30,8 +30,8 @@ def test_a_stage_in_the_folder_of_its_own_parent_is_told_to_take_another(
     with pytest.raises(UserError) as refused:
         refuse_other_settings(recipe)
     assert str(refused.value) == (
-        f"from: {begins_with} is in the folder of this run, runs/mine, which has checkpoints of "
-        f"another: choose another folder with directory=PATH."
+        f"from: {begins_with} is in runs/mine, where this run would be written too: choose another "
+        f"folder for it with directory=PATH."
     )
 
 
