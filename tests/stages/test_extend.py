@@ -129,6 +129,7 @@ def test_a_fine_tuning_begins_with_the_weights_of_the_extended_run(
     ("begins", "overrides"),
     [
         ("run", ["parallel.pipeline=2", "parallel.expert=1", "pipeline.schedule=1f1b"]),
+        ("run", ["parallel.context=2", "parallel.expert=1"]),
         ("hugging face", []),
     ],
 )
