@@ -132,10 +132,11 @@ def cancel(
         bool, typer.Option("--now", help="Do not wait until it has saved: as scancel does.")
     ] = False,
 ) -> None:
-    """Let the job of a run save and end."""
+    """Let the job of a run save and end, or those of a sweep, by its folder."""
     from dsv3_plugin.files.named import named
-    from dsv3_plugin.launch.cancelling import cancel as cancel_job
-    from dsv3_plugin.launch.status import find_run
+    from dsv3_plugin.launch.cancelling import cancel_all
+    from dsv3_plugin.launch.status import find_runs
     from dsv3_plugin.terminal.lines import say
 
-    say(cancel_job(find_run(named(run)), now=now))
+    for sentence in cancel_all(find_runs(named(run)), now=now):
+        say(sentence)

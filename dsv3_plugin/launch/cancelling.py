@@ -1,5 +1,7 @@
 """Ending the job of a run. No torch here."""
 
+from collections.abc import Iterator, Sequence
+
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import queue
@@ -7,6 +9,21 @@ from dsv3_plugin.launch.job_record import ask_to_stop, forget_stop, is_asked_to_
 
 SAVE = "--signal=TERM"
 """To the ranks of a job and not to its script, which sees them to their end."""
+
+
+def cancel_all(runs: Sequence[RunFolder], *, now: bool) -> Iterator[str]:
+    """Let the jobs of runs save and end, as far as they have one still: sentences.
+
+    Raises:
+        UserError: none of them has, or Slurm refuses.
+    """
+    if len(runs) > 1:
+        jobs = queue.queued(record.job for run in runs if (record := record_of(run)) is not None)
+        runs = [
+            run for run in runs if (record := record_of(run)) is not None and record.job in jobs
+        ] or runs
+    for run in runs:
+        yield cancel(run, now=now)
 
 
 def cancel(run: RunFolder, *, now: bool) -> str:

@@ -136,6 +136,18 @@ def test_cancel_lets_a_running_job_save_and_takes_a_waiting_one_away(dsv3, run, 
     assert calls.read_text() == "--signal=TERM 7\n7\n7\n"
 
 
+def test_cancelling_a_sweep_ends_those_of_its_jobs_that_there_are(dsv3, run, slurm):
+    for number in range(3):
+        one = RunFolder(run.root.parent / "sweep" / f"seed-{number}")
+        write_record(one, JobRecord(f"9_{number}", "cpu", "none", 0.0))
+    calls = slurm("9_0|RUNNING|None|0|1:00:00|n1|\n9_2|PENDING|Priority|0|1:00:00||")
+    said = dsv3("cancel", "runs/sweep")
+    assert [line.split()[1] for line in said.out.splitlines()] == ["9_0", "9_2"]
+    assert calls.read_text() == "--signal=TERM 9_0\n9_2\n"
+    slurm("")
+    assert "job 9_0 of the run in runs/sweep/seed-0 has ended" in dsv3("cancel", "runs/sweep").err
+
+
 @pytest.mark.parametrize("asked_before", [False, True])
 def test_a_cancel_that_slurm_refuses_leaves_the_run_wanted(dsv3, run, slurm, asked_before):
     write_record(run, JobRecord("7", "cpu", "none", 0.0))
