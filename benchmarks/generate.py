@@ -1,20 +1,23 @@
 """Text made by the engine and by transformers, side by side: same model, prompts, threads.
 
-    python benchmarks/generate.py [--batch 1 8 32] [--prompt 32 1024] [--new 64] [--rounds 3]
-    python benchmarks/generate.py --checkpoint runs/tiny/checkpoints [--drafts 1 2 3]
+    python benchmarks/generate.py
 
-The first form compares with transformers' DeepseekV3ForCausalLM from the same random weights (the
-smaller model of `train_step.py`: 6 layers, hidden 256, 16 experts, 12.3M parameters), greedy, FP32,
-on the CPU, a batch of prompts of one length, prompts included in the time. transformers has its
-dynamic and its static cache, with its grouped and its eager experts; the best of them in each row
-is what counts. First tokens have to be the same.
+prints all tables, within half an hour on two quiet cores. It trains two models for the second kind
+of table (`dsv3 train recipes/pretrain/tiny.yaml` with 4 and with 12 layers, in `--work`), unless
+they are there from an earlier time.
 
-The second form compares the engine with itself on a trained model: with multi-token prediction
-guessing ahead and without, one text after another, from pieces of Python's argparse. a is how many
-guesses came true in a step, d by how much longer a step takes than one without guesses, and
-(1 + a) / (1 + d) what follows from the two.
+1. Against transformers' DeepseekV3ForCausalLM from the same random weights (the smaller model of
+   `train_step.py`: 6 layers, hidden 256, 16 experts, 12.3M parameters), greedy, FP32, on the CPU,
+   a batch of prompts of one length, prompts included in the time. transformers has its dynamic and
+   its static cache, with its grouped and its eager experts; a round of each says which is best in a
+   row, and that one and the engine take turns until `--seconds` of a row are over, at least once.
+   First tokens have to be the same, and the cache has to take the bytes that its formula says.
+2. With itself on each trained model: with multi-token prediction guessing ahead and without, one
+   text after another, from pieces of Python's argparse. a is how many guesses came true in a step,
+   d by how much longer a step takes than one without guesses, (1 + a) / (1 + d) what follows from
+   the two. `--checkpoint` measures models of one's own instead.
 
-All take turns within one run, a round each; printed are medians over the rounds.
+All take turns within one run; printed are medians over the rounds.
 """
 
 import argparse
@@ -22,9 +25,12 @@ import inspect
 import json
 import logging
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,71 +91,123 @@ def theirs(
     )
 
 
-def seconds_of(
-    contenders: dict[str, Contender], prompts: torch.Tensor, new: int, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
-    """Seconds of each contender in every round, and the texts it made."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    texts: dict[str, torch.Tensor] = {}
-    for _ in range(rounds):
-        for name, make in contenders.items():
-            begin = time.perf_counter()
-            texts[name] = make(prompts, new)
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds, texts
+def timed(make: Contender, prompts: torch.Tensor, new: int) -> tuple[float, torch.Tensor]:
+    """Seconds that a contender takes, and the texts it makes."""
+    begin = time.perf_counter()
+    texts = make(prompts, new)
+    return time.perf_counter() - begin, texts
 
 
-def compare(batches: list[int], lengths: list[int], new: int, rounds: int) -> None:
-    """Against transformers: the table and a JSON line."""
+@dataclass(frozen=True)
+class Row:
+    """A batch of prompts, continued by both.
+
+    Attributes:
+        batch, prompt, new: texts, tokens of each prompt, tokens that follow it.
+        best: transformers' cache and experts that were fastest.
+        ours, theirs: seconds of each round.
+        cache_bytes: of the engine.
+        others: transformers' seconds with each cache and experts, one round.
+    """
+
+    batch: int
+    prompt: int
+    new: int
+    best: str
+    ours: list[float]
+    theirs: list[float]
+    cache_bytes: int
+    others: dict[str, float]
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Tokens/s, ours and theirs."""
+        tokens = self.batch * self.new
+        return tokens / statistics.median(self.ours), tokens / statistics.median(self.theirs)
+
+    @property
+    def cells(self) -> list[str]:
+        """Of the table."""
+        ours, theirs = self.rates
+        ratios = [b / a for a, b in zip(self.ours, self.theirs, strict=True)]
+        return [
+            f"{self.batch}", f"{self.prompt}", f"{ours:.0f}", f"{theirs:.0f}", self.best,
+            f"{ours / theirs:.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}", f"{len(ratios)}",
+            f"{self.cache_bytes / 2**20:.1f}",
+        ]  # fmt: skip
+
+
+def row(
+    built: torch.nn.Module,
+    other: DeepseekV3ForCausalLM,
+    prompts: torch.Tensor,
+    new: int,
+    seconds: float,
+) -> Row:
+    """Both on the same prompts [b, s], in turns."""
+    contenders: dict[str, Contender] = {
+        f"{cache}, {experts}": partial(theirs, other, cache, experts)
+        for cache, experts in (("dynamic", "grouped_mm"), ("dynamic", "eager"), ("static", "eager"))
+    }
+    begin, length = time.perf_counter(), prompts.shape[1]
+    texts, engine = engine_texts(built, prompts, new)  # nobody's first time counts
+    first = texts[:, : length + 1]
+    others = {}
+    for name, make in contenders.items():
+        others[name], made = timed(make, prompts, new)
+        if not torch.equal(made[:, : length + 1], first):
+            raise SystemExit(f"other tokens, batch {len(prompts)}, prompt {length}, {name}")
+    best = min(others, key=others.__getitem__)
+    ours_took: list[float] = []
+    theirs_took: list[float] = []
+    while not ours_took or time.perf_counter() - begin < seconds:
+        ours_took.append(timed(partial(ours, built), prompts, new)[0])
+        theirs_took.append(timed(contenders[best], prompts, new)[0])
+    bytes_ = engine.cache_bytes
+    return Row(len(prompts), length, new, best, ours_took, theirs_took, bytes_, others)
+
+
+def compare(batches: list[int], lengths: list[int], new: int, seconds: float) -> list[Row]:
+    """Against transformers: the table."""
     from dsv3_plugin.model.build import build_model
     from dsv3_plugin.recipe.model import ModelConfig
 
     longest = {"max_position_embeddings": 2048, "original_max_position_embeddings": 2048}
     config = ModelConfig.model_validate(model_config(1).model_dump() | longest)
-    dsv3_plugin.register()
     built = build_model(config)
     with tempfile.TemporaryDirectory() as folder:
         write_hf(built, config, Path(folder))
         other = DeepseekV3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    contenders: dict[str, Contender] = {"ours": partial(ours, built)}
-    for cache, experts in (("dynamic", "grouped_mm"), ("dynamic", "eager"), ("static", "eager")):
-        contenders[f"transformers {cache} {experts}"] = partial(theirs, other, cache, experts)
     table = Table(title=f"{new} new tokens, greedy, tokens/s")
     for heading in (
-        "batch",
-        "prompt",
-        "ours",
-        "transformers' best",
-        "which",
-        "ratio",
-        "in a round",
-    ):
+        "batch", "prompt", "ours", "transformers", "its best", "ratio", "in a round", "rounds",
+        "MiB of cache",
+    ):  # fmt: skip
         table.add_column(heading, justify="right")
-    rows = []
     draw = torch.Generator().manual_seed(0)
+    rows = []
     for length in lengths:
         for batch in batches:
             prompts = torch.randint(config.vocab_size, (batch, length), generator=draw)
-            seconds, texts = seconds_of(contenders, prompts, new, rounds)
-            first = {name: text[:, : length + 1] for name, text in texts.items()}
-            if any(not torch.equal(text, first["ours"]) for text in first.values()):
-                raise SystemExit(f"other tokens, batch {batch}, prompt {length}: {first}")
-            medians = {name: statistics.median(values) for name, values in seconds.items()}
-            mine = medians.pop("ours")
-            best = min(medians, key=medians.__getitem__)
-            rates = [batch * new / value for value in (mine, medians[best])]
-            pairs = zip(seconds[best], seconds["ours"], strict=True)
-            ratios = [other_took / we_took for other_took, we_took in pairs]
-            which = best.removeprefix("transformers ")
-            table.add_row(
-                f"{batch}", f"{length}", *(f"{rate:.0f}" for rate in rates), which,
-                f"{rates[0] / rates[1]:.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}",
-            )  # fmt: skip
-            row = {"batch": batch, "prompt": length, "ours": rates[0], "theirs": rates[1]}
-            rows.append(row | {"ratios": ratios})
-            print(json.dumps(rows[-1]), flush=True)
+            rows.append(row(built, other, prompts, new, seconds))
+            table.add_row(*rows[-1].cells)
+            print(json.dumps(asdict(rows[-1])), flush=True)
     Console().print(table)
-    print(json.dumps({"new": new, "rows": rows}))
+    return rows
+
+
+def trained(layers: int, work: Path, overrides: list[str]) -> Path:
+    """The checkpoints of the demonstration's recipe with so many layers, trained if need be."""
+    run = work / f"{layers} layers"
+    arguments = [
+        f"directory={run}", f"model.num_layers={layers}",
+        f"model.moe_layer_freq=[0]*1+[1]*{layers - 1}", *overrides,
+    ]  # fmt: skip
+    recipe = Path(__file__).parents[1] / "recipes/pretrain/tiny.yaml"
+    command = [sys.executable, "-m", "dsv3_plugin.cli", "train", str(recipe), *arguments]
+    if code := subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+        sys.exit(code)  # it said why
+    return run / "checkpoints"
 
 
 def prompts_of(folder: Path, count: int, length: int) -> torch.Tensor:
@@ -170,6 +228,8 @@ def guessing(checkpoint: Path, drafts: list[int], new: int, rounds: int) -> None
     seconds: dict[int, list[float]] = {count: [] for count in (0, *drafts)}
     in_step: dict[int, list[float]] = {count: [] for count in seconds}
     results: dict[int, tuple[Any, Any]] = {}
+    for count in seconds:  # nobody's first time counts
+        engine_texts(model, prompts[:1], new, drafts=count, most_running=1)
     for _ in range(rounds):
         for count in seconds:
             begin = time.perf_counter()
@@ -209,21 +269,29 @@ def guessing(checkpoint: Path, drafts: list[int], new: int, rounds: int) -> None
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--prompt", type=int, nargs="+", default=[32, 1024])
-    parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, nargs="*", default=[1, 8, 32])
+    parser.add_argument("--prompt", type=int, nargs="*", default=[32, 1024])
+    parser.add_argument("--new", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=60, help="of a row, or one round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--layers", type=int, nargs="*", default=[4, 12], help="trained models")
+    parser.add_argument("--checkpoint", type=Path, nargs="*", default=[], help="in their place")
     parser.add_argument("--drafts", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--guessed", type=int, default=64, help="new tokens of each text")
+    parser.add_argument("--rounds", type=int, default=3, help="of the tables of guessing ahead")
+    parser.add_argument("--work", type=Path, default=Path("runs/generate"))
+    parser.add_argument("--override", nargs="*", default=[], help="of the recipe that is trained")
     wanted = parser.parse_args()
+    checkpoints = wanted.checkpoint or [
+        trained(layers, wanted.work, wanted.override) for layers in wanted.layers
+    ]
     torch.set_num_threads(wanted.threads)
     logging.disable(logging.WARNING)  # upstream says every parameter's name
+    dsv3_plugin.register()
     with single_process():
-        if wanted.checkpoint:
-            guessing(wanted.checkpoint, wanted.drafts, wanted.new, wanted.rounds)
-        else:
-            compare(wanted.batch, wanted.prompt, wanted.new, wanted.rounds)
+        compare(wanted.batch, wanted.prompt, wanted.new, wanted.seconds)
+        for checkpoint in checkpoints:
+            guessing(checkpoint, wanted.drafts, wanted.guessed, wanted.rounds)
 
 
 if __name__ == "__main__":

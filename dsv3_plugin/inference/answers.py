@@ -1,6 +1,6 @@
 """An answer while it is made."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,7 @@ from dsv3_plugin.inference.requests import (
 )
 from dsv3_plugin.inference.scheduler import Part
 from dsv3_plugin.inference.scheduler import Sequence as Text
-
-TextOf = Callable[[list[int]], str]
-"""Text of token ids."""
+from dsv3_plugin.inference.text import GrowingText, StopStrings
 
 
 @dataclass(eq=False)
@@ -28,16 +26,19 @@ class Answer:
 
     Attributes:
         request, number: which.
+        prompt_number: of the request.
         sampling: of the request.
         sequence: prompt and answer, as the scheduler has them.
         deadline: when it ends as it is, on the engine's clock.
         reports, prompt_reports: of its tokens so far.
         guesses: tokens that may follow, to be judged in the next step.
         kept: states that guessing goes on from (`speculation.Trail`).
+        text: of its tokens, where strings may end it.
     """
 
     request: int
     number: int
+    prompt_number: int
     sampling: SamplingParameters
     sequence: Text
     deadline: float | None
@@ -45,6 +46,11 @@ class Answer:
     prompt_reports: list[TokenReport] = field(default_factory=list)
     guesses: list[int] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
+    text: GrowingText | None = None
+    stops: StopStrings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stops = StopStrings(self.sampling.stop)
 
     @property
     def begun(self) -> bool:
@@ -60,11 +66,10 @@ class Answer:
     def place(self, ahead: Sequence[int]) -> Place:
         """Where its next token is drawn, were these to follow what it has."""
         index = len(self.reports) + len(ahead)
-        return Place(self.sampling, self.number, index, self.sequence.tokens, ahead)
+        which = self.prompt_number, self.number, index
+        return Place(self.sampling, which, self.sequence.tokens, ahead)
 
-    def take(
-        self, drawn: Sequence[TokenReport], text_of: TextOf | None
-    ) -> tuple[list[TokenReport], FinishReason | None]:
+    def take(self, drawn: Sequence[TokenReport]) -> tuple[list[TokenReport], FinishReason | None]:
         """Add drawn tokens as far as the answer goes on.
 
         Returns:
@@ -74,17 +79,18 @@ class Answer:
         for count, report in enumerate(drawn, start=1):
             self.reports.append(report)
             self.sequence.tokens.append(report.token)
-            reason = self._ends(text_of)
+            reason = self._ends()
             if reason is not None:
                 return list(drawn[:count]), reason
         return list(drawn), None
 
-    def _ends(self, text_of: TextOf | None) -> FinishReason | None:
-        if self.reports[-1].token in self.sampling.stop_tokens:
+    def _ends(self) -> FinishReason | None:
+        last = self.reports[-1].token
+        if last in self.sampling.stop_tokens:
             return "stop"
-        if self.sampling.stop and text_of is not None:
-            text = text_of([report.token for report in self.reports])
-            if any(end in text for end in self.sampling.stop):
+        if self.text is not None:
+            self.text.add([last])
+            if self.stops.look(self.text.settled):
                 return "stop"
         return "length" if len(self.sequence.tokens) == self.sequence.most else None
 

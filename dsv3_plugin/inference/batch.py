@@ -40,7 +40,8 @@ class Group:
 
     Attributes:
         rows: of the batch.
-        table: [b, pages], what they read; short ones are filled up with page 0.
+        table: [b, pages], what they read; short ones are filled up with pages of their own, so that
+            no text, NaN included, has a part in another.
         hidden: bool [b, count, 1, positions], True where a token must not look.
         absorbed: by which way they attend.
         lengths: positions of each, those computed included.
@@ -115,7 +116,7 @@ def batch_of(
 def _group(spans: list[Span], rows: slice, *, absorbed: bool, device: torch.device) -> Group:
     lengths = [span.end for span in spans]
     pages = -(-max(lengths) // PAGE_TOKENS)
-    table = [[*span.pages[:pages], *[0] * (pages - len(span.pages))] for span in spans]
+    table = [[*span.pages[:pages], *span.pages[:1] * (pages - len(span.pages))] for span in spans]
     places = torch.arange(pages * PAGE_TOKENS, device=device)
     starts = torch.tensor([span.start for span in spans], device=device)
     own = starts[:, None] + torch.arange(len(spans[0].tokens), device=device)

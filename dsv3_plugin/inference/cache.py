@@ -110,8 +110,8 @@ class LatentCache:
     """The memory of the pages.
 
     Attributes:
-        rows: [layers, pages, tokens of a page, width]. Zeros at first: of a page's rows that no
-            token of a text has, the values are multiplied by a probability of 0.
+        rows: [layers, pages, tokens of a page, width]. Rows of a page that no token of its text has
+            yet are finite: their values are multiplied by a probability of 0.
         experts: [pages, tokens of a page, MoE layers, top-k], where tokens went.
     """
 
@@ -127,11 +127,21 @@ class LatentCache:
         """Bytes that it takes."""
         return self.rows.nbytes + self.experts.nbytes
 
-    def copy(self, pairs: list[tuple[int, int]]) -> None:
-        """Copy pages, (from, to), one after another."""
-        for source, target in pairs:
-            self.rows[:, target] = self.rows[:, source]
+    def prepare(self, fresh: Sequence[int], copies: Sequence[tuple[int, int, int]]) -> None:
+        """Make pages that were handed out ready: what texts before left there may be NaN.
+
+        Args:
+            fresh: they are filled with zeros.
+            copies: (from, to, count), pages that begin with so many tokens of another, made one
+                after another and before `fresh`, which may have been read until then.
+        """
+        for source, target, count in copies:
+            self.rows[:, target, :count] = self.rows[:, source, :count]
+            self.rows[:, target, count:] = 0
             self.experts[target] = self.experts[source]
+        copied = {target for _, target, _ in copies}
+        if blank := [page for page in fresh if page not in copied]:
+            self.rows[:, blank] = 0
 
     def write(self, layer: int, slots: Tensor, rows: Tensor) -> None:
         """Keep the rows [t, width] of tokens in their slots [t]."""
@@ -150,5 +160,4 @@ class LatentCache:
 
     def read_experts(self, pages: Sequence[int], count: int) -> Tensor:
         """Of a text's first tokens, int32 [count, MoE layers, top-k] on the CPU."""
-        with torch.inference_mode(False):  # for whoever trains on them
-            return self.experts[list(pages)].flatten(0, 1)[:count].cpu().clone()
+        return self.experts[list(pages)].flatten(0, 1)[:count].cpu()

@@ -22,15 +22,13 @@ class Place:
 
     Attributes:
         sampling: of the request.
-        answer: its number.
-        index: of the token in the answer.
+        which: number of the prompt, of the answer to it, and of the token in that.
         text: tokens before it, prompt included.
         ahead: tokens behind those that are taken to be right.
     """
 
     sampling: SamplingParameters
-    answer: int
-    index: int
+    which: tuple[int, int, int]
     text: Sequence[int]
     ahead: Sequence[int] = ()
 
@@ -56,12 +54,8 @@ def drawn_tokens(places: Sequence[Place], formed: Tensor) -> list[int]:
     """A token of each row: the likeliest, of the logits themselves or with Gumbel's noise added."""
     rows = [row for row, place in enumerate(places) if not place.sampling.greedy]
     if rows:
-        noise = torch.stack(
-            [
-                gumbel_noise(place.sampling.seed, place.answer, place.index, formed.shape[-1])
-                for place in (places[row] for row in rows)
-            ]
-        )
+        keys = [(places[row].sampling.seed, *places[row].which) for row in rows]
+        noise = gumbel_noise(keys, formed.shape[-1])
         where = torch.tensor(rows, device=formed.device)
         formed = formed.index_add(0, where, noise.to(formed.device))
     return formed.argmax(-1).tolist()

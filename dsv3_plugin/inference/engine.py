@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.answers import Answer, TextOf, reports_of_step
+from dsv3_plugin.inference.answers import Answer, reports_of_step
 from dsv3_plugin.inference.attention import HeadShape, Rotation
 from dsv3_plugin.inference.batch import Batch, Span, batch_of
 from dsv3_plugin.inference.cache import CacheShape, LatentCache, pages_in
@@ -39,6 +39,7 @@ from dsv3_plugin.inference.requests import (
 from dsv3_plugin.inference.scheduler import Part, Scheduler, Sequence
 from dsv3_plugin.inference.settings import Counters, EngineSettings
 from dsv3_plugin.inference.speculation import Predictor, Trail
+from dsv3_plugin.inference.text import GrowingText, TextOf
 from dsv3_plugin.inference.weights import Weights
 
 
@@ -75,8 +76,7 @@ class Engine:
     ) -> None:
         self._parts = parts = ModelParts(model)
         self._company = parts.company
-        self.model, self.settings = parts.chunks[-1], settings
-        self.version = 0
+        self.model, self.settings, self.version = parts.chunks[-1], settings, 0
         self.counters = Counters(guessed=[0] * settings.drafts, accepted=[0] * settings.drafts)
         self._text_of, self._clock = text_of, clock
         self._absorbed = HeadShape.of(parts.config).absorbed_is_cheaper
@@ -148,7 +148,7 @@ class Engine:
         """
         if not self.leads:
             raise ValueError("the first rank of a pipeline is asked, for all of it")
-        requests = list(requests)
+        requests = [request.seeded for request in requests]
         for request in requests:
             request.require_answerable(
                 self.model.vocab_size,
@@ -167,7 +167,10 @@ class Engine:
         for index in range(request.sampling.n):
             sequence = self._sequence(request)
             self.scheduler.add(sequence)
-            self._answers[sequence] = Answer(number, index, request.sampling, sequence, deadline)
+            answer = Answer(number, index, request.number, request.sampling, sequence, deadline)
+            if request.sampling.stop and self._text_of is not None:
+                answer.text = GrowingText(self._text_of)
+            self._answers[sequence] = answer
         return number
 
     def _sequence(self, request: Request) -> Sequence:
@@ -234,7 +237,7 @@ class Engine:
         self.counters.steps += bool(step.parts)
         self.counters.computed += sum(part.count for part in step.parts)
         cache = self._cache_of_pages()
-        cache.copy(step.copies)
+        cache.prepare(step.fresh, step.copies)
         spans = [self._span(part) for part in step.parts]
         batch = batch_of(spans, self._absorbed, self._parts.device)
         hidden, experts = self._parts.hidden_states(batch, self._rotation, cache)
@@ -249,7 +252,7 @@ class Engine:
             for answer in self._answers.values()
             if answer.deadline is not None and now >= answer.deadline
         ]
-        orders = Orders(tuple(self._asked), (*self._unwanted, *late))
+        orders = Orders(tuple(self._asked), (*late, *self._unwanted))
         self._asked, self._unwanted = [], []
         return orders
 
@@ -258,11 +261,9 @@ class Engine:
         if not self.leads:
             for number, request in orders.asked:
                 self._take(number, request)
-        progress = []
-        for which, reason in orders.ended:
-            found = [a for a in self._answers.values() if (a.request, a.number) == which]
-            progress += [self._finish(answer, reason) for answer in found]
-        return progress
+        known = {(a.request, a.number): a for a in self._answers.values()} if orders.ended else {}
+        ended = {which: reason for which, reason in orders.ended if which in known}
+        return [self._finish(known[which], reason) for which, reason in ended.items()]
 
     def _agree(self) -> bool:
         """Come to the same version of the weights on all ranks; whether there is work on any."""
@@ -367,7 +368,7 @@ class Engine:
             drawn: tokens, all but the last of which were guessed.
             right: so many guesses are in the cache.
         """
-        new, reason = answer.take(drawn, self._text_of)
+        new, reason = answer.take(drawn)
         self.counters.drawn += len(new)
         answer.sequence.computed += min(right, len(new) - 1)
         if reason:
@@ -394,4 +395,5 @@ class Engine:
             for layers, read in self._company.of_pipeline((self._parts.moe_layers, mine))
             for layer, experts in zip(layers, read.unbind(1), strict=True)
         }
-        return torch.stack([of_layer[layer] for layer in sorted(of_layer)], dim=1)
+        with torch.inference_mode(False):  # for whoever trains on them
+            return torch.stack([of_layer[layer].clone() for layer in sorted(of_layer)], dim=1)

@@ -111,8 +111,8 @@ def continue_texts(
     settings = EngineSettings(shape.bytes_for(lengths * sampling.n), drafts=drafts)
     engine = Engine(model, settings, text_of=tokenizer.decode)
     growing = _Growing(tokenizer, sampling)
-    for prompt, of_prompt in zip(prompts, tokens, strict=True):
-        number = engine.add(Request(tuple(of_prompt), sampling))
+    requests = [Request(tuple(ids), sampling, number=place) for place, ids in enumerate(tokens)]
+    for prompt, number in zip(prompts, engine.add_all(requests), strict=True):
         growing.expect(number, "" if chat else prompt)
     while engine.busy:
         for progress in engine.step():

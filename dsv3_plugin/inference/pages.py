@@ -21,6 +21,7 @@ class Pages:
         self.count = count
         self._free = list(range(count - 1, -1, -1))
         self._holders: Counter[int] = Counter()
+        self._fresh: list[int] = []
 
     @property
     def free(self) -> int:
@@ -44,7 +45,13 @@ class Pages:
         """
         page = self._free.pop()
         self._holders[page] = 1
+        self._fresh.append(page)
         return page
+
+    def fresh(self) -> list[int]:
+        """Those that were taken since this was asked the last time."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
     def share(self, pages: Iterable[int]) -> None:
         """One more holds each of these pages."""

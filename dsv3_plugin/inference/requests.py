@@ -2,8 +2,9 @@
 out."""
 
 import math
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from dsv3_plugin.errors import UserError
@@ -36,8 +37,8 @@ class SamplingParameters:
         stop: strings that end the text; they are not part of it.
         stop_tokens: tokens that end the text; they are not part of it.
         n: answers to the prompt, which is computed once.
-        seed: of the sampling. Answer number i and token number t draw from (seed, i, t), whatever
-            else the engine does.
+        seed: of the sampling. Answer number i and token number t to prompt number p (see `Request`)
+            draw from (seed, p, i, t), whatever else the engine does. None: one that nobody knows.
         top_log_probs: report so many likeliest tokens with each token.
         prompt_log_probs: report the log-probabilities of the prompt's tokens too.
     """
@@ -52,7 +53,7 @@ class SamplingParameters:
     stop: tuple[str, ...] = ()
     stop_tokens: frozenset[int] = frozenset()
     n: int = 1
-    seed: int = 0
+    seed: int | None = None
     top_log_probs: int = 0
     prompt_log_probs: bool = False
 
@@ -64,10 +65,10 @@ class SamplingParameters:
             ("top_p", 0 <= self.top_p <= 1, "from 0 to 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0"),
-            ("logit_bias", not any(map(math.isnan, self.logit_bias.values())), "of numbers"),
+            ("logit_bias", all(b < math.inf for b in self.logit_bias.values()), "of numbers"),
             ("stop", all(self.stop), "of strings with at least a character"),
             ("n", 1 <= self.n <= MOST_ANSWERS, f"from 1 to {MOST_ANSWERS}"),
-            ("seed", 0 <= self.seed <= LARGEST_SEED, f"from 0 to {LARGEST_SEED}"),
+            ("seed", 0 <= (self.seed or 0) <= LARGEST_SEED, f"from 0 to {LARGEST_SEED}"),
             ("top_log_probs", self.top_log_probs >= 0, "0 or more"),
         ):  # fmt: skip
             if not holds:
@@ -98,11 +99,21 @@ class Request:
         prompt: token ids, at least one.
         sampling: how.
         seconds: until it ends as it is; None: no limit.
+        number: of the prompt among those that are asked with one seed, so that their draws differ.
     """
 
     prompt: tuple[int, ...]
     sampling: SamplingParameters = SamplingParameters()
     seconds: float | None = None
+    number: int = 0
+
+    @property
+    def seeded(self) -> "Request":
+        """The same with a seed."""
+        if self.sampling.seed is not None:
+            return self
+        seed = secrets.randbelow(LARGEST_SEED + 1)
+        return replace(self, sampling=replace(self.sampling, seed=seed))
 
     def require_answerable(self, vocabulary: int, longest: int, *, spells: bool) -> None:
         """Look whether a model can answer.

@@ -1,6 +1,6 @@
 """From logits to the next token.
 
-Token t of answer i to a request with seed s is drawn with noise of (s, i, t) alone: the same
+Token t of answer i to prompt p with seed s is drawn with noise of (s, p, i, t) alone: the same
 whatever else is computed beside it, how often it is computed again, and how far ahead of the model
 it was guessed. The draw is Gumbel's: the token whose logit plus noise is greatest has exactly the
 probability that the softmax gives it, and two distributions that are near draw the same token
@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 from dsv3_plugin.inference.requests import SamplingParameters
+
+_TINY = 1e-30
+"""Below this temperature only the likeliest tokens have a probability: logits differ by far more,
+or not at all, and divided by less they may be infinite."""
 
 
 def shaped(logits: Tensor, sampling: SamplingParameters, seen: Sequence[int]) -> Tensor:
@@ -35,9 +39,13 @@ def shaped(logits: Tensor, sampling: SamplingParameters, seen: Sequence[int]) ->
         logits = logits.index_add(0, tokens, bias.to(logits.dtype))
     if sampling.greedy:
         return logits
-    logits = logits / sampling.temperature
+    if sampling.temperature < _TINY:  # divided by it, logits might be infinite
+        logits = (logits - logits.max()) / _TINY
+    else:
+        logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(logits):
-        logits = _only(logits, logits.topk(sampling.top_k).indices)
+        least = logits.topk(sampling.top_k).values[-1]  # all that are as likely stay, as in `top`
+        logits = logits.masked_fill(logits < least, float("-inf"))
     if sampling.top_p < 1.0:
         probabilities, tokens = logits.softmax(-1).sort(descending=True, stable=True)
         before = probabilities.cumsum(-1) - probabilities
@@ -54,19 +62,25 @@ def _only(logits: Tensor, tokens: Tensor) -> Tensor:
     return kept.index_copy(0, tokens, logits[tokens])
 
 
-def gumbel_noise(seed: int, answer: int, position: int, vocabulary: int) -> Tensor:
-    """-ln(-ln u) of u uniform in (0, 1), FP32 [vocabulary], the same on every machine and device.
+def gumbel_noise(keys: Sequence[tuple[int, ...]], vocabulary: int) -> Tensor:
+    """-ln(-ln u) of u uniform in (0, 1), FP32 [keys, vocabulary], the same on every machine and
+    device.
+
+    Drawn in FP64, where 0 does not come up: FP32 would have it in a hundredth of all draws from
+    DeepSeek-V3's vocabulary, each time for a token that nobody expects.
 
     Args:
-        seed: of the request.
-        answer: its number.
-        position: of the token in the answer.
+        keys: seed of the request, number of its prompt, of the answer and of the token in it.
         vocabulary: how many.
     """
-    named = hashlib.blake2b(f"{seed} {answer} {position}".encode(), digest_size=16).digest()
-    bits = np.random.Philox(key=np.frombuffer(named, dtype=np.uint64))
-    exponential = np.random.Generator(bits).standard_exponential(vocabulary)
-    return torch.from_numpy((-np.log(exponential)).astype(np.float32))
+    noise = np.empty((len(keys), vocabulary), dtype=np.float32)
+    drawn = np.empty(vocabulary)
+    for key, row in zip(keys, noise, strict=True):
+        named = hashlib.blake2b(" ".join(map(str, key)).encode(), digest_size=16).digest()
+        bits = np.random.Philox(key=np.frombuffer(named, dtype=np.uint64))
+        np.random.Generator(bits).standard_exponential(out=drawn)
+        np.negative(np.log(drawn, out=drawn), out=row, casting="same_kind")
+    return torch.from_numpy(noise)
 
 
 def top_log_probs(log_probs: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:

@@ -73,12 +73,14 @@ class Step:
 
     Attributes:
         parts: what is computed.
-        copies: (from, to) pages to be copied before.
+        fresh: pages that are handed out for it.
+        copies: (from, to, count), pages of which so many tokens are to be copied before.
         put_back: sequences whose latents are gone.
     """
 
     parts: list[Part]
-    copies: list[tuple[int, int]]
+    fresh: list[int]
+    copies: list[tuple[int, int, int]]
     put_back: list[Sequence]
 
 
@@ -176,10 +178,10 @@ class Scheduler:
             if self._grow(sequence, sequence.computed + count + self._room, put_back):
                 parts.append(Part(sequence, count))
                 left -= count
-        copies: list[tuple[int, int]] = []
+        copies: list[tuple[int, int, int]] = []
         if not put_back:
             self._let_in(left, parts, copies)
-        return Step(parts, copies, put_back)
+        return Step(parts, self.pages.fresh(), copies, put_back)
 
     def _grow(self, sequence: Sequence, length: int, put_back: list[Sequence]) -> bool:
         """Give a running sequence pages for so many tokens; False if it was put back itself."""
@@ -194,7 +196,7 @@ class Scheduler:
                 return False
         return True
 
-    def _let_in(self, left: int, parts: list[Part], copies: list[tuple[int, int]]) -> None:
+    def _let_in(self, left: int, parts: list[Part], copies: list[tuple[int, int, int]]) -> None:
         """Start waiting sequences while their texts find room."""
         passed: deque[Sequence] = deque()
         prompts = {s.prompt for s in self._running if s.computed < len(s.prompt)}
@@ -217,11 +219,11 @@ class Scheduler:
         """Whether a prompt that another computes will be known better than it is now."""
         return self.prefixes.find(sequence.tokens).tokens < len(sequence.tokens) - 1
 
-    def _start(self, sequence: Sequence, copies: list[tuple[int, int]]) -> bool:
+    def _start(self, sequence: Sequence, copies: list[tuple[int, int, int]]) -> bool:
         """Give a waiting sequence pages for its text, of which some may be known."""
         known = self.prefixes.find(sequence.tokens) if sequence.shares_prefix else Known()
         if known.partial is not None and self._give_pages(sequence, known, [known.partial]):
-            copies.append((known.partial, sequence.pages[len(known.pages)]))
+            copies.append((known.partial, sequence.pages[len(known.pages)], known.rest))
             return True
         return self._give_pages(sequence, Known(known.pages), [])
 

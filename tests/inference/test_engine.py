@@ -42,7 +42,9 @@ MIXED = [
     Request(prompt(100, 1), SamplingParameters(max_tokens=9, n=3, seed=5)),
     Request(
         prompt(70, 2),
-        SamplingParameters(max_tokens=40, temperature=0.6, top_p=0.9, prompt_log_probs=True),
+        SamplingParameters(
+            max_tokens=40, temperature=0.6, top_p=0.9, seed=4, prompt_log_probs=True
+        ),
     ),
     Request(prompt(130, 3), SamplingParameters(max_tokens=20, seed=8, top_log_probs=3)),
 ]
@@ -144,6 +146,38 @@ def test_answers_differ_by_their_number_and_seed(model, answers):
     assert [a.tokens for a in Engine(model, ROOMY).run([other])] != [first, second, third]
 
 
+def test_without_a_seed_every_request_draws_for_itself(model):
+    sampling = SamplingParameters(max_tokens=20, n=2)
+    answers = Engine(model, ROOMY).run([Request(prompt(9), sampling)] * 2)
+    assert len({tuple(answer.tokens) for answer in answers}) == 4
+
+
+def test_prompts_of_one_seed_draw_by_their_numbers(model):
+    sampling = SamplingParameters(max_tokens=20, seed=7)
+    several = [Request(prompt(9), sampling, number=number) for number in (0, 1, 0)]
+    first, second, again = (answer.tokens for answer in Engine(model, ROOMY).run(several))
+    assert first == again != second
+
+
+def test_nan_of_one_text_is_no_part_of_another(world):
+    """Of a text beside it that is longer, nor of one that had its pages before."""
+    poisoned = drawn(6)
+    with torch.no_grad():
+        poisoned.embedding.word_embeddings.weight[95] = float("nan")
+    never = SamplingParameters(max_tokens=12, temperature=0.0, logit_bias={95: -1e9})
+    clean = [Request(tuple(token % 95 for token in prompt(140, 4)), never)]
+    bad = Request((*prompt(150), *[95] * 50), never)
+    (expected,) = Engine(poisoned, ROOMY).run(clean)
+    engine = Engine(poisoned, EngineSettings(8 * CacheShape.of(poisoned.config).page_bytes))
+    for _ in range(2):
+        ruined, answer = engine.run([bad, *clean])
+        assert torch.tensor(ruined.log_probs).isnan().all()
+        assert answer.tokens == expected.tokens
+        torch.testing.assert_close(answer.log_probs, expected.log_probs, rtol=0, atol=TOLERANCE)
+    (answer,) = engine.run([replace(clean[0], prompt=clean[0].prompt[1:])])
+    assert torch.tensor(answer.log_probs).isfinite().all()
+
+
 @pytest.mark.parametrize("told", [False, True])
 def test_nothing_of_older_weights_is_used(model, told):
     changing, fresh = drawn(6), drawn(6)
@@ -182,6 +216,20 @@ def test_a_cache_given_back_comes_again_when_it_is_needed(model, answers):
     while engine.busy:
         done += [p.completion for p in engine.step() if p.completion]
     assert done[0].tokens == answers[0].tokens
+
+
+def test_experts_can_be_trained_on(answers):
+    experts = answers[0].experts
+    assert not experts.is_inference()
+    experts.add_(1)  # which an inference tensor refuses outside of inference
+    experts.sub_(1)
+
+
+def test_requests_are_taken_all_or_none(model):
+    engine = Engine(model, ROOMY)
+    with pytest.raises(UserError, match="no tokens"):
+        engine.run([MIXED[0], Request(())])
+    assert not engine.busy
 
 
 def test_cancelled_and_late_requests_end_as_they_are(model):

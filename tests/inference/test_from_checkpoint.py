@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_layers import MtpModel
 from transformers.modeling_utils import PreTrainedModel
 
 from dsv3_plugin.checkpoint import import_hf
+from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY, train_bpe
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.engine import Engine
 from dsv3_plugin.inference.from_checkpoint import continue_texts, write_logits
+from dsv3_plugin.inference.generate import generate
 from dsv3_plugin.inference.requests import SamplingParameters
 from dsv3_plugin.recipe.hf_config import hf_config
 from tests import oracles
@@ -143,15 +146,61 @@ def test_generate_takes_an_iterations_folder_as_logits_and_export_do(folders):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("sampled", [{"temperature": 0.0}, {"temperature": 1.0, "n": 2}])
-def test_several_prompts_are_shown_one_after_another_and_guessing_changes_nothing(folders, sampled):
+def test_several_prompts_are_shown_one_after_another_and_guessing_changes_nothing(folders):
     _, checkpoint = folders
     prompts = ["def f(x", "return", "x\n"]
-    sampling = SamplingParameters(max_tokens=12, seed=3, **sampled)
+    sampling = SamplingParameters(max_tokens=12, temperature=0.0)
     alone = ["".join(continue_texts(checkpoint, [prompt], sampling)) for prompt in prompts]
     assert all(text.startswith(prompt) for text, prompt in zip(alone, prompts, strict=True))
     together = "".join(continue_texts(checkpoint, prompts, sampling, drafts=2))
     assert together == "\n\n".join(alone)
+
+
+def test_prompts_of_one_seed_are_drawn_by_their_places(folders):
+    """One that is given twice is continued in two ways, the first as if it were alone."""
+    _, checkpoint = folders
+    sampling = SamplingParameters(max_tokens=12, temperature=1.0, n=2, seed=3)
+    (alone,) = ["".join(continue_texts(checkpoint, ["return"], sampling))]
+    together = "".join(continue_texts(checkpoint, ["return"] * 2, sampling, drafts=2))
+    assert together.startswith(alone + "\n\n")
+    assert together != f"{alone}\n\n{alone}"
+
+
+def test_a_chat_asks_as_transformers_template_does(folders):
+    """The answers alone are shown."""
+    _, checkpoint = folders
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
+    model, _ = load_for_inference(checkpoint)
+    questions, answers = ["def f(x", "return"], []
+    for question in questions:
+        turns = [{"role": "user", "content": question}]
+        asked = tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        ends = frozenset({tokenizer.eos_token_id})
+        answer = list(generate(model, asked, max_new_tokens=9, stop=ends))
+        answers.append(tokenizer.decode(answer))
+    sampling = SamplingParameters(max_tokens=9, temperature=0.0)
+    shown = "".join(continue_texts(checkpoint, questions, sampling, chat=True))
+    assert shown == "\n\n".join(answers)
+    done = dsv3("generate", "--checkpoint", checkpoint, "--prompt", questions[0],
+                "--max-new-tokens", 9, "--chat")  # fmt: skip
+    assert done.stdout.rstrip("\n") == answers[0].rstrip("\n"), done.stderr
+
+
+def test_text_is_shown_while_it_is_made(folders, monkeypatch):
+    _, checkpoint = folders
+    made, step = [], Engine.step
+
+    def counted(engine):
+        made.append(engine)
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", counted)
+    sampling = SamplingParameters(max_tokens=30, temperature=0.0)
+    seen = [len(made) for _ in continue_texts(checkpoint, ["def f(x"], sampling)]
+    assert seen[0] == 1
+    assert len(set(seen)) > 5
 
 
 def test_guessing_without_predictors_is_refused(tmp_path, folders):

@@ -57,21 +57,37 @@ def test_the_likeliest_is_always_kept():
         assert kept.nonzero().flatten().tolist() == [int(LOGITS.argmax())]
 
 
+def test_tokens_that_are_as_likely_as_the_last_of_the_top_stay():
+    logits = torch.tensor([1.0, 3.0, 2.0, 2.0, 0.0, 2.0])
+    got = shaped(logits, SamplingParameters(top_k=2), [])
+    expected = theirs.TopKLogitsWarper(2)(torch.tensor([[0]]), logits[None].clone())[0]
+    assert torch.equal(got, expected)
+    assert got.isfinite().tolist() == [False, True, True, True, False, True]
+
+
+@pytest.mark.parametrize("temperature", [1e-10, 1e-38, 1e-45, 1e-300])
+def test_a_tiny_temperature_takes_the_likeliest(temperature):
+    probabilities = shaped(LOGITS, SamplingParameters(temperature=temperature), []).softmax(-1)
+    assert probabilities[LOGITS.argmax()] == 1.0
+    assert probabilities.sum() == 1.0
+
+
 def test_draws_follow_the_distribution():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     count = 4000
-    noise = torch.stack([gumbel_noise(1, 0, position, 4) for position in range(count)])
+    noise = gumbel_noise([(1, 0, 0, position) for position in range(count)], 4)
     shares = (logits + noise).argmax(-1).bincount(minlength=4) / count
     expected = logits.exp() * count
     chi_square = ((shares * count - expected) ** 2 / expected).sum()
     assert chi_square < 16.27  # three degrees of freedom: one of a thousand seeds is beyond
 
 
-def test_noise_is_of_seed_answer_and_position_alone():
-    first = gumbel_noise(5, 1, 2, 100)
-    assert torch.equal(first, gumbel_noise(5, 1, 2, 100))
-    for other in ((6, 1, 2), (5, 2, 1), (5, 1, 3)):
-        assert not torch.equal(first, gumbel_noise(*other, 100))
+def test_noise_is_of_seed_prompt_answer_and_position_alone():
+    first, second = gumbel_noise([(5, 0, 1, 2), (5, 0, 1, 3)], 100)
+    assert torch.equal(first, gumbel_noise([(5, 0, 1, 2)], 100)[0])
+    assert torch.equal(second, gumbel_noise([(5, 0, 1, 3)], 100)[0])
+    for other in ((6, 0, 1, 2), (5, 1, 1, 2), (5, 0, 2, 1), (5, 0, 1, 3)):
+        assert not torch.equal(first, gumbel_noise([other], 100)[0])
 
 
 def test_top_log_probs_come_with_their_tokens():
@@ -89,6 +105,7 @@ def test_top_log_probs_come_with_their_tokens():
         ("max_tokens", 0), ("temperature", -1.0), ("temperature", float("nan")), ("top_k", 0),
         ("top_p", 1.5), ("min_p", -0.1), ("repetition_penalty", 0.0), ("n", 0), ("seed", -1),
         ("stop", ("",)), ("logit_bias", {1: float("nan")}), ("top_log_probs", -1),
+        ("logit_bias", {1: float("inf")}),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(name, value):

@@ -35,8 +35,10 @@ class Memory:
     def step(self, new_token: int) -> list[Sequence]:
         """Do what the scheduler says; returns the sequences that got a token."""
         step = self.scheduler.step()
-        for source, target in step.copies:
-            self.rows[target] = list(self.rows[source])
+        for source, target, count in step.copies:
+            self.rows[target] = [*self.rows[source][:count], *[None] * (PAGE_TOKENS - count)]
+        for page in set(step.fresh) - {target for _, target, _ in step.copies}:
+            self.rows[page] = [None] * PAGE_TOKENS
         for part in step.parts:
             names, pages = self.names(part.sequence), part.sequence.pages
             for place in range(part.sequence.computed, part.sequence.computed + part.count):
@@ -47,6 +49,7 @@ class Memory:
             sequence, end = part.sequence, part.sequence.computed + part.count
             read = chain.from_iterable(self.rows[page] for page in sequence.pages)
             assert list(islice(read, end)) == self.names(sequence)[:end]
+            assert set(read) <= {None}  # nothing of a text that had the page before
             if part.reaches_end:
                 grown.append(sequence)
             self.scheduler.computed(part)

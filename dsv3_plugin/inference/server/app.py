@@ -278,7 +278,10 @@ class Server:
         seconds = self.limits.seconds
         if seconds is not None:
             seconds -= time.monotonic() - asked.begin
-        requests = [engine_requests.Request(tuple(prompt), sampling, seconds) for prompt in prompts]
+        requests = [
+            engine_requests.Request(tuple(prompt), sampling, seconds, number)
+            for number, prompt in enumerate(prompts)
+        ]
         stack = contextlib.AsyncExitStack()
         arriving = await stack.enter_async_context(self._worker.answers(requests))
         growth = growing(arriving, choices, sampling.n, self.limits.seconds)

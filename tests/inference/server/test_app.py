@@ -42,10 +42,9 @@ def client(address):
 def alone(model):
     """Tokens of a prompt by an engine that does nothing else."""
 
-    def tokens(prompt, **sampling):
-        (answer, *_) = Engine(model, EngineSettings(2**24)).run(
-            [Request(tuple(prompt), SamplingParameters(**sampling))]
-        )
+    def tokens(prompt, number=0, **sampling):
+        request = Request(tuple(prompt), SamplingParameters(**sampling), number=number)
+        (answer, *_) = Engine(model, EngineSettings(2**24)).run([request])
         return answer.tokens
 
     return tokens
@@ -81,8 +80,8 @@ def test_ids_in_and_out_several_prompts_and_answers(client, alone):
     assert [choice.index for choice in got.choices] == [0, 1, 2, 3]
     for choice, prompt in zip(got.choices, [prompts[0]] * 2 + [prompts[1]] * 2, strict=True):
         assert choice.prompt_token_ids == prompt
-    for first, prompt in zip(got.choices[::2], prompts, strict=True):
-        assert first.token_ids == alone(prompt, max_tokens=6, seed=3, top_k=40)
+    for number, (first, prompt) in enumerate(zip(got.choices[::2], prompts, strict=True)):
+        assert first.token_ids == alone(prompt, number, max_tokens=6, seed=3, top_k=40)
 
 
 def test_echo_and_log_probabilities_are_a_forward_passs(client, model):
