@@ -89,12 +89,29 @@ class CausalAttention(MegatronModule):
         """Attention inside each sample of a pack, [t, heads · d of values]."""
         # Padding between samples, where there is any, attends within its sample and is masked out
         # of the loss; so the padded boundaries are the ones that cover every row.
-        bounds = accumulate(sample_lengths(query.shape[0], packed), initial=0)
-        samples = [
-            self.forward(query[a:b, None], key[a:b, None], value[a:b, None], None)
-            for a, b in pairwise(bounds)
+        starts: dict[int, list[int]] = {}
+        for a, b in pairwise(accumulate(sample_lengths(query.shape[0], packed), initial=0)):
+            starts.setdefault(b - a, []).append(a)
+        # Those of one length are a batch: a pack may be of hundreds of short ones.
+        rows = [_rows(begin, length, query.device) for length, begin in starts.items()]
+        outs = [
+            self.forward(_taken(query, which), _taken(key, which), _taken(value, which), None)
+            for which in rows
         ]
-        return torch.cat(samples).squeeze(1)
+        order = torch.cat([which.flatten() for which in rows])
+        out = torch.cat([out.flatten(0, 1) for out in outs])
+        return out.index_select(0, order.argsort())
+
+
+def _rows(starts: list[int], length: int, device: torch.device) -> Tensor:
+    """Rows of samples of one length, [length, samples]."""
+    begin = torch.tensor(starts, device=device)
+    return torch.arange(length, device=device)[:, None] + begin
+
+
+def _taken(rows: Tensor, which: Tensor) -> Tensor:
+    """[t, heads, d] → [length, samples, heads, d]."""
+    return rows.index_select(0, which.flatten()).unflatten(0, which.shape)
 
 
 def _fits_blocks(query: Tensor, key: Tensor) -> bool:
