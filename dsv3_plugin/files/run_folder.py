@@ -98,6 +98,11 @@ class RunFolder:
         return self.root / "samples"
 
     @property
+    def reference(self) -> Path:
+        """Weights that reinforcement learning takes a divergence to."""
+        return self.root / "reference"
+
+    @property
     def flight_recorder(self) -> Path:
         """What NCCL did last on each rank, when one of them waited too long."""
         return self.root / "flight_recorder"

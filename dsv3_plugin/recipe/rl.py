@@ -98,6 +98,10 @@ class Reward(Section):
     """Bounds of its value before that, `[low, high]`."""
     seconds: PositiveFloat = 15.0
     """Time for an answer; what takes longer is not judged."""
+    address: str | None = None
+    """Of a reward model that is served over HTTP, under any name."""
+    key_variable: str | None = None
+    """The environment variable that holds the key it wants to know."""
     margin: Size | None = None
     """Of `length`: the last so many of rollouts.max_tokens, over which it falls to -1."""
     script: str | None = None
@@ -119,8 +123,9 @@ class Rl(Tuned):
     """The loss."""
     rewards: dict[str, Reward] = Field(default={"accuracy": Reward()})
     """By name: `accuracy` (mathematics in the last box), `match` (the text of the answer), `code`
-    (tests in a sandbox), `format` (thoughts and answer in tags), `length`, `language`, or the
-    dotted path of a Python function. An answer is right by the first of them, at 1."""
+    (tests in a sandbox), `format` (thoughts and answer in tags), `length`, `language`, the
+    dotted path of a Python function, or any name with an `address`. An answer is right by the
+    first of them, at 1."""
 
     @property
     def updates(self) -> int:

@@ -60,7 +60,7 @@ class Group:
     @property
     def tells_apart(self) -> bool:
         """Whether its rewards differ."""
-        return bool(tells_apart(*_table([self])))
+        return bool(self.answers) and bool(tells_apart(*_table([self])))
 
 
 def scored(
@@ -122,12 +122,17 @@ def scored(
 def advantages(groups: Sequence[Group], scale: Scale) -> list[list[float]]:
     """How much better each answer is than the others to its prompt, 0 where it is not judged."""
     rewards, counted = _table(groups)
-    return advantages_of(rewards, scale, counted).tolist()
+    found = advantages_of(rewards, scale, counted).tolist()
+    return [row[: len(group.answers)] for row, group in zip(found, groups, strict=True)]
 
 
 def _table(groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rewards `[prompts, n]`, and which of them there are."""
-    written = [[answer.reward for answer in group.answers] for group in groups]
+    """Rewards `[prompts, n]`, and which of them there are; a group may have fewer answers."""
+    n = max(len(group.answers) for group in groups)
+    written = [
+        [answer.reward for answer in group.answers] + [None] * (n - len(group.answers))
+        for group in groups
+    ]
     counted = torch.tensor([[reward is not None for reward in row] for row in written])
     rewards = torch.tensor([[reward or 0.0 for reward in row] for row in written]).double()
     return rewards, counted

@@ -4,9 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.rl import Reward, Rl
 from dsv3_plugin.rewards import code, forms, mathematics
 from dsv3_plugin.rewards.functions import named
+from dsv3_plugin.rewards.http import RewardModel
 from dsv3_plugin.rewards.verdict import Attempt, Judge, Judged, Weighted, judged
 from dsv3_plugin.rewards.workers import Workers
 from dsv3_plugin.rollouts.prompts import RewardNames
@@ -66,6 +68,8 @@ class Judging:
         return self._weighted[name]
 
     def _judge(self, name: str, reward: Reward) -> Judge:
+        if reward.address is not None:
+            return self._stack.enter_context(_model(name, reward)).judge
         match name:
             case "match":
                 return forms.match
@@ -83,3 +87,12 @@ class Judging:
                 score = named(name)
         processes = min(8, len(os.sched_getaffinity(0)))
         return self._stack.enter_context(Workers(processes, reward.seconds)).judge_by(score)
+
+
+def _model(name: str, reward: Reward) -> RewardModel:
+    variable = reward.key_variable
+    if variable is not None and variable not in os.environ:
+        raise UserError(
+            f"rewards.{name}.key_variable: there is no environment variable {variable}."
+        )
+    return RewardModel(reward.address, key=os.environ[variable] if variable else None)

@@ -22,12 +22,14 @@ class Text:
         prompt, answer: token ids.
         log_probs: of the answer's tokens, as they were sampled.
         old: under the model that ratios are taken to; None: the one in training.
+        reference: under the one that a divergence is taken to, if any is.
     """
 
     prompt: Sequence[int]
     answer: Sequence[int]
     log_probs: Sequence[float]
     old: Sequence[float] | None = None
+    reference: Sequence[float] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -39,8 +41,8 @@ def packed(
     """Sequences that hold all texts, as `data.chat.packs` makes them of conversations.
 
     Beside what those have, `answers` is the number of the answer whose token a place is to predict
-    (int64 `[s]`, NONE where it predicts none), `sampled` that token's log-probability (float32
-    `[s]`), and `old` that under the model that ratios are taken to.
+    (int64 `[s]`, NONE where it predicts none), and `log_probs`, `old` and `reference` are that
+    token's, float32 `[s]`.
 
     Args:
         texts: all of them.
@@ -54,12 +56,16 @@ def packed(
         packs = pack(numpy.arange(len(texts)), lengths, room, 0)
         members = [packs.pieces[begin:end].tolist() for begin, end in pairwise(packs.starts)]
     members += [[] for _ in range(max(-len(members) % multiple, multiple - len(members)))]
-    with_old = any(text.old is not None for text in texts)
-    return [_row([(n, texts[n]) for n in own], room, padding, with_old) for own in members]
+    kept = [
+        name
+        for name in ("log_probs", "old", "reference")
+        if any(getattr(text, name) is not None for text in texts)
+    ]
+    return [_row([(n, texts[n]) for n in own], room, padding, kept) for own in members]
 
 
 def _row(
-    texts: Sequence[tuple[int, Text]], room: int, padding: int, with_old: bool
+    texts: Sequence[tuple[int, Text]], room: int, padding: int, kept: Sequence[str]
 ) -> dict[str, Tensor]:
     row = {
         "tokens": torch.full((room,), padding, dtype=torch.int64),
@@ -68,10 +74,8 @@ def _row(
         "position_ids": torch.empty(room, dtype=torch.int64),
         "padding_mask": torch.ones(room, dtype=torch.bool),
         "answers": torch.full((room,), NONE, dtype=torch.int64),
-        "sampled": torch.zeros(room),
+        **{name: torch.zeros(room) for name in kept},
     }
-    if with_old:
-        row["old"] = torch.zeros(room)
     start = 0
     for number, text in texts:
         end = start + len(text)
@@ -82,9 +86,8 @@ def _row(
         learned = slice(start + len(text.prompt) - 1, end - 1)
         row["loss_mask"][learned] = 1
         row["answers"][learned] = number
-        row["sampled"][learned] = torch.tensor(text.log_probs)
-        if text.old is not None:
-            row["old"][learned] = torch.tensor(text.old)
+        for name in kept:
+            row[name][learned] = torch.tensor(getattr(text, name))
         row["position_ids"][start:end] = torch.arange(len(text))
         row["padding_mask"][start:end] = False
         start = end

@@ -29,7 +29,7 @@ class Learning:
     weights: Tensor = field(default_factory=lambda: torch.zeros(0))
     tokens: int = 0
     _seen: list[tuple[Mismatch, int]] = field(default_factory=list)
-    _sums: Tensor = field(default_factory=lambda: torch.zeros(5, dtype=torch.float64))
+    _sums: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
 
     @classmethod
     def of(cls, recipe: Rl) -> "Learning":
@@ -40,7 +40,7 @@ class Learning:
         """A step begins."""
         self.advantages, self.weights, self.tokens = advantages, weights, tokens
         self._seen.clear()
-        self._sums = torch.zeros(5, dtype=torch.float64)
+        self._sums = torch.zeros(6, dtype=torch.float64)
 
     def look_at(self, new: Tensor, sampled: Tensor, loss: Loss) -> None:
         """Remember what a micro-batch has found.
@@ -51,7 +51,8 @@ class Learning:
         """
         clip = self.switches.clip
         self._seen.append((mismatch(new, sampled, clip.low, clip.high), len(new)))
-        found = (-new.sum(), len(new), loss.clipped, loss.clipped_dual, loss.entropy)
+        counted = (-new.sum(), len(new), loss.clipped, loss.clipped_dual)
+        found = (*counted, loss.entropy, loss.kl)
         self._sums += torch.tensor([float(number) for number in found], dtype=torch.float64)
 
     def mismatch(self) -> Mismatch:
@@ -60,7 +61,7 @@ class Learning:
 
     def numbers(self) -> dict[str, float]:
         """What the step has found, over all ranks, as the metrics call it."""
-        surprise, tokens, clipped, dual, entropy = sum(_of_all_ranks(self._sums)).tolist()
+        surprise, tokens, clipped, dual, entropy, kl = sum(_of_all_ranks(self._sums)).tolist()
         numbers = {
             # Of tokens drawn from the model itself it is an estimate without bias.
             "rl/entropy": surprise / max(tokens, 1),
@@ -69,6 +70,8 @@ class Learning:
         }
         if self.switches.entropy_weight:
             numbers["rl/entropy"] = entropy
+        if self.switches.kl_weight:
+            numbers["rl/kl"] = kl
         return numbers
 
 
@@ -78,6 +81,8 @@ def switches_of(grpo: Grpo) -> Switches:
     return Switches(
         clip=Clip(grpo.clip_low, grpo.clip_high, grpo.clip_dual),
         importance=grpo.importance,
+        kl=grpo.kl,
+        kl_weight=grpo.kl_weight,
         entropy_weight=grpo.entropy_weight,
         correction=correction if grpo.on_mismatch == "correct" else None,
     )

@@ -109,10 +109,13 @@ def loss(
         .unique_consecutive(return_inverse=True, return_counts=True)
     )
     answers = Answers(of_token.to(new.device), lengths.to(new.device))
-    sampled = sample["sampled"].flatten()[learned].to(new)
-    old = sample["old"].flatten()[learned].to(new) if "old" in sample else new.detach()
+    sampled, old, reference = (
+        sample[name].flatten()[learned].to(new) if name in sample else None
+        for name in ("log_probs", "old", "reference")
+    )
+    old = new.detach() if old is None else old
     found = policy_loss(
-        LogProbabilities(new=new, old=old, sampled=sampled),
+        LogProbabilities(new=new, old=old, reference=reference, sampled=sampled),
         learning.advantages[numbers].to(new),
         answers,
         learning.weights[numbers].to(new),

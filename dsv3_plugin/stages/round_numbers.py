@@ -40,7 +40,7 @@ def numbers_of(
         "rl/groups": len(trained),
         "rl/unjudged": sum(answer.reward is None for answer in answers),
         "rl/answer_tokens": _mean(lengths),
-        "rl/answer_tokens_max": max(lengths),
+        "rl/answer_tokens_max": max(lengths, default=0),
         "rl/truncated": _mean(answer.truncated for answer in answers),
         "rl/rollout_seconds": round(generating, 4),
         "rl/reward_seconds": round(asking.reward_seconds, 4),
@@ -79,6 +79,8 @@ def _passed(groups: Sequence[Group]) -> dict[str, float]:
 
 def _commonest_passed(group: Group) -> bool:
     """Whether the answer that was given most often is right; of several the first."""
+    if not group.answers:
+        return False
     [(said, _)] = Counter(answer.said for answer in group.answers).most_common(1)
     return next(answer.passed for answer in group.answers if answer.said == said)
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from dsv3_plugin.rollouts.judging import Judging
 from dsv3_plugin.rollouts.rows import Text, micro_batches, packed
 from dsv3_plugin.stages import log_probs
 from dsv3_plugin.stages.learning import Learning
+from dsv3_plugin.stages.reference import Reference
 from dsv3_plugin.stages.round_numbers import numbers_of
 from dsv3_plugin.training.feed import Feed
 from dsv3_plugin.training.hooks import Hook, Step
@@ -124,6 +125,7 @@ class Rounds(Hook):
     def __init__(self, run: Run, policy: Policy, learning: Learning, feed: Feed) -> None:
         self._run, self._policy, self._learning, self._feed = run, policy, learning, feed
         self._recipe: Rl = run.recipe
+        self._reference = Reference(run.folder, self._recipe.grpo.reference_interval)
         self._waiting: deque[MiniBatch] = deque()
         self._asked = self._silent = 0
         self._warned = False
@@ -199,7 +201,7 @@ class Rounds(Hook):
         self._waiting.extend(self._divided(step, groups))
 
     def _divided(self, step: Step, groups: Sequence[Group]) -> list[MiniBatch]:
-        grpo = self._recipe.grpo
+        recipe, grpo = self._recipe, self._recipe.grpo
         worth = advantages(groups, grpo.advantage) if groups else []
         parts = []
         for number in range(grpo.mini_batches):
@@ -213,8 +215,11 @@ class Rounds(Hook):
                         texts.append(Text(rollout.prompt, rollout.tokens, rollout.log_probs))
                         own.append(advantage)
             parts.append(MiniBatch(texts, own, False))
-        if self._recipe.updates > 1 and parts:
+        if self._recipe.updates > 1:
             self._add_old(step, parts)
+        if grpo.kl_weight:
+            with self._reference.in_place(step.model, step.iteration):
+                self._add("reference", log_probs.of_texts(step.model, _texts(parts), recipe), parts)
         again = [
             MiniBatch(part.texts, part.advantages, False)
             for _ in range(grpo.epochs)
@@ -225,16 +230,17 @@ class Rounds(Hook):
 
     def _add_old(self, step: Step, parts: Sequence[MiniBatch]) -> None:
         """What ratios are taken to, where the weights will have moved by then."""
-        texts = [text for part in parts for text in part.texts]
+        texts = _texts(parts)
         if self._recipe.grpo.old == "engine":
             old = [text.log_probs for text in texts]
         else:
             old = log_probs.of_texts(step.model, texts, self._recipe)
-        found = iter(old)
+        self._add("old", old, parts)
+
+    def _add(self, name: str, found: Sequence[Sequence[float]], parts: Sequence[MiniBatch]) -> None:
+        each = iter(found)
         for part in parts:
-            part.texts = [
-                Text(text.prompt, text.answer, text.log_probs, next(found)) for text in part.texts
-            ]
+            part.texts = [replace(text, **{name: next(each)}) for text in part.texts]
 
     def _look_at_mismatch(self, step: Step) -> None:
         found = self._learning.mismatch()
@@ -312,6 +318,10 @@ class Rounds(Hook):
             MiniBatch([Text(**text) for text in mini["texts"]], mini["advantages"], mini["first"])
             for mini in state["waiting"]
         )
+
+
+def _texts(parts: Sequence[MiniBatch]) -> list[Text]:
+    return [text for part in parts for text in part.texts]
 
 
 def _data_parallel() -> tuple[int, int]:

@@ -26,7 +26,12 @@ LEARNED = {
     "curves": {"learning_rate": 1e-3, "batch_size": 4, "router_bias_speed": 0, "mtp_weight": 0.1},
     "rollouts": {"prompts": 4, "n": 4, "max_prompt_tokens": 24, "max_tokens": 12, "held_out_n": 3},
     # Two steps of a round, so that a checkpoint lies within one.
-    "grpo": {"mini_batches": 2, "entropy_weight": 0.01},
+    "grpo": {
+        "mini_batches": 2,
+        "entropy_weight": 0.01,
+        "kl_weight": 0.01,
+        "reference_interval": 4,
+    },
     "rewards": {"match": {}, "language": {"script": "LATIN"}},
     "parallel": {"processes": 2, "expert": 1},
     "checkpoint": {"interval": 1},
@@ -82,6 +87,10 @@ def test_a_run_tells_its_numbers(learned: Trained) -> None:
     )
     assert asked["rl/answer_tokens_max"] <= LEARNED["rollouts"]["max_tokens"]
     assert all("rl/entropy" in lines[step] for step in range(1, STEPS + 1))
+    # The reference is the model of step 1, and then that of step 5, to which nothing differs.
+    divergences = [lines[step]["rl/kl"] for step in range(1, STEPS + 1)]
+    assert max(divergences[0], divergences[4]) < 1e-9
+    assert min(divergences[1], divergences[2], divergences[3], divergences[5]) > 1e-7
     assert "reward 0." in learned.ended.output
     assert "Done: step 6" in learned.ended.output
 

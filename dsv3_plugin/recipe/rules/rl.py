@@ -75,11 +75,15 @@ def rewards(recipe: Recipe) -> Iterator[str]:
     if not recipe.rewards:
         yield "rewards is empty: name one at least"
     for name, reward in recipe.rewards.items():
-        if name not in NAMED_REWARDS and "." not in name:
+        if name not in NAMED_REWARDS and "." not in name and reward.address is None:
             yield (
-                f"rewards: there is no {name!r}; take one of {', '.join(NAMED_REWARDS)}, or the "
-                f"dotted path of a function"
+                f"rewards: there is no {name!r}; take one of {', '.join(NAMED_REWARDS)}, the "
+                f"dotted path of a function, or give it the address of a reward model"
             )
+        if name in NAMED_REWARDS and reward.address is not None:
+            yield f"rewards.{name} is judged here: give the reward model another name"
+        if reward.key_variable is not None and reward.address is None:
+            yield f"rewards.{name}.key_variable is for a reward model: give its address"
         for key, owner in (("margin", "length"), ("script", "language")):
             given = getattr(reward, key) is not None
             if given and name != owner:
