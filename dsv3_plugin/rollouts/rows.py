@@ -87,7 +87,8 @@ def _row(
         row["loss_mask"][learned] = 1
         row["answers"][learned] = number
         for name in kept:
-            row[name][learned] = torch.tensor(getattr(text, name))
+            if (logs := getattr(text, name)) is not None:
+                row[name][learned] = torch.tensor(logs)
         row["position_ids"][start:end] = torch.arange(len(text))
         row["padding_mask"][start:end] = False
         start = end
