@@ -133,9 +133,9 @@ class Web:
         """
         return self._portal.start_task_soon(self._asked, "POST", path, body, patient)
 
-    def get(self, path: str) -> Future[Any]:
+    def get(self, path: str, *, patient: bool = True) -> Future[Any]:
         """The same without a body."""
-        return self._portal.start_task_soon(self._asked, "GET", path, None, True)
+        return self._portal.start_task_soon(self._asked, "GET", path, None, patient)
 
     async def _open(self) -> None:
         self._turns = anyio.Semaphore(self._at_once)

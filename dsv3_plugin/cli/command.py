@@ -19,6 +19,7 @@ from dsv3_plugin.cli.balance import balance
 from dsv3_plugin.cli.compare import inspect, verify
 from dsv3_plugin.cli.convert import export, import_
 from dsv3_plugin.cli.data import data
+from dsv3_plugin.cli.distill import distill
 from dsv3_plugin.cli.doctor import doctor
 from dsv3_plugin.cli.evaluate import evaluate
 from dsv3_plugin.cli.infer import generate, logits
@@ -86,6 +87,7 @@ app.command()(schedule)
 app.command()(logits)
 app.command()(generate)
 app.command()(serve)
+app.command()(distill)
 app.command("import")(import_)
 app.command()(export)
 app.command()(verify)

@@ -98,6 +98,42 @@ def phases() -> Iterator[Callable[[str, int, int | None], None] | None]:
 
 
 @contextlib.contextmanager
+def problems_done(total: int) -> Iterator[Callable[[int, int], None]]:
+    """Shows how many problems are answered; in a log, a line every half minute.
+
+    Yields what is to be called with (problems done, answers kept).
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        last = time.monotonic()
+
+        def tell(done: int, kept: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _LOG_SECONDS:
+                last = time.monotonic()
+                note(f"{done:,} of {total:,} problems answered, {kept:,} answers kept")
+
+        yield tell
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[kept]:,} kept"),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("answering", total=total, kept=0)
+        yield lambda done, kept: bar.update(task, completed=done, kept=kept)
+
+
+@contextlib.contextmanager
 def children_done(total: int) -> Iterator[Callable[[], None]]:
     """Shows how many of some processes have ended, on a terminal alone; yields what one calls."""
     console = Console(stderr=True)

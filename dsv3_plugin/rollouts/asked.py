@@ -54,7 +54,7 @@ def asked_by(
         if len(tokens) > longest:
             left_out.add(PROMPTS, f"longer than {longest} tokens", prompt.where)
             continue
-        found.append(Asked(prompt, text, tokens, _opened(text)))
+        found.append(Asked(prompt, text, tokens, opened_by(text)))
     if not found:
         raise UserError(
             f"no prompt has {longest} tokens or less: raise rollouts.max_prompt_tokens."
@@ -62,6 +62,6 @@ def asked_by(
     return found
 
 
-def _opened(text: str) -> str:
+def opened_by(text: str) -> str:
     """The end of a prompt by which a template begins thoughts."""
     return text[text.rindex(_THINK) :] if text.rstrip().endswith(_THINK) else ""

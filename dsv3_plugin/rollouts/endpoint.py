@@ -48,6 +48,7 @@ class Endpoint:
         key: what the server wants to know.
         patience: with it.
         at_once: requests at most.
+        may_be_starting: whether it is waited for at first, too.
 
     Attributes:
         model: its name.
@@ -64,11 +65,17 @@ class Endpoint:
         key: str | None = None,
         patience: Patience = LONG,
         at_once: int = 64,
+        may_be_starting: bool = True,
     ) -> None:
         self.address = address.rstrip("/").removesuffix(_VERSION)
         self._web = Web(self.address, key=key, patience=patience, at_once=at_once)
         try:
-            self.model = model or self._only_model()
+            names = self._models(may_be_starting)
+            if model is None and len(names) != 1:
+                raise UserError(
+                    f"{self.address} has {len(names)} models ({', '.join(names[:8])}): name one."
+                )
+            self.model = model or names[0]
         except BaseException:
             self._web.close()
             raise
@@ -88,18 +95,6 @@ class Endpoint:
         """How often requests failed and were made again, by the reason."""
         return dict(self._web.repeated)
 
-    def ask(self, path: str, body: Any = None) -> Any:
-        """What the server answers to something that it has to answer.
-
-        Raises:
-            UserError: it does not.
-        """
-        asked = self._web.get(path) if body is None else self._web.post(path, body)
-        try:
-            return asked.result()
-        except Unanswered as error:
-            raise UserError(f"{self.address} {sentence_of(error)}.") from None
-
     def complete(
         self, prompt: str | Sequence[int], sampling: SamplingParameters, *, reported: bool
     ) -> "Future[Any]":
@@ -116,24 +111,33 @@ class Endpoint:
             body |= {"logprobs": 1, "return_token_ids": True}
         return self._web.post(f"{_VERSION}/completions", body)
 
-    def chat(self, conversation: Conversation, sampling: SamplingParameters) -> "Future[Any]":
-        """Answers to a conversation; `choices_of` reads what comes."""
+    def chat(
+        self, conversation: Conversation, sampling: SamplingParameters, max_tokens: int | None
+    ) -> "Future[Any]":
+        """One answer to a conversation; `choices_of` reads what comes.
+
+        Args:
+            conversation: to answer.
+            sampling: how.
+            max_tokens: of the answer; None: what the server allows.
+        """
         body = {"model": self.model, "messages": conversation.messages, **_asked(sampling)}
+        del body["max_tokens"], body["n"]
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
         if conversation.tools:
             body["tools"] = conversation.tools
         return self._web.post(f"{_VERSION}/chat/completions", body)
 
-    def _only_model(self) -> str:
-        said = self.ask(f"{_VERSION}/models")
+    def _models(self, patient: bool) -> list[str]:
+        """Names of the models that are served."""
         try:
-            names = [str(model["id"]) for model in said["data"]]
+            said = self._web.get(f"{_VERSION}/models", patient=patient).result()
+            return [str(model["id"]) for model in said["data"]]
+        except Unanswered as error:
+            raise UserError(f"{self.address} {sentence_of(error)}.") from None
         except (TypeError, KeyError):
             raise UserError(f"{self.address} tells no models at {_VERSION}/models.") from None
-        if len(names) != 1:
-            raise UserError(
-                f"{self.address} has {len(names)} models ({', '.join(names[:8])}): name one."
-            )
-        return names[0]
 
 
 def sentence_of(error: Unanswered) -> str:

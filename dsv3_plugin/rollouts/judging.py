@@ -6,14 +6,11 @@ from contextlib import ExitStack
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.rl import Reward, Rl
-from dsv3_plugin.rewards import code, forms, mathematics
-from dsv3_plugin.rewards.functions import named
+from dsv3_plugin.rewards import forms
+from dsv3_plugin.rewards.by_name import COMPARING, judge_of
 from dsv3_plugin.rewards.http import RewardModel
 from dsv3_plugin.rewards.verdict import Attempt, Judge, Judged, Weighted, judged
-from dsv3_plugin.rewards.workers import Workers
 from dsv3_plugin.rollouts.prompts import RewardNames
-
-_COMPARING = ("accuracy", "match", "code")
 
 
 class Judging:
@@ -33,7 +30,7 @@ class Judging:
     def names(self) -> RewardNames:
         """Which rewards prompts may name; those that name none are judged by all."""
         known = tuple(self._rewards)
-        return RewardNames(known, known, [name for name in known if name in _COMPARING])
+        return RewardNames(known, known, [name for name in known if name in COMPARING])
 
     @classmethod
     def of(cls, recipe: Rl) -> "Judging":
@@ -70,23 +67,11 @@ class Judging:
     def _judge(self, name: str, reward: Reward) -> Judge:
         if reward.address is not None:
             return self._stack.enter_context(_model(name, reward)).judge
-        match name:
-            case "match":
-                return forms.match
-            case "format":
-                return forms.tags
-            case "length":
-                return forms.within(self._max_tokens, reward.margin)
-            case "language":
-                return forms.in_script(reward.script)
-            case "accuracy":
-                score = mathematics.accuracy
-            case "code":
-                score = code.passes
-            case _:
-                score = named(name)
-        processes = min(8, len(os.sched_getaffinity(0)))
-        return self._stack.enter_context(Workers(processes, reward.seconds)).judge_by(score)
+        if name == "length":
+            return forms.within(self._max_tokens, reward.margin)
+        if name == "language":
+            return forms.in_script(reward.script)
+        return judge_of(name, reward.seconds, self._stack)
 
 
 def _model(name: str, reward: Reward) -> RewardModel:
