@@ -34,8 +34,8 @@ def distill(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="What accepts answers, where a prompt names nothing: accuracy, match, code, format, "
-            "package.module.function, or the URL of a reward model; by default accuracy.",
+            help="What accepts answers, where a prompt names nothing: accuracy, match, code, "
+            "format, package.module.function, or a reward model's URL; by default accuracy.",
         ),
     ] = None,
     at_least: Annotated[float, typer.Option(help="Each reward of an answer that is kept.")] = 1.0,
