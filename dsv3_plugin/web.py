@@ -24,7 +24,7 @@ _MOST_BYTES = 2**28
 """Of an answer: 1,024 texts of 128K tokens at 2 bytes each; reports of a token take some 100."""
 _SAID = 200
 """Characters of a refusal that are told."""
-_REPEATED = (408, 425, 429)
+_REPEATED = (408, 409, 425, 429)
 """Statuses below 500 that mean: later."""
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.errors import UserError
@@ -12,6 +12,13 @@ from dsv3_plugin.web import Patience, Refused, Unanswered, Web
 
 LONG = Patience(attempt=3600.0, outage=600.0)
 """With a server that makes long answers, and may be started again meanwhile."""
+
+Update = Literal["weights", "sglang"]
+"""How a server is told to take weights from a folder: as `dsv3 serve` is, or as SGLang."""
+_UPDATES: Mapping[Update, tuple[str, str]] = {
+    "weights": ("/v1/weights", "path"),
+    "sglang": ("/update_weights_from_disk", "model_path"),
+}
 
 _REASONS: Mapping[Any, FinishReason] = {"stop": "stop", "length": "length"}
 _VERSION = "/v1"
@@ -29,6 +36,7 @@ class Choice:
         prompt: token ids as the server has them; None where it does not say.
         tokens: of the answer, likewise.
         log_probs: of these, likewise.
+        versions: of the weights that each comes from, as the server counts them, likewise.
     """
 
     text: str
@@ -37,6 +45,7 @@ class Choice:
     prompt: tuple[int, ...] | None
     tokens: tuple[int, ...] | None
     log_probs: tuple[float, ...] | None
+    versions: tuple[int, ...] | None
 
 
 class Endpoint:
@@ -129,6 +138,34 @@ class Endpoint:
             body["tools"] = conversation.tools
         return self._web.post(f"{_VERSION}/chat/completions", body)
 
+    def take_weights(self, folder: str, by: Update = "weights") -> int | None:
+        """Have the server take other weights of its model; returns once it serves them.
+
+        Args:
+            folder: of Hugging Face's form (of `dsv3 serve` a checkpoint, too), as it is there.
+            by: how it is told.
+
+        Returns:
+            The server's number of them, where it has one.
+
+        Raises:
+            UserError: it does not take them.
+        """
+        path, key = _UPDATES[by]
+        try:
+            said = self._web.post(path, {key: folder}).result()
+        except Unanswered as error:
+            raise UserError(
+                f"{self.address} does not take the weights of {folder}: it {sentence_of(error)}."
+            ) from None
+        said = said if isinstance(said, dict) else {}
+        if said.get("success") is False:
+            raise UserError(
+                f"{self.address} does not take the weights of {folder}: {said.get('message')}."
+            )
+        version = said.get("version")
+        return version if type(version) is int else None
+
     def _models(self, patient: bool) -> list[str]:
         """Names of the models that are served."""
         try:
@@ -176,6 +213,7 @@ def _choice(told: Mapping[str, Any]) -> Choice:
         prompt=_ids(told.get("prompt_token_ids")),
         tokens=_ids(tokens),
         log_probs=_log_probs(told.get("logprobs")),
+        versions=_ids(told.get("weights_versions")),
     )
 
 

@@ -9,13 +9,19 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from dsv3_plugin.data.tokenizer import TextTokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.requests import SamplingParameters
-from dsv3_plugin.rollouts.endpoint import Choice, Endpoint, choices_of, sentence_of
+from dsv3_plugin.rollouts.endpoint import (
+    Choice,
+    Endpoint,
+    Update,
+    choices_of,
+    sentence_of,
+)
 from dsv3_plugin.rollouts.rollout import Rollout
 from dsv3_plugin.rollouts.same_tokenizer import refuse_other_tokenizer
 from dsv3_plugin.web import Unanswered
@@ -26,6 +32,19 @@ class Tokens(Protocol):
 
     @property
     def tokens(self) -> tuple[int, ...]: ...
+
+
+_ROUNDS = 4
+"""A server is started again now and then, and not during each of four rounds of answers."""
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Weights that a server was given, how, and its own number of them."""
+
+    folder: str
+    by: Update
+    number: int | None
 
 
 class OpenAi:
@@ -42,6 +61,7 @@ class OpenAi:
 
     Attributes:
         version: of the weights that the server was given, from 0.
+        made_again: answers of other weights than those, which were asked for again.
         lost: answers that did not come, by the reason.
 
     Raises:
@@ -58,13 +78,27 @@ class OpenAi:
         ends: frozenset[int],
     ) -> None:
         self.endpoint, self.version = endpoint, 0
+        self.made_again = 0
+        self._given: _Given | None = None
         self.lost: Counter[str] = Counter()
         self._sampling, self._ends = sampling, ends
         self._vocabulary = vocabulary
         refuse_other_tokenizer(endpoint, tokenizer, longest)
 
+    def hand_on(self, folder: str, by: Update = "weights") -> None:
+        """Have the server go on with the weights in a folder, which are those of the next version.
+
+        Raises:
+            UserError: it does not take them.
+        """
+        self._given = _Given(folder, by, self.endpoint.take_weights(folder, by))
+        self.version += 1
+
     def answers(self, asked: Sequence[Tokens], n: int, seeds: Sequence[int]) -> list[list[Rollout]]:
         """n answers to each prompt, or fewer where the server fails at some.
+
+        A server that was started again has the weights that it began with: it is given those of
+        this version once more, and what it has answered with others is asked again.
 
         Args:
             asked: the prompts.
@@ -72,8 +106,31 @@ class OpenAi:
             seeds: of each prompt's answers.
 
         Raises:
-            UserError: not one answer came.
+            UserError: not one answer came, or the server does not keep the weights it is given.
         """
+        groups: list[list[Rollout]] = [[] for _ in asked]
+        left = list(range(len(asked)))
+        for _ in range(_ROUNDS):
+            found = self._asked([asked[i] for i in left], n, [seeds[i] for i in left])
+            groups_of = dict(zip(left, found, strict=True))
+            left = [i for i, group in groups_of.items() if group is None]
+            for place, group in groups_of.items():
+                groups[place] = group or []
+            if not left:
+                return groups
+            self.made_again += n * len(left)
+            given = self._given
+            number = self.endpoint.take_weights(given.folder, given.by)
+            self._given = replace(given, number=number)
+        raise UserError(
+            f"{self.endpoint.address} has answered with other weights than it was given, "
+            f"{_ROUNDS} times: nobody else may give it any."
+        )
+
+    def _asked(
+        self, asked: Sequence[Tokens], n: int, seeds: Sequence[int]
+    ) -> list[list[Rollout] | None]:
+        """Answers to each prompt; None where some are of other weights than those given."""
         futures = [
             self.endpoint.complete(
                 list(one.tokens), replace(self._sampling, n=n, seed=seed), reported=True
@@ -85,21 +142,30 @@ class OpenAi:
             self._group(one.tokens, future, n, problems)
             for one, future in zip(asked, futures, strict=True)
         ]
-        if problems and not any(groups):
+        if len(problems) == len(groups) and problems:
             raise UserError(f"{self.endpoint.address} {sentence_of(problems[0])}: no answer came.")
         return groups
 
     def _group(
         self, prompt: tuple[int, ...], future: "Future[Any]", n: int, problems: list[Unanswered]
-    ) -> list[Rollout]:
+    ) -> list[Rollout] | None:
         try:
             choices = choices_of(future.result(), n)
         except Unanswered as error:
             problems.append(error)
             self.lost[sentence_of(error)] += n
             return []
+        if any(self._is_of_others(choice) for choice in choices):
+            return None
         found = [self._rollout(prompt, choice) for choice in choices]
         return [rollout for rollout in found if rollout is not None]
+
+    def _is_of_others(self, choice: Choice) -> bool:
+        """Whether tokens come from other weights than the server was given, as far as it says."""
+        given = self._given
+        if given is None or given.number is None or choice.versions is None:
+            return False
+        return any(version != given.number for version in choice.versions)
 
     def _rollout(self, prompt: tuple[int, ...], choice: Choice) -> Rollout | None:
         tokens, values = choice.tokens, choice.log_probs

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor as Threads
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from starlette.requests import Request as Asked
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from dsv3_plugin.checkpoint import export_hf
 from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer, train_bpe
 from dsv3_plugin.distributed.world import single_process
@@ -103,6 +105,52 @@ def test_a_server_that_is_killed_in_the_middle_is_waited_for(
         running.send(signal.SIGKILL).end()
 
 
+def test_weights_are_handed_on_and_not_lost_with_the_server(
+    tokenizer: TextTokenizer, trained: Trained, tmp_path: Path
+) -> None:
+    earlier = trained.checkpoints / "iter_0000004"
+    export_hf(earlier, tmp_path / "hf")
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    serve = ("serve", "--checkpoint", trained.checkpoints, "--port", str(port))
+    serve += ("--weights-root", tmp_path)
+    running = Command.forked(*serve, DSV3_API_KEY="secret")
+    try:
+        with Endpoint(address, key="secret", patience=PATIENT) as endpoint:
+            source = rollouts(endpoint, tokenizer)
+            (before,) = source.answers(PROMPTS[:1], 2, [7])
+            source.hand_on("hf")
+            (after,) = source.answers(PROMPTS[:1], 2, [7])
+            assert (source.version, source.made_again) == (1, 0)
+            running.send(signal.SIGKILL).end()
+            running = Command.forked(*serve, DSV3_API_KEY="secret")
+            assert source.answers(PROMPTS[:1], 2, [7]) == [after]
+            assert (source.version, source.made_again) == (1, 2)
+            with pytest.raises(
+                UserError, match=r"does not take the weights of nowhere: it refuses"
+            ):
+                source.hand_on("nowhere")
+    finally:
+        running.send(signal.SIGKILL).end()
+    assert {rollout.versions for rollout in before} == {(0,) * 12}
+    with single_process():
+        model, _ = load_for_inference(earlier)
+        engine = Engine(model, EngineSettings(2**24))
+        sampling = dataclasses.replace(SAMPLING, n=2, seed=7)
+        done = engine.run([Request(PROMPTS[0].tokens, sampling)])
+    for mine, other in zip(after, done, strict=True):
+        assert (list(mine.tokens), mine.versions) == (other.tokens, (1,) * 12)
+        assert mine.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+
+
+def test_a_server_that_fails_at_weights_is_said(tokenizer: TextTokenizer) -> None:
+    def change(_reply: dict, _body: dict) -> None: ...
+
+    with other(tokenizer, change) as endpoint:
+        assert endpoint.take_weights("there", "sglang") is None
+        with pytest.raises(UserError, match="weights of nowhere: no such folder"):
+            endpoint.take_weights("nowhere", "sglang")
+
+
 def drawn_tokens(address: str) -> float:
     """How many tokens of answers a server has made."""
     with urllib.request.urlopen(f"{address}/metrics", timeout=300) as page:
@@ -120,6 +168,10 @@ class Other:
 
     async def models(self, _request: Asked) -> JSONResponse:
         return JSONResponse({"data": [{"id": "other"}]})
+
+    async def update(self, request: Asked) -> JSONResponse:
+        fails = (await request.json())["model_path"] == "nowhere"
+        return JSONResponse({"success": not fails, "message": "no such folder" if fails else ""})
 
     async def complete(self, request: Asked) -> JSONResponse:
         body = await request.json()
@@ -152,6 +204,7 @@ def other(tokenizer: TextTokenizer, change: Callable[[dict, dict], Any]) -> Iter
     server = Other(tokenizer, change)
     routes = [
         Route("/v1/models", server.models),
+        Route("/update_weights_from_disk", server.update, methods=["POST"]),
         Route("/v1/completions", server.complete, methods=["POST"]),
     ]
     with (
