@@ -95,7 +95,7 @@ test-rl: .venv-rl/.installed
 	@touch $@
 
 test-harness: .venv-harness/.installed
-	@.venv-harness/bin/python -m pytest -m harness tests/evaluation
+	@.venv-harness/bin/python -m pytest -m harness tests/evaluation tests/inference/server
 
 # With Transformer Engine where it is there: in .venv-te, or (its wheel, on a GPU machine) in .venv.
 # One process: the tests share the GPUs, and must not share a process with those of the CPU host.

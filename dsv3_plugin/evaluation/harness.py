@@ -134,6 +134,9 @@ def adapter_of(
     prefix = begin if isinstance(begin, int) else tokenizer.eos_id
     ends = end_ids(tokenizer.folder, tokenizer.eos_id)
 
+    def said_of(ids: Sequence[int]) -> str:
+        return tokenizer.backend.decode(list(ids), skip_special_tokens=True)
+
     def counted(phase: str, count: int) -> Callable[[], None]:
         done = iter(range(1, count + 1))
         return lambda: progress(phase, next(done), count) if progress else None
@@ -209,7 +212,7 @@ def adapter_of(
             texts, done = [""] * len(asked), counted("writing", len(asked))
             for place, answer in completions(engine, asked):
                 sampling = asked[place].sampling
-                stream = TextStream(tokenizer.decode, sampling.stop, sampling.stop_tokens)
+                stream = TextStream(said_of, sampling.stop, sampling.stop_tokens)
                 texts[place] = stream.add(answer.tokens) + stream.end()
                 done()
             return texts

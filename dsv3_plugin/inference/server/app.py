@@ -269,7 +269,7 @@ class Server:
             Choice(
                 number * sampling.n + answer,
                 prompt,
-                TextStream(self.words.decode, sampling.stop, sampling.stop_tokens),
+                TextStream(self.words.said, sampling.stop, sampling.stop_tokens),
                 thinking(),
             )
             for number, prompt in enumerate(prompts)

@@ -17,7 +17,8 @@ class Words:
 
     Attributes:
         encode: token ids of a text, with those that every text begins with, or without.
-        decode: text of token ids.
+        decode: text of token ids, special tokens spelled out.
+        said: text of an answer, without them, as other servers tell it.
         prompt: the text that asks for a conversation's next turn.
         spelling: of single tokens.
         ends: tokens that end an answer.
@@ -25,6 +26,7 @@ class Words:
 
     encode: Callable[[str, bool], list[int]]
     decode: Callable[[Sequence[int]], str]
+    said: Callable[[Sequence[int]], str]
     prompt: Callable[[Conversation], str]
     spelling: Spelling
     ends: frozenset[int]
@@ -46,5 +48,8 @@ def words_of(tokenizer: TextTokenizer) -> Words:
     def encode(text: str, special: bool) -> list[int]:
         return tokenizer.backend.encode(text, add_special_tokens=special).ids
 
+    def said(ids: Sequence[int]) -> str:
+        return tokenizer.backend.decode(list(ids), skip_special_tokens=True)
+
     ends = end_ids(tokenizer.folder, tokenizer.eos_id)
-    return Words(encode, tokenizer.decode, prompt, Spelling.of(tokenizer), ends)
+    return Words(encode, tokenizer.decode, said, prompt, Spelling.of(tokenizer), ends)
