@@ -1,0 +1,86 @@
+"""What a round of answers says when something is wrong with it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dsv3_plugin.distributed.world import single_process
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.grpo.mismatch import Mismatch, together
+from dsv3_plugin.recipe.rl import Grpo
+from dsv3_plugin.rollouts.groups import Group, Scored
+from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.stages.learning import switches_of
+from dsv3_plugin.stages.rounds import Rounds
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world():
+    with single_process():
+        yield
+
+
+def rounds(told: list[str], found: Mismatch = Mismatch(0.5, 0.1, 0.01, 0.2), **grpo) -> Rounds:
+    recipe = SimpleNamespace(grpo=Grpo(**grpo), mismatch_limit=1e-5)
+    folder = SimpleNamespace(samples=Path("samples"))
+    run = SimpleNamespace(recipe=recipe, folder=folder, tell=told.append)
+    return Rounds(run, None, SimpleNamespace(mismatch=lambda: found), None)
+
+
+def step(iteration: int) -> SimpleNamespace:
+    return SimpleNamespace(iteration=iteration, numbers={})
+
+
+@pytest.mark.parametrize("what", ["warn", "correct"])
+def test_a_mismatch_is_said_once_and_told_at_every_round(what: str) -> None:
+    told: list[str] = []
+    hook = rounds(told, on_mismatch=what)
+    for number in (1, 2):
+        hook.after_backward(seen := step(number))
+        assert seen.numbers == {
+            "rl/mismatch_max": 0.5, "rl/mismatch_mean": 0.1, "rl/mismatch_kl": 0.01,
+            "rl/mismatch_beyond_clip": 0.2,
+        }  # fmt: skip
+    [sentence] = told
+    assert sentence.startswith("In step 1 the engine's log-probabilities differ")
+    assert (switches_of(Grpo(on_mismatch=what)).correction is not None) == (what == "correct")
+
+
+def test_a_mismatch_stops_the_run_before_the_step() -> None:
+    with pytest.raises(UserError, match=r"step 7: .* up to 0\.5 nats .*: the step is not taken"):
+        rounds([], on_mismatch="stop").after_backward(step(7))
+
+
+def test_what_is_within_the_limit_is_not_said() -> None:
+    told: list[str] = []
+    near = Mismatch(1e-6, 1e-7, 0.0, 0.0)
+    rounds(told, near, on_mismatch="stop").after_backward(step(1))
+    assert not told
+
+
+def test_ranks_are_weighed_by_their_tokens() -> None:
+    found = together([(Mismatch(0.5, 0.1, 0.0, 1.0), 1), (Mismatch(0.2, 0.0, 0.4, 0.0), 3)])
+    assert found == Mismatch(0.5, pytest.approx(0.025), pytest.approx(0.3), 0.25)
+    assert together([]) == Mismatch(0.0, 0.0, 0.0, 0.0)
+
+
+def group(*rewards: float | None) -> Group:
+    rollout = Rollout((1,), (2,), (-1.0,), "stop", (0,))
+    answers = tuple(Scored(rollout, "", reward, {}, {}, False, "") for reward in rewards)
+    return Group("", "", "", answers)
+
+
+def test_equal_rewards_for_long_are_said_with_the_advice() -> None:
+    told: list[str] = []
+    hook = rounds(told)
+    for _ in range(9):
+        hook._say_silence([group(0.25, 0.25), group(0.75, None, 0.75)])
+    hook._say_silence([group(0.0, 0.0), group(0.0, 1.0)])
+    assert not told
+    for _ in range(25):
+        hook._say_silence([group(0.25, 0.25), group(0.75, None, 0.75)])
+    [sentence] = told
+    assert "For 10 rounds all answers to a prompt have had equal rewards (mean 0.5)" in sentence
+    assert "rollouts.n" in sentence
+    assert str(Path("samples")) in sentence
