@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from dsv3_plugin.inference.engine import Engine
 from dsv3_plugin.inference.requests import Completion, Request, SamplingParameters
 
+_CERTAIN = 1e30
+"""Added to a token's logit: more than any other has, and FP32 has it."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -42,7 +45,7 @@ def scored(
                 SamplingParameters(
                     max_tokens=1,
                     temperature=0.0,
-                    logit_bias={last: math.inf},
+                    logit_bias={last: _CERTAIN},
                     top_log_probs=1,
                     prompt_log_probs=True,
                 ),
