@@ -13,7 +13,9 @@ import uvicorn
 def served(application: Any, port: int = 0) -> Iterator[str]:
     """The address at which an application answers while the block runs."""
     with socket.create_server(("127.0.0.1", port)) as bound:
-        settings = uvicorn.Config(application, log_level="critical", timeout_graceful_shutdown=0)
+        # Without uvicorn's own logging, which closes what other libraries log into: absl's handler
+        # has taken pytest's standard error.
+        settings = uvicorn.Config(application, log_config=None, timeout_graceful_shutdown=0)
         runner = uvicorn.Server(settings)
         thread = threading.Thread(target=runner.run, args=([bound],))
         thread.start()

@@ -22,7 +22,7 @@ PATIENCE_S = 300
 def listening(server):
     """The server's address."""
     with socket.create_server(("127.0.0.1", 0)) as bound:
-        runner = uvicorn.Server(uvicorn.Config(server.application(), log_level="error"))
+        runner = uvicorn.Server(uvicorn.Config(server.application(), log_config=None))
         thread = threading.Thread(target=runner.run, args=([bound],))
         thread.start()
         try:
