@@ -31,6 +31,10 @@ class MetricsFile:
         for _, record in self._lines():
             yield record
 
+    def damaged_lines(self) -> list[int]:
+        """Numbers, from 1, of the lines that are no records."""
+        return [n for n, line in enumerate(self._raw_lines(), start=1) if _record(line) is None]
+
     def append(self, record: Record) -> None:
         """Add one record. Raises UserError if a link lies where the file belongs."""
         with append_to(self.path) as file:
@@ -50,10 +54,13 @@ class MetricsFile:
         return Follower(self.path)
 
     def _lines(self) -> Iterator[tuple[bytes, Record]]:
+        return _whole_lines(self._raw_lines())
+
+    def _raw_lines(self) -> Iterator[bytes]:
         if not self.path.is_file():  # nor a pipe, which would be waited for without end
             return
         with self.path.open("rb") as file:
-            yield from _whole_lines(iter(lambda: file.readline(_LONGEST_LINE), b""))
+            yield from iter(lambda: file.readline(_LONGEST_LINE), b"")
 
 
 class Follower:
@@ -101,9 +108,15 @@ def _whole_lines(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Record]]:
     """Lines that are records. What is none is passed over: a kill cuts the last of a start short,
     and what a disk damaged says nothing against the steps after it."""
     for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and type(record.get("iteration")) is int:
+        if (record := _record(line)) is not None:
             yield line, record
+
+
+def _record(line: bytes) -> Record | None:
+    """What a line says, None where it is no record."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_record = isinstance(record, dict) and type(record.get("iteration")) is int
+    return record if is_record else None

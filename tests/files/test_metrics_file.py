@@ -92,3 +92,11 @@ def test_a_follower_waits_for_a_file_that_is_not_there_yet(metrics):
     assert follower.new_records() == []
     metrics.append(record(1))
     assert len(follower.new_records()) == 1
+
+
+def test_damaged_lines_are_known_by_their_numbers(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    assert file.damaged_lines() == []
+    file.path.write_bytes(b'{"iteration": 1}\n{"iter\n\xff\n{"iteration": 2}\n{"loss": 1}\n[')
+    assert file.damaged_lines() == [2, 3, 5, 6]
+    assert [record["iteration"] for record in file.read()] == [1, 2]

@@ -258,15 +258,15 @@ def _of_run(path: Path, recipe: Recipe | None, cluster: Cluster) -> Measurements
 
 def _records(path: Path) -> tuple[list[Record], list[str]]:
     """Whole lines of a run's metrics, and a sentence on a last one that is not."""
-    with path.open("rb") as file:
-        lines = sum(1 for _ in file)
-    records = MetricsFile(path).read()
+    metrics = MetricsFile(path)
+    records, damaged = metrics.read(), metrics.damaged_lines()
+    lines = len(records) + len(damaged)
     if not lines:
         raise UserError(f"{path}: is empty.")
-    if len(records) < lines - 1:
-        raise UserError(f"{path}: line {len(records) + 1} is no record, and others follow it.")
+    if damaged and damaged[0] < lines:
+        raise UserError(f"{path}: line {damaged[0]} is no record, and others follow it.")
     notes = []
-    if len(records) < lines:
+    if damaged:
         notes.append(
             f"{path}: its last line is cut off, as by a run that was ended while it wrote; "
             f"{len(records)} whole lines remain"
