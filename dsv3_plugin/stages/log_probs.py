@@ -10,6 +10,7 @@ from dsv3_plugin.data.batch import get_packs
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.rows import Text, micro_batches, packed
 from dsv3_plugin.stages.pretrain import chunk_inputs
+from dsv3_plugin.stages.sft import computed
 
 
 @torch.no_grad()
@@ -31,14 +32,7 @@ def of_texts(
     own: dict[int, list[float]] = {}
     for sample in micro_batches(rows, size, group.rank(), group.size()):
         batch = get_packs(iter([sample]), chunk_inputs(chunk))
-        losses = chunk(
-            batch.tokens,
-            batch.position_ids,
-            None,
-            labels=batch.labels,
-            loss_mask=batch.loss_mask,
-            packed_seq_params=batch.boundaries,
-        )
+        losses = computed(chunk, batch)
         answers = sample["answers"].flatten()
         for place in (answers >= 0).nonzero().flatten().tolist():
             own.setdefault(int(answers[place]), []).append(-float(losses.flatten()[place]))

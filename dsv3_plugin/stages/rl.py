@@ -73,14 +73,7 @@ def forward_step(
     sample = next(samples)
     batch = get_packs(iter([sample]), chunk_inputs(model))
     with entropy.of_tokens(model, learning.switches.entropy_weight > 0) as entropies:
-        output = model(
-            batch.tokens,
-            batch.position_ids,
-            None,
-            labels=batch.labels,
-            loss_mask=batch.loss_mask,
-            packed_seq_params=batch.boundaries,
-        )
+        output = sft.computed(model, batch)
     return output, partial(loss, learning, sample, entropies)
 
 

@@ -6,7 +6,7 @@ counts nowhere. The loss is that of the tokens that the assistant has said, per 
 batch, so that a conversation weighs the same whatever it is packed with.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -67,15 +67,20 @@ def forward_step(
     batch = get_packs(samples, chunk_inputs(model))
     forward = model.build_schedule_plan if return_schedule_plan else model
     with draft_acceptance.choices_of(model) as choices:
-        output = forward(
-            batch.tokens,
-            batch.position_ids,
-            None,
-            labels=batch.labels,
-            loss_mask=batch.loss_mask,
-            packed_seq_params=batch.boundaries,
-        )
+        output = computed(forward, batch)
     return output, partial(response_loss, batch, choices)
+
+
+def computed(forward: Callable[..., Any], batch: Batch) -> Any:
+    """What a chunk, or what plans its pass, makes of samples that do not see each other."""
+    return forward(
+        batch.tokens,
+        batch.position_ids,
+        None,
+        labels=batch.labels,
+        loss_mask=batch.loss_mask,
+        packed_seq_params=batch.boundaries,
+    )
 
 
 def response_loss(

@@ -1,13 +1,11 @@
 """Servers of a small model, listening on this machine."""
 
-import contextlib
-import socket
-import threading
-
-import uvicorn
+from contextlib import AbstractContextManager
 
 from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY
+from dsv3_plugin.inference.server.app import Server
 from tests import oracles
+from tests.served import served
 
 CONFIG = oracles.model_config(
     vocab_size=SMALLEST_VOCABULARY + 8, num_layers=2, moe_layer_freq="[0]*1+[1]*1",
@@ -18,15 +16,6 @@ PATIENCE_S = 300
 """With a machine that has much to do."""
 
 
-@contextlib.contextmanager
-def listening(server):
-    """The server's address."""
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        runner = uvicorn.Server(uvicorn.Config(server.application(), log_config=None))
-        thread = threading.Thread(target=runner.run, args=([bound],))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-        finally:
-            runner.should_exit = True
-            thread.join()
+def listening(server: Server) -> AbstractContextManager[str]:
+    """The server's address, while the block runs."""
+    return served(server.application())
