@@ -40,9 +40,11 @@ from dsv3_plugin.checkpoint.names import (
     tied_head,
 )
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import is_checkpoint
 from dsv3_plugin.recipe.hf_config import model_from_hf
 from dsv3_plugin.recipe.load import shipped_folder
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.places import weights_at
 
 Shape = tuple[int, ...]
 
@@ -91,7 +93,7 @@ class Findings:
 
 
 def inspect(path: str | Path) -> Findings:
-    """Looks at a Hugging Face folder, a Megatron checkpoint or one of its iterations.
+    """Looks at a Hugging Face folder, a Megatron checkpoint, one of its iterations, or a run's.
 
     Raises UserError if it is none of these, or a file of it is damaged or cut short.
     """
@@ -99,7 +101,7 @@ def inspect(path: str | Path) -> Findings:
     if not path.is_dir():
         raise UserError(f"{path} is no folder.")
     with _without_collector():
-        return _inspect(path)
+        return _inspect(weights_at(path))
 
 
 @contextlib.contextmanager
@@ -119,11 +121,10 @@ def _inspect(path: Path) -> Findings:
         # The mark of a checkpoint lies beside the iterations.
         if (folder / tracker.INCOMPLETE).exists() and (folder == path or _is_iteration(path)):
             return _inspect_unfinished(path, folder / tracker.INCOMPLETE)
-    if tracker.is_checkpoint(path):
+    if is_checkpoint(path):
         return _inspect_checkpoint(path)
     if (path / CONFIG).is_file() or any(path.glob("*.safetensors")):
         return _inspect_folder(path)
-    tracker.refuse_run_folder(path)
     raise tracker.neither(path)
 
 

@@ -12,6 +12,7 @@ from dsv3_plugin.checkpoint.restricted import restricted_reading
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.build import build_model
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.places import weights_at
 from dsv3_plugin.upstream import patching
 
 
@@ -25,7 +26,7 @@ def load_for_inference(
     Megatron's parallel state must be initialised (`distributed.world.single_process`).
 
     Args:
-        directory: an imported or trained checkpoint, saved under any parallel layout.
+        directory: of a checkpoint, imported or trained under any parallel layout, or of a run.
         dtype: of the parameters; stored values are cast.
         as_model: from the model that was trained, one of the same weights that computes otherwise
             with them (its positions).
@@ -37,7 +38,7 @@ def load_for_inference(
     from megatron.core import dist_checkpointing
 
     patching.apply(PATCHES)
-    weights = DistWeights(Path(directory))
+    weights = DistWeights(weights_at(directory))
     if weights.quantised:
         raise UserError(
             f"{directory} keeps its weights in FP8, which nothing computes with here: import the "

@@ -16,12 +16,11 @@ from dsv3_plugin.checkpoint.formats.pickles import ForeignSymbolError
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import replace_file
-from dsv3_plugin.files.run_folder import TRACKER
+from dsv3_plugin.files.run_folder import RELEASE, TRACKER
 from dsv3_plugin.recipe.kept import run_in
 
 INCOMPLETE = "INCOMPLETE"
 """Marks a conversion's target that is not finished; it is also the conversion's journal."""
-RELEASE = "release"
 
 _LONGEST = 1000
 """Bytes of a tracker file that can be meant."""
@@ -153,12 +152,6 @@ def refuse_unfinished(directory: Path) -> None:
             f"{directory} is unfinished ({INCOMPLETE} is there): finish the conversion that "
             "writes it with --resume, or remove it."
         )
-
-
-def is_checkpoint(directory: Path) -> bool:
-    """Whether a folder looks like a Megatron checkpoint, whole or not."""
-    names = (TRACKER, METADATA, RELEASE)
-    return any((directory / name).exists() for name in names) or bool(_iterations(directory))
 
 
 def _tracked(directory: Path) -> Saved | None:

@@ -22,7 +22,7 @@ _LONGEST_LIST = 20
 
 
 def verify(
-    a: Annotated[Path, typer.Argument(help="Hugging Face folder or checkpoint.")],
+    a: Annotated[Path, typer.Argument(help="Hugging Face folder, checkpoint or run.")],
     b: Annotated[
         Path | None, typer.Argument(help="The other one; `a`'s own manifest by default.")
     ] = None,
@@ -63,7 +63,7 @@ def verify(
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Hugging Face folder or checkpoint.")],
+    path: Annotated[Path, typer.Argument(help="Hugging Face folder, checkpoint or run.")],
     as_json: Json = False,
 ) -> None:
     """Say what is in a checkpoint or a Hugging Face folder, from headers alone."""

@@ -89,7 +89,7 @@ def build(
 
 @data.command("show")
 def show(
-    directory: Annotated[Path, typer.Argument(help="Folder of the dataset.")],
+    directory: Annotated[Path, typer.Argument(help="Folder of a dataset, or of a run.")],
     document: Annotated[int, typer.Option(help="Which training document to show.")] = 0,
     tokens: Annotated[int, typer.Option(help="How many tokens of it.", min=1)] = 120,
 ) -> None:
@@ -104,12 +104,14 @@ def show(
     from dsv3_plugin.data.dataset_folder import open_dataset
     from dsv3_plugin.data.indexed import decode_document
     from dsv3_plugin.data.members import members_in
+    from dsv3_plugin.recipe.places import data_at
 
-    if members := members_in(directory):
-        for number, folder in enumerate(members):
-            say_all([""] * (number > 0) + summary(open_dataset(folder)))
+    folder = data_at(directory)
+    if members := members_in(folder):
+        for number, member in enumerate(members):
+            say_all([""] * (number > 0) + summary(open_dataset(member)))
         return
-    dataset = open_dataset(directory)
+    dataset = open_dataset(folder)
     text = decode_document(dataset, document, tokens)
     say_all([*summary(dataset), "", f"document {document} begins:", ""])
     show_text(f"{text}\n")

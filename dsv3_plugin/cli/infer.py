@@ -9,7 +9,7 @@ from dsv3_plugin.terminal.lines import say, show_text
 
 
 def logits(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder, trained or imported.")],
+    checkpoint: Annotated[Path, typer.Option(help="Folder of a run, or of checkpoints.")],
     tokens: Annotated[Path, typer.Option(help=".npy file, int64 [b, s].")],
     out: Annotated[Path, typer.Option(help=".npy file to write, float32 [b, s, vocab].")],
     mtp: Annotated[
@@ -27,7 +27,9 @@ def logits(
 
 
 def generate(
-    checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder with its tokenizer.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="Folder of a run, or of checkpoints with a tokenizer.")
+    ],
     prompt: Annotated[list[str], typer.Option(help="Text to continue; several are made at once.")],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.", min=1)] = 100,
     temperature: Annotated[

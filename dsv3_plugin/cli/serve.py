@@ -11,7 +11,7 @@ from dsv3_plugin.terminal.lines import finish, say
 
 def serve(
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Checkpoint folder with its tokenizer.")
+        Path | None, typer.Option(help="Folder of a run, or of checkpoints with a tokenizer.")
     ] = None,
     hf: Annotated[Path | None, typer.Option(help="Or a Hugging Face folder.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

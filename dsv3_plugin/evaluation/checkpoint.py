@@ -14,8 +14,8 @@ from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
 from dsv3_plugin.inference.generate import generate
 from dsv3_plugin.recipe import overrides
-from dsv3_plugin.recipe.kept import run_in, run_of
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.places import run_at, weights_at
 from dsv3_plugin.recipe.validation import validate
 
 _OF_POSITIONS = (
@@ -44,11 +44,9 @@ class Place:
         Raises:
             UserError: there is no checkpoint there.
         """
-        if not tracker.is_checkpoint(path):
-            run = run_in(path)
-            if tracker.is_checkpoint(run.checkpoints):
-                return cls(run.checkpoints, run if run.recipe.is_file() else None)
-        return cls(path, run_of(tracker.find(path).parent))
+        folder = weights_at(path)
+        tracker.find(folder)
+        return cls(folder, run_at(path))
 
 
 @dataclass(frozen=True)

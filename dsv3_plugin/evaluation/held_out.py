@@ -11,10 +11,10 @@ from dsv3_plugin.data.dataset_folder import MANIFEST, Dataset, open_dataset
 from dsv3_plugin.data.index_file import read_index
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.evaluation.checkpoint import Place
-from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.common import HELD_OUT_SETS
-from dsv3_plugin.recipe.kept import section
+from dsv3_plugin.recipe.kept import data_in, section
+from dsv3_plugin.recipe.places import data_at
 
 _SUFFIXES = (".bin", ".idx")
 
@@ -84,7 +84,7 @@ def held_out_sets(place: Place, data: str | None) -> list[TokenSet]:
         UserError: there is no such data, or the run held nothing out.
     """
     if data is not None:
-        return _named_sets(named(data))
+        return _named_sets(data_at(data))
     if place.run is None:
         raise UserError(
             f"{place.folder} lies in no run's folder, so nothing says what was held out: name a "
@@ -133,8 +133,7 @@ def held_out_of(run: RunFolder) -> list[HeldOut]:
         UserError: a dataset is damaged.
     """
     data = section(run.recipe, "data")
-    path = data.get("path")
-    folder = named(path) if isinstance(path, str) else run.root / "data"
+    folder = data_in(run)
     trained_on = [folder, *sorted(place.parent for place in folder.glob(f"*/{MANIFEST}"))]
     parts = [
         HeldOut(one, TokenSet(f"the held-out part of {one.folder}", one.held_out_prefix))

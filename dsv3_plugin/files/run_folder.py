@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +18,21 @@ from dsv3_plugin.files.metrics_file import MetricsFile
 TRACKER = "latest_checkpointed_iteration.txt"
 """Upstream's file in a checkpoint folder: the number of the newest iteration, or `release`."""
 
+RELEASE = "release"
+"""In its place of an iteration: weights without a training state."""
+METADATA = ".metadata"
+"""Upstream's file in the folder of an iteration."""
+
 RECIPE = "recipe.yaml"
 """The recipe of a run, in its folder."""
 
+JOB_SCRIPT = "job.sbatch"
+"""What its job runs, in the folder `launch`, where that has a recipe too."""
+
 _LOCK = ".lock"
+
+_LONGEST_RECIPE = 2**24
+"""Bytes; what a run keeps is complete, and a batch schedule may have thousands of pieces."""
 
 _NO_FOLDER = {
     FileExistsError: "there is a file of that name",
@@ -117,9 +129,38 @@ class RunFolder:
         """Whether a process of this machine holds the folder: a run is under way."""
         return locks.is_held(self.root / _LOCK)
 
-    def write_recipe(self, yaml: str) -> None:
-        """Keep the resolved recipe."""
+    @property
+    def recipes(self) -> Path:
+        """All recipes that it was begun and continued with, in their order."""
+        return self.root / "recipes"
+
+    def write_recipe(self, yaml: str, step: int = 0) -> None:
+        """Keep the resolved recipe, and all those before it.
+
+        Args:
+            yaml: its text.
+            step: after which the run goes on with it.
+        """
+        kept = [*self._kept_recipes()]
+        before = read_plain(self.recipe, _LONGEST_RECIPE) if self.recipe.is_file() else None
+        if before is not None and not kept:  # a run of 0.1
+            kept.append(self._keep_recipe(f"1_before_step_{step}.yaml", before))
+        last = read_plain(kept[-1], _LONGEST_RECIPE) if kept else None
+        if last != yaml.encode():
+            self._keep_recipe(f"{len(kept) + 1}_from_step_{step}.yaml", yaml.encode())
         replace_file(self.recipe, yaml.encode())
+
+    def _keep_recipe(self, name: str, yaml: bytes) -> Path:
+        self.recipes.mkdir(exist_ok=True)
+        replace_file(self.recipes / name, yaml)
+        return self.recipes / name
+
+    def _kept_recipes(self) -> list[Path]:
+        numbers = {path: path.name.partition("_")[0] for path in self.recipes.glob("*_step_*.yaml")}
+        return sorted(
+            (path for path, number in numbers.items() if number.isdecimal()),
+            key=lambda path: int(numbers[path]),
+        )
 
     def steps_saved(self) -> int:
         """The step of the newest checkpoint, as the tracker file has it; 0 if there is none."""
@@ -158,6 +199,16 @@ class RunFolder:
                 if not had_logs and not self.recipe.exists():  # the last thing before training
                     shutil.rmtree(self.logs, ignore_errors=True)
                 raise
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a folder looks like one of Megatron's checkpoints, or of an iteration of them.
+
+    Whole or not.
+    """
+    if any((directory / name).exists() for name in (TRACKER, METADATA, RELEASE)):
+        return True
+    return any(re.fullmatch(r"iter_\d{7,}", path.name) for path in directory.glob("iter_*"))
 
 
 def _locked(folder: Path, what: str, key: str) -> locks.FolderLock:

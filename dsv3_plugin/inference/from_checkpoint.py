@@ -21,6 +21,7 @@ from dsv3_plugin.inference.requests import Request, SamplingParameters
 from dsv3_plugin.inference.text import TextStream
 from dsv3_plugin.inference.token_file import new_array, read_tokens, require_place
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.places import weights_at
 
 
 def write_logits(checkpoint: Path, tokens: Path, out: Path, *, mtp: bool = False) -> None:
@@ -54,7 +55,7 @@ def tokenizer_of_checkpoint(checkpoint: Path) -> TextTokenizer:
     Raises:
         UserError: there is none, or it is another.
     """
-    folder = tokenizer_folder(checkpoint)
+    folder = tokenizer_folder(weights_at(checkpoint))
     trained_on.refuse_replaced_tokenizer(folder.parent)
     return open_tokenizer(folder)
 

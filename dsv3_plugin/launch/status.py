@@ -13,19 +13,17 @@ from typing import Any
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.metrics_file import number_in
-from dsv3_plugin.files.run_folder import TRACKER, RunFolder
+from dsv3_plugin.files.run_folder import JOB_SCRIPT, TRACKER, RunFolder
 from dsv3_plugin.launch.job_record import JobRecord, record_of
 from dsv3_plugin.launch.progress import Pace
 from dsv3_plugin.launch.queue import QueuedJob, queued
 from dsv3_plugin.launch.starts import Start, starts_of
-from dsv3_plugin.recipe.kept import run_in
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.places import the_run_at
 from dsv3_plugin.recipe.schema import Recipe
 
 LAUNCHED = "recipe.yaml"
 """In a run's `launch` folder: the recipe that its job starts."""
-SCRIPT = "job.sbatch"
-"""Beside it: the script of the job."""
 
 _PACED_BY = 50
 """Records by which the time left is reckoned."""
@@ -91,24 +89,25 @@ def is_run(folder: Path) -> bool:
 
     Where its checkpoints lie, and what it was launched with, is a recipe too, and no run.
     """
-    others = any((folder / name).exists() for name in (TRACKER, SCRIPT))
+    others = any((folder / name).exists() for name in (TRACKER, JOB_SCRIPT))
     begun = RunFolder(folder).recipe.is_file() and not others
     return begun or _was_launched(folder)
 
 
 def find_run(folder: Path) -> RunFolder:
-    """The run of a folder.
+    """The run of a folder, or of the checkpoints in it.
 
     Raises:
         UserError: there is none.
     """
-    if not is_run(folder):
-        there = "holds no run" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {there}: name a run's folder, such as runs/tiny.")
-    try:
-        return run_in(folder)
-    except UserError:  # its recipe is damaged, which says nothing against the rest
+    if _was_launched(folder) and not RunFolder(folder).recipe.is_file():
         return RunFolder(folder)
+    try:
+        return the_run_at(folder)
+    except UserError:
+        if is_run(folder):  # its recipe is damaged, which says nothing against the rest
+            return RunFolder(folder)
+        raise
 
 
 def find_runs(folder: Path) -> list[RunFolder]:
@@ -119,6 +118,18 @@ def find_runs(folder: Path) -> list[RunFolder]:
     """
     below = [] if is_run(folder) else [child for child in _folders(folder) if is_run(child)]
     return [find_run(one) for one in below or [folder]]
+
+
+def all_runs(folder: Path) -> list[RunFolder]:
+    """The runs in a folder, that of the folder itself included.
+
+    Raises:
+        UserError: there is none.
+    """
+    below = runs_below(folder)
+    if not below or is_run(folder):
+        below = [find_run(folder).root, *below]
+    return [find_run(one) for one in below]
 
 
 def end_of_run(run: RunFolder) -> Callable[[], bool]:

@@ -13,18 +13,19 @@ from dsv3_plugin.files import locks
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
-from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.files.run_folder import JOB_SCRIPT, RunFolder
 from dsv3_plugin.launch import manifests, queue
 from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
 from dsv3_plugin.launch.job_script import script, torchrun
 from dsv3_plugin.launch.job_values import JobValues, of_sweep, values_of
-from dsv3_plugin.launch.status import LAUNCHED, SCRIPT
+from dsv3_plugin.launch.status import LAUNCHED
 from dsv3_plugin.launch.wanted import Wanted, wanted_runs
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.make import make_plan
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.places import run_at
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
@@ -118,7 +119,7 @@ def launch(prepared: Prepared) -> list[str]:
     for command in ("sbatch", "squeue", "scancel"):
         queue.need_slurm(command)
     values, recipes, home = prepared.values, prepared.recipes, prepared.home
-    place = home / (_SWEEP if values.is_array else SCRIPT)
+    place = home / (_SWEEP if values.is_array else JOB_SCRIPT)
     with contextlib.ExitStack() as stack:
         stack.enter_context(write_errors_as(lambda why: f"cannot write {home}: {why}"))
         for folder in dict.fromkeys([home, *(recipe.run_folder.launch for recipe in recipes)]):
@@ -168,7 +169,7 @@ def job_to_wait_for(named_so: str) -> str | None:
     """
     if re.fullmatch(r"\d+(_\d+)?", named_so, re.ASCII):
         return named_so
-    run = RunFolder(named(named_so))
+    run = run_at(named_so) or RunFolder(named(named_so))
     record = record_of(run)
     if record is None:
         raise UserError(

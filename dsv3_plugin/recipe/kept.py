@@ -40,6 +40,16 @@ def _keeps(run: RunFolder, checkpoints: Path) -> bool:
     return run.recipe.is_file() and run.checkpoints.resolve() == checkpoints.resolve()
 
 
+def data_in(run: RunFolder) -> Path:
+    """The folder of a run's data, which its recipe may have put elsewhere.
+
+    Raises:
+        UserError: the recipe cannot be read.
+    """
+    path = section(run.recipe, "data").get("path")
+    return named(path) if isinstance(path, str) else run.root / "data"
+
+
 def section(recipe: Path, name: str) -> dict[str, Any]:
     """A section of a recipe as it is written; empty where there is none.
 

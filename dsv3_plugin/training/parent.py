@@ -21,10 +21,10 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
-from dsv3_plugin.files.run_folder import RECIPE
+from dsv3_plugin.files.run_folder import RECIPE, is_checkpoint
 from dsv3_plugin.recipe.hf_config import read_hf_model
-from dsv3_plugin.recipe.kept import run_in
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.places import weights_at
 
 _OF_TRAINING = {
     "name",
@@ -77,7 +77,7 @@ def find(place: str) -> Parent:
         UserError: nothing whole is there.
     """
     path = named(place)
-    if (path / "config.json").is_file() and not tracker.is_checkpoint(path):
+    if (path / "config.json").is_file() and not is_checkpoint(path):
         model, _ = read_hf_model(path)
         return Parent(path, None, model, trained_length.of_conversion(path))
     saved = _saved(path)
@@ -98,12 +98,11 @@ def _saved(path: Path) -> Saved | None:
             )
         number = path.name.removeprefix("iter_")
         return Saved(path, int(number), False) if number.isdecimal() else Saved(path, 0, True)
-    for folder in (path, run_in(path).checkpoints):
-        if folder.is_dir():
-            tracker.refuse_unfinished(folder)
-            if saved := tracker.newest_complete(folder):
-                return saved
-    return None
+    folder = weights_at(path)
+    if not folder.is_dir():
+        return None
+    tracker.refuse_unfinished(folder)
+    return tracker.newest_complete(folder)
 
 
 def _nothing_in(path: Path) -> str:

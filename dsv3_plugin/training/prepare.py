@@ -76,7 +76,7 @@ def go_on(
     recipe = run.recipe
     resumed = saved is not None and not saved.release
     run.folder.metrics.keep_until(saved.iteration if resumed else -1)
-    run.folder.write_recipe(recipe.to_yaml())
+    run.folder.write_recipe(recipe.to_yaml(), saved.iteration if resumed else 0)
     if recipe.on_gpu(run.machine):  # NCCL makes no folders
         run.folder.flight_recorder.mkdir(exist_ok=True)
     if resumed:

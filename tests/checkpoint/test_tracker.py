@@ -120,11 +120,12 @@ def test_a_tracker_that_is_a_link_becomes_a_file(directory, tmp_path_factory):
     assert other.read_text() == "30"
 
 
-def test_the_folder_of_a_run_is_told_by_every_reader(whole, tmp_path):
+def test_the_folder_of_a_run_holds_no_weights_itself(whole, tmp_path):
+    """Whoever takes a run's folder for its weights goes by `recipe.places`."""
     shutil.copytree(whole, tmp_path / "checkpoints" / "release")
-    for read in (open_weights, inspect):
-        with pytest.raises(UserError, match=rf", and {tmp_path}/checkpoints does: name that"):
-            read(tmp_path)
+    with pytest.raises(UserError, match=rf", and {tmp_path}/checkpoints does: name that"):
+        open_weights(tmp_path)
+    assert inspect(tmp_path) == inspect(tmp_path / "checkpoints")
 
 
 def test_a_number_that_is_none_names_no_iteration(tmp_path):

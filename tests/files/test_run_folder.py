@@ -20,6 +20,31 @@ def test_everything_lies_in_the_folder_but_checkpoints_kept_elsewhere(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"iteration": 1}\n'
 
 
+def test_every_recipe_of_a_run_is_kept(tmp_path):
+    run = RunFolder(tmp_path)
+    for step, recipe in [(0, "a: 1"), (4, "a: 1"), (8, "a: 2"), (8, "a: 3"), (12, "a: 1")]:
+        run.write_recipe(recipe, step)
+    kept = {path.name: path.read_text() for path in run.recipes.iterdir()}
+    assert kept == {
+        "1_from_step_0.yaml": "a: 1",
+        "2_from_step_8.yaml": "a: 2",
+        "3_from_step_8.yaml": "a: 3",
+        "4_from_step_12.yaml": "a: 1",
+    }
+    assert run.recipe.read_text() == "a: 1"
+
+
+def test_the_recipe_of_a_run_of_0_1_is_kept(tmp_path):
+    run = RunFolder(tmp_path)
+    run.recipe.write_text("a: 1")
+    run.write_recipe("a: 1", 4)
+    run.write_recipe("a: 2", 8)
+    assert sorted(path.name for path in run.recipes.iterdir()) == [
+        "1_before_step_4.yaml",
+        "2_from_step_8.yaml",
+    ]
+
+
 @pytest.mark.parametrize(
     ("written", "steps"), [(None, 0), ("", 0), ("release", 0), ("12", 12), ("12\n", 12)]
 )

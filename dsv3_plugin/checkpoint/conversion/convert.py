@@ -59,6 +59,7 @@ from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.files.links import inside
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.places import weights_at
 
 # What upstream's loader reads from the common state of a checkpoint without a training state.
 _COMMON = {
@@ -170,8 +171,8 @@ def export_hf(
     """Turns a Megatron checkpoint, imported or trained, into a Hugging Face folder.
 
     Args:
-        checkpoint: a checkpoint folder (the iteration its tracker names) or an iteration's folder;
-            only read. Optimizer state is passed over.
+        checkpoint: a checkpoint folder (the iteration its tracker names), an iteration's folder, or
+            a run's; only read. Optimizer state is passed over.
         hf_dir: a new folder.
         dtype: type of the weights; None keeps each tensor's own, kept FP8 becoming BF16. The
             router bias keeps its type always.
@@ -193,7 +194,7 @@ def export_hf(
     if fp8_rule not in FP8_RULES:
         raise UserError(f"no FP8 rule is called '{fp8_rule}'; choose from {', '.join(FP8_RULES)}.")
     root = Path(hf_dir)
-    source = open_weights(Path(checkpoint), model=model)
+    source = open_weights(weights_at(checkpoint), model=model)
     if not isinstance(source, DistWeights):
         raise UserError(
             f"{checkpoint} is a Hugging Face folder, not a Megatron checkpoint: dsv3 import is the "

@@ -24,6 +24,7 @@ from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.checkpoint.formats.target import Target
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.recipe.places import weights_at
 
 ALGORITHM = "CRC-32 (zlib) of the tensor's bytes in row-major order"
 
@@ -100,7 +101,7 @@ def check(path: str | Path, *, workers: int = 2, progress: Progress | None = Non
 
     Raises UserError if it cannot be read, is not whole, or has no manifest.
     """
-    weights = open_weights(Path(path))
+    weights = open_weights(weights_at(path))
     listed = _listed(weights)
     if not listed:
         raise UserError(

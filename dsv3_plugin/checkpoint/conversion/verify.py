@@ -21,6 +21,7 @@ from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.checkpoint.formats.mapped import same_bytes
 from dsv3_plugin.checkpoint.names import SCALE, Entry
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.places import weights_at
 
 _TRAINED_WITH = frozenset(
     {"name", "init_method_std", "moe_aux_loss_coeff", "moe_router_load_balancing_type"}
@@ -61,7 +62,7 @@ def verify(
     without_mtp: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compares any two of {Hugging Face folder, Megatron checkpoint}.
+    """Compares any two of {Hugging Face folder, Megatron checkpoint, run's folder}.
 
     Args:
         a, b: the folders; only read.
@@ -74,7 +75,7 @@ def verify(
     Raises UserError if one of them cannot be read or is not whole.
     """
     left, right = (
-        open_weights(Path(path), allow_pickle=allow_pickle, without_mtp=without_mtp)
+        open_weights(weights_at(path), allow_pickle=allow_pickle, without_mtp=without_mtp)
         for path in (a, b)
     )
     differences, absent = _configuration(left.model, right.model, a, b), []

@@ -34,6 +34,7 @@ from dsv3_plugin.checkpoint.names import (
     tied_head,
 )
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import is_checkpoint
 from dsv3_plugin.recipe.hf_config import assumed, model_from_hf, published
 from dsv3_plugin.recipe.model import ModelConfig
 
@@ -281,7 +282,7 @@ def open_weights(
     if not path.is_dir():
         raise UserError(f"{path} is no folder.")
     tracker.refuse_unfinished(path)
-    if tracker.is_checkpoint(path):
+    if is_checkpoint(path):
         return DistWeights(path, model)
     tracker.refuse_run_folder(path)
     if not (path / CONFIG).is_file():

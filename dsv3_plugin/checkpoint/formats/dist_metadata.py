@@ -22,8 +22,8 @@ from dsv3_plugin.checkpoint.formats.symbols import DTYPES, IN_METADATA, OBJECTS,
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.files.links import inside, is_name
+from dsv3_plugin.files.run_folder import METADATA
 
-METADATA = ".metadata"
 _MOST_METADATA = 1 << 27
 """Bytes; the weights of DeepSeek-V3 take a tenth of that."""
 COMMON_FILE = "common.pt"

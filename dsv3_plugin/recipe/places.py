@@ -1,0 +1,68 @@
+"""What a folder that a person names stands for, wherever weights, a dataset or a run are asked for.
+
+A run's folder stands for its checkpoints where weights are asked for, and for its data where a
+dataset is; checkpoints, and an iteration of them, stand for the run that they are of where a run
+is. What a folder is itself it stays: nothing is looked for below weights.
+"""
+
+import os
+from pathlib import Path
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.named import named
+from dsv3_plugin.files.run_folder import JOB_SCRIPT, RunFolder, is_checkpoint
+from dsv3_plugin.recipe.kept import data_in, run_in, run_of
+
+
+def weights_at(path: str | Path) -> Path:
+    """The folder of weights that is meant: a run's checkpoints, or what was named.
+
+    Raises:
+        UserError: the recipe of a run cannot be read.
+    """
+    path = named(path)
+    if is_checkpoint(path) or (path / "config.json").is_file():
+        return path
+    checkpoints = run_in(path).checkpoints
+    return checkpoints if is_checkpoint(checkpoints) else path
+
+
+def data_at(path: str | Path) -> Path:
+    """The folder of a dataset that is meant: that of a run's data, or what was named.
+
+    Raises:
+        UserError: the recipe of a run cannot be read.
+    """
+    run = run_at(path)
+    return named(path) if run is None else data_in(run)
+
+
+def run_at(path: str | Path) -> RunFolder | None:
+    """The run that is meant; None: nothing says that it is one, or the checkpoints of one.
+
+    Raises:
+        UserError: its recipe cannot be read.
+    """
+    path = named(path)
+    run = run_of(path)
+    if run is None and is_checkpoint(path):
+        run = run_of(Path(os.path.normpath(path / "..")))
+    if run is not None:
+        return run
+    run = run_in(path)
+    if run.metrics.path.is_file():
+        return run
+    others = is_checkpoint(path) or (path / JOB_SCRIPT).exists()  # which have a recipe, too
+    return run if run.recipe.is_file() and not others else None
+
+
+def the_run_at(path: str | Path) -> RunFolder:
+    """The run that is meant.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (run := run_at(path)) is not None:
+        return run
+    there = "holds no run" if named(path).is_dir() else "does not exist"
+    raise UserError(f"{path} {there}: name a run's folder, such as runs/tiny.")

@@ -1,0 +1,61 @@
+"""Which folders each verb takes: a run's, of checkpoints, of an iteration, Hugging Face's."""
+
+import numpy as np
+import pytest
+import uvicorn
+
+from dsv3_plugin.training import parent
+
+VERBS = {
+    "inspect {}": ("run", "checkpoints", "iteration", "hf"),
+    "verify {} {hf}": ("run", "checkpoints", "iteration", "hf"),
+    "export {} {out}": ("run", "checkpoints", "iteration"),
+    "generate --checkpoint {} --prompt def --max-new-tokens 1": ("run", "checkpoints", "iteration"),
+    "logits --checkpoint {} --tokens {tokens} --out {out}": ("run", "checkpoints", "iteration"),
+    "serve --checkpoint {} --port 0": ("run", "checkpoints", "iteration"),
+    "eval loss --checkpoint {} --sequences 1 --json": ("run", "checkpoints", "iteration"),
+    "eval loss --checkpoint {run} --sequences 1 --data {} --json": ("run", "checkpoints", "data"),
+    "data show {} --tokens 3": ("run", "checkpoints", "iteration", "data"),
+    "status {}": ("run", "checkpoints", "iteration"),
+    "logs {} --rank 0": ("run", "checkpoints", "iteration"),
+}
+
+
+@pytest.fixture
+def places(trained, exported, tmp_path):
+    """Folders by kind, and what else the verbs need."""
+    np.save(tmp_path / "tokens.npy", np.array([[1, 2, 3]]))
+    return {
+        "run": trained.folder,
+        "checkpoints": trained.checkpoints,
+        "iteration": trained.checkpoints / "iter_0000012",
+        "data": trained.data,
+        "hf": exported,
+        "tokens": tmp_path / "tokens.npy",
+        "out": tmp_path / "out.npy",
+    }
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_takes(verb, places, dsv3, monkeypatch):
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_: None)
+    said = {}
+    for number, kind in enumerate(VERBS[verb]):
+        places["out"] = places["out"].with_name(f"out{number}.npy")
+        ended = dsv3(*(word.format(places[kind], **places) for word in verb.split()))
+        assert ended.code == 0, (kind, ended.err)
+        said[kind] = ended.out
+    if verb.startswith(("generate", "data show", "logs")):
+        assert len(set(said.values())) == 1
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoints", "iteration", "hf"])
+def test_a_stage_begins_with(kind, places):
+    assert parent.find(str(places[kind])).model.num_layers == 2
+
+
+@pytest.mark.parametrize("verb", ["status", "logs"])
+def test_where_no_run_is_that_is_a_sentence(verb, places, dsv3):
+    said = dsv3(verb, places["hf"])
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "holds no run: name a run's folder" in said.err
