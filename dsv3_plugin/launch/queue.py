@@ -9,7 +9,15 @@ from dsv3_plugin.errors import UserError
 
 _FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "TimeLeft", "NodeList")
 _UNKNOWN = "Invalid job id"
-"""What squeue says where the only job that it was asked for has ended."""
+"""What squeue says where the only job that it was asked for ended minutes ago."""
+_ENDED = frozenset(
+    {
+        "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+        "PREEMPTED", "REVOKED", "TIMEOUT",
+    }
+)  # fmt: skip
+"""States of a job that has come to its end. squeue leaves them out by default, and with them some
+that a job passes through while Slurm puts it back into the queue: all have to be asked for."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +56,31 @@ def queued(jobs: Iterable[str]) -> dict[str, QueuedJob]:
     wanted = sorted(set(jobs))
     if not wanted or shutil.which("squeue") is None:
         return {}
+    return read_jobs(_listed(wanted))
+
+
+def is_known(job: str) -> bool:
+    """Whether Slurm knows a job, which it does for some minutes after its end.
+
+    Raises:
+        UserError: there is no Slurm, or squeue fails, with its words.
+    """
+    need_slurm("squeue")
+    return bool(_listed([job]).strip())
+
+
+def _listed(jobs: Sequence[str]) -> str:
+    """A line on each of some jobs that Slurm knows."""
     columns = ",".join(f"{field}:|" for field in _FIELDS)
-    answer = _run(["squeue", "--noheader", "--array", f"--jobs={','.join(wanted)}", "-O", columns])
+    which = ("--array", "--states=all", f"--jobs={','.join(jobs)}")
+    answer = _run(["squeue", "--noheader", *which, "-O", columns])
     if answer.returncode and _UNKNOWN not in answer.stderr:
         raise UserError(f"squeue says: {_words(answer)}.")
-    return read_jobs(answer.stdout)
+    return answer.stdout
 
 
 def read_jobs(listed: str) -> dict[str, QueuedJob]:
-    """The jobs of squeue's answer.
+    """The jobs of squeue's answer that have not ended.
 
     Raises:
         UserError: it is none.
@@ -68,6 +92,8 @@ def read_jobs(listed: str) -> dict[str, QueuedJob]:
             raise UserError(f"squeue answers with '{line.strip()}', which is no line on a job.")
         job, state, reason, restarts, left, nodes, *_ = words
         times = int(restarts) if restarts.isdecimal() else 0  # N/A in some states
+        if state in _ENDED:
+            continue
         found[job] = QueuedJob(job, state, reason, times, left, nodes)
     return found
 

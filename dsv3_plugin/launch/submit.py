@@ -168,6 +168,12 @@ def job_to_wait_for(named_so: str) -> str | None:
         UserError: there is neither, or the run has no job any more and was not at its end.
     """
     if re.fullmatch(r"\d+(_\d+)?", named_so, re.ASCII):
+        # sbatch takes any number: of one that it does not know it says nothing.
+        if not queue.is_known(named_so):
+            raise UserError(
+                f"--after {named_so}: Slurm knows no job of that number, or not any more: name the "
+                "folder of its run, or leave --after out."
+            )
         return named_so
     run = run_at(named_so) or RunFolder(named(named_so))
     record = record_of(run)
@@ -276,8 +282,6 @@ def _submitting(folder: Path) -> Iterator[None]:
 
 def _refuse_taken(run: RunFolder) -> None:
     """Raise UserError for a run that has a job or a process already."""
-    with run.held():  # a run under way
-        pass
     record = record_of(run)
     job = None if record is None else queue.queued([record.job]).get(record.job)
     if job is not None:
@@ -285,6 +289,8 @@ def _refuse_taken(run: RunFolder) -> None:
             f"the run in {run.root} is job {job.job} already, {job}: dsv3 cancel {run.root} "
             "ends it; another run needs a folder of its own, directory=PATH."
         )
+    with run.held():  # a run under way
+        pass
 
 
 @contextlib.contextmanager

@@ -209,7 +209,12 @@ def test_gpus_that_a_cluster_does_not_have_are_refused(dsv3):
 
 
 def test_a_job_waits_for_another_or_for_that_of_a_run(dsv3, sbatch):
+    unknown = dsv3(*LAUNCH, "--after", 7, "--dry-run")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "--after 7: Slurm knows no job of that number" in unknown.err
+    sbatch(queue="7|COMPLETED|None|0|1:00:00||")
     assert "afterok:7\n" in dsv3(*LAUNCH, "--after", 7, "--dry-run").out
+    sbatch()
     dsv3(*LAUNCH)
     child = ("launch", "extend/tiny-1k", "--cluster", "two.yaml", "--after", "runs/tiny")
     sbatch(queue="12|PENDING|Priority|0|1:00:00||")
@@ -338,7 +343,8 @@ def test_a_run_that_has_a_job_or_a_process_is_left_alone(dsv3, sbatch):
     dsv3(*LAUNCH)
     before = Path("runs/tiny/launch/recipe.yaml").read_bytes()
     sbatch("exit 9", queue="12|RUNNING|None|0|1:00:00|n1|")
-    said = dsv3(*LAUNCH, "training.steps=5")
+    with locks.take(Path("runs/tiny"), ".lock"):  # as its rank 0 does, if it is on this machine
+        said = dsv3(*LAUNCH, "training.steps=5")
     assert said.code == 2
     assert "the run in runs/tiny is job 12 already, RUNNING" in said.err
     assert Path("runs/tiny/launch/recipe.yaml").read_bytes() == before

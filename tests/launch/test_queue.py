@@ -45,6 +45,16 @@ def test_a_job_that_has_ended_is_none(commands):
     assert queued(["99"]) == {}
 
 
+def test_so_is_one_that_slurm_remembers_and_one_that_goes_back_into_the_queue_is_not(commands):
+    """`TIMEOUT` and `REQUEUED` are among the states that squeue leaves out unless it is asked."""
+    commands(
+        "squeue",
+        '[ "$3" = --states=all ] || exit 0\necho "1|TIMEOUT|TimeLimit|0|0:00||"\n'
+        'echo "2|REQUEUED|None|1|0:00||"\necho "3_0|CANCELLED|None|0|0:00||"',
+    )
+    assert {job: str(one) for job, one in queued(["1", "2", "3_0"]).items()} == {"2": "REQUEUED"}
+
+
 def test_what_slurm_says_is_passed_on(commands):
     commands("squeue", "echo 'slurm_load_jobs error: Unable to contact controller.' >&2; exit 1")
     with pytest.raises(UserError, match=r"squeue says: .*Unable to contact controller.$"):
