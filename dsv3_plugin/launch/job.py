@@ -5,6 +5,9 @@ pick: the nodes of this start, of those that were looked at.
 blame: which of them kept the ranks from adding a number up, so that others are picked.
 end: what follows the end of the ranks, as one word on standard output.
 
+It ends with exit code 2 where somebody has to mend what it says, 75 where that may be over by
+itself.
+
 Sentences go to standard error, and so into the output of the job. What is decided stands in
 `launch/starts.py` and `launch/node_verdicts.py`. No torch here.
 """
@@ -15,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import Passing, UserError
 from dsv3_plugin.files.metrics_file import number_in
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import node_verdicts, turn
@@ -24,6 +27,8 @@ from dsv3_plugin.launch.job_record import is_asked_to_stop
 from dsv3_plugin.launch.node_verdicts import Verdict
 from dsv3_plugin.launch.run_logs import START_MARK, log_ends
 from dsv3_plugin.launch.starts import (
+    NOT_STARTED,
+    TRY_AGAIN,
     End,
     next_action,
     refusal,
@@ -72,6 +77,9 @@ def begin(recipe: Recipe, job: str, restarts: int) -> None:
             raise UserError(f"the run in {run.root} was cancelled: dsv3 launch starts it again.")
         before, step = starts_of(run, job), run.steps_saved()
         if sentence := refusal(before, step, restarts):
+            if before[-1].ended == "failed" and not before[-1].why.startswith(sentence):
+                why = before[-1].why.partition(";")[0].rstrip(".")
+                sentence += f" (it ended last with: {why})"
             remember_end(run, job, "failed", sentence)
             raise UserError(f"{recipe.name}: {sentence}.")
         remember_start(run, job, step)
@@ -89,9 +97,12 @@ def pick(run: Path, nodes: list[str], needed: int) -> tuple[str, ...]:
     """The nodes that the run starts on.
 
     Raises:
+        Passing: none gave a sign: Slurm has not begun to look at them, or what they share fails.
         UserError: too few are well; it names the others.
     """
     node_verdicts.forget_ranks(run)
+    if not node_verdicts.gave_signs(run, nodes):
+        raise Passing(f"none of the nodes {','.join(nodes)} gave a sign when they were looked at.")
     choice = node_verdicts.choose(run, nodes, needed)
     if choice.broken:
         node_verdicts.remember_broken(run, choice.broken)
@@ -113,13 +124,13 @@ def blame(run: Path, nodes: list[str], ranks_per_node: int) -> None:
     """Count nodes as not well whose ranks kept the others from adding a number up.
 
     Raises:
-        UserError: it cannot be told which.
+        Passing: it cannot be told which: it was the same on all.
     """
     fault = node_verdicts.at_fault(run, nodes, ranks_per_node)
     if not fault:
-        raise UserError(
-            f"the ranks on {','.join(nodes)} came together and could not add a number up, on no "
-            "node: look at the network between them, and at NCCL's settings in the cluster's file."
+        raise Passing(
+            f"the ranks on {','.join(nodes)} could not add a number up, on no node: look at the "
+            "network between them, and at NCCL's settings in the cluster's file."
         )
     for node, why in fault.items():
         node_verdicts.remember(run, node, Verdict(own=(why,)))
@@ -139,11 +150,12 @@ def end(recipe: Recipe, job: str, code: int, *, time_is_up: bool, by_slurm: bool
         # Not by their numbers: the steps before it that were not saved stand there too.
         moved=any((number_in(record, "time") or 0) >= began for record in run.metrics.stream()),
     )
-    why = sentence_of(ended, recipe, code)
+    said = starts[-1].why if starts and starts[-1].ended == "failed" else ""
+    why = said or sentence_of(ended, recipe, code)
     remember_end(run, job, ended, why)
-    if ended != "done":  # which the run has said itself
+    if ended != "done" and not said:  # which the run, or the choice of its nodes, has said itself
         note(f"dsv3: {why}")
-    if ended == "failed":
+    if ended == "failed" and not said:
         show_first_failure(run)
     return action
 
@@ -162,7 +174,8 @@ def sentence_of(ended: End, recipe: Recipe, code: int) -> str:
             return "The run did not begin: see the sentence above, which somebody has to mend."
         case "failed":
             from_where = f"the checkpoint of step {saved:,}" if saved else "the beginning"
-            return f"The ranks ended with exit code {code}; the run goes on from {from_where}."
+            how = "were not started" if code == NOT_STARTED else f"ended with exit code {code}"
+            return f"The ranks {how}; the run goes on from {from_where}."
 
 
 def show_first_failure(run: RunFolder) -> None:
@@ -201,7 +214,8 @@ def main() -> None:
         elif given.what == "blame":
             blame(given.run, given.of, given.ranks)
     except UserError as error:
-        remember_end(recipe.run_folder, job, "refused", str(error))
+        ended: End = "failed" if isinstance(error, Passing) else "refused"
+        remember_end(recipe.run_folder, job, ended, str(error))
         raise
     if given.what == "begin":
         begin(recipe, job, given.restarts)
@@ -215,4 +229,4 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         note(f"dsv3: {error}")
-        sys.exit(2)
+        sys.exit(TRY_AGAIN if isinstance(error, Passing) else 2)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch.starts import NOT_STARTED
 from dsv3_plugin.numbers import time_text
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.plan import Plan
@@ -111,6 +112,11 @@ class JobValues:
     @property
     def ranks(self) -> int:
         return self.placement.nodes * self.placement.ranks_per_node
+
+    @property
+    def not_started(self) -> int:
+        """srun's exit code where Slurm does not start what it is asked for."""
+        return NOT_STARTED
 
     @property
     def in_step(self) -> list[str]:

@@ -94,6 +94,11 @@ def choose(run: Path, nodes: Sequence[str], needed: int) -> Choice:
     return Choice(chosen, left_out, broken)
 
 
+def gave_signs(run: Path, nodes: Sequence[str]) -> bool:
+    """Whether any node left word of its check; where none did, hardly one was looked at."""
+    return any(verdict_file(run, node).exists() for node in nodes)
+
+
 def at_fault(run: Path, nodes: Sequence[str], ranks_per_node: int) -> dict[str, str]:
     """Node → what is wrong, where the ranks of several nodes could not add a number up.
 
@@ -108,6 +113,8 @@ def at_fault(run: Path, nodes: Sequence[str], ranks_per_node: int) -> dict[str, 
         for what in ("began", "done")
     )
     absent = {node: ranks_per_node - began[node] for node in nodes if began[node] < ranks_per_node}
+    if not any(began.values()):
+        return {}
     if absent:
         return {
             node: f"{missing} of its {ranks_per_node} ranks did not begin"

@@ -30,6 +30,7 @@ from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import STORE
 from dsv3_plugin.launch.logs import start_line
 from dsv3_plugin.launch.place import check_meeting_place, place
+from dsv3_plugin.launch.starts import TRY_AGAIN
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.launch.watch import watching
 from dsv3_plugin.launch.witness import witnessed
@@ -41,9 +42,8 @@ from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 
-TRY_AGAIN = 75
-"""Exit code of a task of srun that ends with what may be over when the run is started again, as
-sysexits.h has it (EX_TEMPFAIL). srun ends with the largest code of its tasks."""
+_REHEARSED = "DSV3_LAUNCHED"
+"""Environment variable, of the script of a job, whose run was rehearsed before it was queued."""
 
 _OF_THE_PLACE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP,
@@ -251,7 +251,8 @@ def _rehearsed_first(
         What stops the run, told already. The ranks meet nevertheless: until they have, none of them
         can be told to end.
     """
-    if _rank() != 0 or not _on_several_nodes(recipe) or is_done(recipe):
+    known = _REHEARSED in os.environ or is_done(recipe)
+    if _rank() != 0 or known or not _on_several_nodes(recipe):
         return None
     tell = functools.partial(outbox.send, "note")
     try:

@@ -26,6 +26,13 @@ Action = Literal["done", "requeue", "again", "stop"]
 """What a job does next. done: it ends well. requeue: Slurm puts it back into the queue. again: the
 run is started in the same allocation. stop: it ends, and whoever waits for it does not begin."""
 
+TRY_AGAIN = 75
+"""Exit code of a task of srun that ends with what may be over when the run is started again, as
+sysexits.h has it (EX_TEMPFAIL). srun ends with the largest code of its tasks."""
+NOT_STARTED = 76
+"""srun's own where Slurm does not start what it is asked for; the script's where nodes do not come
+together."""
+
 _ENDS: tuple[End, ...] = get_args(End)
 _WITHOUT_FAULT: tuple[End, ...] = ("done", "time limit", "stopped")
 
@@ -79,7 +86,7 @@ def next_action(
 
     Args:
         code: the exit code of the ranks; 2: something for a person to mend, which what may be over
-            at the next start is not (75).
+            at the next start is not (75); `NOT_STARTED`: there were none.
         done: whether the run has had all its tokens.
         wanted: whether nobody asked for its end.
         time_is_up: whether Slurm announced the end of the job's time.
@@ -98,7 +105,8 @@ def next_action(
         return "stopped", "requeue"
     if code == 2 and not moved:
         return "refused", "stop"
-    return "failed", ("requeue" if time_is_up else "again")
+    # What Slurm does not start on these nodes, it may on others, or a while later.
+    return "failed", ("requeue" if time_is_up or code == NOT_STARTED else "again")
 
 
 def starts_of(folder: RunFolder, job: str | None = None) -> list[Start]:

@@ -2,17 +2,18 @@
 
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import Passing, UserError
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import job, turn
 from dsv3_plugin.launch.job_record import JobRecord, ask_to_stop, write_record
-from dsv3_plugin.launch.starts import starts_of
+from dsv3_plugin.launch.starts import NOT_STARTED, TRY_AGAIN, starts_of
 from dsv3_plugin.recipe.load import load_recipe
 from tests.launch.test_node_verdicts import came, looked_at
 
@@ -156,6 +157,25 @@ def test_a_spare_takes_the_place_of_a_node_that_is_not_well(run, ask):
     assert broken.read_text().splitlines()[1:] == ["n3\tdsv3: 1 of its 1 ranks did not begin"]
 
 
+def test_where_no_node_gives_a_sign_none_is_to_blame_and_the_job_goes_back(run, ask):
+    said = "none of the nodes n1,n2 gave a sign when they were looked at."
+    for _ in range(2):
+        ask("begin", "--restarts", 5)
+        with pytest.raises(Passing, match=said):
+            ask("pick", "--nodes", 1, "--of", "n1,n2")
+        assert not (run.launch / "check" / "broken").exists()
+        assert ask("end", NOT_STARTED).out == "requeue\n"
+    assert [start.why for start in starts_of(run, "7")] == [said] * 2
+    with pytest.raises(UserError, match=rf"no progress .* \(it ended last with: {said[:-1]}\)\.$"):
+        ask("begin", "--restarts", 5)
+    # As the script hears it.
+    command = [sys.executable, "-m", "dsv3_plugin.launch.job", "pick", run.root]
+    words = [*command, "--nodes", "1", "--of", "n1"]
+    answer = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout) == (TRY_AGAIN, "")
+    assert answer.stderr == "dsv3: none of the nodes n1 gave a sign when they were looked at.\n"
+
+
 def test_without_one_the_job_ends_with_a_sentence_that_stays(run, ask):
     ask("begin", "--restarts", 1)
     looked_at(run.root, n1=[])
@@ -179,7 +199,7 @@ def test_who_is_cancelled_while_nodes_are_looked_at_trains_on_none_and_blames_no
 
 def test_a_network_on_which_no_node_gets_through_is_nobodys_fault(run, ask):
     came(run.root, "began", n1=1, n2=1)
-    with pytest.raises(UserError, match="could not add a number up, on no node"):
+    with pytest.raises(Passing, match="could not add a number up, on no node"):
         ask("blame", "--of", "n1,n2", "--ranks", 1)
 
 

@@ -86,21 +86,6 @@ def test_a_task_of_a_sweep_signals_and_requeues_itself_and_not_the_others():
         assert text.count("SLURM_JOB_ID") == (runs == 1)
 
 
-@pytest.mark.parametrize(("reason", "again"), [("TimeLimit", True), ("None", False)])
-def test_told_to_end_it_goes_back_into_the_queue_where_its_time_was_over(reason, again, tmp_path):
-    """Reasons as squeue of Slurm 22.05 gives them meanwhile: None where somebody cancelled it."""
-    text = script(job("pretrain/tiny", load_cluster("cpu")))
-    trap = next(line for line in text.splitlines() if line.endswith(" TERM"))
-    for name, body in (("squeue", f"echo {reason}"), ("scontrol", 'echo "$@"')):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
-        (tmp_path / name).chmod(0o755)
-    said = subprocess.run(
-        ["bash", "-uc", f'this=7\n{trap}\nkill -TERM $$\necho "${{by_slurm[*]}}"'],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert said.stdout == ("requeue 7\n" if again else "") + "--by-slurm\n"
-
-
 @pytest.mark.parametrize(
     ("state", "allowed", "said"),
     [

@@ -57,6 +57,10 @@ def test_no_node_is_broken_by_what_all_share_and_none_where_none_is_well(tmp_pat
     assert choose(tmp_path, ["n2", "n3"], 2).broken == {}
 
 
+def test_where_no_rank_began_no_node_is_to_blame(tmp_path):
+    assert at_fault(tmp_path, ["n1", "n2"], 2) == {}
+
+
 def test_the_node_that_others_waited_for_is_at_fault(tmp_path):
     came(tmp_path, "began", n1=2, n2=1)
     assert at_fault(tmp_path, ["n1", "n2"], 2) == {"n2": "1 of its 2 ranks did not begin"}

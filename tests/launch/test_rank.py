@@ -49,18 +49,21 @@ class _Joined(Exception):
 
 
 @pytest.mark.parametrize(
-    ("number", "per_node", "does"),
+    ("number", "per_node", "launched", "does"),
     [
-        ("0", "1", ["rehearses", "joins"]),
-        ("1", "1", ["joins"]),
-        ("0", "2", ["joins"]),
+        ("0", "1", {}, ["rehearses", "joins"]),
+        ("1", "1", {}, ["joins"]),
+        ("0", "2", {}, ["joins"]),
+        ("0", "1", {"DSV3_LAUNCHED": "1"}, ["joins"]),
     ],
-    ids=["rank 0 of two nodes", "another rank", "one node"],
+    ids=["rank 0 of two nodes", "another rank", "one node", "rehearsed before it was queued"],
 )
 def test_before_ranks_of_several_nodes_join_rank_0_rehearses(
-    number, per_node, does, monkeypatch, tmp_path
+    number, per_node, launched, does, monkeypatch, tmp_path
 ):
     done = []
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
 
     def join(*words):
         done.append("joins")

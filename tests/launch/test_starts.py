@@ -4,6 +4,7 @@ import pytest
 
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.starts import (
+    NOT_STARTED,
     Start,
     next_action,
     refusal,
@@ -61,6 +62,8 @@ def test_what_a_job_does_after_a_start():
     assert after(2, moved=False) == ("refused", "stop")
     assert after(2) == ("failed", "again")  # a lost rank, say
     assert after(75, moved=False) == ("failed", "again")
+    assert after(NOT_STARTED, moved=False) == ("failed", "requeue")
+    assert after(NOT_STARTED, wanted=False) == ("stopped", "stop")
     assert after(0, by_slurm=True) == ("stopped", "stop")
     assert after(143, by_slurm=True) == ("failed", "stop")
 

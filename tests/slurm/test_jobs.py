@@ -6,6 +6,7 @@ is asked for, and numbers are compared bit for bit.
 
 import os
 import re
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -293,6 +294,26 @@ def test_a_spare_takes_the_place_of_a_node_that_is_not_well_and_that_is_drained(
     shown = cluster.ask("scontrol", "--oneliner", "show", "node", "n1")
     assert "Reason=dsv3: it gave no sign in the time that its check has [root@" in shown
     cluster.ask("scontrol", "update", "NodeName=n1", "State=RESUME")
+
+
+def test_a_step_that_slurm_does_not_start_costs_a_start_and_not_the_job(cluster, launch, venv):
+    there = Path(venv(""), "bin")
+    (there / "activate").write_text(f"PATH={there}:$PATH\n")
+    (there / "srun").write_text(
+        f"""#!/bin/sh
+[ -e {there}/asked ] && exec {shutil.which("srun")} "$@"
+touch {there}/asked
+exit "$SLURM_EXIT_ERROR"
+"""
+    )
+    (there / "srun").chmod(0o755)
+    keys = {**PLAIN, "venv": str(there.parent)}
+    run = launch("unlucky", "training.steps=2", "training.eval_interval=null", keys=keys)
+    begins_again(cluster, run, starts=2)
+    assert "Done: step 2" in ends(cluster, run)
+    first, second = starts_of(run)
+    assert (first.ended, second.ended) == ("failed", "done")
+    assert first.why == "The ranks were not started; the run goes on from the beginning."
 
 
 def test_without_a_spare_the_job_ends_with_a_sentence(cluster, launch, venv):
