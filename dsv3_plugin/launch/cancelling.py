@@ -51,7 +51,9 @@ def cancel(run: RunFolder, *, now: bool) -> str:
     # Before its ranks hear of it: the script looks for that word when they have ended.
     asked_before = is_asked_to_stop(run)
     ask_to_stop(run)
-    at_once = job.waits or now
+    # Of one that is ending Slurm has told the ranks, and lets none be told more; cancelled, it does
+    # not go back into the queue, and they save nevertheless.
+    at_once = job.waits or job.is_ending or now
     try:
         queue.cancel(record.job, [] if at_once else [SAVE])
     except UserError:
@@ -59,7 +61,11 @@ def cancel(run: RunFolder, *, now: bool) -> str:
             forget_stop(run)
         raise
     if at_once:
-        how = "it was still waiting" if job.waits else "its ranks have Slurm's KillWait to save in"
+        how = "its ranks have Slurm's KillWait to save in"
+        if job.waits:
+            how = "it was still waiting"
+        elif job.is_ending:
+            how = "it was ending, and does not go back into the queue"
         return f"Job {record.job} is cancelled: {how}."
     return (
         f"Job {record.job} finishes its step, saves and ends; dsv3 cancel --now does not wait for "

@@ -43,6 +43,11 @@ class QueuedJob:
     def waits(self) -> bool:
         return self.state == "PENDING"
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether Slurm ends what it runs, after which it may go back into the queue."""
+        return self.state == "COMPLETING"
+
     def __str__(self) -> str:
         return f"{self.state} ({self.reason})" if self.reason != "None" else self.state
 

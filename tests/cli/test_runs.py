@@ -133,7 +133,9 @@ def test_cancel_lets_a_running_job_save_and_takes_a_waiting_one_away(dsv3, run, 
     assert "KillWait" in dsv3("cancel", "runs/small", "--now").out
     slurm("7|PENDING|Priority|0|1:00:00||")
     assert "still waiting" in dsv3("cancel", "runs/small").out
-    assert calls.read_text() == "--signal=TERM 7\n7\n7\n"
+    slurm("7|COMPLETING|None|1|1:00:00|n1|")
+    assert "does not go back into the queue" in dsv3("cancel", "runs/small").out
+    assert calls.read_text() == "--signal=TERM 7\n7\n7\n7\n"
 
 
 def test_cancelling_a_sweep_ends_those_of_its_jobs_that_there_are(dsv3, run, slurm):
