@@ -55,9 +55,11 @@ def run_on(
     try:
         answers = [_answer(results[rank], rank in missing, timeout_s) for rank in range(world)]
     finally:
+        # Every rank has answered, or has no time left: none is waited for by another any more.
         for process in ranks:
-            process.join(5)
             process.kill()
+        for process in ranks:
+            process.join()
     failed = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(answers) if not ok]
     if failed:
         raise AssertionError("\n".join(failed))
