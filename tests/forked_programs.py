@@ -1,4 +1,4 @@
-"""`python -m dsv3_plugin.cli …` without its imports: forked from a server that has made them.
+"""`python -m dsv3_plugin.cli …`, or a script, without its imports: forked from where they are made.
 
 As in life the command starts its ranks as its children, each a process of its own that hears
 signals, has the files that it was given and no others, and dies with its parent. Only where Python
@@ -28,10 +28,11 @@ class ForkedProcess:
     """A `dsv3` command, with what `subprocess.Popen` offers as far as tests ask for it.
 
     Args:
-        arguments: of `dsv3`.
+        arguments: of `dsv3`, or of the program.
         environment: all of it.
         folder: where the command works; None: where the server does.
         apart: whether what it prints on standard error is kept apart.
+        program: another than `dsv3`: a module, or the path of a script.
     """
 
     def __init__(
@@ -40,12 +41,13 @@ class ForkedProcess:
         environment: Mapping[str, str],
         folder: Path | None = None,
         apart: bool = False,
+        program: str = "dsv3_plugin.cli",
     ) -> None:
         self._printed = tempfile.NamedTemporaryFile()  # noqa: SIM115
         self._complained = tempfile.NamedTemporaryFile() if apart else None  # noqa: SIM115
         files = (self._printed.name, (self._complained or self._printed).name)
         self._process = forked().Process(
-            target=_be_command, args=(arguments, environment, folder, files)
+            target=_be_command, args=(program, arguments, environment, folder, files)
         )
         self._process.start()
         atexit.register(self.kill)  # where a test has failed: multiprocessing waits for it
@@ -83,7 +85,17 @@ class ForkedProcess:
         return printed.decode(), None if complained is None else complained.decode()
 
 
+def printed_by(script: Path, *arguments: str) -> str:
+    """What a script prints that comes to a good end, as `python script arguments…`."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = ForkedProcess(arguments, environment, apart=True, program=str(script))
+    printed, complained = process.communicate(timeout=600)
+    assert process.returncode == 0, complained
+    return printed
+
+
 def _be_command(
+    program: str,
     arguments: Sequence[str],
     environment: Mapping[str, str],
     folder: Path | None,
@@ -98,7 +110,7 @@ def _be_command(
     for descriptor, path in zip((1, 2), printed, strict=True):
         with open(path, "ab") as file:
             os.dup2(file.fileno(), descriptor)
-    _be_program("dsv3_plugin.cli", arguments, environment)
+    _be_program(program, arguments, environment)
 
 
 class _ForkedRank(subprocess.Popen):
@@ -142,8 +154,9 @@ def _open_files() -> frozenset[int]:
     return frozenset(int(name) for name in listed if os.path.exists(f"/proc/self/fd/{name}"))
 
 
-def _be_program(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Be what `python -m module arguments…` is in an environment, from its start to its end."""
+def _be_program(program: str, arguments: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Be what `python -m program arguments…` is in an environment, from its start to its end; or,
+    where the program is a file, `python program arguments…`."""
     import torch
 
     multiprocessing.set_start_method(None, force=True)  # not as this process was started
@@ -158,13 +171,17 @@ def _be_program(module: str, arguments: Sequence[str], environment: Mapping[str,
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    sys.argv = [module, *arguments]
+    sys.argv = [program, *arguments]
     sys.stdout, sys.stderr = (
         os.fdopen(number, "w", 1, "utf-8", "backslashreplace", closefd=False) for number in (1, 2)
     )
     code: object = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if program.endswith(".py"):
+            sys.path.insert(0, os.path.dirname(program))
+            runpy.run_path(program, run_name="__main__")
+        else:
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
     except BaseException:

@@ -3,8 +3,6 @@ reads what its trainer saves. Upstream runs in processes of its own (see drive_u
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,9 +18,9 @@ from tests.checkpoint.samples import (
     small_model,
     write_folder,
 )
+from tests.forked_programs import ForkedProcess
 
 DRIVER = Path(__file__).with_name("drive_upstream.py")
-ROOT = DRIVER.parents[2]
 MODEL = small_model(num_layers=3, moe_layer_freq="[0]*1+[1]*2")
 
 
@@ -32,18 +30,17 @@ def upstream(ranks: int, *words: object) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
         "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    command = [sys.executable, str(DRIVER), *map(str, words)]
     running = [
-        subprocess.Popen(
-            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        ForkedProcess(
+            [*map(str, words)],
+            environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            program=str(DRIVER),
         )
         for rank in range(ranks)
-    ]  # fmt: skip
+    ]
     outputs = [process.communicate(timeout=600)[0] for process in running]
     for process, output in zip(running, outputs, strict=True):
         assert process.returncode == 0, output[-4000:]

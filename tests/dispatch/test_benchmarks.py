@@ -1,18 +1,15 @@
 """The table of DeepSeek-V3's dispatch says what the report says."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.forked_programs import printed_by
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "dispatch_bytes.py"
 
 
 def test_deepseek_v3_crosses_nodes_half_as_much_and_a_quarter_in_fp8():
-    printed = subprocess.run(
-        [sys.executable, str(SCRIPT)], capture_output=True, text=True, check=True
-    ).stdout
-    rows = json.loads(printed.splitlines()[-1])["rows"]
+    rows = json.loads(printed_by(SCRIPT).splitlines()[-1])["rows"]
     upstream, two_hop, fp8 = rows["alltoall"], rows["two_hop"], rows["two_hop fp8"]
     # Without skew 7 of a token's 8 experts are elsewhere, on 3.5 of its 4 nodes; a hair less,
     # because the best 8 experts of 4 groups may all lie in 3.

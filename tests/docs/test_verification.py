@@ -1,9 +1,9 @@
 """The cards of what was verified: complete, and every command they name exists."""
 
+import os
 import re
-import subprocess
-import sys
 from functools import cache
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import yaml
 
 from tests.docs.pages import ROOT, Page
 from tests.docs.test_pages import resolve
+from tests.forked import answer_of
 
 FOLDER = ROOT / "docs" / "verification"
 MODELS = sorted(path.stem for path in (ROOT / "recipes" / "models").glob("*.yaml"))
@@ -20,6 +21,22 @@ ANSWERS = (True, "partly", False, "does not apply")  # YAML reads yes and no as 
 
 def card(model: str) -> dict[str, dict[str, Any]]:
     return yaml.safe_load((FOLDER / f"{model}.yaml").read_text(encoding="utf-8"))
+
+
+class _Collected:
+    """A plugin that keeps what is collected, by name."""
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.names = [item.nodeid for item in session.items]
+
+
+def _collect(files: list[str], answer: Connection) -> None:
+    os.chdir(ROOT)
+    collected = _Collected()
+    code = pytest.main(
+        ["--collect-only", "-p", "no:cacheprovider", "-p", "no:terminal", *files], [collected]
+    )
+    answer.send((code, collected.names))
 
 
 @cache
@@ -32,10 +49,8 @@ def tests_there_are() -> frozenset[str]:
         for command in entry.get("command", ())
         if command.startswith("tests/")
     }
-    collected = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", *sorted(named)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+    code, collected = answer_of(_collect, sorted(named))
+    assert code == pytest.ExitCode.OK
     return frozenset(collected) | {line.partition("[")[0] for line in collected}
 
 
