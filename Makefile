@@ -41,8 +41,9 @@ lint: setup
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 
+# A worker more than processors: one always waits for its ranks to start, or for one that is lost.
 test: lint
-	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not harness and not rl and not slurm" --durations=25
+	@$(PY) -m pytest -n $$(($$(nproc) + 1)) --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not harness and not rl and not slurm" --durations=25
 
 test-wheel: setup
 	@$(PY) tests/wheel/train_from_wheel.py

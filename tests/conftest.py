@@ -15,15 +15,17 @@ from tests.small_runs import Command, Trained, write_recipe
 hypothesis.settings.register_profile("dsv3", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("dsv3")
 
-_START_RANKS = (
+_LONG = (
     "tests/rehearsal/", "tests/training/", "tests/planner/memory/", "tests/dispatch/",
-    "tests/pipeline/", "tests/upstream/", "tests/stages/",
+    "tests/pipeline/", "tests/upstream/", "tests/stages/", "tests/checkpoint/", "tests/docs/",
+    "tests/schedules/", "tests/inference/", "tests/data/", "tests/distributed/", "tests/test_",
 )  # fmt: skip
+"""Where single tests take long: they start processes."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest begins first: at the end no worker is left alone with a long module."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_START_RANKS))
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
 
 
 @pytest.fixture(scope="session")
