@@ -45,9 +45,17 @@ def iter_hf_tensors(
     Yields:
         (name, tensor). A tensor may be a view of the parameter: copy it to keep it.
 
-    Raises UserError before the first one if the model, or the group, does not hold all of them.
+    Raises UserError before the first one if it is given no model, or if the model, or the group,
+    does not hold all of them.
     """
-    stages = list(model) if isinstance(model, Sequence) else [model]
+    stages = [*model] if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+    for stage in stages:
+        if not isinstance(stage, torch.nn.Module):
+            raise UserError(
+                f"iter_hf_tensors takes a model in memory (a GPTModel, or this rank's stages of "
+                f"one), not {type(stage).__name__}: of a checkpoint's folder, export_hf makes "
+                "files."
+            )
     held = _held(stages)
     ranks = 1 if group is None else dist.get_world_size(group)
     everybody: list[list[Shard]] = [list(held)]
@@ -146,9 +154,15 @@ def _held(stages: Sequence[torch.nn.Module]) -> dict[Shard, torch.Tensor]:
 
 def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The GPTModel inside upstream's wrappers (DDP, Float16Module)."""
-    while not hasattr(model, "share_embeddings_and_output_weights"):
-        model = model.module
-    return model
+    inner = model
+    while not hasattr(inner, "share_embeddings_and_output_weights"):
+        inner = getattr(inner, "module", None)
+        if inner is None:
+            raise UserError(
+                f"{type(model).__name__} is no GPTModel of Megatron's, nor a wrapper of one: its "
+                "weights have no names by which Hugging Face's could be found."
+            )
+    return inner
 
 
 def _part(

@@ -58,7 +58,8 @@ def verify(
     if as_json:
         say(json_of(comparison))
     else:
-        print_comparison(comparison, tolerance, None if all_ else _LONGEST_LIST)
+        most = None if all_ else _LONGEST_LIST
+        print_comparison(comparison, tolerance, most, by_manifest=b is None)
     raise typer.Exit(1 if comparison.differences else 0)
 
 
@@ -76,10 +77,24 @@ def inspect(
         print_findings(findings)
 
 
-def print_comparison(comparison: "Comparison", tolerance: float, most: int | None) -> None:
-    """The differences, largest first and `most` of them, or that there are none."""
+def print_comparison(
+    comparison: "Comparison", tolerance: float, most: int | None, *, by_manifest: bool = False
+) -> None:
+    """The differences, largest first and `most` of them, or that there are none.
+
+    Args:
+        by_manifest: the other side was a manifest, which counts every stored tensor.
+    """
     how = f"within {tolerance:g}" if tolerance else "bit for bit"
-    say(f"{comparison.equal} tensors are the same, {how}.")
+    if by_manifest:
+        say(f"{comparison.equal} tensors are as the conversion's manifest says.")
+    else:
+        say(f"{comparison.equal} tensors are the same, {how}.")
+    if comparison.scales:
+        say(
+            f"Not counted by themselves: {comparison.scales} scales. Each belongs to an FP8 "
+            "weight; beside a weight that is not FP8, code times scale is what is compared."
+        )
     if comparison.absent_copies:
         say(f"Left out on one side, as copies: {', '.join(comparison.absent_copies)}.")
     if not comparison.differences:

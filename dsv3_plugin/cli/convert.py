@@ -9,11 +9,16 @@ import typer
 
 from dsv3_plugin.cli.notes import note
 from dsv3_plugin.cli.options import Json
-from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.numbers import bytes_text, time_text
+from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.lines import say
 
 if TYPE_CHECKING:
     from dsv3_plugin.checkpoint.conversion.convert import Report
+    from dsv3_plugin.checkpoint.conversion.stream import Ahead
+
+_READ_RATE = 1e9
+"""Bytes a second by which a time is said beforehand: what two workers were measured at."""
 
 Workers = Annotated[int, typer.Option(help="Threads.", min=1)]
 AllowPickle = Annotated[
@@ -55,6 +60,7 @@ def import_(
             allow_pickle=allow_pickle,
             without_mtp=without_mtp,
             progress=progress,
+            announce=lambda ahead: said_before("import", checkpoint, ahead),
         )
     say(outcome("imported", checkpoint, report, as_json=as_json))
     for sentence in report.notes:
@@ -98,6 +104,7 @@ def export(
             workers=workers,
             resume=resume,
             progress=progress,
+            announce=lambda ahead: said_before("export", hf_dir, ahead),
         )
     say(outcome("exported", hf_dir, report, as_json=as_json))
     note_missing_tokenizer(hf_dir)
@@ -115,8 +122,9 @@ def outcome(verb: str, target: Path, report: "Report", *, as_json: bool = False)
         )
     rate = report.source_bytes / max(report.seconds, 1e-9)
     line = (
-        f"{verb} {report.tensors} tensors into {target}: {bytes_text(report.source_bytes)} read, "
-        f"{bytes_text(report.target_bytes)} written, {report.seconds:.1f} s ({bytes_text(rate)}/s)."
+        f"{verb} {tensors_text(verb, report)} into {target}: {bytes_text(report.source_bytes)} "
+        f"read, {bytes_text(report.target_bytes)} written, {report.seconds:.1f} s "
+        f"({bytes_text(rate)}/s)."
     )
     if report.dropped:
         line += (
@@ -124,6 +132,31 @@ def outcome(verb: str, target: Path, report: "Report", *, as_json: bool = False)
             f"{report.dropped[0]}{', …' if len(report.dropped) > 1 else ''}."
         )
     return line
+
+
+def tensors_text(verb: str, report: "Report") -> str:
+    """How many tensors were written, and why they are not as many as were there."""
+    written, there = report.tensors, report.source_tensors
+    of_fp8 = f"{report.scales} scales of FP8 weights" if report.scales else ""
+    if verb == "imported":
+        less = [
+            f"{report.copies} copies of others compared and not kept" if report.copies else "",
+            f"{len(report.dropped)} dropped" if report.dropped else "",
+        ]
+        why = "; ".join(filter(None, [", ".join(filter(None, less)), of_fp8 and f"with {of_fp8}"]))
+        return f"{written} of {there} tensors" + (f" ({why})" if why else "")
+    more = [f"{report.copies} copies" if report.copies else "", of_fp8]
+    why = " and ".join(filter(None, more))
+    return f"{written} tensors" + (f" ({why} among them)" if why else "")
+
+
+def said_before(verb: str, target: Path, ahead: "Ahead") -> None:
+    """Say on standard error what a conversion is about to do: bytes, room, and time at a rate."""
+    lines.note(
+        f"{verb}: {bytes_text(ahead.source_bytes)} to read, {bytes_text(ahead.target_bytes)} to "
+        f"write into {target}, {bytes_text(ahead.free_bytes)} free there; "
+        f"{time_text(ahead.source_bytes / _READ_RATE)} at {bytes_text(_READ_RATE)}/s."
+    )
 
 
 def note_missing_tokenizer(hf_dir: Path) -> None:

@@ -7,16 +7,18 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.numbers import bytes_text, time_text
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.terminal.lines import note
 
 _LOG_SECONDS = 30.0
+_FIRST_LOG_SECONDS = 5.0
+"""A log's first line comes sooner, for whoever waits to see whether it works, and how fast."""
 
 
 @contextlib.contextmanager
 def bytes_done(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows bytes done, rate and time left; in a log, a line every half minute.
+    """Shows bytes done, rate and time left; in a log, a line after 5 seconds and every half minute.
 
     Yields what is to be called with (bytes done, bytes in all).
     """
@@ -44,18 +46,19 @@ def bytes_done(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _lines(label: str) -> Callable[[int, int], None]:
-    began = last = time.monotonic()
+    began = time.monotonic()
+    due = began + _FIRST_LOG_SECONDS
 
     def report(done: int, total: int) -> None:
-        nonlocal last
+        nonlocal due
         now = time.monotonic()
-        if now - last < _LOG_SECONDS or not done:
+        if now < due or not done:
             return
-        last, rate = now, done / (now - began)
+        due, rate = now + _LOG_SECONDS, done / (now - began)
         left = (total - done) / rate
         note(
             f"{label}: {bytes_text(done)} of {bytes_text(total)}, {bytes_text(rate)}/s, "
-            f"{left / 60:.0f} min left"
+            f"{time_text(left)} left"
         )
 
     return report

@@ -9,7 +9,9 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
+from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.cli.command import app
+from dsv3_plugin.numbers import bytes_text
 from tests.checkpoint.samples import random_tensors, small_model, write_folder
 
 MODEL = small_model()
@@ -21,8 +23,10 @@ def test_keep_fp8_without_fp8_says_that_it_changed_nothing(tmp_path, form, said,
     done = dsv3("import", tmp_path / form, tmp_path / "checkpoint", "--dtype", "keep-fp8")
     assert done.code == 0
     assert "imported" in done.out
-    note = f"Note: {tmp_path / form} has no FP8 weights, so --dtype keep-fp8 changed nothing.\n"
-    assert done.err == (note if said else "")
+    note = f"Note: {tmp_path / form} has no FP8 weights, so --dtype keep-fp8 changed nothing."
+    ahead, *notes = done.err.splitlines()
+    assert ahead.startswith("import: ")
+    assert notes == ([note] if said else [])
 
 
 def test_verify_lists_twenty_differences_or_all(tmp_path, dsv3):
@@ -41,6 +45,33 @@ def test_verify_lists_twenty_differences_or_all(tmp_path, dsv3):
     assert done.out.count("values differ") == number
 
 
+def test_what_lies_ahead_and_what_was_counted_is_said(tmp_path, dsv3):
+    """The numbers are those of the tensors that safetensors and the samples know of."""
+    tensors = random_tensors(MODEL, "fp8")
+    scales = [name for name in tensors if name.endswith("_scale_inv")]
+    copies = [entry.name for entry in layout(MODEL) if entry.copy_of]
+    folder, there, kept = tmp_path / "hf", len(tensors), len(tensors) - len(copies)
+    write_folder(folder, MODEL, tensors)
+
+    done = dsv3("import", folder, tmp_path / "t")
+    assert (
+        f"imported {kept} of {there} tensors ({len(copies)} copies of others compared and not "
+        f"kept; with {len(scales)} scales of FP8 weights) into {tmp_path}/t: "
+    ) in done.out
+    read = sum(tensor.nbytes for tensor in tensors.values())
+    line = rf"import: {bytes_text(read)} to read, .* to write into {tmp_path}/t, .* free there; 0s "
+    assert re.match(line, done.err)
+
+    done = dsv3("export", tmp_path / "t", tmp_path / "out", "--fp8")
+    said = f"exported {there} tensors ({len(copies)} copies and {len(scales)} scales of FP8 weights"
+    assert said in done.out
+    weights = there - len(scales)
+    done = dsv3("verify", folder, tmp_path / "out")
+    assert f"{weights} tensors are the same, bit for bit." in done.out
+    assert f"Not counted by themselves: {len(scales)} scales." in done.out
+    assert f"{kept} tensors are as" in dsv3("verify", tmp_path / "t").out
+
+
 def test_what_was_done_as_json(tmp_path, dsv3):
     write_folder(tmp_path / "hf", MODEL, random_tensors(MODEL, "bf16"))
     done = dsv3("import", tmp_path / "hf", tmp_path / "checkpoint", "--json")
@@ -50,7 +81,9 @@ def test_what_was_done_as_json(tmp_path, dsv3):
     assert not said["was_complete"]
     exported = json.loads(dsv3("export", tmp_path / "checkpoint", tmp_path / "back", "--json").out)
     same = json.loads(dsv3("verify", tmp_path / "hf", tmp_path / "back", "--json").out)
-    assert same == {"equal": exported["tensors"], "differences": [], "absent_copies": []}
+    assert same == {
+        "equal": exported["tensors"], "differences": [], "absent_copies": [], "scales": 0,
+    }  # fmt: skip
 
 
 def test_the_page_on_conversion_names_every_option_and_no_other():

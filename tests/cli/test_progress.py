@@ -17,14 +17,14 @@ def clock(monkeypatch):
 def test_log_lines_have_the_rate_and_the_time_left(clock, monkeypatch, capsys):
     monkeypatch.setattr(Console, "is_terminal", False)
     with progress.bytes_done("import") as report:
-        clock[0] += 10
+        clock[0] += 4
         report(10**9, 24 * 10**9)  # too early for a line
         assert capsys.readouterr() == ("", "")
-        clock[0] += 30
+        clock[0] += 36
         report(8 * 10**9, 32 * 10**9)
         said = capsys.readouterr()
         # 8 GB in 40 s are 200 MB/s; the other 24 GB take 120 s.
-        assert said.err == "import: 8.0 GB of 32.0 GB, 200.0 MB/s, 2 min left\n"
+        assert said.err == "import: 8.0 GB of 32.0 GB, 200.0 MB/s, 2m00s left\n"
         assert said.out == ""
         clock[0] += 29
         report(20 * 10**9, 32 * 10**9)  # not again so soon

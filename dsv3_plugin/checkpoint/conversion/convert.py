@@ -28,10 +28,13 @@ from dsv3_plugin.checkpoint.conversion.jobs import (
 )
 from dsv3_plugin.checkpoint.conversion.recode import FP8_RULES
 from dsv3_plugin.checkpoint.conversion.stream import (
+    Ahead,
+    Announce,
     Job,
     Progress,
     TargetFolder,
     as_sentence,
+    free_bytes,
     sole_writer,
 )
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import (
@@ -51,7 +54,7 @@ from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG
 from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout
 from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
 from dsv3_plugin.checkpoint.formats.target import Target
-from dsv3_plugin.checkpoint.names import EMBEDDING, extra_states
+from dsv3_plugin.checkpoint.names import EMBEDDING, SCALE, extra_states
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.data.tokenizer_folder import copy_tokenizer, files_of
 from dsv3_plugin.errors import UserError
@@ -80,6 +83,13 @@ class Report:
     seconds: float
     was_complete: bool = False
     """Whether all was there already; then the target was checked against its own manifest."""
+    source_tensors: int = 0
+    """Tensors in the source."""
+    copies: int = 0
+    """Copies that the multi-token prediction layers, or a tied head, have of other tensors: an
+    import compares them and keeps the originals, an export writes them again."""
+    scales: int = 0
+    """Tensors of the target that are scales of FP8 weights."""
     dropped: tuple[str, ...] = ()
     """Tensors of the source that carry no information (see names.DERIVED)."""
     fp8: int = 0
@@ -98,6 +108,7 @@ def import_hf(
     allow_pickle: bool = False,
     without_mtp: bool = False,
     progress: Progress | None = None,
+    announce: Announce | None = None,
 ) -> Report:
     """Turns a Hugging Face folder into a Megatron checkpoint (`torch_dist`, a `release`).
 
@@ -113,6 +124,7 @@ def import_hf(
         without_mtp: the folder has no multi-token prediction layers, though config.json promises
             them, as transformers saves this family; the checkpoint's model has none.
         progress: called now and then with (source bytes done, source bytes in all).
+        announce: called before anything is written, with what will be.
 
     Raises:
         UserError: the source is damaged or not what config.json says, or the target cannot be
@@ -133,6 +145,7 @@ def import_hf(
     _require_consumed(source, jobs, {*source.stored} - {*source.dropped})
 
     header = header_of("import", source, dtype=dtype, dropped=source.dropped)
+    _announce(announce, jobs, layout.files, root)
     with sole_writer(root):
         is_done = resume and was_complete(root, header, workers, progress)
         if not is_done:
@@ -151,7 +164,7 @@ def import_hf(
                 manifest.write(root, header, source, layout.targets.values(), checksums)
                 tracker.write_tracker(root, tracker.RELEASE)
                 folder.complete()
-    report = _report(jobs, layout.targets.values(), began, is_done)
+    report = _report(source, jobs, layout.targets.values(), began, is_done)
     return replace(report, dropped=tuple(source.dropped), notes=tuple(source.notes()))
 
 
@@ -167,6 +180,7 @@ def export_hf(
     resume: bool = False,
     model: ModelConfig | None = None,
     progress: Progress | None = None,
+    announce: Announce | None = None,
 ) -> Report:
     """Turns a Megatron checkpoint, imported or trained, into a Hugging Face folder.
 
@@ -185,6 +199,7 @@ def export_hf(
         resume: continue an unfinished export into the same folder.
         model: instead of the checkpoint's own `model.yaml`.
         progress: called now and then with (source bytes done, source bytes in all).
+        announce: called before anything is written, with what will be.
 
     Raises:
         UserError: as `import_hf`.
@@ -212,6 +227,7 @@ def export_hf(
     if fp8_rule != "reversible":
         options["fp8_rule"] = fp8_rule  # a header of 0.1 has no such key
     header = header_of("export", source, **options)
+    _announce(announce, jobs, layout.files, root)
     with sole_writer(root):
         is_done = resume and was_complete(root, header, workers, progress)
         if not is_done:
@@ -234,7 +250,7 @@ def export_hf(
                 manifest.write(root, header, source, layout.targets.values(), checksums)
                 layout.publish(root)
                 folder.complete()
-    return _report(jobs, layout.targets.values(), began, is_done)
+    return _report(source, jobs, layout.targets.values(), began, is_done)
 
 
 def _config(
@@ -276,7 +292,16 @@ def _require_apart(source: Path, target: Path) -> None:
         )
 
 
+def _announce(
+    announce: Announce | None, jobs: list[Job], files: dict[str, int], root: Path
+) -> None:
+    if announce is not None:
+        reads, writes = sum(job.read_bytes for job in jobs), sum(files.values())
+        announce(Ahead(reads, writes, free_bytes(root)))
+
+
 def _report(
+    source: Weights,
     jobs: list[Job],
     targets: Iterable[Target],
     began: float,
@@ -289,8 +314,19 @@ def _report(
         target_bytes=sum(target.nbytes for target in targets),
         seconds=time.monotonic() - began,
         was_complete=done,
+        source_tensors=len(source.stored),
+        copies=_copies(source, {target.name for target in targets}),
+        scales=sum(target.name.endswith(SCALE) for target in targets),
         fp8=sum(target.dtype == E4M3 for target in targets),
     )
+
+
+def _copies(source: Weights, written: set[str]) -> int:
+    """Copies of other tensors that are in the source, or only in what was written."""
+    copies = {entry.name for entry in source.entries if entry.copy_of}
+    if isinstance(source, HFWeights):
+        return len(copies & source.stored.keys())
+    return len(copies & written)
 
 
 def _silent(done: int, total: int) -> None:

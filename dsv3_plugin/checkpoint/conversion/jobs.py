@@ -112,9 +112,7 @@ def _check_copy(source: HFWeights, entry: Entry) -> Job:
                 if name == HEAD
                 else "the multi-token prediction layer shares it with the main model"
             )
-            raise UserError(
-                f"{name} in {source.path / stored.file} differs from {original}: {why}."
-            )
+            raise UserError(f"{name} in {source.file_of(name)} differs from {original}: {why}.")
         yield ()
 
     return Job((), compare, (name,), stored.nbytes)
@@ -172,7 +170,7 @@ def _same_as_recorded(
     def check(checksums: Checksums) -> None:
         if manifest.whole(target, checksums[name]) != recorded[name]:
             raise UserError(
-                f"{name} in {source.path / source.stored[name].file} is damaged: its checksum is "
+                f"{name} in {source.file_of(name)} is damaged: its checksum is "
                 f"not the one in {source.root / manifest.MANIFEST}, which the import wrote. If "
                 "you changed it on purpose, remove that file."
             )

@@ -157,11 +157,11 @@ def _differs(weights: Weights, name: str, listed: dict[str, Any]) -> str:
     stored, crc = weights.stored[name], 0
     for what, mine in (("dtype", _name(stored.dtype)), ("shape", list(stored.shape))):
         if listed[what] != mine:
-            return f"{what} {mine} in {weights.path / stored.file}, {listed[what]} by {MANIFEST}"
+            return f"{what} {mine} in {weights.file_of(name)}, {listed[what]} by {MANIFEST}"
     for start, stop in recode.steps(weights, name, stored.dtype):
         crc = crc32(as_bytes(weights.rows(name, start, stop)), crc)
     if f"{crc:08x}" != listed["crc32"]:
-        return f"its bytes in {weights.path / stored.file} are not those of {MANIFEST}"
+        return f"its bytes in {weights.file_of(name)} are not those of {MANIFEST}"
     return ""
 
 

@@ -52,7 +52,7 @@ def finite(source: Weights, name: str, blocks: Callable[[], Blocks]) -> Blocks:
     for block in blocks():
         if not all(map(_all_finite, block)):
             raise UserError(
-                f"{name} in {source.path / source.stored[name].file} holds a NaN or an infinity: "
+                f"{name} in {source.file_of(name)} holds a NaN or an infinity: "
                 "the file is damaged, or the training that wrote it diverged; take a whole one, or "
                 "an earlier one."
             )
@@ -90,7 +90,7 @@ def released(source: Weights, name: str, dtype: torch.dtype) -> Blocks:
         ordinary = bool(((size >= least) & (size <= most)).all())
         if not (ordinary or same_bytes(requantize_blocks(values, scale), weight)):
             raise UserError(
-                f"{name} in {source.path / source.stored[name].file} has FP8 scales so small or "
+                f"{name} in {source.file_of(name)} has FP8 scales so small or "
                 "large that its values do not survive outside FP8: import it with "
                 "--dtype keep-fp8, which is exact."
             )
@@ -116,7 +116,7 @@ def requantised(source: Weights, name: str) -> Blocks:
         values = requantize_blocks(weight, blocks)
         if not same_bytes(dequantize_blocks(values, blocks, out_dtype=weight.dtype), weight):
             raise UserError(
-                f"{name} in {source.path / source.stored[name].file} does not fit the FP8 scales "
+                f"{name} in {source.file_of(name)} does not fit the FP8 scales "
                 "stored beside it: it was changed after it was imported."
             )
         yield (values,)
@@ -133,8 +133,7 @@ def quantised(source: Weights, name: str, *, rule: str, power_of_two: bool) -> B
         values, scale = FP8_RULES[rule](weight, power_of_two=power_of_two)
         if not bool(scale.isfinite().all()):
             raise UserError(
-                f"{name} in {source.path / source.stored[name].file} holds a NaN or an infinity "
-                "and has no FP8 form."
+                f"{name} in {source.file_of(name)} holds a NaN or an infinity and has no FP8 form."
             )
         yield values, scale
 
@@ -155,7 +154,7 @@ def kept_scale(source: Weights, name: str, start: int = 0, stop: int | None = No
     stored = source.stored[name + SCALE]
     scale = source.rows(name + SCALE, start, stored.shape[0] if stop is None else stop)
     if not bool(scale.isfinite().all()):
-        where = source.path / stored.file
+        where = source.file_of(name + SCALE)
         raise UserError(
             f"{name + SCALE} in {where} holds a NaN or an infinity: the file is damaged, put "
             "a whole one in its place."

@@ -40,6 +40,22 @@ Progress = Callable[[int, int], None]
 """Called with (bytes of the source done, bytes in all)."""
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What a conversion is about to do."""
+
+    source_bytes: int
+    """Bytes that it will read."""
+    target_bytes: int
+    """Bytes that it will write."""
+    free_bytes: int
+    """What the target's disk has free."""
+
+
+Announce = Callable[[Ahead], None]
+"""Called once, before anything is written."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """Produces the bytes of its targets, front to back; one without targets only checks."""
@@ -159,12 +175,11 @@ class TargetFolder:
 
     def _require_room(self) -> None:
         """Refuses what cannot fit, before anything is written."""
-        existing = next(p for p in (self._folder, *self._folder.parents) if p.exists())
         there = 0
         for file in self._files:
             with contextlib.suppress(FileNotFoundError):
                 there += (self._folder / file).stat().st_blocks * 512
-        needed, free = sum(self._files.values()) - there, shutil.disk_usage(existing).free
+        needed, free = sum(self._files.values()) - there, free_bytes(self._folder)
         if needed > free:
             raise UserError(
                 f"{self.root} needs {bytes_text(needed)} more, "
@@ -288,6 +303,13 @@ def as_sentence(path: Path, tensor: str = "") -> Iterator[None]:
         raise UserError(
             f"{what} cannot be written: {reason}; make it writable, or choose another folder."
         ) from error
+
+
+def free_bytes(folder: Path) -> int:
+    """What is free on the disk that a folder is on, or will be."""
+    folder = folder.absolute()
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    return shutil.disk_usage(existing).free
 
 
 def sole_writer(root: Path) -> locks.FolderLock:

@@ -50,6 +50,8 @@ class Comparison:
     differences: list[Difference]
     absent_copies: list[str]
     """The MTP layer's copies that one side leaves out; no difference, as they say nothing new."""
+    scales: int = 0
+    """Scales of FP8 weights in either, which are not counted: each belongs to its weight."""
 
 
 def verify(
@@ -110,7 +112,8 @@ def verify(
             done += left.stored[entry.name].nbytes
             if progress:
                 progress(done, total)
-    return Comparison(equal, differences, absent)
+    scales = {name for side in (left, right) for name in side.stored if name.endswith(SCALE)}
+    return Comparison(equal, differences, absent, len(scales))
 
 
 def compare(left: Weights, right: Weights, entry: Entry, tolerance: float) -> Difference | None:

@@ -59,6 +59,10 @@ class Weights(Protocol):
         """Rows `start:stop` of a stored tensor, in the type it is stored in."""
         ...
 
+    def file_of(self, name: str) -> Path:
+        """The file in which a stored tensor begins."""
+        ...
+
 
 class HFWeights:
     """Weights in a Hugging Face folder; the model is what `config.json` says."""
@@ -91,6 +95,9 @@ class HFWeights:
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         return self._folder.rows(name, start, stop)
+
+    def file_of(self, name: str) -> Path:
+        return self.path / self.stored[name].file
 
     def notes(self) -> list[str]:
         """What a user should know of these weights: a sentence each."""
@@ -220,6 +227,10 @@ class DistWeights:
         offset = (*offset[:axis], offset[axis] + start, *offset[axis + 1 :])
         shape = (stop - start, *shape[1:])
         return self.checkpoint.read(key, offset, (1,) * axis + shape).view(shape)
+
+    def file_of(self, name: str) -> Path:
+        key, offset, _ = self._places[name]
+        return self.checkpoint.path / self.checkpoint.file(key, offset)
 
     def _find(self, entry: Entry) -> None:
         keys = [(entry.key, entry.offset, entry.global_shape)]

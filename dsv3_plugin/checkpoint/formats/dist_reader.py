@@ -49,9 +49,15 @@ class DistCheckpoint:
     def dtype(self, key: str) -> torch.dtype:
         return getattr(torch, self.contents.tensors[key].dtype)
 
-    def file(self, key: str) -> str:
-        """Name of the file that holds (the first chunk of) a tensor."""
-        return self.contents.tensors[key].chunks[0][2].file
+    def file(self, key: str, box: tuple[int, ...] | None = None) -> str:
+        """Name of the file that holds the beginning of a tensor, or of its box at an offset."""
+        chunks = self.contents.tensors[key].chunks
+        holders = (
+            place.file
+            for offset, sizes, place in chunks
+            if box and all(o <= b < o + n for o, b, n in zip(offset, box, sizes, strict=True))
+        )
+        return next(holders, chunks[0][2].file)
 
     def read(self, key: str, offset: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
         """The box of `sizes` at `offset` of the tensor `key`.

@@ -52,7 +52,9 @@ def test_both_manifests_name_the_same_bytes_alike_however_they_are_cut(
 def test_damaged_bytes_are_not_exported(source, tmp_path):
     import_hf(source, tmp_path / "t")
     overwrite(tmp_path / "t", NORM_KEY, b"\x01\x02")
-    with pytest.raises(UserError, match=rf"{NORM} in .*distcp is damaged: its checksum"):
+    file = tmp_path / "t" / "release" / "__0_0.distcp"
+    assert file.is_file()
+    with pytest.raises(UserError, match=rf"{NORM} in {file} is damaged: its checksum"):
         export_hf(tmp_path / "t", tmp_path / "out")
     assert (tmp_path / "out" / "INCOMPLETE").exists()
     # A change on purpose is told by taking the manifest away.
@@ -66,7 +68,8 @@ def test_verify_of_one_folder_holds_it_against_its_manifest(source, tmp_path, ds
     overwrite(tmp_path / "t", NORM_KEY, b"\x01\x02")
     said = dsv3("verify", tmp_path / "t")
     assert said.code == 1
-    assert f"1 differ:\n  {NORM}: its bytes in" in said.out
+    assert "tensors are as the conversion's manifest says" in said.out
+    assert f"1 differ:\n  {NORM}: its bytes in {tmp_path}/t/release/__0_0.distcp are" in said.out
     said = dsv3("verify", source)
     assert said.code == 2
     assert "no manifest.json" in said.err
