@@ -1,10 +1,12 @@
 """`dsv3 balance`: how evenly the experts, ranks and nodes of a run are used."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dsv3_plugin.cli.options import Json
 from dsv3_plugin.terminal.lines import say_all
 
 
@@ -13,13 +15,20 @@ def balance(
     png: Annotated[
         Path | None, typer.Option(help="Draw heat maps over layers, steps and experts here.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Show how evenly the experts, ranks and nodes of a run are loaded."""
     from dsv3_plugin.files.run_folder import RunFolder
-    from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table, main_layers
+    from dsv3_plugin.report.balance import (
+        LoadHistory,
+        draw_load,
+        load_mapping,
+        load_table,
+        main_layers,
+    )
 
     folder = RunFolder(run)
     history = LoadHistory(folder.metrics.stream(), run, main_layers(folder))
-    say_all(load_table(history))
+    say_all([json.dumps(load_mapping(history))] if as_json else load_table(history))
     if png is not None:
         draw_load(history, png, title=run.resolve().name)

@@ -7,6 +7,7 @@ numbers per layer are kept of each, so the metrics of a long run need little mem
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -20,6 +21,7 @@ from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.validation import validate
+from dsv3_plugin.report.balance_verdict import EXPLAINED, Word, verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,19 +135,80 @@ def main_layers(run: RunFolder) -> int | None:
     return layers if isinstance(layers, int) else None
 
 
-def load_table(history: LoadHistory) -> list[str]:
-    """The last step with all loads: MaxVio over experts, ranks, nodes by layer; idle experts."""
+@dataclass(frozen=True)
+class LayerBalance:
+    """A layer in the last step that has the load of each expert.
+
+    Attributes:
+        layer: its number, multi-token prediction named.
+        experts, ranks, nodes: MaxVio over them.
+        idle_experts: experts without a token.
+        verdict: whether the load of experts is good.
+    """
+
+    layer: str
+    experts: float
+    ranks: float
+    nodes: float
+    idle_experts: int
+    verdict: Word
+
+
+def last_step(history: LoadHistory) -> list[LayerBalance]:
+    """The layers in the last step with all loads."""
     last = history.last
-    width = max(6, *(len(history.label(layer)) for layer in last["expert_load"]))
-    lines = [
-        f"step {last['iteration']}: largest load over the mean, minus 1 (MaxVio)",
-        f"{'layer':>{width}} {'experts':>8} {'ranks':>8} {'nodes':>8} {'idle experts':>13}",
+    return [
+        LayerBalance(
+            history.label(layer),
+            *(max_violation(last[part][layer]) for part in PARTS),
+            idle_experts=sum(not tokens for tokens in load),
+            verdict=verdict(load),
+        )
+        for layer, load in last["expert_load"].items()
     ]
-    for layer, load in last["expert_load"].items():
-        columns = " ".join(f"{max_violation(last[part][layer]):8.3f}" for part in PARTS)
-        label = f"{history.label(layer):>{width}}"
-        lines.append(f"{label} {columns} {sum(not tokens for tokens in load):13d}")
-    return lines
+
+
+def load_mapping(history: LoadHistory) -> dict[str, Any]:
+    """What `dsv3 balance --json` prints."""
+    layers = last_step(history)
+    return {
+        "step": history.last["iteration"],
+        "layers": [asdict(layer) for layer in layers],
+        "worst_layer": max(layers, key=lambda layer: layer.experts).layer,
+        "imbalance": 1 + max(layer.ranks for layer in layers),
+    }
+
+
+def load_table(history: LoadHistory) -> list[str]:
+    """The last step with all loads: MaxVio over experts, ranks, nodes by layer; idle experts.
+
+    Then which layer is worst, what that means for time, and what the words stand for.
+    """
+    layers = last_step(history)
+    width = max(6, *(len(layer.layer) for layer in layers))
+    lines = [
+        f"step {history.last['iteration']}: largest load over the mean, minus 1 (MaxVio)",
+        f"{'layer':>{width}} {'experts':>8} {'ranks':>8} {'nodes':>8} {'idle experts':>13}  "
+        "verdict",
+    ]
+    lines += [
+        f"{layer.layer:>{width}} {layer.experts:8.3f} {layer.ranks:8.3f} {layer.nodes:8.3f} "
+        f"{layer.idle_experts:13d}  {layer.verdict:<7}"
+        for layer in layers
+    ]
+    worst = max(layers, key=lambda layer: layer.experts)
+    lines += [
+        "",
+        f"Layer {worst.layer} is the least even, {worst.verdict}: its busiest expert has "
+        f"{1 + worst.experts:.3g} times the mean.",
+    ]
+    busiest = max(layers, key=lambda layer: layer.ranks)
+    if len(history.last["rank_load"][next(iter(history.last["rank_load"]))]) > 1:
+        lines.append(
+            f"The busiest rank has {1 + busiest.ranks:.3g} times the mean (layer {busiest.layer}), "
+            f"and the others wait for it: dsv3 plan RECIPE --imbalance {1 + busiest.ranks:.3g}"
+        )
+    return [*lines, EXPLAINED]
 
 
 def draw_load(history: LoadHistory, png: Path, title: str) -> None:
@@ -227,15 +290,16 @@ def _draw_nodes(history: LoadHistory, axes: "Axes") -> None:
 
 def _draw_experts(history: LoadHistory, axes: "Axes") -> None:
     import numpy as np
+    from matplotlib.colors import TwoSlopeNorm
 
     last = history.last
     layers = list(last["expert_load"])
     load = np.array([last["expert_load"][layer] for layer in layers], dtype=float)
     relative = load / load.mean(1, keepdims=True)
-    image = axes.imshow(
-        relative, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2, interpolation="nearest"
-    )
-    axes.figure.colorbar(image, ax=axes, label="load / mean", extend="max")
+    # The mean is white; below and above each have a scale of their own, to the largest there is.
+    norm = TwoSlopeNorm(1.0, vmin=0.0, vmax=max(2.0, float(relative.max())))
+    image = axes.imshow(relative, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest")
+    axes.figure.colorbar(image, ax=axes, label="load / mean")
     axes.set_title(f"load of each expert over the mean, step {last['iteration']}")
     axes.set_xlabel("expert")
     for kind, width in (("rank_load", 0.5), ("node_load", 2.0)):

@@ -1,5 +1,6 @@
 """The balance of a run: its numbers, its table, its picture."""
 
+import json
 import math
 import random
 import weakref
@@ -9,7 +10,14 @@ import pytest
 from dsv3_plugin.dispatch.balance import max_violation
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.report.balance import LoadHistory, draw_load, load_table, main_layers
+from dsv3_plugin.report.balance import (
+    LoadHistory,
+    draw_load,
+    load_mapping,
+    load_table,
+    main_layers,
+)
+from dsv3_plugin.report.balance_verdict import EXPLAINED, chance, verdict
 
 
 def record(step: int) -> dict:
@@ -48,17 +56,32 @@ def test_the_table_tells_the_last_step(tmp_path):
     records = [record(1), {"iteration": 1, "validation_loss": 1.0}, record(10), without_experts(11)]
     lines = load_table(LoadHistory(iter(records), tmp_path))
     assert lines[0].startswith("step 10:")
-    layer_2 = lines[-1].split()
+    layer_2 = lines[3].split()
     assert layer_2[0] == "2"
     assert float(layer_2[1]) == pytest.approx(record(10)["max_vio"]["2"], abs=1e-3)
-    assert layer_2[-1] == "1"  # expert 7 is idle
+    assert layer_2[-2:] == ["1", "bad"]  # expert 7 is idle, where the mean has over 100 tokens
+
+
+def test_the_table_says_what_is_worst_and_what_it_costs(tmp_path):
+    history = LoadHistory([record(1)], tmp_path)
+    said = "\n".join(load_table(history))
+    mapping = load_mapping(history)
+    worst = max(record(1)["max_vio"].items(), key=lambda layer: layer[1])
+    assert f"Layer {worst[0]} is the least even" in said
+    assert f"{1 + worst[1]:.3g} times the mean" in said
+    ranks = max(max_violation(load) for load in record(1)["rank_load"].values())
+    assert f"dsv3 plan RECIPE --imbalance {1 + ranks:.3g}" in said
+    assert (mapping["step"], mapping["worst_layer"]) == (1, worst[0])
+    assert mapping["imbalance"] == pytest.approx(1 + ranks)
+    assert json.loads(json.dumps(mapping)) == mapping
+    assert [layer["idle_experts"] for layer in mapping["layers"]] == [0, 1]
 
 
 def test_layers_of_multi_token_prediction_are_named(tmp_path):
     history = LoadHistory([record(1)], tmp_path, main_layers=2)
     lines = load_table(history)
-    assert [line[:9].strip() for line in lines[2:]] == ["1", "2 (MTP 1)"]
-    assert len({len(line) for line in lines[1:]}) == 1
+    assert [line[:9].strip() for line in lines[2:4]] == ["1", "2 (MTP 1)"]
+    assert len({len(line) for line in lines[1:4]}) == 1
     assert history.label("3") == "3 (MTP 2)"
 
 
@@ -160,3 +183,27 @@ def test_an_early_violation_leaves_colours_for_the_rest(tmp_path, monkeypatch):
     assert "worst of 3 steps" in over_steps.get_title()
     assert len(over_nodes.lines) == 2
     assert over_experts.get_title().endswith("step 2499")
+
+
+@pytest.mark.parametrize(
+    ("most", "word"), [(1.04, "good"), (1.72, "fair"), (2.5, "uneven"), (4.0, "bad")]
+)
+def test_a_load_is_told_in_a_word_by_published_marks(most, word):
+    """One expert of 64 above all others, of so many tokens that chance has no part in it."""
+    others = (64 - most) / 63
+    assert verdict([int(10**6 * most)] + [int(10**6 * others)] * 63) == word
+    assert f"{word}:" in EXPLAINED
+
+
+def test_chance_is_what_even_draws_have():
+    """Within a fifth of the mean MaxVio of 200 even draws, which the bound is slightly above."""
+    draw = random.Random(0)
+    for mean in (10, 100):
+        found = []
+        for _ in range(200):
+            load = [0] * 64
+            for _ in range(64 * mean):
+                load[draw.randrange(64)] += 1
+            found.append(max_violation(load))
+            assert verdict(load) == "good" or max_violation(load) > 0.1 + chance(load)
+        assert sum(found) / len(found) == pytest.approx(chance([mean] * 64), rel=0.2)
