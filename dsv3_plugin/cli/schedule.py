@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsv3_plugin.cli.options import Cluster
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.simulate import Links, simulate
@@ -22,11 +23,22 @@ _OVERLAPPED = " and ".join(kind.name for kind in SCHEDULES.values() if kind.make
 def schedule(
     name: Annotated[
         str | None,
-        typer.Argument(help=f"{', '.join(SCHEDULES)} (which looks for a better one)."),
+        typer.Argument(
+            metavar="SCHEDULE_OR_RECIPE",
+            help=f"{', '.join(SCHEDULES)} (which looks for a better one), or a recipe, whose "
+            "schedule is timed with its own stages on its cluster.",
+        ),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key.path=value, for a recipe.")
     ] = None,
     pp: Annotated[int | None, typer.Option("--pp", help="Ranks (devices) of the pipeline.")] = None,
     micro_batches: Annotated[
-        int | None, typer.Option(help="Micro-batches of a step; both directions of dualpipe.")
+        int | None,
+        typer.Option(
+            help="Micro-batches of a step; both directions of dualpipe. Of a recipe those of its "
+            "last batch."
+        ),
     ] = None,
     vp: Annotated[
         int | None,
@@ -52,6 +64,10 @@ def schedule(
     ] = False,
     png: Annotated[Path | None, typer.Option(help="Draw it.")] = None,
     svg: Annotated[Path | None, typer.Option(help="Draw it.")] = None,
+    draw: Annotated[
+        bool, typer.Option("--draw", help="Draw it in the terminal, a line per rank.")
+    ] = False,
+    cluster: Cluster = None,
     stage_costs: Annotated[
         str | None, typer.Option(help="Relative work of the stages: 1,2*30,3.9")
     ] = None,
@@ -85,10 +101,25 @@ def schedule(
     ] = None,
 ) -> None:
     """Show, time, prove, draw or search for a pipeline schedule."""
+    from dsv3_plugin.cli import schedule_recipe
     from dsv3_plugin.cli.schedule_options import Choice, SearchOptions, StageOptions
 
-    output = Output(json, csv, png, svg)
+    output = Output(json, csv, png, svg, draw)
     output.check()
+    if from_csv is None and schedule_recipe.is_recipe(name):
+        assert name is not None
+        schedule_recipe.refuse_besides(
+            {
+                "pp": pp, "vp": vp, "overlap": overlap, "cost": cost, "stage_costs": stage_costs,
+                "model": model, "layers": layers, "seq_length": seq_length,
+                "activations": activations, "seed": seed, "effort": effort,
+            }
+        )  # fmt: skip
+        output.write(*schedule_recipe.answer(name, overrides or [], cluster, micro_batches, links))
+        return
+    if overrides or cluster is not None:
+        stray = overrides[0] if overrides else "--cluster"
+        raise UserError(f"{stray} goes with a recipe, and {name or from_csv} is a schedule")
     choice = Choice(name, from_csv, pp, micro_batches, vp, overlap)
     stages = StageOptions(cost, stage_costs, model, layers, seq_length)
     options = SearchOptions(activations, seed, effort)
@@ -122,6 +153,7 @@ class Output:
     csv: Path | None
     png: Path | None
     svg: Path | None
+    draw: bool
 
     def check(self) -> None:
         """Raise UserError if a picture's name does not end in what its option says."""
@@ -140,6 +172,11 @@ class Output:
                 from dsv3_plugin.schedules.draw import draw
 
                 draw(timeline, picture)
+        if self.draw and not self.json:
+            from dsv3_plugin.schedules.text_picture import text_picture
+            from dsv3_plugin.terminal.console import Console
+
+            lines = [*lines, "", *text_picture(timeline, Console().width)]
         if self.json:
             from json import dumps
 
@@ -163,7 +200,27 @@ def lines_of(timeline: "Timeline") -> list[str]:
     ):
         stages = ", ".join(str(s) for s, holder in schedule.stage_ranks.items() if holder == rank)
         lines.append(f"{rank:4} {idle:10.4g} {peak:6.4g}  {stages}")
-    return lines
+    return [*lines, "", slowest_line(timeline)]
+
+
+def slowest_line(timeline: "Timeline") -> str:
+    """Which rank computes longest, and with which of its stages."""
+    makespan, schedule = timeline.makespan, timeline.schedule
+    busy = [makespan - idle for idle in timeline.idle_per_rank]
+    longest, mean = max(busy), sum(busy) / len(busy)
+    rank = busy.index(longest)
+    if longest <= (1 + 1e-6) * mean:
+        return f"all ranks compute as long: {longest:g} of {makespan:g}"
+    held = [stage for stage, holder in schedule.stage_ranks.items() if holder == rank]
+    times = dict.fromkeys(held, 0.0)
+    for span in timeline.spans[rank]:
+        for part in span.action.parts:
+            times[part.stage] += (span.end - span.start) / len(span.action.parts)
+    most = max(held, key=lambda stage: times[stage])
+    return (
+        f"rank {rank} is the slowest: it computes for {longest:g} of {makespan:g}, "
+        f"{longest / mean:.3f} times the mean, {times[most]:g} of it for stage {most}"
+    )
 
 
 def links_line(links: Links, makespan: float, ideal: float) -> str:

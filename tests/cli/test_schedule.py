@@ -26,6 +26,7 @@ def refused(*arguments: str) -> str:
 
 
 EIGHT = ("--pp", "8", "--micro-batches", "20")
+FULL = "pretrain/deepseek-v3"
 
 
 @pytest.mark.parametrize(
@@ -224,3 +225,65 @@ def test_a_file_that_is_no_schedule_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError):
         read_csv(path)
+
+
+def test_a_recipe_is_timed_as_its_plan_does():
+    """Against the plan of the same recipe, which simulates shorter schedules: within 0.5 %."""
+    said = json.loads(run(FULL, "--json"))
+    planned = json.loads(
+        CliRunner().invoke(app, ["plan", FULL, "--json"], catch_exceptions=False).stdout
+    )["phases"][-1]
+    assert (said["schedule"], said["pp"], said["micro_batches"]) == ("dualpipe_v", 16, 120)
+    assert said["batch"] == planned["batch"]
+    stages = planned["stages"]
+    assert said["busy_per_rank"] == pytest.approx([s["busy_seconds"] for s in stages], rel=5e-3)
+    assert said["memory_bytes"] == [max(s["moments"].values()) for s in stages]
+    parts = planned["time_by_part"]
+    after = sum(parts.get(part, 0.0) for part in ("data_parallel", "optimizer"))
+    within = planned["step_seconds"] - parts["saving"] - parts["evaluation"] - after
+    assert said["makespan"] == pytest.approx(within, rel=5e-3)
+
+
+def test_a_recipe_is_told_in_milliseconds_and_gigabytes_and_its_slowest_rank_named():
+    words = (FULL, "pipeline.schedule=1f1b_v", "--cluster", "h100", "--micro-batches", "40")
+    out = run(*words)
+    said = json.loads(run(*words, "--json"))
+    assert "deepseek-v3 on h100: 1f1b_v, ranks: 16, micro-batches: 40 (batch 5,120)" in out
+    assert f"makespan {1000 * said['makespan']:,.0f} ms" in out
+    assert f"{max(said['memory_bytes']) / 1e9:.1f} GB on the fullest rank of 85.0" in out
+    rank = said["slowest_rank"]
+    assert said["busy_per_rank"][rank] == max(said["busy_per_rank"])
+    assert f"\nrank {rank} (" in out
+    assert "is the slowest" in out
+    queued = json.loads(run(*words, "--links", "nccl", "--json"))
+    assert queued["ideal_makespan"] == said["makespan"] <= queued["makespan"]
+
+
+def test_any_schedule_is_drawn_in_lines():
+    out = run("dualpipe_v", *EIGHT, "--draw").splitlines()
+    assert [line.split()[0] for line in out[-9:-1]] == [str(rank) for rank in range(8)]
+    assert "F forward" in out[-1]
+
+
+def test_the_slowest_rank_is_named_with_its_stage():
+    assert "all ranks compute as long: 60 of 81" in run("1f1b", *EIGHT)
+    out = run("1f1b", "--pp", "3", "--micro-batches", "6", "--stage-costs", "1,4,1")
+    # 6 micro-batches of 3 passes, at 4 of 6 parts of 3 devices' work.
+    assert "rank 1 is the slowest: it computes for 36" in out
+    assert "36 of it for stage 1" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((FULL, "--pp", "8"), "--pp goes with the name of a schedule"),
+        ((FULL, "--effort", "1"), "--effort goes with the name of a schedule"),
+        ((FULL, "--micro-batches", "0"), "--micro-batches must be at least 1"),
+        ((FULL, "pipeline.ramp_schedule=null", "--micro-batches", "8"), "at least 2 x P"),
+        (("nowhere.yaml",), "nowhere.yaml: no such recipe"),
+        (("zbv", "training.steps=1", *EIGHT), "training.steps=1 goes with a recipe"),
+        (("zbv", "--cluster", "h100", *EIGHT), "--cluster goes with a recipe"),
+    ],
+)
+def test_what_does_not_go_with_a_recipe_is_refused(words, said):
+    assert said in refused(*words)

@@ -43,7 +43,7 @@ def runs_at_once(command: list[str]) -> bool:
     if any(word.isupper() or word == "--from-csv" for word in command):
         return False
     if command[0] == "schedule":
-        return not SCHEDULES[command[1]].searched
+        return command[1] not in SCHEDULES or not SCHEDULES[command[1]].searched
     return command[0] in ("recipes", "explain", "plan", "args", "--version")
 
 

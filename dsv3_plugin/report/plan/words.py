@@ -1,6 +1,7 @@
 """What the parts of a plan are called, for people."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 from dsv3_plugin.planner.plan import MemoryPart, Moment, PhasePlan, RankPlan, TimePart
 from dsv3_plugin.planner.stages import Stage
@@ -53,7 +54,12 @@ def stage_text(stage: Stage) -> str:
 
 def stages_text(rank: RankPlan) -> str:
     """What a rank holds, equal stages that follow each other counted: `2 × 2 MoE`."""
-    texts = [stage_text(stage) for stage in rank.stages]
+    return held_text(rank.stages)
+
+
+def held_text(stages: Iterable[Stage]) -> str:
+    """What stages hold together, as `stages_text`."""
+    texts = [stage_text(stage) for stage in stages]
     return ", ".join(
         f"{times} × ({text})" if times > 1 else text for text, times in Counter(texts).items()
     )
