@@ -11,16 +11,17 @@ STEPS = 5
 
 
 @pytest.mark.parametrize(
-    "recipe",
+    ("recipe", "name"),
     [
-        "pretrain/deepseek-v3",
-        "extend/deepseek-v3-32k",
-        "extend/deepseek-v3-128k",
-        "sft/deepseek-v3",
+        ("pretrain/deepseek-v3", "h800"),
+        ("pretrain/deepseek-v3-256", "h100"),
+        ("extend/deepseek-v3-32k", "h800"),
+        ("extend/deepseek-v3-128k", "h800"),
+        ("sft/deepseek-v3", "h800"),
     ],
 )
-def test_a_rank_is_given_up_after_some_steps_and_sooner_than_at_the_start(recipe: str) -> None:
-    cluster = load_cluster("h800")
+def test_a_rank_is_given_up_after_some_steps_and_sooner_than_at_the_start(recipe, name) -> None:
+    cluster = load_cluster(name)
     run = load_resolved(recipe, (), cluster.machine)
     plan = make_plan(run, cluster, cluster.machine)
     step = max(phase.step_seconds for phase in plan.phases)
