@@ -11,6 +11,7 @@ import typer
 
 from dsv3_plugin.cli.convert import AllowPickle, WithoutMtp, Workers
 from dsv3_plugin.cli.options import Json
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import bytes_text
 from dsv3_plugin.terminal.lines import say, say_all, show_text
 
@@ -35,9 +36,24 @@ def verify(
     all_: Annotated[
         bool, typer.Option("--all", help=f"List all differences, not the {_LONGEST_LIST} largest.")
     ] = False,
+    bytes_: Annotated[
+        bool,
+        typer.Option(
+            "--bytes", help="Compare the files of both folders, each with that of its name."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare all tensors of two models, or one with its manifest; exit code 1 if any differs."""
+    if bytes_:
+        if b is None:
+            raise UserError("--bytes compares the files of two folders: name the second")
+        if tolerance or allow_pickle or without_mtp:
+            raise UserError(
+                "--bytes compares files, whatever is in them: --tolerance, --allow-pickle and "
+                "--without-mtp belong to comparing tensors"
+            )
+        verify_files(a, b, workers, None if all_ else _LONGEST_LIST, as_json=as_json)
     from dsv3_plugin.checkpoint.conversion.manifest import check
     from dsv3_plugin.checkpoint.conversion.verify import verify as compare
     from dsv3_plugin.cli.progress import bytes_done
@@ -61,6 +77,26 @@ def verify(
         most = None if all_ else _LONGEST_LIST
         print_comparison(comparison, tolerance, most, by_manifest=b is None)
     raise typer.Exit(1 if comparison.differences else 0)
+
+
+def verify_files(a: Path, b: Path, workers: int, most: int | None, *, as_json: bool) -> None:
+    """Compare the files of two folders, and end with exit code 1 if any differs."""
+    from dsv3_plugin.checkpoint.conversion.same_files import compare_files
+    from dsv3_plugin.cli.progress import bytes_done
+
+    with bytes_done("verify") as progress:
+        found = compare_files(a, b, workers=workers, progress=progress)
+    if as_json:
+        say(json.dumps(asdict(found)))
+    else:
+        say(f"{found.equal} files are the same, byte for byte.")
+        if found.only:
+            say(f"{len(found.only)} that hold no weights are in one folder alone:")
+            _print_list(found.only, most)
+        if found.differences:
+            say(f"{len(found.differences)} differ:")
+            _print_list([_one_line(difference) for difference in found.differences], most)
+    raise typer.Exit(1 if found.differences else 0)
 
 
 def inspect(

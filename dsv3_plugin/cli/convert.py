@@ -9,6 +9,7 @@ import typer
 
 from dsv3_plugin.cli.notes import note
 from dsv3_plugin.cli.options import Json
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import bytes_text, time_text
 from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.lines import say
@@ -83,7 +84,16 @@ def export(
             "nothing) or deepgemm (the bytes that DeepGEMM makes)."
         ),
     ] = "reversible",
-    shard_size: Annotated[str, typer.Option(help="Size of a safetensors file.")] = "5GB",
+    shard_size: Annotated[
+        str | None, typer.Option(help="Size of a safetensors file; 5GB by default.")
+    ] = None,
+    shards_as: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HF_DIR",
+            help="Divide the tensors among files as this folder of the same model does.",
+        ),
+    ] = None,
     workers: Workers = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed export.")] = False,
     as_json: Json = False,
@@ -93,6 +103,11 @@ def export(
     from dsv3_plugin.checkpoint.formats.hf_writer import shard_bytes
     from dsv3_plugin.cli.progress import bytes_done
 
+    if shards_as is not None and shard_size is not None:
+        raise UserError(
+            f"--shards-as takes the shards of {shards_as}, and --shard-size makes others: leave "
+            "one out"
+        )
     with bytes_done("export") as progress:
         report = export_hf(
             checkpoint,
@@ -100,7 +115,8 @@ def export(
             dtype=dtype,
             fp8=fp8,
             fp8_rule=fp8_rule,
-            shard_size=shard_bytes(shard_size),
+            shard_size=shard_bytes(shard_size or "5GB"),
+            shards_as=shards_as,
             workers=workers,
             resume=resume,
             progress=progress,

@@ -279,7 +279,10 @@ def test_the_slowest_rank_is_named_with_its_stage():
         ((FULL, "--pp", "8"), "--pp goes with the name of a schedule"),
         ((FULL, "--effort", "1"), "--effort goes with the name of a schedule"),
         ((FULL, "--micro-batches", "0"), "--micro-batches must be at least 1"),
-        ((FULL, "pipeline.ramp_schedule=null", "--micro-batches", "8"), "at least 2 x P"),
+        (
+            (FULL, "curves.batch_size=15360", "pipeline.ramp_schedule=null", "--micro-batches=8"),
+            "at least 2 x P",
+        ),
         (("nowhere.yaml",), "nowhere.yaml: no such recipe"),
         (("zbv", "training.steps=1", *EIGHT), "training.steps=1 goes with a recipe"),
         (("zbv", "--cluster", "h100", *EIGHT), "--cluster goes with a recipe"),

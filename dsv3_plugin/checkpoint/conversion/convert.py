@@ -53,6 +53,7 @@ from dsv3_plugin.checkpoint.formats.dist_writer import DistLayout
 from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG
 from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout
 from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
+from dsv3_plugin.checkpoint.formats.sharding import Sharding
 from dsv3_plugin.checkpoint.formats.target import Target
 from dsv3_plugin.checkpoint.names import EMBEDDING, SCALE, extra_states
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER
@@ -176,6 +177,7 @@ def export_hf(
     fp8: bool = False,
     fp8_rule: Literal["reversible", "deepgemm"] = "reversible",
     shard_size: int = 5 * 10**9,
+    shards_as: str | Path | None = None,
     workers: int = 2,
     resume: bool = False,
     model: ModelConfig | None = None,
@@ -195,6 +197,8 @@ def export_hf(
         fp8_rule: how those get their scales: so that quantising again changes nothing, or as
             DeepGEMM does (see `fp8.quantize`).
         shard_size: bytes of a safetensors file.
+        shards_as: a Hugging Face folder of the same model, whose files the tensors are divided into
+            instead; those that hold the same tensors in the same types come out the same bytes.
         workers: threads.
         resume: continue an unfinished export into the same folder.
         model: instead of the checkpoint's own `model.yaml`.
@@ -216,7 +220,11 @@ def export_hf(
             "way from there."
         )
     _require_apart(source.root, root)
-    layout = HFLayout(export_tensors(source, dtype, fp8), shard_size)
+    like = None
+    if shards_as is not None:
+        like = Sharding.of(Path(shards_as))
+        _require_apart(like.folder, root)
+    layout = HFLayout(export_tensors(source, dtype, fp8), shard_size, like)
     jobs = export_jobs(source, layout.targets, fp8_rule)
     _require_consumed(source, jobs, {entry.name for entry in source.entries})
     trained_on.refuse_replaced_tokenizer(source.root)
@@ -226,6 +234,7 @@ def export_hf(
     options = {"dtype": dtype, "fp8": fp8, "shard_size": shard_size}
     if fp8_rule != "reversible":
         options["fp8_rule"] = fp8_rule  # a header of 0.1 has no such key
+    options["shards_as"] = None if like is None else str(like.folder.resolve())
     header = header_of("export", source, **options)
     _announce(announce, jobs, layout.files, root)
     with sole_writer(root):
@@ -244,7 +253,7 @@ def export_hf(
             finally:
                 folder.close()
             with as_sentence(root):
-                replace_file(root / CONFIG, json.dumps(config, indent=2).encode())
+                replace_file(root / CONFIG, _written(config, source))
                 for name, path in files_of(tokenizer, CARRIED).items():
                     replace_file(root / name, path.read_bytes())
                 manifest.write(root, header, source, layout.targets.values(), checksums)
@@ -268,6 +277,13 @@ def _config(
     if is_another(tokenizer, manifest_file.read(source.root)):
         config |= dict.fromkeys(TOKEN_IDS & config.keys()) | ids
     return config
+
+
+def _written(config: dict[str, Any], source: DistWeights) -> bytes:
+    """A `config.json` as text: the source's own bytes where it says the same."""
+    if config == source.config:
+        return inside(source.root, HF_CONFIG).read_bytes()
+    return json.dumps(config, indent=2).encode()
 
 
 def _require_known(dtype: str | None, known: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from dsv3_plugin.checkpoint.formats.hf_headers import DTYPES, INDEX
+from dsv3_plugin.checkpoint.formats.sharding import Sharding
 from dsv3_plugin.checkpoint.formats.target import Piece, Target
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file, sync_folder
@@ -23,6 +24,9 @@ Described = tuple[str, torch.dtype, tuple[int, ...]]
 _NAMES = {getattr(torch, dtype): name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 64
 """Bytes of a cache line: the kernel copies what begins with one twice as fast into a file."""
+
+_ALONE = "model.safetensors"
+"""The file that readers find without an index."""
 
 _PART = ".part"
 """Ending of a shard's name until all shards are whole."""
@@ -41,13 +45,34 @@ def shard_bytes(text: str) -> int:
 
 
 class HFLayout:
-    """Places tensors in shards of at most `shard_size` bytes (more if one tensor is larger)."""
+    """Places tensors in shards."""
 
     def __init__(
         self,
         tensors: Iterable[Described],
         shard_size: int,
+        like: Sharding | None = None,
     ) -> None:
+        """Args:
+        tensors: in their order.
+        shard_size: bytes of a shard at most, more if one tensor is larger.
+        like: a folder whose files the tensors are divided into instead. A file that has the same
+            tensors there, of the same types and shapes, has the same header, and so the same bytes.
+
+        Raises UserError if that folder lacks one of the tensors.
+        """
+        self.targets: dict[str, Target] = {}
+        self.headers: dict[str, bytes] = {}
+        self.files: dict[str, int] = {}
+        self._index: dict[str, str] = {}
+        self._index_file: bytes | None = None
+        self.total_size = 0
+        if like is None:
+            self._divide(tensors, shard_size)
+        else:
+            self._divide_like(tensors, like)
+
+    def _divide(self, tensors: Iterable[Described], shard_size: int) -> None:
         shards: list[list[Described]] = [[]]
         room = shard_size
         for entry in tensors:
@@ -57,14 +82,37 @@ class HFLayout:
                 room = shard_size
             shards[-1].append(entry)
             room -= size
-        self.targets: dict[str, Target] = {}
-        self.headers: dict[str, bytes] = {}
-        self.files: dict[str, int] = {}
-        self._index: dict[str, str] = {}
-        self.total_size = 0
         for number, shard in enumerate(shards, start=1):
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            self._place(shard, file if len(shards) > 1 else "model.safetensors")
+            self._place(shard, file if len(shards) > 1 else _ALONE)
+
+    def _divide_like(self, tensors: Iterable[Described], like: Sharding) -> None:
+        shards: dict[str, list[Described]] = {}
+        for entry in tensors:
+            shards.setdefault(like.file_of(entry[0]), []).append(entry)
+        there: dict[str, dict[str, Described]] = {file: {} for file in shards}
+        for name, d in like.tensors.items():
+            if d.file in there:
+                there[d.file][name] = (name, getattr(torch, d.dtype), d.shape)
+        same = {file for file, shard in shards.items() if {e[0]: e for e in shard} == there[file]}
+        for file in sorted(shards):
+            if file in same:
+                self._place_as_there(shards[file], file, like)
+            else:
+                self._place(shards[file], file)
+        if same == {d.file for d in like.tensors.values()}:
+            self._index_file = like.index
+
+    def _place_as_there(self, shard: list[Described], file: str, like: Sharding) -> None:
+        part, header = file + _PART, like.header_of(file)
+        end = len(header)
+        for name, dtype, shape in shard:
+            piece = Piece(part, like.tensors[name].position, _nbytes((name, dtype, shape)))
+            self.targets[name] = Target(name, dtype, shape, (piece,))
+            self._index[name] = file
+            end = max(end, piece.position + piece.nbytes)
+        self.headers[part], self.files[part] = header, end
+        self.total_size += end - len(header)
 
     def _place(self, shard: list[Described], file: str) -> None:
         described: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -99,7 +147,9 @@ class HFLayout:
         for part in self.files:
             (folder / part).rename(folder / part.removesuffix(_PART))
         sync_folder(folder)
-        if len(self.files) > 1:
+        if self._index_file is not None:
+            replace_file(folder / INDEX, self._index_file)
+        elif [*self.files] != [_ALONE + _PART]:
             index = {"metadata": {"total_size": self.total_size}, "weight_map": self._index}
             replace_file(folder / INDEX, json.dumps(index, indent=2).encode())
 

@@ -1,0 +1,105 @@
+"""Are two folders of weights the same files, byte for byte? Whatever is in them.
+
+`verify` compares tensors, wherever they lie. Here a file is compared with the file of its name: for
+whoever publishes a folder, or mirrors one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint.conversion.manifest_file import MANIFEST
+from dsv3_plugin.checkpoint.conversion.stream import BLOCK_BYTES, Progress
+from dsv3_plugin.checkpoint.conversion.verify import Difference
+from dsv3_plugin.checkpoint.conversion.workers import worker_threads
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.links import inside
+
+
+@dataclass(frozen=True)
+class FileComparison:
+    """What a comparison of files found.
+
+    Attributes:
+        equal: files that are the same.
+        differences: files of both that are not, and files of weights that one lacks.
+        only: other files that one folder has, and the other lacks.
+    """
+
+    equal: int
+    differences: list[Difference]
+    only: list[str]
+
+
+def compare_files(
+    a: str | Path, b: str | Path, *, workers: int = 2, progress: Progress | None = None
+) -> FileComparison:
+    """Compare the files of two folders.
+
+    What a conversion writes about itself (`manifest.json`) and hidden files are passed over.
+
+    Args:
+        a, b: the folders; only read.
+        workers: threads.
+        progress: called with (bytes of `a` compared, bytes in all).
+
+    Raises:
+        UserError: one is no folder, or not finished, or a link leads out of it.
+    """
+    left, right = _files(Path(a)), _files(Path(b))
+    common = [name for name in left if name in right]
+    differences, only = [], []
+    for name in [*left, *right]:
+        if name in left and name in right:
+            continue
+        where = a if name in left else b
+        if name.endswith((".safetensors", ".distcp", ".index.json")):
+            differences.append(Difference(name, f"only in {where}"))
+        else:
+            only.append(f"{name} in {where}")
+    sizes = {name: left[name].stat().st_size for name in common}
+    equal, done, total = 0, 0, sum(sizes.values())
+    with worker_threads(workers) as pool:
+        found = pool.map(lambda name: _differs(left[name], right[name]), common)
+        for name, what in zip(common, found, strict=True):
+            if what:
+                differences.append(Difference(name, what))
+            equal += not what
+            done += sizes[name]
+            if progress:
+                progress(done, total)
+    return FileComparison(equal, differences, only)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files of a folder and those below it, by name, that are compared."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder.")
+    tracker.refuse_unfinished(folder)
+    return dict(_below(folder))
+
+
+def _below(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and name.name != MANIFEST and not any(p[0] == "." for p in name.parts):
+            yield name.as_posix(), inside(folder, name.as_posix())
+
+
+def _differs(mine: Path, other: Path) -> str:
+    """What is not the same of two files, or nothing."""
+    a, b = mine.stat().st_size, other.stat().st_size
+    if a != b:
+        return f"{a:,} bytes and {b:,}"
+    position = 0
+    with mine.open("rb") as one, other.open("rb") as two:
+        while block := one.read(BLOCK_BYTES):
+            against = two.read(BLOCK_BYTES)
+            if block != against:
+                pairs = enumerate(zip(block, against, strict=True))
+                return (
+                    f"differ from byte {position + next(i for i, (x, y) in pairs if x != y):,} on"
+                )
+            position += len(block)
+    return ""
