@@ -1,11 +1,21 @@
 """`dsv3 train` and `dsv3 args`: a recipe run, and the same recipe as upstream's command line."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dsv3_plugin.cli.options import Overrides, Recipe
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.terminal.lines import note, say_all
+
+RecipeOrCheckpoint = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE_OR_CHECKPOINT",
+        help="Shipped name (pretrain/tiny) or path of a recipe, or the folder of a checkpoint.",
+    ),
+]
 
 
 def train(
@@ -25,8 +35,14 @@ def train(
     raise typer.Exit(run(recipe, overrides or []))
 
 
-def args(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Print upstream Megatron-LM's command line, one flag a line; what has no flag, on stderr."""
+def args(recipe: RecipeOrCheckpoint, overrides: Overrides = None) -> None:
+    """Print upstream Megatron-LM's command line, one flag a line; what has no flag, on stderr.
+
+    Of a checkpoint it is the whole command by which Megatron-LM's pretrain_gpt.py loads it.
+    """
+    if Path(recipe).is_dir():
+        args_of_checkpoint(Path(recipe), overrides or [])
+        return
     from dsv3_plugin.machine import Machine
     from dsv3_plugin.model import SPEC
     from dsv3_plugin.planner.resolve import load_resolved
@@ -37,3 +53,33 @@ def args(recipe: Recipe, overrides: Overrides = None) -> None:
     say_all(command_line(loaded, machine, SPEC))
     for phrase in beyond_the_line(loaded):
         note(f"dsv3: upstream has no flag for this: {phrase}")
+
+
+def args_of_checkpoint(folder: Path, overrides: list[str]) -> None:
+    """Print the command by which Megatron-LM loads a checkpoint."""
+    from dsv3_plugin.checkpoint.loadable import loadable
+    from dsv3_plugin.machine import Machine
+    from dsv3_plugin.model import SPEC
+    from dsv3_plugin.recipe.loading import loading_arguments, loading_command
+
+    if overrides:
+        raise UserError(
+            f"{overrides[0]} lays something over a recipe, and {folder} is a checkpoint: change "
+            "the line that is printed"
+        )
+    machine, found = Machine.here(), loadable(folder)
+    flags = loading_arguments(
+        found.model,
+        found.folder,
+        seq_length=found.seq_length,
+        dtype=found.dtype,
+        tokenizer=found.tokenizer,
+        backend="transformer_engine" if machine.gpus and machine.transformer_engine else "local",
+        on_gpu=bool(machine.gpus),
+        spec=SPEC,
+    )
+    say_all(loading_command(flags))
+    note(
+        "dsv3: tensor, pipeline and expert parallelism are free: the checkpoint loads under any. "
+        "In place of --mock-data, name your own --data-path."
+    )

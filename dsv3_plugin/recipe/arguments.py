@@ -96,7 +96,7 @@ def beyond_the_line(recipe: Recipe) -> list[str]:
 def _flags(recipe: Recipe, machine: Machine, spec: Spec) -> Iterator[tuple[str, ...]]:
     """Each flag with its values, as text."""
     groups = (
-        _model(recipe.model, fused=recipe.resolved_backend(machine) == "transformer_engine"),
+        model_flags(recipe.model, fused=recipe.resolved_backend(machine) == "transformer_engine"),
         _backend(recipe, machine, spec),
         _options(recipe, machine),
         _precision(recipe),
@@ -116,8 +116,12 @@ def _text(value: object) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _model(model: ModelConfig, *, fused: bool) -> Iterator[Flag]:
-    """The model's flags; `fused`: the kernels are Transformer Engine's."""
+def model_flags(model: ModelConfig, *, fused: bool) -> Iterator[Flag]:
+    """The model's flags; `fused`: the kernels are Transformer Engine's.
+
+    Raises:
+        UserError: no flag can say what the model is.
+    """
     try:
         for name, *values in fields.flags(model):
             # Upstream's fused rotation of MLA knows YaRN alone; by factor 1, which the flags of
@@ -141,7 +145,11 @@ def _model(model: ModelConfig, *, fused: bool) -> Iterator[Flag]:
 
 
 def _backend(recipe: Recipe, machine: Machine, spec: Spec) -> Iterator[Flag]:
-    backend = recipe.resolved_backend(machine)
+    yield from kernel_flags(recipe.resolved_backend(machine), spec, on_gpu=recipe.on_gpu(machine))
+
+
+def kernel_flags(backend: str, spec: Spec, *, on_gpu: bool) -> Iterator[Flag]:
+    """The flags of what computes: the layers, their kernels, and how ranks talk."""
     yield "transformer-impl", backend
     yield "spec", *spec
     if backend == "transformer_engine":
@@ -153,7 +161,7 @@ def _backend(recipe: Recipe, machine: Machine, spec: Spec) -> Iterator[Flag]:
         yield ("no-masked-softmax-fusion",)
         yield ("no-persist-layer-norm",)
         yield ("no-rope-fusion",)
-    yield "distributed-backend", "nccl" if recipe.on_gpu(machine) else "gloo"
+    yield "distributed-backend", "nccl" if on_gpu else "gloo"
 
 
 def _options(recipe: Recipe, machine: Machine) -> Iterator[Flag]:

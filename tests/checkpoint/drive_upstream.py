@@ -3,7 +3,8 @@
     python drive_upstream.py MODEL.yaml SPEC LOAD SAVE [FLAG …]
 
 SPEC is `upstream` (its local spec; its core attention does not take MLA's head sizes, so that one
-class is lent to it) or `ours` (through `--spec`). With a learning rate of zero what it saves must
+class is lent to it), `ours` (through `--spec`) or `printed` (FLAG … is what `dsv3 args LOAD`
+prints, and says all but how to train). With a learning rate of zero what it saves must
 equal what it loaded. Of the table of patches only what a machine without a GPU needs is applied,
 and with our spec its MTP counterpart.
 """
@@ -27,6 +28,11 @@ FLAGS = """
     --no-create-attention-mask-in-dataloader --moe-token-dispatcher-type alltoall
     --ckpt-format torch_dist --save-interval 1
 """
+STILL = """
+    --train-iters 1 --lr 0 --weight-decay 0 --moe-router-bias-update-rate 0 --save-interval 1
+    --no-one-logger
+"""
+"""Of two values of a flag the last counts."""
 
 
 class Noise(torch.utils.data.Dataset):
@@ -65,12 +71,14 @@ def main(model_file: str, spec: str, load: str, save: str, *flags: str) -> None:
     if spec == "ours":
         argv += ["--spec", *SPEC]
     argv += ["--load", load, "--finetune"]
-    flags = arguments._model(model, fused=False)
-    argv += [str(word) for flag in flags for word in (f"--{flag[0]}", *flag[1:])]
+    of_model = arguments.model_flags(model, fused=False)
+    argv += [str(word) for flag in of_model for word in (f"--{flag[0]}", *flag[1:])]
+    if spec == "printed":
+        argv = [*flags, *STILL.split(), "--save", save]
     sys.argv = ["drive_upstream", *argv]
     if spec == "upstream":
         backends.LocalSpecProvider.core_attention = lambda self: CausalAttention
-    else:
+    elif spec == "ours":
         gpt.mtp_block_spec = mtp_block_spec
     data_utils.compile_helpers = lambda: None  # the wheel ships them compiled
     training.initialize_megatron = cpu_host.initialize_megatron(training.initialize_megatron)

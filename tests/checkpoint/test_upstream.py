@@ -2,6 +2,7 @@
 reads what its trainer saves. Upstream runs in processes of its own (see drive_upstream.py)."""
 
 import os
+import shlex
 import socket
 from pathlib import Path
 
@@ -66,6 +67,27 @@ def test_upstreams_spec_loads_an_import_and_export_reads_its_save(imported, tmp_
     # No model.yaml of ours is there: the model is read from upstream's arguments.
     export_hf(tmp_path / "saved", tmp_path / "out", dtype="bf16")
     assert_same_bytes(read_tensors(tmp_path / "out"), read_tensors(imported / "folder"))
+
+
+def test_the_command_that_is_printed_loads_the_checkpoint(imported, tmp_path, dsv3):
+    """As it stands, but for the program (the driver is one) and a step that changes nothing."""
+    done = dsv3("args", imported / "checkpoint")
+    assert "parallelism are free" in done.err
+    program, *flags = done.out.replace(" \\\n", "\n").splitlines()
+    assert program == "torchrun --nproc-per-node 1 pretrain_gpt.py"
+    words = [word for flag in flags for word in shlex.split(flag)]
+    assert words[words.index("--load") + 1] == str(imported / "checkpoint")
+    upstream(1, imported / "checkpoint" / "model.yaml", "printed", imported / "checkpoint",
+             tmp_path / "saved", *words)  # fmt: skip
+    assert not verify(imported / "checkpoint", tmp_path / "saved").differences
+
+
+def test_what_no_command_loads_is_refused(imported, tmp_path, dsv3):
+    write_folder(tmp_path / "fp8", MODEL, random_tensors(MODEL, "fp8"))
+    import_hf(tmp_path / "fp8", tmp_path / "kept", dtype="keep-fp8")
+    assert "import them again without --dtype keep-fp8" in dsv3("args", tmp_path / "kept").err
+    assert "is a checkpoint" in dsv3("args", imported / "checkpoint", "training.steps=1").err
+    assert "is a Hugging Face folder" in dsv3("args", tmp_path / "fp8").err
 
 
 def test_upstreams_spec_loads_an_import_from_fp8(tmp_path):
