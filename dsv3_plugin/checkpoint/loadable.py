@@ -10,6 +10,7 @@ from dsv3_plugin.checkpoint.formats.model_file import model_of_checkpoint
 from dsv3_plugin.checkpoint.names import EMBEDDING, QUANTISED, layout
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.places import weights_at
 
 _USUAL_LENGTH = 4096
 """Tokens of a sequence where nothing says how long those were that it was trained on."""
@@ -35,11 +36,12 @@ class Loadable:
 
 
 def loadable(directory: Path) -> Loadable:
-    """The checkpoint in a folder, or the one that an iteration's folder belongs to.
+    """The checkpoint in a folder: its own, a run's, or that of an iteration.
 
     Raises:
         UserError: there is no whole checkpoint.
     """
+    directory = weights_at(directory)
     iteration = tracker.find(directory)
     contents, folder = read_contents(iteration), iteration.parent
     model = model_of_checkpoint(directory, iteration, contents)
