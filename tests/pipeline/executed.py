@@ -21,6 +21,9 @@ from tests.staged_model import forward_step, staged_model
 SEQ, MICRO = 16, 1
 MODEL = staged_model(8)
 
+Step = tuple[list[float], dict[str, torch.Tensor]]
+"""Losses, and gradients with routers' biases by name in a checkpoint."""
+
 
 def batches(count: int) -> Iterator[dict[str, torch.Tensor]]:
     """The first micro-batches, of all ranks but for the context-parallel part of each."""
@@ -113,8 +116,8 @@ def whole_model(config: ModelConfig = MODEL, **settings: Any) -> torch.nn.Module
     return wrapped
 
 
-def in_one_process(micro_batches: int) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """The reference; every rank computes it for itself, so data parallelism changes nothing."""
+def in_one_process(micro_batches: int) -> Step:
+    """The reference, in a world of one rank."""
     from megatron.core import parallel_state
     from megatron.core.pipeline_parallel.schedules import forward_backward_no_pipelining
 
@@ -235,35 +238,41 @@ def in_a_pipeline(
     return losses, gradients, peak, [float(report["lm loss"]) for report in evaluated]
 
 
+def references(rank: int, schedules: list[Schedule]) -> dict[int, Step]:
+    """What `in_one_process` answers, by micro-batches; for the one rank of a world."""
+    counts = {schedule.num_micro_batches for schedule in schedules}
+    return {count: in_one_process(count) for count in sorted(counts)}
+
+
 def all_schedules(rank: int, schedules: list[Schedule], context: int = 1) -> list[Any]:
-    """For each schedule what `in_one_process` and `in_a_pipeline` answer on this rank."""
+    """For each schedule what `in_a_pipeline` answers on this rank."""
     if context > 1:
         dsv3_plugin.register()  # multi-token prediction in parts of a sequence
-    answers = []
-    references: dict[int, Any] = {}
-    for schedule in schedules:
-        count = schedule.num_micro_batches
-        if count not in references:
-            references[count] = in_one_process(count)
-        answers.append((references[count], in_a_pipeline(schedule, context)))
-    return answers
+    return [in_a_pipeline(schedule, context) for schedule in schedules]
 
 
 def must_be_of_one_process(
-    schedules: list[Schedule], ranks: list[Any], *, losses: float, gradients: float
+    schedules: list[Schedule],
+    reference: dict[int, Step],
+    ranks: list[Any],
+    *,
+    losses: float,
+    gradients: float,
 ) -> None:
     """Hold what `all_schedules` answered on every rank against the one process.
 
     Args:
         schedules: as given to `all_schedules`.
+        reference: what `references` answered for them.
         ranks: what each rank answered.
         losses: largest relative difference of a loss.
         gradients: largest difference of a gradient or router's bias, of the largest of its tensor.
     """
     for index, schedule in enumerate(schedules):
+        expected_losses, expected = reference[schedule.num_micro_batches]
         seen = set()
         for answers in ranks:
-            (expected_losses, expected), (got_losses, got, *_) = answers[index]
+            got_losses, got, *_ = answers[index]
             assert got_losses == pytest.approx(expected_losses, rel=losses), schedule.name
             for name, gradient in got.items():
                 scale = expected[name].abs().max().clamp(min=1e-12)

@@ -20,7 +20,7 @@ from dsv3_plugin.schedules.simulate import simulate
 from dsv3_plugin.schedules.zb1p import zb1p
 from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
-from tests.pipeline.executed import all_schedules, must_be_of_one_process
+from tests.pipeline.executed import all_schedules, must_be_of_one_process, references
 
 SCHEDULES = {
     2: [
@@ -49,6 +49,14 @@ def test_an_executor_is_in_use_inside_its_context_alone() -> None:
     assert get() == "upstream's"
 
 
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The step in one process, by micro-batches."""
+    every = [schedule for schedules in SCHEDULES.values() for schedule in schedules]
+    [answer] = run_ranks(1, references, every, scratch=tmp_path_factory.mktemp("one"))
+    return answer
+
+
 @pytest.fixture(scope="module", params=[2, 4])
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(schedules, answers of every rank) for a number of ranks; one start of processes for all."""
@@ -59,8 +67,9 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
 
 
-def test_every_loss_gradient_and_bias_is_that_of_one_process(runs: Any) -> None:
-    must_be_of_one_process(*runs, losses=1e-6, gradients=1e-5)
+def test_every_loss_gradient_and_bias_is_that_of_one_process(runs: Any, reference: Any) -> None:
+    schedules, ranks = runs
+    must_be_of_one_process(schedules, reference, ranks, losses=1e-6, gradients=1e-5)
 
 
 def test_the_peak_of_live_micro_batches_is_the_simulators(runs: Any) -> None:
@@ -68,13 +77,13 @@ def test_the_peak_of_live_micro_batches_is_the_simulators(runs: Any) -> None:
     for index, schedule in enumerate(schedules):
         simulated = simulate(schedule, even_stages(schedule, Costs())).peak_activations
         share = 1 if schedule.name == "dualpipe" else schedule.num_stages // schedule.pp
-        measured = [answers[index][1][2] / share for answers in ranks]
+        measured = [answers[index][2] / share for answers in ranks]
         assert measured == pytest.approx(simulated), schedule.name
 
 
 def test_an_evaluation_runs_under_every_schedule(runs: Any) -> None:
     schedules, ranks = runs
     for index, schedule in enumerate(schedules):
-        evaluations = [answers[index][1][3] for answers in ranks]
+        evaluations = [answers[index][3] for answers in ranks]
         assert len(evaluations[0]) == 3
         assert all(evaluation == evaluations[0] for evaluation in evaluations), schedule.name
