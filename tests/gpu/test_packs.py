@@ -11,11 +11,12 @@ import yaml
 
 from tests.gpu.nccl_ranks import run_ranks
 from tests.gpu.trained import ON_CPU, ON_GPU, ON_TRANSFORMER_ENGINE, STEPS, Losses, Start, dsv3
-from tests.pipeline.test_packs import PACKS, must_be_the_same, on_ranks
+from tests.pipeline.test_packs import PACKS, each_alone, must_be_the_same, on_ranks
 
 
 def test_a_sample_is_in_a_pack_what_it_is_alone(gpu, tmp_path):
-    ((expected, got),) = run_ranks(1, on_ranks, PACKS, "1f1b", 1, {}, scratch=tmp_path)
+    [expected] = run_ranks(1, each_alone, PACKS, scratch=tmp_path)
+    [got] = run_ranks(1, on_ranks, PACKS, "1f1b", 1, {}, scratch=tmp_path)
     assert got["samples"].keys() == expected["samples"].keys()
     for key, seen in got["samples"].items():
         must_be_the_same(expected["samples"][key], seen)

@@ -61,25 +61,37 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
 SCHEDULES = {"1f1b": one_f_one_b, "dualpipe": dualpipe, "dualpipe_v": dualpipe_v, "zbv": zbv}
 
 
+def each_alone(rank: int, packs: list[list[Sample]]) -> Any:
+    """The reference, in a world of one rank."""
+    import dsv3_plugin
+
+    dsv3_plugin.register()
+    return alone([*itertools.chain(*packs)])
+
+
 def on_ranks(rank: int, packs: list[list[Sample]], name: str, pp: int, how: dict[str, Any]) -> Any:
     import dsv3_plugin
 
     dsv3_plugin.register()
-    reference = alone([*itertools.chain(*packs)])
     schedule = SCHEDULES[name](pp, len(packs) // how.get("together_", 1))
-    return reference, in_packs(packs, ROOM, schedule, **how)
+    return in_packs(packs, ROOM, schedule, **how)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    [answer] = run_ranks(1, each_alone, PACKS, scratch=tmp_path_factory.mktemp("alone"))
+    return answer
 
 
 @pytest.mark.parametrize(("name", "pp", "how"), CASES)
 def test_a_sample_is_in_a_pack_what_it_is_alone(
-    name: str, pp: int, how: dict[str, Any], tmp_path: Path
+    name: str, pp: int, how: dict[str, Any], reference: Any, tmp_path: Path
 ) -> None:
     world = pp * how.get("expert", 1) * how.get("context", 1)
     answers = run_ranks(world, on_ranks, PACKS, name, pp, how, scratch=tmp_path, timeout_s=300)
-    reference = answers[0][0]
     trained: set[str] = set()
     places: dict[str, set[int]] = {key: set() for key in reference["samples"]}
-    for _, got in answers:
+    for got in answers:
         for layer, counts in got["counts"].items():
             assert torch.equal(counts, reference["counts"][layer]), layer
         for key, gradient in got["gradients"].items():
