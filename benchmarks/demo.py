@@ -24,10 +24,9 @@ from transformers.utils import logging
 from dsv3_plugin.files import metrics_file
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.ending import is_done
-from dsv3_plugin.numbers import tokens_text
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.report.curves import sample
+from dsv3_plugin.report.loss_picture import draw_losses
+from dsv3_plugin.report.losses import losses_of
 
 RUN = Path("runs/demo")
 LEAST_GAIN = 2.5
@@ -66,68 +65,6 @@ def logit_difference(checkpoint: Path, exported: Path, scratch: Path) -> float:
     return float(abs(numpy.load(out) - theirs).max())
 
 
-def draw(recipe: Recipe, records: list[dict], path: Path) -> None:
-    """Losses above; below the four curves, as lines, and what each step really used, as dots."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-
-    tokens = FuncFormatter(lambda value, _: tokens_text(value))
-    steps = [record for record in records if "loss" in record]
-    positions = [0, *(step["tokens"] for step in steps)]
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    grid = figure.add_gridspec(2, 4, height_ratios=(2.3, 1))
-
-    axis = figure.add_subplot(grid[0, :])
-    for key, label, color in (
-        ("mtp_loss", "two tokens ahead (MTP)", "tab:orange"),
-        ("loss", "next token", "tab:blue"),
-    ):
-        values = numpy.array([step[key] for step in steps])
-        axis.plot(positions[1:], values, color=color, alpha=0.25, linewidth=0.8)
-        axis.plot(positions[1:], smoothed(values), color=color, linewidth=1.6, label=label)
-    held_out = [(r["tokens"], r["validation_loss"]) for r in records if "validation_loss" in r]
-    axis.plot(*zip(*held_out, strict=True), "ko-", linewidth=1.2, markersize=5, label="held out")
-    for position, loss in (held_out[0], held_out[-1]):
-        offset = {"textcoords": "offset points", "xytext": (0, 9), "ha": "center"}
-        axis.annotate(f"{loss:.2f}", (position, loss), **offset)
-    axis.set_ylabel("loss (nats per token)")
-    axis.set_xlabel("consumed tokens")
-    total = tokens_text(recipe.total_tokens)
-    axis.set_title(f"{recipe.model.name}: {total} tokens of {recipe.data.corpus}", loc="left")
-    axis.margins(x=0.03, y=0.08)
-    axis.xaxis.set_major_formatter(tokens)
-    axis.grid(alpha=0.25)
-    axis.legend(frameon=False)
-
-    for column, (name, title) in enumerate(
-        (
-            ("learning_rate", "learning rate"),
-            ("batch_size", "batch (sequences)"),
-            ("router_bias_speed", "router-bias speed γ"),
-            ("mtp_weight", "MTP weight λ"),
-        )
-    ):
-        small = figure.add_subplot(grid[1, column])
-        small.plot(*sample(getattr(recipe.curves, name), recipe.total_tokens), color="0.7")
-        used = [step[name] for step in steps]
-        small.plot(positions[:-1], used, ".", color="tab:blue", markersize=2.5)
-        small.set_title(title, loc="left", fontsize=9)
-        small.set_ylim(bottom=0)
-        small.tick_params(labelsize=7)
-        small.locator_params(axis="x", nbins=4)
-        small.xaxis.set_major_formatter(tokens)
-        small.grid(alpha=0.25)
-    figure.savefig(path, dpi=120)
-
-
-def smoothed(values: numpy.ndarray, width: int = 15) -> numpy.ndarray:
-    """The mean of each value and its neighbours."""
-    around = numpy.ones(width)
-    return numpy.convolve(values, around, "same") / numpy.convolve(
-        numpy.ones_like(values), around, "same"
-    )
-
-
 def main() -> None:
     """Run the demonstration; the whole of it again each time, but for the corpus."""
     console = Console(highlight=False)
@@ -154,7 +91,7 @@ def main() -> None:
     )
     records = RunFolder(RUN).metrics.read()
     picture = RUN / "demo.png"
-    draw(recipe, records, picture)
+    draw_losses([losses_of(RunFolder(RUN), RUN.name)], picture)
     held_out = [record["validation_loss"] for record in records if "validation_loss" in record]
     gained = held_out[0] - held_out[-1]
     console.print(

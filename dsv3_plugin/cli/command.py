@@ -22,9 +22,11 @@ from dsv3_plugin.cli.data import data
 from dsv3_plugin.cli.distill import distill
 from dsv3_plugin.cli.doctor import doctor
 from dsv3_plugin.cli.evaluate import evaluate
+from dsv3_plugin.cli.examples import examples
 from dsv3_plugin.cli.infer import generate, logits
 from dsv3_plugin.cli.init import init
 from dsv3_plugin.cli.launch import launch
+from dsv3_plugin.cli.look import diff, plot, runs
 from dsv3_plugin.cli.model import model
 from dsv3_plugin.cli.plan import plan
 from dsv3_plugin.cli.recipes import explain as explain_key
@@ -72,29 +74,35 @@ def dsv3(
         ) from error
 
 
-app.command()(recipes)
-app.command("explain")(explain_key)
-app.command()(init)
-app.command()(train)
-app.command()(args)
-app.command()(launch)
-app.command()(status)
-app.command()(logs)
-app.command()(cancel)
-app.command()(plan)
-app.command()(rehearse)
-app.command()(schedule)
-app.command()(logits)
-app.command()(generate)
-app.command()(serve)
-app.command()(distill)
-app.command("import")(import_)
-app.command()(export)
-app.command()(verify)
-app.command()(inspect)
-app.command()(balance)
+for _name, _verb in {
+    "recipes": recipes,
+    "explain": explain_key,
+    "init": init,
+    "train": train,
+    "args": args,
+    "launch": launch,
+    "status": status,
+    "logs": logs,
+    "cancel": cancel,
+    "runs": runs,
+    "diff": diff,
+    "plot": plot,
+    "plan": plan,
+    "rehearse": rehearse,
+    "schedule": schedule,
+    "logits": logits,
+    "generate": generate,
+    "serve": serve,
+    "distill": distill,
+    "import": import_,
+    "export": export,
+    "verify": verify,
+    "inspect": inspect,
+    "balance": balance,
+    "doctor": doctor,
+}.items():
+    app.command(_name, epilog=examples(_name))(_verb)
 app.command("load", hidden=True)(balance)  # as it was called at first
-app.command()(doctor)
 app.add_typer(model, name="model")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="eval")

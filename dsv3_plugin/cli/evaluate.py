@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from dsv3_plugin.cli.examples import examples
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.terminal.lines import say
 
@@ -27,7 +28,7 @@ Html = Annotated[Path | None, typer.Option(help="Write it as a page that needs n
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-@evaluate.command("needle")
+@evaluate.command("needle", epilog=examples("eval needle"))
 def needle(
     checkpoint: Checkpoint,
     lengths: Annotated[
@@ -105,7 +106,7 @@ def needle(
         console.print("", report.title(one), report.grid(found, one).table(), sep="\n")
 
 
-@evaluate.command("loss")
+@evaluate.command("loss", epilog=examples("eval loss"))
 def loss(
     checkpoint: Checkpoint,
     changes: Changes = None,
@@ -166,7 +167,7 @@ def loss(
         console.print("", report.by_position(found).table(), sep="\n")
 
 
-@evaluate.command("harness")
+@evaluate.command("harness", epilog=examples("eval harness"))
 def harness(
     checkpoint: Checkpoint,
     tasks: Annotated[

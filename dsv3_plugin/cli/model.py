@@ -5,13 +5,14 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.cli.examples import examples
 from dsv3_plugin.cli.notes import note
 from dsv3_plugin.terminal.lines import say_all
 
 model = typer.Typer(help="Models: from a Hugging Face config to YAML.", no_args_is_help=True)
 
 
-@model.command("from-hf")
+@model.command("from-hf", epilog=examples("model from-hf"))
 def from_hf(
     config: Annotated[Path, typer.Argument(help="config.json of the DeepSeek-V2/V3 family.")],
     out: Annotated[

@@ -7,6 +7,7 @@ A recipe may be a stranger's. Tags beyond those rules are refused, and so is wha
 or (through aliases of aliases) longer than anything a person writes, before it costs anything.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,21 @@ def _represent_list(dumper: yaml.SafeDumper, data: list) -> yaml.Node:
 _Dumper.add_representer(list, _represent_list)
 # A string is quoted exactly where the loader above would take it for something else.
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+class _LineDumper(_Dumper):
+    """The same, with everything on one line."""
+
+
+_LineDumper.add_representer(
+    list, lambda dumper, data: dumper.represent_sequence(_TAG + "seq", data, flow_style=True)
+)
+
+
+def in_line(value: Any) -> str:
+    """YAML text of any value, in one line."""
+    text = yaml.dump([value], Dumper=_LineDumper, sort_keys=False, width=math.inf)
+    return text.strip().removeprefix("[").removesuffix("]")
 
 
 def dump(data: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.recipe import corpora, yaml_text
 from dsv3_plugin.recipe.continued import Continued
+from dsv3_plugin.recipe.differences import flat
 from dsv3_plugin.recipe.schema import Recipe
 
 _KEPT = {
@@ -90,8 +91,8 @@ def _changed(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     before = _at_the_last_start(recipe)
     if not before:
         return {}
-    before = {"data.packing": "stream"} | _flat(before)
-    now = _flat(yaml_text.parse(recipe.to_yaml(), "the recipe"))
+    before = {"data.packing": "stream"} | flat(before)
+    now = flat(yaml_text.parse(recipe.to_yaml(), "the recipe"))
     return {
         key: (before[key], value)
         for key, value in now.items()
@@ -108,17 +109,6 @@ def _at_the_last_start(recipe: Recipe) -> dict[str, Any]:
 def _same(key: str, before: Any, now: Any) -> bool:
     # A run started from a script with an absolute path goes on by hand with a relative one.
     return before == now or (key in ("data.corpus", "from") and corpora.same(before, now))
-
-
-def _flat(mapping: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` → `{"a.b": 1}`."""
-    flat = {}
-    for key, value in mapping.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{above}{key}.")
-        else:
-            flat[f"{above}{key}"] = value
-    return flat
 
 
 def _text(value: Any) -> str:

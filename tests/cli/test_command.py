@@ -1,12 +1,15 @@
 """Whatever ends a command becomes one sentence, and an exit code that says whose fault it was."""
 
+import shlex
 from importlib import metadata
 from types import ModuleType
 
 import pytest
+import typer
 
 import dsv3_plugin.cli
 from dsv3_plugin.cli import command as cli
+from dsv3_plugin.cli.examples import EXAMPLES
 from dsv3_plugin.errors import UserError
 
 
@@ -104,3 +107,32 @@ def test_a_shell_completes_verbs_and_recipes(dsv3, monkeypatch, words, completed
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     assert dsv3().out.split() == completed
+
+
+def verbs(command, *path):
+    """The words of each verb that people see, and the verb."""
+    if hasattr(command, "commands"):
+        for name, verb in command.commands.items():
+            if not verb.hidden:
+                yield from verbs(verb, *path, name)
+    else:
+        yield " ".join(path), command
+
+
+ALL = dict(verbs(typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("verb", ALL)
+def test_every_help_ends_with_examples_that_can_be_typed(dsv3, verb):
+    shown = dsv3(*verb.split(), "--help").out.splitlines()
+    lines = [line.strip() for line in shown[shown.index("  Examples:") + 1 :]]
+    assert lines == [*EXAMPLES[verb]]
+    for line in lines:
+        words = shlex.split(line.replace("-m dsv3_plugin.cli", "dsv3"))
+        rest = words[words.index("dsv3") + 1 :]
+        assert rest[: len(verb.split())] == verb.split()
+        ALL[verb].make_context(verb, rest[len(verb.split()) :])
+
+
+def test_there_are_examples_of_verbs_alone():
+    assert EXAMPLES.keys() == ALL.keys()

@@ -1,0 +1,101 @@
+"""`dsv3 runs`, `dsv3 diff` and `dsv3 plot`: runs side by side."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dsv3_plugin.cli.options import Json
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.terminal.lines import note, say, say_all
+
+if TYPE_CHECKING:
+    from dsv3_plugin.report.losses import RunLosses
+
+_WIDEST = 500
+"""Columns of the table of runs."""
+
+
+def runs(
+    directory: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="A folder of runs, or of one.")
+    ] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List runs, those that go on and those that ended: steps, losses, speed, state."""
+    from dsv3_plugin.files.named import named
+    from dsv3_plugin.launch.queue import queued
+    from dsv3_plugin.launch.status import all_runs, jobs_of, status_of
+    from dsv3_plugin.report.run_table import line_of, mapping, table
+
+    found = all_runs(named(directory))
+    try:
+        jobs = queued(jobs_of(found))
+    except UserError as error:  # the files say most of it
+        note(f"Note: {error}")
+        jobs = {}
+    lines = [line_of(run, status_of(run, jobs)) for run in found]
+    if as_json:
+        for line in lines:
+            say(json.dumps(mapping(line)))
+        return
+    from dsv3_plugin.terminal.console import Console
+
+    # As wide as it has to be: a terminal folds a line better than a table its columns.
+    Console(width=_WIDEST).print(table(lines))
+
+
+def diff(
+    a: Annotated[str, typer.Argument(help="A recipe (name or path), or the folder of a run.")],
+    b: Annotated[str, typer.Argument(help="The other one.")],
+    as_json: Json = False,
+) -> None:
+    """Say in which keys two recipes or runs differ, and what the last losses of runs are."""
+    from dsv3_plugin.report.difference import compared, lines, mapping
+
+    found = compared(a, b)
+    if as_json:
+        say(json.dumps(mapping(found)))
+    else:
+        say_all(lines(found))
+
+
+def plot(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Folders of runs.")],
+    png: Annotated[
+        Path | None,
+        typer.Option(help="Draw losses, and what changed during training, into this file."),
+    ] = None,
+) -> None:
+    """Draw the losses of runs over each other: in the terminal, or as a picture."""
+    from dsv3_plugin.recipe.places import the_run_at
+    from dsv3_plugin.report.losses import losses_of, names_apart
+
+    names = names_apart(runs)
+    found = [losses_of(the_run_at(run), name) for run, name in zip(runs, names, strict=True)]
+    if png is not None:
+        from dsv3_plugin.report.loss_picture import draw_losses
+
+        draw_losses(found, png)
+        return
+    _draw_here(found)
+
+
+def _draw_here(runs: "list[RunLosses]") -> None:
+    """Draw into the terminal, whose encoding may have no dots; and a line for each run."""
+    from dsv3_plugin.report.loss_characters import drawn, key_line
+    from dsv3_plugin.terminal.console import Console
+
+    console = Console()
+    colours = console.is_terminal and not console.no_color
+    try:
+        "⡷".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        note("Note: this terminal cannot show dots; --png FILE draws a picture.")
+    else:
+        for line in drawn(runs, console.width, colours=colours):
+            print(line)
+    for number, run in enumerate(runs):
+        console.line_of(key_line(run, number, several=len(runs) > 1, colours=colours))

@@ -1,0 +1,69 @@
+"""In which keys two recipes differ."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsv3_plugin.files.named import named
+from dsv3_plugin.files.run_folder import RECIPE
+from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.places import run_at
+
+OWN = ("name", "directory")
+"""Keys that every recipe has for itself."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A key that is not the same in two recipes.
+
+    Attributes:
+        key: its path.
+        a, b: its values; a recipe that has no such key (of another stage, say) has `MISSING`.
+    """
+
+    key: str
+    a: Any
+    b: Any
+
+
+MISSING = "—"
+
+
+def flat(mapping: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` → `{"a.b": 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{above}{key}.")
+        else:
+            found[f"{above}{key}"] = value
+    return found
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
+    """The keys in which two recipes differ, in their order; whole recipes, as runs keep them."""
+    mine, theirs = flat(a), flat(b)
+    return [
+        Difference(key, mine.get(key, MISSING), theirs.get(key, MISSING))
+        for key in {**mine, **theirs}
+        if key not in OWN and mine.get(key, MISSING) != theirs.get(key, MISSING)
+    ]
+
+
+def whole_recipe(place: str) -> dict[str, Any]:
+    """A recipe with every default written out.
+
+    Args:
+        place: the folder of a run or of its checkpoints, a file, or a name that ships.
+
+    Raises:
+        UserError: there is none, or it cannot be read.
+    """
+    path: Path = named(place)
+    if path.is_dir() and (run := run_at(path)) is not None and run.recipe.is_file():
+        # As it was kept: it may be of another version of dsv3.
+        return yaml_text.read_mapping(run.root / RECIPE)
+    return yaml_text.parse(load_recipe(place).to_yaml(), place)

@@ -1,0 +1,123 @@
+"""Two recipes or runs beside each other: lines, and a mapping. No torch here."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.named import named
+from dsv3_plugin.numbers import tokens_text
+from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.differences import MISSING, Difference, differences, whole_recipe
+from dsv3_plugin.recipe.places import run_at
+from dsv3_plugin.report.losses import RunLosses, losses_of
+
+_LONGEST = 90
+"""Characters of a difference in one line."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two recipes or runs.
+
+    Attributes:
+        a, b: as they were asked for.
+        keys: in which they differ.
+        losses: of each that is a run with steps; None otherwise.
+    """
+
+    a: str
+    b: str
+    keys: list[Difference]
+    losses: tuple[RunLosses | None, RunLosses | None]
+
+    @property
+    def common(self) -> float | None:
+        """Tokens that both runs have consumed; None where they are not two."""
+        if None in self.losses:
+            return None
+        return min(run.tokens[-1] for run in self.losses)
+
+
+def compared(a: str, b: str) -> Compared:
+    """Compare two recipes or runs.
+
+    Args:
+        a, b: names or paths of recipes, or the folders of runs.
+
+    Raises:
+        UserError: one of them is neither, or cannot be read.
+    """
+    keys = differences(whole_recipe(a), whole_recipe(b))
+    return Compared(a, b, keys, (_losses(a), _losses(b)))
+
+
+def lines(found: Compared) -> Iterator[str]:
+    """What differs, a line for each key, then how the runs stand."""
+    if not found.keys:
+        yield "The recipes are the same in all keys but their names and folders."
+    for one in found.keys:
+        a, b = _text(one.a), _text(one.b)
+        if len(one.key) + len(a) + len(b) <= _LONGEST:
+            yield f"{one.key}: {a} → {b}"
+        else:
+            yield from (f"{one.key}:", f"  {a}", f"  → {b}")
+    runs = [run for run in found.losses if run is not None]
+    if runs:
+        yield ""
+    widest = max((len(run.name) for run in runs), default=0)
+    for run in runs:
+        held_out = f", held out {run.held_out[-1][1]:.4f}" if run.held_out else ""
+        speed = "" if run.speed is None else f", {run.speed:,.0f} tokens/s"
+        yield (
+            f"{run.name:{widest}}  step {run.steps[-1]:,}, {tokens_text(run.tokens[-1])} tokens, "
+            f"loss {run.loss[-1]:.4f}{held_out}{speed}"
+        )
+    if found.common is not None:
+        there = [run.loss_at(found.common) for run in runs]
+        if None not in there:
+            yield (
+                f"At {tokens_text(found.common)} tokens: loss {there[0]:.4f} → {there[1]:.4f} "
+                f"({there[1] - there[0]:+.4f})."
+            )
+
+
+def mapping(found: Compared) -> dict[str, Any]:
+    """The same for JSON, which knows no numbers that are not finite: null."""
+    return {
+        "a": found.a,
+        "b": found.b,
+        "keys": [_without_missing(asdict(one)) for one in found.keys],
+        "losses": [None if run is None else _last(run) for run in found.losses],
+    }
+
+
+def _losses(place: str) -> RunLosses | None:
+    path = named(place)
+    run = run_at(path) if path.is_dir() else None
+    try:
+        return None if run is None else losses_of(run, place)
+    except UserError:  # no step yet
+        return None
+
+
+def _without_missing(difference: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in difference.items() if value != MISSING}
+
+
+def _last(run: RunLosses) -> dict[str, Any]:
+    held_out = run.held_out[-1][1] if run.held_out else math.nan
+    last = {
+        "step": run.steps[-1],
+        "tokens": run.tokens[-1],
+        "loss": run.loss[-1],
+        "held_out_loss": held_out,
+        "tokens_per_second": math.nan if run.speed is None else run.speed,
+    }
+    return {key: value if math.isfinite(value) else None for key, value in last.items()}
+
+
+def _text(value: Any) -> str:
+    """A value as YAML has it, in one line."""
+    return value if value == MISSING else yaml_text.in_line(value)

@@ -1,0 +1,73 @@
+"""`dsv3 runs`, `dsv3 diff` and `dsv3 plot`."""
+
+import json
+
+import pytest
+
+from tests.report.test_losses import STEPS, write_run
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return [write_run(tmp_path / "runs" / name, slope) for name, slope in (("a", 10), ("b", 20))]
+
+
+def test_runs_are_listed(dsv3, two):
+    said = dsv3("runs")
+    assert said.code == 0
+    assert [line.split()[:3] for line in said.out.splitlines()[1:]] == [
+        ["runs/a", "pretrain", "stopped"],
+        ["runs/b", "pretrain", "stopped"],
+    ]
+    lines = [json.loads(line) for line in dsv3("runs", "runs", "--json").out.splitlines()]
+    assert [line["folder"] for line in lines] == ["runs/a", "runs/b"]
+    assert lines[0]["step"] == STEPS
+    assert lines[0]["held_out_loss"] == 2.5
+    assert lines[0]["tokens_per_second"] == 120.5
+    (alone,) = dsv3("runs", "runs/b", "--json").out.splitlines()
+    assert json.loads(alone) == lines[1]
+    assert dsv3("runs", ".", "--json").out == dsv3("runs", "--json").out
+
+
+def test_where_no_runs_are_that_is_a_sentence(dsv3, two):
+    two[0].root.joinpath("data").mkdir()
+    for folder, why in (("nowhere", "does not exist"), ("runs/a/data", "holds no run")):
+        said = dsv3("runs", folder)
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        assert why in said.err
+
+
+def test_runs_and_recipes_differ_in(dsv3, two):
+    recipe = two[1].recipe
+    recipe.write_text(recipe.read_text().replace("  seed: 1234", "  seed: 7", 1))
+    said = dsv3("diff", "runs/a", "runs/b")
+    assert said.code == 0
+    assert "training.seed: 1234 → 7\n" in said.out
+    assert f"At {STEPS}K tokens: loss 2.1465 → 3.0827 (+0.9362)." in said.out
+    found = json.loads(dsv3("diff", "runs/a", "runs/b/", "--json").out)
+    assert found["keys"] == [{"key": "training.seed", "a": 1234, "b": 7}]
+    assert [run["step"] for run in found["losses"]] == [STEPS, STEPS]
+    assert dsv3("diff", "pretrain/tiny", "runs/a").out.startswith("The recipes are the same")
+
+
+def test_stages_have_keys_of_their_own(dsv3):
+    found = json.loads(dsv3("diff", "pretrain/tiny", "extend/tiny-1k", "--json").out)
+    by_key = {one["key"]: one for one in found["keys"]}
+    assert by_key["from"] == {"key": "from", "b": "runs/tiny"}
+    assert by_key["stage"] == {"key": "stage", "a": "pretrain", "b": "extend"}
+    assert found["losses"] == [None, None]
+
+
+def test_runs_are_plotted(dsv3, two, tmp_path):
+    said = dsv3("plot", "runs/a", "runs/b")
+    assert said.code == 0
+    assert "⡇" in said.out
+    assert said.out.splitlines()[-2:] == [
+        f"a  a: step {STEPS}, {STEPS}K tokens, loss 2.1465, held out 2.5000",
+        f"b  b: step {STEPS}, {STEPS}K tokens, loss 3.0827, held out 2.5000",
+    ]
+    assert dsv3("plot", "runs/a", "--png", "a.png").code == 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert dsv3("plot", "runs").code == 2
