@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dsv3_plugin.cli.examples import examples
 from dsv3_plugin.cli.options import Overrides, Recipe
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import bytes_text
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 data = typer.Typer(help="Datasets: build one, look into one.", no_args_is_help=True)
 
 
-@data.command("build")
+@data.command("build", epilog=examples("data build"))
 def build(
     corpus: Annotated[
         list[str],
@@ -30,7 +31,7 @@ def build(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="bpe:N trains one of N tokens; else a Hugging Face folder.",
+            help="bpe:N trains one of N tokens; else a Hugging Face folder, or a name on the hub.",
             show_default="required",
         ),
     ] = None,
@@ -87,7 +88,7 @@ def build(
         say_all([""] * (number > 0) + summary(member.dataset))
 
 
-@data.command("show")
+@data.command("show", epilog=examples("data show"))
 def show(
     directory: Annotated[Path, typer.Argument(help="Folder of a dataset, or of a run.")],
     document: Annotated[int, typer.Option(help="Which training document to show.")] = 0,
@@ -117,7 +118,7 @@ def show(
     show_text(f"{text}\n")
 
 
-@data.command("prepare")
+@data.command("prepare", epilog=examples("data prepare"))
 def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
     """Build the data of a recipe, as its run would: for a machine that trains nothing.
 

@@ -1,6 +1,5 @@
 """`dsv3 init`: a recipe of one's own, written out with comments."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +17,8 @@ def init(
         str | None, typer.Option(help="What to train on: a file or folder of text, or stdlib.")
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder of a Hugging Face tokenizer.")
+        str | None,
+        typer.Option(help="Folder of a Hugging Face tokenizer, or its name on the hub."),
     ] = None,
     tokens: Annotated[
         str | None, typer.Option(help="Budget (2M); the curves have their shape over it.")

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dsv3_plugin.data.hub import tokenizer_folder_of
 from dsv3_plugin.data.tokenizer import open_tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
@@ -21,7 +22,7 @@ def write_recipe(
     *,
     model: str | None = None,
     corpus: str | None = None,
-    tokenizer: Path | None = None,
+    tokenizer: str | None = None,
     tokens: str | None = None,
 ) -> tuple[Path, list[str]]:
     """Write a recipe from another one.
@@ -34,7 +35,7 @@ def write_recipe(
         origin: the other recipe, a name or a path.
         model: in place of its model, a name or a path.
         corpus: in place of its corpus.
-        tokenizer: in place of its tokenizer, a folder.
+        tokenizer: in place of its tokenizer, a folder or a name on Hugging Face's hub.
         tokens: in place of its budget (`2M`).
 
     Returns:
@@ -67,16 +68,16 @@ def write_recipe(
         raise
 
 
-def _for_tokenizer(folder: Path) -> list[str]:
+def _for_tokenizer(choice: str) -> list[str]:
     """What goes with a tokenizer."""
-    opened = open_tokenizer(folder)
+    opened = open_tokenizer(tokenizer_folder_of(choice))
     vocabulary = -(-opened.most_tokens // _MULTIPLE) * _MULTIPLE
     try:
         fim = bool(opened.sentinels)
     except UserError:
         fim = False
     return [
-        f"data.tokenizer={folder}",
+        f"data.tokenizer={choice}",
         f"model.vocab_size={vocabulary}",
         *([] if fim else ["data.fim_rate=0"]),
     ]

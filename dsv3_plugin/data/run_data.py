@@ -12,6 +12,7 @@ from dsv3_plugin.data.chat.template import open_template
 from dsv3_plugin.data.dataset_folder import Dataset, Part, Settings, find_dataset, other_data
 from dsv3_plugin.data.dataset_tokenizer import tokenizer_of
 from dsv3_plugin.data.forms import Form, TextForm
+from dsv3_plugin.data.hub import tokenizer_folder_of
 from dsv3_plugin.data.members import Built, Choices, build_members
 from dsv3_plugin.data.place import write_errors
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, check_fits, open_tokenizer
@@ -136,7 +137,7 @@ def ensure_data(
     """
     tokenizer: TrainBpe | TextTokenizer
     if isinstance(data.tokenizer, str):
-        tokenizer = open_tokenizer(named(data.tokenizer))
+        tokenizer = open_tokenizer(tokenizer_folder_of(data.tokenizer))
     else:
         tokenizer = TrainBpe(data.tokenizer.vocab_size)
     check_fits(tokenizer, model.vocab_size, model.name)

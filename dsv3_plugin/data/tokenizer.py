@@ -21,11 +21,11 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dsv3_plugin.data.fim import Sentinels
+from dsv3_plugin.data.hub import tokenizer_folder_of
 from dsv3_plugin.data.tokenizer_folder import files_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.files.links import inside
-from dsv3_plugin.files.named import named
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
@@ -291,13 +291,13 @@ def _names_code(folder: Path) -> bool:
 
 
 def choose_tokenizer(choice: str) -> TrainBpe | TextTokenizer:
-    """`bpe:4096` asks for a tokenizer to be trained; anything else is a tokenizer folder.
+    """`bpe:4096` asks for a tokenizer to be trained; anything else is a folder, or a hub's name.
 
     Raises:
         UserError: neither a size of a vocabulary nor a folder with a tokenizer.
     """
     if not choice.startswith("bpe:"):
-        return open_tokenizer(named(choice))
+        return open_tokenizer(tokenizer_folder_of(choice))
     size = choice.removeprefix("bpe:")
     if not size.isdecimal():
         raise UserError(f'tokenizer "{choice}": write bpe:N with N tokens, such as bpe:4096.')

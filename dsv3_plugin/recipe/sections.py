@@ -69,7 +69,7 @@ class CorpusMember(Section):
 class Data(Section):
     """What is trained on."""
 
-    corpus: str | list[str | CorpusMember] = "stdlib"
+    corpus: str | CorpusMember | list[str | CorpusMember] = "stdlib"
     """"stdlib" (the source of the Python standard library), a file, a folder, or a list of these;
     text, JSON or parquet, or what is encoded already (`PREFIX` of `PREFIX.bin` and `PREFIX.idx`). A
     list with `{path: …, weight: …}` is a mixture."""
@@ -78,8 +78,9 @@ class Data(Section):
     on_bad_row: OnBadRow = "stop"
     """What to do about a row (or text file) that cannot be read: stop, or skip it and count it."""
     tokenizer: TrainedTokenizer | str
-    """How to train one (`bpe:4096` in short), or the folder of a Hugging Face tokenizer; `parent`:
-    that of the weights that a stage begins with."""
+    """How to train one (`bpe:4096` in short), the folder of a Hugging Face tokenizer, or its name
+    on the hub (`deepseek-ai/DeepSeek-V3`); `parent`: that of the weights that a stage begins
+    with."""
     seq_length: Size
     """Tokens per sequence."""
     packing: Literal["stream", "whole", "conversations", "prompts"] = "stream"
@@ -114,6 +115,11 @@ class Data(Section):
     def least_of_long(self) -> int:
         """Tokens of a long document, at the least."""
         return self.long_document or max(self.seq_length // 2, 1)
+
+    @pydantic.field_validator("corpus", mode="before")
+    @classmethod
+    def _mixture_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value
 
     @pydantic.field_validator("tokenizer", mode="before")
     @classmethod

@@ -4,6 +4,7 @@ import pytest
 
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.corpora import Member, indexed_prefix, members
+from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.sections import CorpusMember
 
 
@@ -93,3 +94,10 @@ def test_a_corpus_without_a_name_is_refused(corpus):
 def test_nothing_is_wrong_with_these():
     for corpus in ("stdlib", ["a", "b"], [{"path": "a"}, {"path": "b"}], [], ["a", "enc"]):
         assert not [*corpora.wrong_with(corpus)]
+
+
+@pytest.mark.parametrize("written", ["{path: texts}", "[{path: texts}]"])
+def test_a_mixture_of_one_is_written_with_a_list_or_without(written):
+    recipe = load_recipe("pretrain/tiny", [f"data.corpus={written}"])
+    assert recipe.data.corpus == [CorpusMember(path="texts")]
+    assert corpora.text(recipe.data.corpus) == "texts"

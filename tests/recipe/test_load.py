@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from dsv3_plugin.data.hub import tokenizer_folder_of
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.load import (
     load_model,
     load_recipe,
@@ -14,6 +16,7 @@ from dsv3_plugin.recipe.load import (
 )
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.training import parent
 
 
 def test_base_merges_key_by_key(tmp_path):
@@ -145,3 +148,25 @@ def test_reading_a_recipe_takes_little():
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     heavy = ("torch", "megatron", "numpy", "matplotlib", "dsv3_plugin.schedules.search")
     assert not [name for name in answer.stdout.split() if name.startswith(heavy)]
+
+
+def test_paths_are_relative_to_where_the_page_says(tmp_path, monkeypatch):
+    """Other recipes, models and clusters to the file that names them, all else to where we are."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there, here):
+        folder.mkdir()
+    (there / "model.yaml").write_text(load_model("tiny").to_yaml())
+    (there / "below.yaml").write_text("base: pretrain/tiny\nmodel: model.yaml\n")
+    (there / "mine.yaml").write_text(
+        "base: below.yaml\nstage: extend\nfrom: runs/before\ndirectory: run\n"
+        "data: {path: data, corpus: texts, tokenizer: tokens}\ncheckpoint: {directory: kept}\n"
+    )
+    monkeypatch.chdir(here)
+    recipe = load_recipe("../there/mine.yaml")
+    assert recipe.model.num_layers == load_model("tiny").num_layers
+    found = (recipe.folder, recipe.data_folder, recipe.checkpoint_folder)
+    assert [path.resolve() for path in found] == [here / name for name in ("run", "data", "kept")]
+    assert corpora.members(recipe.data.corpus)[0].place == (str(here / "texts"),)
+    assert tokenizer_folder_of(recipe.data.tokenizer).resolve() == here / "tokens"
+    with pytest.raises(UserError, match="from: runs/before does not exist"):
+        parent.find(recipe.from_)

@@ -36,7 +36,7 @@ def test_text_is_taken_as_written(text):
         ("curves.learning_rate=[{constant: 1e-3}]", [{"constant": 1e-3}]),
         ("megatron_args.seed=3", 3), ("megatron_args.run-name=3 #1", "3 #1"), ("unknown=1", 1),
         ("model=a #1.yaml", "a #1.yaml"), ("dispatch.ranks_per_node=auto", "auto"),
-        ("dispatch.ranks_per_node=8", 8),
+        ("dispatch.ranks_per_node=8", 8), ("data.corpus={path: a}", {"path": "a"}),
     ],
 )  # fmt: skip
 def test_numbers_lists_and_mappings_are_yaml_where_the_key_takes_them(text, value):
