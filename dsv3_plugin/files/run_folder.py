@@ -105,6 +105,11 @@ class RunFolder:
         return self.root / "logs"
 
     @property
+    def arguments(self) -> Path:
+        """All of upstream's arguments, as it prints them, of the last start."""
+        return self.logs / "arguments.txt"
+
+    @property
     def samples(self) -> Path:
         """Answers of every step of reinforcement learning, with what they were worth."""
         return self.root / "samples"

@@ -7,6 +7,7 @@ stage, and whatever runs beside a step is a hook.
 import contextlib
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from megatron.core.enums import ModelType
 from megatron.training import get_args
@@ -58,16 +59,20 @@ def train(run: Run, stage: Stage) -> None:
     """
     patching.apply(TABLE)
     with restricted_reading():  # the arguments' own checkpoint too, which parsing may open
-        train_configured(run, stage, configured(run))
+        train_configured(run, stage, configured(run, run.folder.arguments))
 
 
-def configured(run: Run) -> Configured:
+def configured(run: Run, told_in: Path | None = None) -> Configured:
     """Give upstream the run's arguments, and finish the configuration that it makes of them.
+
+    Args:
+        run: the run.
+        told_in: see `parse`.
 
     Raises:
         UserError: upstream refuses them.
     """
-    parse(megatron_arguments(run.recipe, run.machine, SPEC))
+    parse(megatron_arguments(run.recipe, run.machine, SPEC), told_in)
     args = get_args()
     layout = placed_layout(run.recipe)
     config_class = PlacedModelConfig if layout else GPTModelConfig

@@ -4,17 +4,22 @@ import contextlib
 import io
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.arguments import parse_and_validate_args, parse_args, validate_args
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.model import SPEC
 from dsv3_plugin.recipe.arguments import megatron_arguments
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training.patches import TABLE
 from dsv3_plugin.upstream import patching
+
+_TITLE = "--- arguments ---"
+"""Above them, where they are printed: on rank 0."""
 
 
 class RefusedByUpstream(UserError):
@@ -39,20 +44,30 @@ def check(recipe: Recipe, machine: Machine) -> None:
         RefusedByUpstream: as its own validation says.
     """
     patching.apply(TABLE)
-    with _command_line(megatron_arguments(recipe, machine, SPEC)), refusals_as_sentences():
+    line = megatron_arguments(recipe, machine, SPEC)
+    told = io.StringIO()  # eight hundred lines, which `parse` keeps
+    with _command_line(line), refusals_as_sentences(), contextlib.redirect_stdout(told):
         args = parse_args()
         validate_args(args)
         gpt_config_from_args(args)
 
 
-def parse(arguments: list[str]) -> None:
+def parse(arguments: list[str], told_in: Path | None = None) -> None:
     """Give upstream its command line.
+
+    Args:
+        arguments: that line.
+        told_in: the file for all that it prints of them, on rank 0; None: that is not kept.
 
     Raises:
         RefusedByUpstream: as its own validation says.
     """
-    with _command_line(arguments), refusals_as_sentences():
+    told = io.StringIO()
+    with _command_line(arguments), refusals_as_sentences(), contextlib.redirect_stdout(told):
         parse_and_validate_args()
+    text = told.getvalue()
+    if told_in is not None and _TITLE in text and told_in.parent.is_dir():
+        replace_file(told_in, text.encode())
 
 
 @contextlib.contextmanager

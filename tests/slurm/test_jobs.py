@@ -152,7 +152,11 @@ def test_a_run_goes_through_on_two_nodes(cluster, through, child):
     assert "Done: step 12" in ends(cluster, through)
     stands = status_of(through, {})
     assert (stands.state, stands.step, stands.restarts) == ("done", STEPS, 0)
-    assert [path.name for path in sorted(through.logs.iterdir())] == ["rank0.log", "rank1.log"]
+    assert [path.name for path in sorted(through.logs.iterdir())] == [
+        "arguments.txt",
+        "rank0.log",
+        "rank1.log",
+    ]
     assert {path.stem for path in (through.launch / "check").glob("*.json")} == {"n1", "n2"}
 
 

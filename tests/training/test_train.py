@@ -22,6 +22,16 @@ def test_it_says_what_will_happen_and_goes_through(trained):
     assert "lm loss" in (trained.folder / "logs" / "rank1.log").read_text()
 
 
+def test_a_start_adds_few_lines_to_a_log(trained):
+    """Upstream prints its 800 arguments each time, which are kept once."""
+    logs = trained.folder / "logs"
+    assert len((logs / "rank0.log").read_text().splitlines()) < 200
+    lines = (logs / "arguments.txt").read_text().splitlines()
+    kept = {line.split()[0]: line.split()[-1] for line in lines if " .." in line}
+    assert kept["num_experts"] == "8"
+    assert len(kept) > 500
+
+
 def test_a_log_has_a_plain_line_every_few_steps_and_every_evaluation(trained):
     steps = [line for line in trained.ended.output.splitlines() if line.startswith("step ")]
     losses = [line for line in steps if "  loss " in line]
