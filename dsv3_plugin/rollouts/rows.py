@@ -36,7 +36,7 @@ class Text:
 
 
 def packed(
-    texts: Sequence[Text], room: int, multiple: int, padding: int
+    texts: Sequence[Text], room: int, multiple: int, padding: int, fewest: int = 1
 ) -> list[dict[str, Tensor]]:
     """Sequences that hold all texts, as `data.chat.packs` makes them of conversations.
 
@@ -49,13 +49,15 @@ def packed(
         room: tokens of a sequence.
         multiple: what the number of sequences is one of; the last ones may be padding alone.
         padding: the token in places that are filled up.
+        fewest: sequences, though answers fill less.
     """
     lengths = numpy.array([len(text) for text in texts], dtype=numpy.int64)
     members: list[list[int]] = []
     if texts:
         packs = pack(numpy.arange(len(texts)), lengths, room, 0)
         members = [packs.pieces[begin:end].tolist() for begin, end in pairwise(packs.starts)]
-    members += [[] for _ in range(max(-len(members) % multiple, multiple - len(members)))]
+    wanted = max(len(members), fewest)
+    members += [[] for _ in range(wanted + -wanted % multiple - len(members))]
     kept = [
         name
         for name in ("log_probs", "old", "reference")

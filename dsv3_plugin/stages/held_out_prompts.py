@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from dsv3_plugin.recipe.rl import Rl
+from dsv3_plugin.stages.policy import Policy
 from dsv3_plugin.stages.round_numbers import of_held_out
-from dsv3_plugin.stages.rounds import Policy
 from dsv3_plugin.training.hooks import Hook, Step
 from dsv3_plugin.training.metrics import Metrics
 from dsv3_plugin.training.run import Run
@@ -44,7 +44,7 @@ class HeldOutPrompts(Hook):
                 asked,
                 self._recipe.rollouts.held_out_n,
                 (self._recipe.training.seed, "held out", name),
-            )
+            )[0]
             for name, asked in sets.items()
         }
         every = [group for of_set in groups.values() for group in of_set]

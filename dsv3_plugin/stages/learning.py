@@ -1,10 +1,9 @@
 """What a step of reinforcement learning computes with, and what it finds."""
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
 from dsv3_plugin.grpo.correction import Correction
@@ -57,11 +56,14 @@ class Learning:
 
     def mismatch(self) -> Mismatch:
         """Between trainer and engine, of all tokens of the step; every rank gets it."""
-        return together([part for seen in _of_all_ranks(self._seen) for part in seen])
+        own = together(self._seen)
+        tokens = sum(number for _, number in self._seen)
+        rows = _of_all_ranks(torch.tensor([*astuple(own), tokens], dtype=torch.float64)).tolist()
+        return together([(Mismatch(*row[:-1]), int(row[-1])) for row in rows])
 
     def numbers(self) -> dict[str, float]:
         """What the step has found, over all ranks, as the metrics call it."""
-        surprise, tokens, clipped, dual, entropy, kl = sum(_of_all_ranks(self._sums)).tolist()
+        surprise, tokens, clipped, dual, entropy, kl = _of_all_ranks(self._sums).sum(0).tolist()
         numbers = {
             # Of tokens drawn from the model itself it is an estimate without bias.
             "rl/entropy": surprise / max(tokens, 1),
@@ -88,8 +90,10 @@ def switches_of(grpo: Grpo) -> Switches:
     )
 
 
-def _of_all_ranks[Part](part: Part) -> list[Part]:
-    group = parallel_state.get_data_parallel_group()
-    parts: list[Part] = [part] * group.size()
-    dist.all_gather_object(parts, part, group=group)
-    return parts
+def _of_all_ranks(numbers: Tensor) -> Tensor:
+    """What each rank knows, `[ranks, numbers]`: nothing where another stage has the loss."""
+    device = torch.cuda.current_device()
+    ranks = dist.get_world_size()
+    every = torch.empty(ranks * len(numbers), dtype=numbers.dtype, device=device)
+    dist.all_gather_into_tensor(every, numbers.to(device))
+    return every.view(ranks, -1).cpu()

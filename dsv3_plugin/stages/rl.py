@@ -22,8 +22,9 @@ from dsv3_plugin.rollouts.judging import Judging
 from dsv3_plugin.stages import entropy, sft
 from dsv3_plugin.stages.held_out_prompts import HeldOutPrompts
 from dsv3_plugin.stages.learning import Learning
+from dsv3_plugin.stages.policy import Policy
 from dsv3_plugin.stages.pretrain import chunk_inputs
-from dsv3_plugin.stages.rounds import Policy, Rounds
+from dsv3_plugin.stages.rounds import Rounds
 from dsv3_plugin.training.curves import CurveValues
 from dsv3_plugin.training.expert_load import ExpertLoad
 from dsv3_plugin.training.feed import Feed

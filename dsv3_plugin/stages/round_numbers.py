@@ -2,23 +2,44 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from dsv3_plugin.rollouts.groups import Group, Scored
 
 
-class Asking(Protocol):
-    """What the answers cost."""
+@dataclass(frozen=True)
+class Costs:
+    """What answers cost beside their tokens.
 
-    @property
-    def reward_seconds(self) -> float: ...
+    Attributes:
+        reward_seconds: that judging took.
+        guessed, accepted: how often a first, second, … token was guessed ahead, and was the one.
+    """
 
-    @property
-    def acceptance(self) -> list[float]: ...
+    reward_seconds: float = 0.0
+    guessed: tuple[int, ...] = ()
+    accepted: tuple[int, ...] = ()
+
+    def __add__(self, other: "Costs") -> "Costs":
+        """Of both: of those who judge beside each other."""
+        return Costs(
+            max(self.reward_seconds, other.reward_seconds),
+            _added(self.guessed, other.guessed),
+            _added(self.accepted, other.accepted),
+        )
+
+    def and_then(self, other: "Costs") -> "Costs":
+        """Of one after the other."""
+        return replace(self + other, reward_seconds=self.reward_seconds + other.reward_seconds)
+
+
+def _added(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
+    return tuple(map(sum, zip_longest(one, other, fillvalue=0)))
 
 
 def numbers_of(
-    drawn: Sequence[Group], trained: Sequence[Group], seconds: float, asking: Asking
+    drawn: Sequence[Group], trained: Sequence[Group], seconds: float, costs: Costs
 ) -> dict[str, float]:
     """Of a step's line.
 
@@ -26,11 +47,11 @@ def numbers_of(
         drawn: all groups that were asked for.
         trained: those that are trained on.
         seconds: that the round took, with its rewards.
-        asking: of whom.
+        costs: of it.
     """
     answers = _answers(drawn)
     tokens = sum(len(answer.rollout.tokens) for answer in answers)
-    generating = max(seconds - asking.reward_seconds, 1e-4)
+    generating = max(seconds - costs.reward_seconds, 1e-4)
     lengths = [len(answer.rollout.tokens) for answer in answers]
     numbers = {
         "rl/reward": _mean(answer.reward for answer in answers),
@@ -43,11 +64,12 @@ def numbers_of(
         "rl/answer_tokens_max": max(lengths, default=0),
         "rl/truncated": _mean(answer.truncated for answer in answers),
         "rl/rollout_seconds": round(generating, 4),
-        "rl/reward_seconds": round(asking.reward_seconds, 4),
+        "rl/reward_seconds": round(costs.reward_seconds, 4),
         "rl/rollout_tokens_per_second": round(tokens / generating, 1),
     }
-    for place, share in enumerate(asking.acceptance, start=1):
-        numbers[f"rl/acceptance_{place}"] = share
+    guesses = zip(costs.guessed, costs.accepted, strict=True)
+    for place, (guessed, accepted) in enumerate(guesses, start=1):
+        numbers[f"rl/acceptance_{place}"] = accepted / max(guessed, 1)
     return numbers
 
 

@@ -1,7 +1,6 @@
 """A round of reinforcement learning: prompts, answers, rewards, advantages, and the steps that are
 trained on them."""
 
-import hashlib
 import json
 import time
 from collections import deque
@@ -12,87 +11,25 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.utils import unwrap_model
 
-from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.errors import SaidElsewhere, UserError
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.grpo.aggregation import token_weights
 from dsv3_plugin.recipe.rl import Rl
-from dsv3_plugin.rollouts.asked import Asked
-from dsv3_plugin.rollouts.embedded import Embedded
-from dsv3_plugin.rollouts.groups import Group, advantages, scored
-from dsv3_plugin.rollouts.judging import Judging
-from dsv3_plugin.rollouts.rows import Text, micro_batches, packed
+from dsv3_plugin.rollouts.groups import Group, advantages
+from dsv3_plugin.rollouts.rows import Text
 from dsv3_plugin.stages import log_probs
 from dsv3_plugin.stages.learning import Learning
+from dsv3_plugin.stages.packed_answers import micro_batches_of
+from dsv3_plugin.stages.policy import Policy
 from dsv3_plugin.stages.reference import Reference
-from dsv3_plugin.stages.round_numbers import numbers_of
+from dsv3_plugin.stages.round_numbers import Costs, numbers_of
 from dsv3_plugin.training.feed import Feed
 from dsv3_plugin.training.hooks import Hook, Step
-from dsv3_plugin.training.prompts import PromptData, prompts_of
 from dsv3_plugin.training.run import Run
 
 _SILENT_ROUNDS = 10
 """Rounds without different rewards, behind which a person is told."""
-
-
-class Policy:
-    """The model in training, asked by all data-parallel ranks together.
-
-    Args:
-        recipe: the run's.
-        judging: its rewards.
-    """
-
-    def __init__(self, recipe: Rl, judging: Judging) -> None:
-        self._recipe, self._judging = recipe, judging
-        self._engine: Embedded | None = None
-        self.reward_seconds = 0.0
-
-    @cached_property
-    def data(self) -> PromptData:
-        """What is asked."""
-        return prompts_of(self._recipe, self._recipe.checkpoint_folder / TOKENIZER)
-
-    def groups(
-        self, model: Sequence[torch.nn.Module], asked: Sequence[Asked], n: int, seed: object
-    ) -> list[Group]:
-        """Judged answers to prompts, each rank's part by its own engine; all ranks get all.
-
-        Args:
-            model: this rank's chunks.
-            asked: prompts, the same on all ranks.
-            n: answers to each.
-            seed: of the answers, a different one for each call.
-        """
-        ranks, rank = _data_parallel()
-        engine = self._engine_on(model)
-        numbers = range(rank, len(asked), ranks)
-        mine = [asked[number] for number in numbers]
-        answers = engine.answers(mine, n, [_seed(seed, number) for number in numbers])
-        began = time.perf_counter()
-        own = scored(mine, answers, self.data.tokenizer, self.data.ends, self._judging)
-        self.reward_seconds = time.perf_counter() - began
-        parts: list[list[Group]] = [own] * ranks
-        if ranks > 1:
-            group = parallel_state.get_data_parallel_group()
-            dist.all_gather_object(parts, own, group=group)
-        return [parts[number % ranks][number // ranks] for number in range(len(asked))]
-
-    @property
-    def acceptance(self) -> list[float]:
-        """Of guessed tokens, on this rank."""
-        return self._engine.acceptance if self._engine else []
-
-    def _engine_on(self, model: Sequence[torch.nn.Module]) -> Embedded:
-        if self._engine is None:
-            settings = self._recipe.rollouts
-            at_once = settings.prompts // self._recipe.data_parallel * settings.n
-            [whole] = unwrap_model([*model])
-            self._engine = Embedded(whole, settings, at_once, self.data.ends)
-        return self._engine
 
 
 @dataclass
@@ -145,10 +82,7 @@ class Rounds(Hook):
             self._answer(step)
         mini = self._waiting.popleft()
         self._first = mini.first
-        ranks, rank = _data_parallel()
-        size = self._recipe.training.micro_batch_size
-        rows = packed(mini.texts, self._recipe.data.seq_length, size * ranks, 0)
-        batches = micro_batches(rows, size, rank, ranks)
+        batches = micro_batches_of(mini.texts, self._recipe)
         lengths = torch.tensor([len(text.answer) for text in mini.texts])
         grpo, longest = self._recipe.grpo, self._recipe.rollouts.max_tokens
         self._learning.begin(
@@ -180,12 +114,13 @@ class Rounds(Hook):
         recipe, settings, began = self._recipe, self._recipe.rollouts, time.perf_counter()
         groups: list[Group] = []
         drawn: list[Group] = []
+        costs = Costs()
         wanted = settings.prompts
         for number in range(settings.dynamic_sampling):
             asked = self._order.take(wanted)
             seed = (recipe.training.seed, step.iteration, number)
-            found = self._policy.groups(step.model, asked, settings.n, seed)
-            drawn += found
+            found, cost = self._policy.groups(step.model, asked, settings.n, seed)
+            drawn, costs = drawn + found, costs.and_then(cost)
             if settings.dynamic_sampling == 1:
                 groups = found
                 break
@@ -195,7 +130,7 @@ class Rounds(Hook):
                 break
         self._asked = self._order.given
         seconds = time.perf_counter() - began
-        step.numbers |= numbers_of(drawn, groups, seconds, self._policy)
+        step.numbers |= numbers_of(drawn, groups, seconds, costs)
         self._keep_samples(step.iteration, drawn)
         self._say_silence(drawn)
         self._waiting.extend(self._divided(step, groups))
@@ -322,17 +257,3 @@ class Rounds(Hook):
 
 def _texts(parts: Sequence[MiniBatch]) -> list[Text]:
     return [text for part in parts for text in part.texts]
-
-
-def _data_parallel() -> tuple[int, int]:
-    """How many ranks there are that see different prompts, and which of them this is."""
-    return (
-        parallel_state.get_data_parallel_world_size(),
-        parallel_state.get_data_parallel_rank(),
-    )
-
-
-def _seed(of_round: object, prompt: int) -> int:
-    """Of the answers to a prompt, below 2^63."""
-    named = hashlib.blake2b(repr((of_round, prompt)).encode(), digest_size=8).digest()
-    return int.from_bytes(named) >> 1

@@ -7,15 +7,15 @@ from dsv3_plugin.recipe.continued import PARENT
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 
-_DIVISIONS = ("tensor", "pipeline", "context", "expert")
+_WHOLE = ("tensor", "context")
+"""Divisions that no engine of ours computes."""
 
 NAMED_REWARDS = ("accuracy", "match", "code", "format", "length", "language")
 """What is no dotted path of a function."""
 
 
 def prompts(recipe: Recipe) -> Iterator[str]:
-    """Prompts are for reinforcement learning, which reads nothing else, from the texts of a model
-    that is not divided."""
+    """Prompts are for reinforcement learning, which reads nothing else."""
     data = recipe.data
     if not isinstance(recipe, Rl):
         if data.packing == "prompts":
@@ -34,12 +34,25 @@ def prompts(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.training.epochs is not None:
         yield "training.epochs counts passes over conversations: give training.steps"
-    for name in _DIVISIONS:
+
+
+def division(recipe: Recipe) -> Iterator[str]:
+    """The engine computes with the model as it is divided, in steps of any number of
+    micro-batches."""
+    if not isinstance(recipe, Rl):
+        return
+    for name in _WHOLE:
         if (ranks := getattr(recipe.parallel, name)) > 1:
             yield (
-                f"stage rl answers with the whole model on each rank: set parallel.{name} to 1, "
-                f"not to {ranks}"
+                f"stage rl answers with layers that are whole, or divided by experts: set "
+                f"parallel.{name} to 1, not to {ranks}"
             )
+    kind = recipe.schedule_kind
+    if recipe.parallel.pipeline > 1 and (kind is None or kind.searched):
+        yield (
+            f"stage rl has as many micro-batches in a step as its answers fill, and "
+            f"pipeline.schedule {recipe.pipeline.schedule} is of one number: take one by name"
+        )
 
 
 def rollouts(recipe: Recipe) -> Iterator[str]:

@@ -1,0 +1,119 @@
+"""The model in training, asked by all ranks together."""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from dsv3_plugin.checkpoint.trained_on import TOKENIZER
+from dsv3_plugin.recipe.rl import Rl
+from dsv3_plugin.rollouts.asked import Asked
+from dsv3_plugin.rollouts.embedded import Embedded
+from dsv3_plugin.rollouts.groups import Group, scored
+from dsv3_plugin.rollouts.judging import Judging
+from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.stages.round_numbers import Costs
+from dsv3_plugin.training.prompts import PromptData, prompts_of
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a replica of the model has answered.
+
+    Attributes:
+        groups: judged answers to its prompts.
+        costs: of them.
+    """
+
+    groups: list[Group]
+    costs: Costs
+
+
+class Policy:
+    """Answers prompts with the weights as they are, and judges the answers.
+
+    Ranks that have a model together answer a part of the prompts together, and one of them judges;
+    all ranks are told all of it.
+
+    Args:
+        recipe: the run's.
+        judging: its rewards.
+    """
+
+    def __init__(self, recipe: Rl, judging: Judging) -> None:
+        self._recipe, self._judging = recipe, judging
+        self._engine: Embedded | None = None
+
+    @cached_property
+    def data(self) -> PromptData:
+        """What is asked."""
+        return prompts_of(self._recipe, self._recipe.checkpoint_folder / TOKENIZER)
+
+    def groups(
+        self, model: Sequence[torch.nn.Module], asked: Sequence[Asked], n: int, seed: object
+    ) -> tuple[list[Group], Costs]:
+        """Judged answers to prompts, and what they cost; all ranks call, and get all.
+
+        Args:
+            model: this rank's chunks.
+            asked: prompts, the same on all ranks.
+            n: answers to each.
+            seed: of the answers, a different one for each call.
+        """
+        replicas = parallel_state.get_data_parallel_world_size()
+        replica = parallel_state.get_data_parallel_rank()
+        engine = self._engine_on(model)
+        numbers = range(replica, len(asked), replicas)
+        mine = [asked[number] for number in numbers]
+        answers = engine.answers(mine, n, [_seed(seed, number) for number in numbers])
+        own = self._judged(mine, answers) if engine.leads else None
+        parts = _told_to_all(own)
+        groups = [
+            parts[number % replicas].groups[number // replicas] for number in range(len(asked))
+        ]
+        return groups, sum((part.costs for part in parts), Costs())
+
+    def _judged(self, asked: Sequence[Asked], answers: Sequence[Sequence[Rollout]]) -> _Part:
+        """What answers are worth."""
+        began = time.perf_counter()
+        groups = scored(asked, answers, self.data.tokenizer, self.data.ends, self._judging)
+        seconds = time.perf_counter() - began
+        return _Part(groups, Costs(seconds, *self._engine.guesses))
+
+    def _engine_on(self, model: Sequence[torch.nn.Module]) -> Embedded:
+        if self._engine is None:
+            settings = self._recipe.rollouts
+            at_once = settings.prompts // self._recipe.data_parallel * settings.n
+            self._engine = Embedded(model, settings, at_once, self.data.ends)
+        return self._engine
+
+
+def _told_to_all(own: _Part | None) -> list[_Part]:
+    """The parts of all replicas of the model.
+
+    Args:
+        own: that of this rank's replica; None where another rank of its pipeline speaks for it, the
+            first, as in all replicas.
+    """
+    told: list[list[_Part] | None] = [None]
+    if own is not None:
+        replicas = parallel_state.get_data_parallel_group()
+        parts = [own] * replicas.size()
+        dist.all_gather_object(parts, own, group=replicas)
+        told = [parts]
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    if pipeline.size() > 1:
+        device = torch.device(torch.cuda.current_device())
+        dist.broadcast_object_list(told, group=pipeline, group_src=0, device=device)
+    return told[0]
+
+
+def _seed(of_round: object, prompt: int) -> int:
+    """Of the answers to a prompt, below 2^63."""
+    named = hashlib.blake2b(repr((of_round, prompt)).encode(), digest_size=8).digest()
+    return int.from_bytes(named) >> 1
