@@ -120,6 +120,11 @@ class RunFolder:
         return self.root / "reference"
 
     @property
+    def served(self) -> Path:
+        """Weights that a server of rollouts was given last."""
+        return self.root / "served"
+
+    @property
     def flight_recorder(self) -> Path:
         """What NCCL did last on each rank, when one of them waited too long."""
         return self.root / "flight_recorder"

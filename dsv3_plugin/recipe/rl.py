@@ -15,6 +15,28 @@ class Rollouts(Section):
     """Answers to prompts, from the model that is trained: drawn from its own distribution, at
     temperature 1, which is what the loss takes them for."""
 
+    kind: Literal["embedded", "openai"] = "embedded"
+    """Who answers: an engine in the training ranks, which computes with the weights where they lie;
+    or a server that speaks OpenAI's language (`dsv3 serve`, vLLM, SGLang), which is given them."""
+    url: str | None = None
+    """Of the server."""
+    model: str | None = None
+    """Its name there; null: the only one."""
+    key_variable: str | None = None
+    """The environment variable that holds the key that the server wants to know."""
+    update: Literal["weights", "sglang"] = "weights"
+    """How the server is told to take weights from a folder: at `/v1/weights`, as `dsv3 serve
+    --weights-root` is, or at `/update_weights_from_disk`, as SGLang is."""
+    folder: str | None = None
+    """Where they are written for it, as a Hugging Face folder that it sees by the same path, one
+    run's alone; null: `served` in the run's folder."""
+    at_once: Size = 64
+    """Prompts that the server is asked at once."""
+    seconds: PositiveFloat = 3600.0
+    """How long the server may take for the answers to a prompt."""
+    outage: PositiveFloat = 600.0
+    """Seconds that a server is waited for that is down or fails; what it does not answer then is
+    not learned from, and where nothing is answered the run stops."""
     prompts: Size = 64
     """Prompts of a round of answers, over all ranks."""
     n: Annotated[Size, Field(ge=2, le=1024)] = 8

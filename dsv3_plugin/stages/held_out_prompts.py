@@ -44,6 +44,7 @@ class HeldOutPrompts(Hook):
                 asked,
                 self._recipe.rollouts.held_out_n,
                 (self._recipe.training.seed, "held out", name),
+                iteration,
             )[0]
             for name, asked in sets.items()
         }

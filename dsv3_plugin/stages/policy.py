@@ -2,9 +2,10 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -13,11 +14,12 @@ from megatron.core import parallel_state
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.asked import Asked
-from dsv3_plugin.rollouts.embedded import Embedded
 from dsv3_plugin.rollouts.groups import Group, scored
 from dsv3_plugin.rollouts.judging import Judging
 from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.stages.own_engine import OwnEngine
 from dsv3_plugin.stages.round_numbers import Costs
+from dsv3_plugin.stages.server import Server
 from dsv3_plugin.training.prompts import PromptData, prompts_of
 
 
@@ -34,20 +36,56 @@ class _Part:
     costs: Costs
 
 
-class Policy:
-    """Answers prompts with the weights as they are, and judges the answers.
+class Source(Protocol):
+    """Who answers; all ranks call each method, and each gets the part of its replica."""
 
-    Ranks that have a model together answer a part of the prompts together, and one of them judges;
-    all ranks are told all of it.
+    @property
+    def leads(self) -> bool: ...
+
+    @property
+    def costs(self) -> Costs: ...
+
+    def take_weights(self, model: Sequence[torch.nn.Module], version: int) -> None: ...
+
+    def answers(
+        self, asked: Sequence[Asked], n: int, seeds: Sequence[int]
+    ) -> list[list[Rollout]]: ...
+
+    def close(self) -> None: ...
+
+
+class Policy:
+    """Answers prompts with the weights as they are, and judges the answers; use as a context.
+
+    Ranks that have a model together answer a part of the prompts together, or a server answers all;
+    one rank of each replica judges. All ranks are told all of it.
 
     Args:
         recipe: the run's.
         judging: its rewards.
+        tell: takes a sentence for the person.
     """
 
-    def __init__(self, recipe: Rl, judging: Judging) -> None:
+    def __init__(self, recipe: Rl, judging: Judging, tell: Callable[[str], None]) -> None:
         self._recipe, self._judging = recipe, judging
-        self._engine: Embedded | None = None
+        self._server = Server(recipe, tell) if recipe.rollouts.kind == "openai" else None
+
+    def __enter__(self) -> "Policy":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._judging.__exit__()
+        if self._server is not None:
+            self._server.close()
+
+    def open(self) -> None:
+        """On the first rank, once the run's folder has its tokenizer.
+
+        Raises:
+            UserError: the server that answers cannot be trained from.
+        """
+        if self._server is not None:
+            self._server.open(self.data)
 
     @cached_property
     def data(self) -> PromptData:
@@ -55,7 +93,12 @@ class Policy:
         return prompts_of(self._recipe, self._recipe.checkpoint_folder / TOKENIZER)
 
     def groups(
-        self, model: Sequence[torch.nn.Module], asked: Sequence[Asked], n: int, seed: object
+        self,
+        model: Sequence[torch.nn.Module],
+        asked: Sequence[Asked],
+        n: int,
+        seed: object,
+        version: int,
     ) -> tuple[list[Group], Costs]:
         """Judged answers to prompts, and what they cost; all ranks call, and get all.
 
@@ -64,33 +107,29 @@ class Policy:
             asked: prompts, the same on all ranks.
             n: answers to each.
             seed: of the answers, a different one for each call.
+            version: of the weights: the steps that were taken.
         """
-        replicas = parallel_state.get_data_parallel_world_size()
-        replica = parallel_state.get_data_parallel_rank()
-        engine = self._engine_on(model)
-        numbers = range(replica, len(asked), replicas)
-        mine = [asked[number] for number in numbers]
-        answers = engine.answers(mine, n, [_seed(seed, number) for number in numbers])
-        own = self._judged(mine, answers) if engine.leads else None
-        parts = _told_to_all(own)
+        replicas, source = parallel_state.get_data_parallel_world_size(), self._source
+        source.take_weights(model, version)
+        seeds = [_seed(seed, number) for number in range(len(asked))]
+        answers = source.answers(asked, n, seeds)
+        mine = asked[parallel_state.get_data_parallel_rank() :: replicas]
+        parts = _told_to_all(self._judged(mine, answers) if source.leads else None)
         groups = [
             parts[number % replicas].groups[number // replicas] for number in range(len(asked))
         ]
         return groups, sum((part.costs for part in parts), Costs())
+
+    @cached_property
+    def _source(self) -> Source:
+        return self._server or OwnEngine(self._recipe, self.data.ends)
 
     def _judged(self, asked: Sequence[Asked], answers: Sequence[Sequence[Rollout]]) -> _Part:
         """What answers are worth."""
         began = time.perf_counter()
         groups = scored(asked, answers, self.data.tokenizer, self.data.ends, self._judging)
         seconds = time.perf_counter() - began
-        return _Part(groups, Costs(seconds, *self._engine.guesses))
-
-    def _engine_on(self, model: Sequence[torch.nn.Module]) -> Embedded:
-        if self._engine is None:
-            settings = self._recipe.rollouts
-            at_once = settings.prompts // self._recipe.data_parallel * settings.n
-            self._engine = Embedded(model, settings, at_once, self.data.ends)
-        return self._engine
+        return _Part(groups, self._source.costs + Costs(seconds))
 
 
 def _told_to_all(own: _Part | None) -> list[_Part]:

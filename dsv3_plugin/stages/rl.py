@@ -7,7 +7,7 @@ sequences as conversations do in fine-tuning, and do not see each other. What a 
 from all answers of the step, so the loss is the same however they are packed and divided.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,10 +39,10 @@ def rl(run: Run) -> Stage:
     """Reinforcement learning, for one run."""
     recipe = run.recipe
     feed, judging, learning = Feed(), Judging.of(recipe), Learning.of(recipe)
-    policy = Policy(recipe, judging)
+    policy = Policy(recipe, judging, run.tell)
     metrics = Metrics(recipe, run.folder)
     return Stage(
-        prepare=partial(prepare_prompts, run),
+        prepare=partial(prepare, run, policy),
         datasets=lambda inputs: feed.provider,
         forward_step=partial(forward_step, learning),
         hooks=[
@@ -54,9 +54,15 @@ def rl(run: Run) -> Stage:
             metrics,
         ],
         packs=True,
-        beside=judging,
+        beside=policy,
         freeze=partial(freeze, recipe),
     )
+
+
+def prepare(run: Run, policy: Policy, tell: Callable[[str], None]) -> None:
+    """Folders and prompts, and who answers."""
+    prepare_prompts(run, tell)
+    policy.open()
 
 
 def freeze(recipe: Rl, chunks: Sequence[torch.nn.Module]) -> Sequence[torch.nn.Module]:

@@ -15,11 +15,15 @@ class Costs:
     Attributes:
         reward_seconds: that judging took.
         guessed, accepted: how often a first, second, … token was guessed ahead, and was the one.
+        lost: answers that a server did not give.
+        repeated: requests to it that were made again.
     """
 
     reward_seconds: float = 0.0
     guessed: tuple[int, ...] = ()
     accepted: tuple[int, ...] = ()
+    lost: int = 0
+    repeated: int = 0
 
     def __add__(self, other: "Costs") -> "Costs":
         """Of both: of those who judge beside each other."""
@@ -27,6 +31,8 @@ class Costs:
             max(self.reward_seconds, other.reward_seconds),
             _added(self.guessed, other.guessed),
             _added(self.accepted, other.accepted),
+            self.lost + other.lost,
+            self.repeated + other.repeated,
         )
 
     def and_then(self, other: "Costs") -> "Costs":
@@ -67,6 +73,8 @@ def numbers_of(
         "rl/reward_seconds": round(costs.reward_seconds, 4),
         "rl/rollout_tokens_per_second": round(tokens / generating, 1),
     }
+    if costs.lost or costs.repeated:
+        numbers |= {"rl/lost": costs.lost, "rl/repeated": costs.repeated}
     guesses = zip(costs.guessed, costs.accepted, strict=True)
     for place, (guessed, accepted) in enumerate(guesses, start=1):
         numbers[f"rl/acceptance_{place}"] = accepted / max(guessed, 1)

@@ -119,7 +119,9 @@ class Rounds(Hook):
         for number in range(settings.dynamic_sampling):
             asked = self._order.take(wanted)
             seed = (recipe.training.seed, step.iteration, number)
-            found, cost = self._policy.groups(step.model, asked, settings.n, seed)
+            found, cost = self._policy.groups(
+                step.model, asked, settings.n, seed, step.iteration - 1
+            )
             drawn, costs = drawn + found, costs.and_then(cost)
             if settings.dynamic_sampling == 1:
                 groups = found

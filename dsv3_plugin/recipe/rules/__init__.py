@@ -21,7 +21,7 @@ from dsv3_plugin.recipe.rules.executor import executor
 from dsv3_plugin.recipe.rules.layout import layout
 from dsv3_plugin.recipe.rules.parallelism import experts, processes, tensor
 from dsv3_plugin.recipe.rules.passed_flags import said_once
-from dsv3_plugin.recipe.rules.rl import division, prompts, rewards, rollouts
+from dsv3_plugin.recipe.rules.rl import division, prompts, rewards, rollouts, server
 from dsv3_plugin.recipe.rules.schedule import micro_batches, ramp, schedule, schedule_file
 from dsv3_plugin.recipe.schema import Recipe
 
@@ -40,6 +40,7 @@ RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     prompts,
     division,
     rollouts,
+    server,
     rewards,
     curves,
     schedule_file,

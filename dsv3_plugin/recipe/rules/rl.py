@@ -81,6 +81,25 @@ def rollouts(recipe: Recipe) -> Iterator[str]:
         yield "rollouts.drafts needs a model with multi-token prediction: set it to 0"
 
 
+def server(recipe: Recipe) -> Iterator[str]:
+    """What is said of a server is said where one answers."""
+    if not isinstance(recipe, Rl):
+        return
+    settings = recipe.rollouts
+    if settings.kind == "openai":
+        if settings.url is None:
+            yield "rollouts.kind: openai asks a server: give rollouts.url"
+        elif not settings.url.startswith(("http://", "https://")):
+            yield f"rollouts.url {settings.url} is no address: write http://HOST:PORT"
+        for key in ("drafts", "cache_gb"):
+            if getattr(settings, key):
+                yield f"rollouts.{key} is of the embedded engine: tell it the server, and not here"
+        return
+    for key in ("url", "model", "key_variable", "folder"):
+        if getattr(settings, key) is not None:
+            yield f"rollouts.{key} is of a server: set rollouts.kind to openai, or leave it out"
+
+
 def rewards(recipe: Recipe) -> Iterator[str]:
     """There are rewards, with what each needs."""
     if not isinstance(recipe, Rl):

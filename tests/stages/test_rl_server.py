@@ -1,0 +1,135 @@
+"""A server beside a run answers for it, with the weights that it is given."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dsv3_plugin.distributed.world import single_process
+from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.stages.server import Server
+from tests.served import free_port
+from tests.small_runs import Command, Trained, records, steps_taken
+from tests.stages.test_rl import written
+
+STEPS = 4
+KEY = {"DSV3_API_KEY": "secret"}
+
+
+@pytest.fixture(scope="module")
+def asking(recipe: Path, trained: Trained) -> Path:
+    return written(recipe.parent, trained.folder)
+
+
+class Serving:
+    """A server that can be started again."""
+
+    def __init__(self, trained: Trained, root: Path) -> None:
+        port = free_port()
+        self.address = f"http://127.0.0.1:{port}"
+        self._words = (
+            "serve", "--checkpoint", trained.checkpoints, "--port", str(port),
+            "--weights-root", root,
+        )  # fmt: skip
+        self.start()
+
+    def start(self) -> None:
+        self._running = Command.forked(*self._words, **KEY)
+
+    def kill(self) -> None:
+        self._running.send(signal.SIGKILL).end()
+
+
+@contextmanager
+def serving(trained: Trained, root: Path) -> Iterator[Serving]:
+    server = Serving(trained, root)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def test_a_run_goes_through_though_its_server_is_killed_in_mid_step(
+    asking: Path, trained: Trained, tmp_path: Path
+) -> None:
+    """And its numbers are those of the engine inside, whose answers are the same: each round's are
+    of the weights at its beginning."""
+    words = ("train", asking, f"training.steps={STEPS}")
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    alone = Command.forked(*words, f"directory={inside}")
+    with serving(trained, tmp_path) as server:
+        run = Command.forked(
+            *words, f"directory={outside}", "rollouts.kind=openai", "rollouts.at_once=1",
+            f"rollouts.url={server.address}", "rollouts.key_variable=DSV3_API_KEY", **KEY,
+        )  # fmt: skip
+        run.when(lambda: steps_taken(outside) >= 2, seconds=300)
+        server.kill()
+        server.start()
+        ended = run.end()
+    assert ended.code == 0, ended.output
+    assert (folder := alone.end()).code == 0, folder.output
+    expected, found = ({line["iteration"]: line for line in records(f)} for f in (inside, outside))
+    assert expected.keys() == found.keys()
+    rounds = [line for line in found.values() if "rl/mismatch_max" in line]
+    assert [line["iteration"] for line in rounds] == [1, 3]
+    assert 0 < max(line["rl/mismatch_max"] for line in rounds) <= 1e-5
+    assert rounds[1]["rl/repeated"] > 0
+    assert not any(line.get("rl/lost") for line in rounds)
+    for step, line in expected.items():
+        for name, value in line.items():
+            if name.startswith("rl/") and "second" not in name and "mismatch" not in name:
+                assert found[step][name] == pytest.approx(value, abs=1e-4), (step, name)
+    (served,) = (outside / "served").iterdir()
+    assert served.name == f"dsv3_served_step_{STEPS:07d}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["rollouts.kind=openai"], "rollouts.kind: openai asks a server: give rollouts.url"),
+        (["rollouts.url=http://here:80"], "set rollouts.kind to openai, or leave it out"),
+        (["rollouts.kind=openai", "rollouts.url=here:80"], "write http://HOST:PORT"),
+        (
+            ["rollouts.kind=openai", "rollouts.url=http://127.0.0.1:{port}", "rollouts.outage=0.1"],
+            "cannot be reached.",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_server_is_said(
+    asking: Path, tmp_path: Path, overrides: list[str], sentence: str
+) -> None:
+    words = [override.format(port=free_port()) for override in overrides]
+    ended = Command.forked("train", asking, f"directory={tmp_path}/run", *words).end()
+    assert ended.code == 2, ended.output
+    assert sentence in " ".join(ended.output.split())
+
+
+class Failing:
+    """In the place of a server's answers: it has none to every other prompt."""
+
+    def __init__(self) -> None:
+        self.lost = {}
+        self.made_again = 0
+        self.endpoint = SimpleNamespace(repeated={"answered with status 500": 3})
+
+    def answers(self, asked: list[int], n: int, seeds: list[int]) -> list[list[Rollout]]:
+        found = [[Rollout((1,), (2,), (-0.5,), "stop", (0,))] * n * (one % 2) for one in asked]
+        missing = sum(n for group in found if not group)
+        self.lost = {"answered with status 500": missing}
+        return found
+
+
+def test_answers_that_do_not_come_are_counted_and_said() -> None:
+    told: list[str] = []
+    recipe = SimpleNamespace(rollouts=SimpleNamespace(url="http://there"))
+    server = Server(recipe, told.append)
+    server._source = Failing()
+    with single_process():
+        found = server.answers([1, 2, 3, 4], 2, [0, 0, 0, 0])
+    assert [len(group) for group in found] == [2, 0, 2, 0]
+    assert (server.costs.lost, server.costs.repeated) == (4, 3)
+    (sentence,) = told
+    assert sentence.startswith("4 answers did not come from http://there")
