@@ -44,7 +44,7 @@ def count_first(name: str, overrides: list[str], machine: Machine) -> Counted:
     """
     if stage_of(name, overrides) is not Sft:
         return Counted()
-    recipe = _uncounted(name, overrides, machine)
+    recipe = uncounted(name, overrides, machine)
     if recipe.training.epochs is None or recipe.run_folder.steps_saved():
         return Counted()
     command = [sys.executable, "-W", "ignore", "-m", __name__, name, *overrides]
@@ -74,7 +74,7 @@ def prepare_data(name: str, overrides: list[str], tell: Callable[[str], None]) -
     from dsv3_plugin.training.run import Run
 
     machine = Machine.here()
-    recipe = _uncounted(name, overrides, machine)
+    recipe = uncounted(name, overrides, machine)
     with recipe.run_folder.held():
         data, _, _ = prepare.prepare_data(Run(recipe, recipe.run_folder, machine), tell)
         tell(f"The data are in {recipe.data_folder}: {data.train_tokens:,} tokens.")
@@ -83,7 +83,7 @@ def prepare_data(name: str, overrides: list[str], tell: Callable[[str], None]) -
                 tell(sentence)
 
 
-def _uncounted(name: str, overrides: list[str], machine: Machine) -> Recipe:
+def uncounted(name: str, overrides: list[str], machine: Machine) -> Recipe:
     """A recipe of which all is known but how many sequences its conversations fill."""
     counts = [_ANY_NUMBER] if stage_of(name, overrides) is Sft else []
     return load_resolved(name, [*overrides, *counts], machine)

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Collection
+from functools import partial
 from types import FrameType
 
 from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
@@ -19,6 +20,7 @@ from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.conversations import count_first
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
+from dsv3_plugin.launch.made_first import make_parent, missing_parent
 from dsv3_plugin.launch.nccl_watchdog import after, lost_sentence
 from dsv3_plugin.launch.place import under_a_launcher
 from dsv3_plugin.launch.progress import ProgressDisplay
@@ -56,6 +58,9 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     if under_a_launcher(os.environ):
         return be_rank(name, overrides)
     machine = Machine.here()
+    ended = make_parent(name, overrides, machine, partial(train, console=console))
+    if ended is not None:
+        return ended
     counted = count_first(name, overrides, machine)
     if counted.code:
         return counted.code
@@ -83,8 +88,12 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
     refuse_missing_gpus(recipe, machine)
     refuse_missing_kernels(recipe.dispatch.kind)
     refuse_what_does_not_go_on(recipe)
-    refuse_another_parent(recipe)
     console = console or Console()
+    parent = missing_parent(recipe, machine)
+    if parent is None:
+        refuse_another_parent(recipe)
+    else:
+        console.line_of(f"It would train {parent} first, into {recipe.from_}.")
     console.print(summary(recipe))
     if is_done(recipe):
         console.line_of(nothing_to_do(recipe))

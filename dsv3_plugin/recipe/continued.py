@@ -15,3 +15,6 @@ class Continued(Common):
     """What it begins with: a run's folder (its newest whole checkpoint), a checkpoint's folder or
     that of one iteration, or a Hugging Face folder. Weights alone: the optimizer begins anew, and
     so do the curves."""
+    parent_recipe: str | None = None
+    """The recipe, a shipped name or a path, that makes the parent where there is none yet: `dsv3
+    train` trains it first, as long as its folder is the one in `from`."""

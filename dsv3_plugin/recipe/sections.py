@@ -73,6 +73,9 @@ class Data(Section):
     """"stdlib" (the source of the Python standard library), a file, a folder, or a list of these;
     text, JSON or parquet, or what is encoded already (`PREFIX` of `PREFIX.bin` and `PREFIX.idx`). A
     list with `{path: …, weight: …}` is a mixture."""
+    made_by: str | None = None
+    """The dotted path of a Python function that writes files of the corpus and of held_out_sets
+    that are not there: `dsv3 train` calls it first, with the path of each."""
     text_key: str = "text"
     """Key of a JSON object, or column of a parquet file, that holds the text."""
     on_bad_row: OnBadRow = "stop"

@@ -1,0 +1,104 @@
+"""What a run needs is made before it, where its recipe says how: its data, by a function, and its
+parent, by a recipe of its own.
+
+So a recipe that begins where others end is one command on a machine that has nothing yet. What is
+there is left as it is, and a parent that was stopped goes on.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.named import named
+from dsv3_plugin.launch.conversations import uncounted
+from dsv3_plugin.launch.ending import is_done
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe import corpora
+from dsv3_plugin.recipe.continued import Continued
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.terminal.lines import note
+
+
+def make_data(recipe: Recipe) -> None:
+    """Have the files written that a recipe's data are to be read from.
+
+    Raises:
+        UserError: there is no such function, or a file cannot be written.
+    """
+    missing = [path for path in _files(recipe) if not path.exists()]
+    if recipe.data.made_by is None or not missing:
+        return
+    write = _function(recipe.data.made_by)
+    for path in missing:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): make room.") from error
+
+
+def missing_parent(recipe: Recipe, machine: Machine) -> str | None:
+    """The recipe that is to be trained before this one, if any is.
+
+    One whose weights are elsewhere than where the run begins is not: somebody has named others.
+
+    Raises:
+        UserError: the parent's recipe is wrong.
+    """
+    if not isinstance(recipe, Continued) or recipe.parent_recipe is None:
+        return None
+    if recipe.run_folder.steps_saved():
+        return None
+    parent = uncounted(recipe.parent_recipe, [], machine)
+    if os.path.realpath(parent.folder) != os.path.realpath(named(recipe.from_)):
+        return None
+    if parent.training.epochs is None:
+        return None if is_done(parent) else recipe.parent_recipe
+    # Only its data say how many steps it has.
+    if parent.epochs_counted is None:
+        return recipe.parent_recipe
+    return None if is_done(load_recipe(recipe.parent_recipe)) else recipe.parent_recipe
+
+
+def make_parent(
+    name: str, overrides: list[str], machine: Machine, train: Callable[[str, list[str]], int]
+) -> int | None:
+    """Make what a run begins with and reads, by `train`, which comes here for its own parent.
+
+    Returns:
+        The exit code to end with, where the parent was stopped or broke; None: go on.
+
+    Raises:
+        UserError: as `train`.
+    """
+    recipe = uncounted(name, overrides, machine)
+    make_data(recipe)
+    parent = missing_parent(recipe, machine)
+    if parent is None:
+        return None
+    note(f"{recipe.from_} is not trained yet: that first, by {parent}.")
+    code = train(parent, [])
+    if code or missing_parent(recipe, machine) is not None:
+        return code
+    return None
+
+
+def _files(recipe: Recipe) -> Iterator[Path]:
+    """What the data are read from, as far as it is named by paths."""
+    names = [name for member in corpora.members(recipe.data.corpus) for name in member.names]
+    yield from (named(name) for name in names if name != corpora.STDLIB)
+    yield from map(named, recipe.data.held_out_sets.values())
+
+
+def _function(path: str) -> Callable[[Path], object]:
+    module, _, name = path.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name) if module else None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"data.made_by: {path} is not there: {error}.") from None
+    if not callable(function):
+        raise UserError(f"data.made_by: {path} is no function: write package.module.function.")
+    return function

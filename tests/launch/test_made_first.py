@@ -1,0 +1,125 @@
+"""What a run needs is made before it, once, and nothing that somebody has named instead."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch import made_first
+from dsv3_plugin.launch.made_first import make_data, make_parent, missing_parent
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe.load import load_recipe
+
+NO_GPU = Machine(gpus=0, transformer_engine=False)
+
+
+RECIPES = {
+    "old": {"base": "pretrain/tiny"},
+    "middle": {
+        "base": "sft/tiny",
+        "from": "runs/old",
+        "parent_recipe": "old.yaml",
+        "training": {"steps": 10, "epochs": None},
+        "curves": {"learning_rate": 1e-3},
+    },
+    "young": {
+        "base": "pretrain/tiny",
+        "stage": "rl",
+        "from": "runs/middle",
+        "parent_recipe": "middle.yaml",
+        "data": {
+            "corpus": "made/asked.jsonl",
+            "made_by": f"{__name__}.write",
+            "tokenizer": "parent",
+            "packing": "prompts",
+            "fim_rate": 0.0,
+            "held_out": 0.0,
+            "held_out_sets": {"apart": "made/apart.jsonl"},
+        },
+        "rollouts": {"prompts": 4, "max_prompt_tokens": 16, "max_tokens": 16},
+        "parallel": {"expert": 1},
+    },
+}
+"""Each begins where the one before ends."""
+
+
+def write(path: Path) -> None:
+    """Makes data."""
+    path.write_text(f"{path.name}\n")
+
+
+@pytest.fixture
+def done(monkeypatch, tmp_path) -> set[str]:
+    """Names of the recipes whose runs are through, in a folder where nothing else is."""
+    names: set[str] = set()
+    monkeypatch.chdir(tmp_path)
+    for name, recipe in RECIPES.items():
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    monkeypatch.setattr(made_first, "is_done", lambda recipe: recipe.name in names)
+    return names
+
+
+def made(recipe: str, done: set[str], *overrides: str, code: int = 0, saves: bool = True):
+    """The recipes that are trained for one, in their order, and how that ended."""
+    trained: list[str] = []
+
+    def train(name: str, words: list[str]) -> int:
+        ended = make_parent(name, words, NO_GPU, train)
+        if ended is not None:
+            return ended
+        trained.append(name)
+        if saves:
+            done.add(load_recipe(name, words).name)
+        return code
+
+    return make_parent(recipe, [*overrides], NO_GPU, train), trained
+
+
+def test_parents_are_trained_oldest_first_and_once(done):
+    assert made("young.yaml", done) == (None, ["old.yaml", "middle.yaml"])
+    assert made("young.yaml", done) == (None, [])
+    done.remove("middle")  # stopped, and gone on with
+    assert made("young.yaml", done) == (None, ["middle.yaml"])
+
+
+def test_a_parent_that_somebody_names_is_not_made(done):
+    assert made("young.yaml", done, "from=elsewhere") == (None, [])
+    assert made("young.yaml", done, "parent_recipe=null") == (None, [])
+    assert made("pretrain/tiny", done) == (None, [])
+
+
+@pytest.mark.parametrize("code", [0, 1, 130])
+def test_a_parent_that_is_stopped_ends_the_command(done, code):
+    assert made("young.yaml", done, code=code, saves=False) == (code, ["old.yaml"])
+
+
+def test_a_run_that_goes_on_needs_no_parent(done, tmp_path):
+    recipe = load_recipe("young.yaml")
+    assert missing_parent(recipe, NO_GPU) == "middle.yaml"
+    (recipe.checkpoint_folder).mkdir(parents=True)
+    (recipe.checkpoint_folder / "latest_checkpointed_iteration.txt").write_text("20")
+    assert missing_parent(recipe, NO_GPU) is None
+
+
+def test_data_are_written_where_they_are_not(done, tmp_path):
+    recipe = load_recipe("young.yaml")
+    asked, held_out = Path(recipe.data.corpus), Path(recipe.data.held_out_sets["apart"])
+    held_out.parent.mkdir(parents=True)
+    held_out.write_text("mine\n")
+    make_data(recipe)
+    assert asked.read_text() == "asked.jsonl\n"
+    assert held_out.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("nowhere.at_all", "data.made_by: nowhere.at_all is not there"),
+        ("dsv3_plugin.numbers.nothing", "is not there"),
+        ("nothing", "is no function: write package.module.function"),
+    ],
+)
+def test_a_function_that_is_not_there_is_said(done, function, sentence):
+    with pytest.raises(UserError, match=sentence):
+        make_data(load_recipe("young.yaml", [f"data.made_by={function}"]))
