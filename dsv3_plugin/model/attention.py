@@ -6,6 +6,7 @@ queries and keys in one pass, gradients of all heads under tensor parallelism fo
 and context parallelism for which latents travel (`latent_context.py`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from megatron.core.transformer.multi_latent_attention import (
 )
 from torch import Tensor
 
+from dsv3_plugin.distributed.packs import Packs
 from dsv3_plugin.distributed.zigzag import Zigzag, taken
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.model.latent_context import (
@@ -243,11 +245,15 @@ class LatentAttention(MLASelfAttention):
         """Queries, keys and values of hidden states [s, b, h] (DeepSeek-V2, equations 9 to 19).
 
         Returns:
-            query, key: [s, b, heads, d]; value: [s, b, heads, d of values]; then the normed Q
-            latent (or the hidden states) and the normed KV latent, as upstream returns them.
+            query, key: [s, b, heads, d]; value: [s, b, heads, d of values]; without b for packed
+            samples. Then the normed Q latent (or the hidden states) and the normed KV latent, as
+            upstream returns them.
         """
-        if hidden_states.is_cuda or not self._is_plain(
-            packed_seq_params, inference_context, kwargs
+        packed = isinstance(packed_seq_params, Packs)
+        special = None if packed else packed_seq_params
+        # Upstream asks the device of each layer where samples end, and waits; here the host knows.
+        if (hidden_states.is_cuda and not packed) or not self._is_plain(
+            special, inference_context, kwargs
         ):
             return super().get_query_key_value_tensors(
                 hidden_states,
@@ -263,13 +269,19 @@ class LatentAttention(MLASelfAttention):
         kv_latent = self.kv_layernorm(kv_latent)
         if config.q_lora_rank is not None:
             q_latent = self.q_layernorm(q_latent)
-        inputs = q_latent, kv_latent, k_rotary, *self.rotation(len(hidden_states), kv.dtype)
+        if packed:
+            rotation = self._rotation_of_samples(packed_seq_params.sample_lengths, kv.dtype)
+        else:
+            rotation = self.rotation(len(hidden_states), kv.dtype)
+        inputs = q_latent, kv_latent, k_rotary, *rotation
         if self.recompute_up_proj:
             # Upstream's forward drops what comes out after the core has used it.
             self.qkv_up_checkpoint = CheckpointWithoutOutput(fp8=config.fp8 or None)
             query, key, value = self.qkv_up_checkpoint.checkpoint(self._up_project, *inputs)
         else:
             query, key, value = self._up_project(*inputs)
+        if packed:
+            query, key, value = (each.squeeze(1) for each in (query, key, value))
         return query, key, value, q_latent, kv_latent
 
     def _up_project(
@@ -290,9 +302,9 @@ class LatentAttention(MLASelfAttention):
         )
 
     def _is_plain(self, *special: Any) -> bool:
-        """Whether our own way says all: whole sequences, nothing split or cached."""
+        """Whether our own way says all: nothing split or cached."""
         return (
-            not any(special)  # packed samples, a cache, deprecated names
+            not any(special)  # samples packed otherwise, a cache, deprecated names
             and self.pg_collection.tp.size() == 1
             and self.pg_collection.cp.size() == 1
             and not self.config.apply_rope_fusion
@@ -302,6 +314,14 @@ class LatentAttention(MLASelfAttention):
     def rotation(self, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin of each position and pair, [s, 1, 1, d / 2], YaRN's factor included."""
         return self._turned(self.rotary_pos_emb(length), None, dtype)
+
+    def _rotation_of_samples(
+        self, lengths: Sequence[int], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """The same of samples that lie one after the other, each from its own first position."""
+        # `packed_seq` has upstream give all positions, and not cut them by ranks itself.
+        table = self.rotary_pos_emb(max(lengths), packed_seq=True)
+        return self._turned(table, [slice(0, length) for length in lengths], dtype)
 
     def _rotation_of(self, zigzag: Zigzag, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The same of this rank's tokens, each at its position in its whole sample."""

@@ -27,8 +27,8 @@ class Learning:
     advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
     weights: Tensor = field(default_factory=lambda: torch.zeros(0))
     tokens: int = 0
-    _seen: list[tuple[Mismatch, int]] = field(default_factory=list)
-    _sums: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    _seen: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _found: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def of(cls, recipe: Rl) -> "Learning":
@@ -39,31 +39,41 @@ class Learning:
         """A step begins."""
         self.advantages, self.weights, self.tokens = advantages, weights, tokens
         self._seen.clear()
-        self._sums = torch.zeros(6, dtype=torch.float64)
+        self._found.clear()
 
     def look_at(self, new: Tensor, sampled: Tensor, loss: Loss) -> None:
-        """Remember what a micro-batch has found.
+        """Remember what a micro-batch has found, where it lies: the host waits for none of it.
 
         Args:
             new, sampled: `[t]`, log-probabilities by the trainer and by the engine.
             loss: of it.
         """
-        clip = self.switches.clip
-        self._seen.append((mismatch(new, sampled, clip.low, clip.high), len(new)))
-        counted = (-new.sum(), len(new), loss.clipped, loss.clipped_dual)
-        found = (*counted, loss.entropy, loss.kl)
-        self._sums += torch.tensor([float(number) for number in found], dtype=torch.float64)
+        self._seen.append((new, sampled))
+        tokens = torch.full_like(loss.kl, len(new))
+        counted = (-new.sum(), tokens, loss.clipped, loss.clipped_dual, loss.entropy, loss.kl)
+        self._found.append(torch.stack([number.detach().double() for number in counted]))
 
     def mismatch(self) -> Mismatch:
         """Between trainer and engine, of all tokens of the step; every rank gets it."""
-        own = together(self._seen)
-        tokens = sum(number for _, number in self._seen)
+        own, tokens = self._own_mismatch()
         rows = _of_all_ranks(torch.tensor([*astuple(own), tokens], dtype=torch.float64)).tolist()
         return together([(Mismatch(*row[:-1]), int(row[-1])) for row in rows])
 
+    def _own_mismatch(self) -> tuple[Mismatch, int]:
+        """Of this rank's tokens, and how many they are."""
+        new, sampled = (
+            torch.cat([seen[side] for seen in self._seen] or [torch.zeros(0)]) for side in (0, 1)
+        )
+        return mismatch(new, sampled, self.switches.clip.low, self.switches.clip.high), len(new)
+
+    def _sums(self) -> Tensor:
+        """Of what this rank's micro-batches found, float64 `[6]` on the host."""
+        found = [numbers.cpu() for numbers in self._found]
+        return torch.stack([torch.zeros(6, dtype=torch.float64), *found]).sum(0)
+
     def numbers(self) -> dict[str, float]:
         """What the step has found, over all ranks, as the metrics call it."""
-        surprise, tokens, clipped, dual, entropy, kl = _of_all_ranks(self._sums).sum(0).tolist()
+        surprise, tokens, clipped, dual, entropy, kl = _of_all_ranks(self._sums()).sum(0).tolist()
         numbers = {
             # Of tokens drawn from the model itself it is an estimate without bias.
             "rl/entropy": surprise / max(tokens, 1),

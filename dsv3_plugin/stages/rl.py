@@ -101,16 +101,16 @@ def loss(
     Returns:
         The loss, the number of tokens, and both for the log.
     """
-    learned = sample["answers"].flatten() >= 0
-    new = -losses.flatten()[learned.to(losses.device)]
-    numbers, of_token, lengths = (
-        sample["answers"]
-        .flatten()[learned]
-        .unique_consecutive(return_inverse=True, return_counts=True)
+    of_all = sample["answers"].flatten()
+    places = (of_all >= 0).nonzero().flatten()  # on the host, which knows them
+    here = places.to(losses.device, non_blocking=True)
+    new = -losses.flatten()[here]
+    numbers, of_token, lengths = of_all[places].unique_consecutive(
+        return_inverse=True, return_counts=True
     )
     answers = Answers(of_token.to(new.device), lengths.to(new.device))
     sampled, old, reference = (
-        sample[name].flatten()[learned].to(new) if name in sample else None
+        sample[name].flatten()[places].to(new) if name in sample else None
         for name in ("log_probs", "old", "reference")
     )
     old = new.detach() if old is None else old
@@ -120,10 +120,10 @@ def loss(
         answers,
         learning.weights[numbers].to(new),
         learning.switches,
-        entropies[0].flatten()[learned.to(new.device)] if entropies else None,
+        entropies[0].flatten()[here] if entropies else None,
     )
     learning.look_at(new.detach(), sampled, found)
-    tokens = learned.sum().int().to(new.device)
+    tokens = torch.full((), len(places), dtype=torch.int32, device=new.device)
     total = found.value * learning.tokens
     report = torch.stack([total.detach(), tokens.float()])
     return total, tokens, {"policy loss": report}

@@ -131,8 +131,8 @@ def test_a_model_that_knows_every_next_token_has_nothing_to_lose():
     learning.begin(torch.tensor(ADVANTAGES), token_weights(lengths, "token_mean", 16), 33)
     known = torch.where(sample["answers"] >= 0, 0.0, 9.0)  # nats; dear where nothing is sampled
     rl.loss(learning, sample, [], known)
-    assert learning._sums[0] == 0
-    assert learning._sums[1] == lengths.sum()
+    assert learning._sums()[0] == 0
+    assert learning._sums()[1] == lengths.sum()
 
 
 def test_frozen_routers_have_no_gradient(model):
