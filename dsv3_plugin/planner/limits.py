@@ -21,7 +21,12 @@ def limit_of(steps: RecipeSteps, phases: Sequence[PhasePlan], machine: Machine) 
     rank = phase.fullest
     moment = max(rank.moments, key=lambda moment: rank.moments[moment])
     where = f"pipeline rank {rank.pipeline_rank} needs {bytes_text(rank.memory_total)}"
-    when = {"step": "in a step", "optimizer": "in the update", "saving": "while saving"}[moment]
+    when = {
+        "step": "in a step",
+        "optimizer": "in the update",
+        "saving": "while saving",
+        "answering": "in a round of answers",
+    }[moment]
     sentence = f"{where} {when}, of {bytes_text(card)} on {steps.cluster.gpu} ({phase.name})"
     if rank.memory_total <= card:
         return Limit(True, f"memory is the tightest limit: {sentence}")

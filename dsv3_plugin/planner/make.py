@@ -7,11 +7,14 @@ from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.counts import flops_per_token, parameter_counts
 from dsv3_plugin.planner.limits import limit_of
+from dsv3_plugin.planner.memory.answering import cache
 from dsv3_plugin.planner.memory.of_recipe import rank_memories
+from dsv3_plugin.planner.memory.states import weights
 from dsv3_plugin.planner.phases import Phase, phases_of
-from dsv3_plugin.planner.plan import PhasePlan, Plan, RankPlan
+from dsv3_plugin.planner.plan import PhasePlan, Plan, RankPlan, RoundPlan, TimePart
 from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.time.answering import answering_seconds, log_prob_seconds
 from dsv3_plugin.planner.time.recipe_steps import RecipeSteps
 from dsv3_plugin.planner.time.step import (
     Step,
@@ -52,6 +55,31 @@ def make_plan(recipe: Recipe, cluster: Cluster, machine: Machine, imbalance: flo
         phases=tuple(phases),
         limit=limit_of(steps, phases, machine),
         imbalance=imbalance,
+        round=_round(steps),
+    )
+
+
+def _round(steps: RecipeSteps) -> RoundPlan | None:
+    """What a round of answers takes, where the run has them."""
+    setting = steps.setting
+    answering = setting.answering
+    if answering is None:
+        return None
+    held = [
+        tuple(steps.stages[steps.placement.model_stage(stage)] for stage in chunks)
+        for chunks in steps.placement.chunks
+    ]
+    reference = max(weights(setting, stages) for stages in held) if answering.reference else 0
+    run = (setting, answering, steps.cluster, steps.stages, steps.placement)
+    return RoundPlan(
+        answers=answering.prompts * answering.n,
+        at_once=answering.at_once(setting.data),
+        tokens=answering.tokens,
+        steps=answering.steps,
+        seconds=answering_seconds(*run),
+        cache_bytes=max(cache(setting, answering, stages) for stages in held),
+        reference_bytes=reference,
+        weights_bytes=parameter_counts(setting.model).total * setting.width,
     )
 
 
@@ -104,7 +132,11 @@ def _phase(steps: RecipeSteps, phase: Phase, before: int, flops_per_token: int) 
         once = evaluation_seconds(setting, cluster, steps.stages, steps.placement, micro_batches)
         evaluated = recipe.training.eval_steps * once
         parts["evaluation"] = evaluated / recipe.training.eval_interval
-    besides = parts["saving"] + parts["evaluation"]
+    if setting.answering is not None:
+        run = (setting, setting.answering, cluster, steps.stages, steps.placement)
+        parts["answering"] = answering_seconds(*run) / setting.answering.steps
+        parts["log_probs"] = log_prob_seconds(*run, steps.micro_batches(last))
+    besides = sum(parts[part] for part in _BESIDES)
     step_seconds = at[last].seconds + besides
 
     def seconds(batch: int) -> float:
@@ -136,6 +168,10 @@ def _phase(steps: RecipeSteps, phase: Phase, before: int, flops_per_token: int) 
         checkpoints_written=_checkpoints(recipe, before, before + phase.steps),
         ranks=tuple(_ranks(steps, largest, at[last])),
     )
+
+
+_BESIDES: tuple[TimePart, ...] = ("saving", "evaluation", "answering", "log_probs")
+"""What comes to a step's own seconds."""
 
 
 def _checkpoints(recipe: Recipe, begin: int, end: int) -> int:

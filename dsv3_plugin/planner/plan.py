@@ -20,18 +20,20 @@ MemoryPart = Literal[
     "dispatch_buffers",
     "logits",
     "saving",
+    "cache",
     "allocator",
 ]
 """weights: parameters in the training's dtype, FP32 buffers of routers included. gradients: FP32.
 optimizer: the rank's share of master weights and moments. fp8_copies: quantised weights and their
 transposes. activations: kept from forward to backward, at the schedule's fullest moment, what one
 layer works with meanwhile, and messages between stages. dispatch_buffers: of sends and receives.
-logits: the head's, and what its loss keeps. saving: what a checkpoint gathers. allocator: CUDA
-context, NCCL, workspaces."""
+logits: the head's, and what its loss keeps. saving: what a checkpoint gathers. cache: the latents
+that an engine remembers of answers. allocator: CUDA context, NCCL, workspaces."""
 
-Moment = Literal["step", "optimizer", "saving"]
+Moment = Literal["step", "optimizer", "saving", "answering"]
 """step: forward and backward at their fullest. optimizer: its update, activations gone. saving: a
-checkpoint being written."""
+checkpoint being written. answering: the engine of a stage that answers, all answers about as long
+as they may be."""
 
 TimePart = Literal[
     "gemm",
@@ -45,11 +47,14 @@ TimePart = Literal[
     "pipeline",
     "data_parallel",
     "optimizer",
+    "answering",
+    "log_probs",
     "saving",
     "evaluation",
 ]
 """Where a step's seconds go, on the slowest rank; pipeline: waiting, the bubble and messages
-included. What communication hides behind computation is not in it."""
+included. answering: a step's part of a round of answers, at the least. log_probs: of forward passes
+over them. What communication hides behind computation is not in it."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,32 @@ class Limit:
 
 
 @dataclass(frozen=True)
+class RoundPlan:
+    """A round of answers, where a run has them.
+
+    Attributes:
+        answers: of a round. at_once: of them that an engine is asked for.
+        tokens: of the longest answer.
+        steps: that a round is trained on.
+        seconds: that it takes at the least.
+        cache_bytes: of latents, on the rank that has most.
+        reference_bytes: of a reference, that this many a rank keeps on its host at the most; 0:
+            there is none.
+        weights_bytes: of the whole model: nothing of it is handed to our engine, all of it would be
+            to a server elsewhere.
+    """
+
+    answers: int
+    at_once: int
+    tokens: int
+    steps: int
+    seconds: float
+    cache_bytes: int
+    reference_bytes: int
+    weights_bytes: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """A recipe on a cluster, beforehand.
 
@@ -153,6 +184,7 @@ class Plan:
         name: the recipe's.
         processes: ranks of the run, one to a GPU.
         imbalance: load of the busiest rank's experts over the mean, for which it is made.
+        round: of answers; None: a stage without them.
     """
 
     name: str
@@ -163,6 +195,7 @@ class Plan:
     phases: tuple[PhasePlan, ...]
     limit: Limit
     imbalance: float = 1.0
+    round: RoundPlan | None = None
 
     @property
     def tokens(self) -> int:

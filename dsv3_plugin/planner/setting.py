@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.answering import Answering
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.recipe.context import head_groups
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.options import chosen
+from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import hides_shared_expert
 
@@ -55,6 +57,7 @@ class Setting:
         fused_loss: the cross-entropy's steps are compiled (`--cross-entropy-loss-fusion`).
         gathers_on_hosts: saving gathers states over gloo, in the hosts' memory.
         imbalance: load of the busiest rank's experts over the mean; 1 is balance.
+        answering: a round of answers before every so many steps; None: there is none.
     """
 
     model: ModelConfig = field(hash=False)  # its list of layers has no hash
@@ -84,6 +87,7 @@ class Setting:
     fused_loss: bool = False
     gathers_on_hosts: bool = False
     imbalance: float = 1.0
+    answering: Answering | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, cluster: Cluster, machine: Machine, imbalance: float = 1.0) -> Self:
@@ -128,6 +132,7 @@ class Setting:
                 "distrib-optim-fully-reshardable-mem-efficient", recipe, machine
             ),
             imbalance=imbalance,
+            answering=Answering.of(recipe) if isinstance(recipe, Rl) else None,
         )
 
     @property

@@ -16,7 +16,15 @@ from itertools import takewhile
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.rehearsal.gpu import gpu_of
-from dsv3_plugin.rehearsal.report import Finding, Issued, Messages, Operations, RankReport, Request
+from dsv3_plugin.rehearsal.report import (
+    Answered,
+    Finding,
+    Issued,
+    Messages,
+    Operations,
+    RankReport,
+    Request,
+)
 from dsv3_plugin.rehearsal.sentence import sentence_of
 from dsv3_plugin.rehearsal.shim.build import built_shim
 
@@ -178,6 +186,7 @@ def _goes_on(line: str, rank: str) -> bool:
 
 def _report(said: dict) -> RankReport:
     operations, messages = said["operations"], said["messages"]
+    engine = said["answered"]
     return RankReport(
         **said
         | {
@@ -192,6 +201,7 @@ def _report(said: dict) -> RankReport:
             "made_together": tuple(said["made_together"]),
             "built_with": tuple(_issued(said["built_with"])),
             "collectives": tuple(_issued(said["collectives"])),
+            "answered": None if engine is None else Answered(**engine),
             "operations": None if operations is None else Operations(**operations),
         }
     )

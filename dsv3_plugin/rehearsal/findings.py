@@ -34,6 +34,7 @@ def of_ranks(stepped: Sequence[SteppedRank]) -> Iterator[Finding]:
         yield from _of_host(rank)
         yield from _of_states(rank)
         yield from _of_gradients(rank.report)
+        yield from _of_answers(rank.report)
         yield from _of_memory(rank)
 
 
@@ -85,6 +86,8 @@ def _of_groups(rank: SteppedRank) -> Iterator[Finding]:
 
 def _of_host(rank: SteppedRank) -> Iterator[Finding]:
     """What the host waits for once or twice in a step is of the step, and of no micro-batch."""
+    if rank.case.folded == 1:  # where nothing tells a micro-batch's from the step's
+        return
     for where, times in rank.report.drained.items():
         if times >= max(3, rank.case.folded):
             yield Finding(
@@ -140,6 +143,24 @@ def _of_gradients(report: RankReport) -> Iterator[Finding]:
             first, *rest = names
             more = f", and so with {len(rest):,} more parameters" if rest else ""
             yield Finding(f"on rank {report.rank} {first} {what}{more}", f"{way_out}; {OF_OURS}")
+
+
+def _of_answers(report: RankReport) -> Iterator[Finding]:
+    """What an engine keeps when it has given its cache back, and what it has of weights."""
+    engine = report.answered
+    if engine is None:
+        return
+    if engine.left > UNPLANNED * sum(report.states.values()):
+        yield Finding(
+            f"rank {report.rank} keeps {bytes_text(engine.left)} of a round of answers in its step",
+            OF_OURS,
+        )
+    if engine.handed_over > 0:
+        yield Finding(
+            f"the engine of rank {report.rank} has {bytes_text(engine.handed_over)} of weights "
+            "beside those in training, which can be older",
+            OF_OURS,
+        )
 
 
 def _of_memory(rank: SteppedRank) -> Iterator[Finding]:

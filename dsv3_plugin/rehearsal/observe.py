@@ -20,8 +20,11 @@ from dsv3_plugin.rehearsal.known import KnownValues
 from dsv3_plugin.upstream.replace import Replacer
 
 _SELECTS = torch.ops.aten.masked_select.default
+_TAKES = torch.ops.aten.index.Tensor
 _COUNTED = {_SELECTS, torch.ops.aten.nonzero.default}
 """Operations whose result has a size that depends on values."""
+_FOLLOWED = {torch.ops.aten.unique_consecutive.default, torch.ops.aten.bincount.default}
+"""Those whose results are as large as they are with the known values."""
 _COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 _ASKS = torch.ops.aten._local_scalar_dense.default
 _OUTLIVES = torch.ops.aten.record_stream.default
@@ -109,6 +112,10 @@ class Observer(TorchDispatchMode):
             return None
         if function in _COUNTED:
             result = self._counted(function, *args)
+        elif function in _FOLLOWED:
+            result = self._followed(function, args, kwargs)
+        elif function is _TAKES:
+            result = function(args[0], self._places(args[1]))
         else:
             result = _SHAPES.get(function, function)(*args, **kwargs)
         if function in _COPIES and _reaches_host(function, args, kwargs, result):
@@ -140,6 +147,25 @@ class Observer(TorchDispatchMode):
         if function is _SELECTS:
             return values.new_empty(count)
         return values.new_empty(count, values.dim(), dtype=torch.int64)
+
+    def _followed(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """Of results that known values say, the shapes."""
+        with _disable_current_modes():
+            read = pytree.tree_map_only(torch.Tensor, self.values, (args, kwargs))
+            made = function(*read[0], **read[1])
+        return pytree.tree_map(lambda each: args[0].new_empty(each.shape, dtype=each.dtype), made)
+
+    def _places(self, indices: Sequence[torch.Tensor | None]) -> list[torch.Tensor | None]:
+        """Indices with numbers in the place of masks, as many as those take."""
+        places: list[torch.Tensor | None] = []
+        for index in indices:
+            if index is not None and index.dtype == torch.bool:
+                with _disable_current_modes():
+                    count = int(self.values(index).count_nonzero())
+                places += [index.new_empty(count, dtype=torch.int64) for _ in index.shape]
+            else:
+                places.append(index)
+        return places
 
     def answer(self, tensor: torch.Tensor) -> Any:
         """A scalar's value: the known one, or nought."""

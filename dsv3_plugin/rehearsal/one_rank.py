@@ -23,8 +23,10 @@ from dsv3_plugin.checkpoint.restricted import restricted_reading
 from dsv3_plugin.dispatch.moe_layer import MoELayer
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.pipeline.chunks import PlacedLayout
+from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.accumulation import Accumulation
+from dsv3_plugin.rehearsal.answering import answered, give_answers
 from dsv3_plugin.rehearsal.configuration import refusals
 from dsv3_plugin.rehearsal.device import Device
 from dsv3_plugin.rehearsal.known import KnownValues
@@ -33,7 +35,7 @@ from dsv3_plugin.rehearsal.micro_batches import MicroBatches
 from dsv3_plugin.rehearsal.observe import Observer, count_waits
 from dsv3_plugin.rehearsal.parts import claim_states, tell_makers_apart
 from dsv3_plugin.rehearsal.refusal import refusal
-from dsv3_plugin.rehearsal.report import Finding, Issued, RankReport, Request
+from dsv3_plugin.rehearsal.report import Answered, Finding, Issued, RankReport, Request
 from dsv3_plugin.rehearsal.routing import even_routing, skewed_routing
 from dsv3_plugin.rehearsal.samples import give_samples
 from dsv3_plugin.rehearsal.storages import Storages
@@ -127,8 +129,10 @@ def _built_and_stepped(
     _answer_reading(observer, replacer)
     _let_messages_leave(replacer)
     give_samples(run.recipe, known, replacer)
+    if isinstance(run.recipe, Rl):
+        give_answers(known, storages, replacer)
     all_experts = _give_routing(run.recipe, known, request, replacer)
-    watch = _Watch(storages, [kernels, observer], sums, accumulation, world, all_experts)
+    watch = _Watch(run, storages, [kernels, observer], sums, accumulation, world, all_experts)
     stage = dataclasses.replace(stage_named(run.recipe.stage)(run), hooks=[watch])
     with contextlib.suppress(_Enough), device.fake_mode(allow_non_fake_inputs=True), observer:
         trainer.train_configured(run, stage, settings)
@@ -141,6 +145,7 @@ def _built_and_stepped(
         states=watch.states,
         memory=watch.memory,
         moments=watch.moments,
+        answered=watch.answered,
         operations=kernels.counted(),
         kept=_along_the_model(micro_batches.kept, settings),
         growth=micro_batches.growth,
@@ -151,8 +156,8 @@ def _built_and_stepped(
         synchronisations=dict(observer.waits),
         drained=dict(observer.drained),
         built_with=tuple(world.issued[: watch.built_with]),
-        collectives=tuple(world.issued[watch.built_with :]),
-        forms=_between_stages(world.issued[watch.built_with :]),
+        collectives=tuple(world.issued[watch.began :]),
+        forms=_between_stages(world.issued[watch.began :]),
     )
 
 
@@ -176,6 +181,7 @@ class _Watch(Hook):
 
     def __init__(
         self,
+        run: Run,
         storages: Storages,
         counters: Sequence[Any],
         sums: Sums,
@@ -183,6 +189,7 @@ class _Watch(Hook):
         world: World,
         all_experts: bool,
     ) -> None:
+        self._run = run
         self._storages = storages
         self._counters = counters
         self._sums = sums
@@ -193,17 +200,22 @@ class _Watch(Hook):
         self.states: dict[str, int] = {}
         self.memory: dict[str, int] = {}
         self.moments: dict[str, int] = {}
-        self.built_with = 0  # collectives before the step
+        self.answered: Answered | None = None
+        self.built_with = self.began = 0  # collectives before the engine's, and before the step
 
     def before_step(self, step: Step) -> None:
         # As after the first step, or a resume: an optimizer makes its moments when it first moves.
         step.optimizer.step()
         claim_states(self._storages, list(step.model), step.optimizer)
         self.states = dict(self._storages.now)
+        self.built_with = len(self._world.issued)
+        if isinstance(self._run.recipe, Rl):
+            self.answered = answered(step.model, self._run.recipe, self._storages)
+            self.moments["answering"] = sum(self.answered.memory.values())
         self._sums.watch(step.model)
         self._accumulation.watch(step.model, experts=self._all_experts)
         self._storages.begin_moment()
-        self.built_with = len(self._world.issued)
+        self.began = len(self._world.issued)
         for counter in self._counters:
             counter.restart()
 
@@ -217,6 +229,8 @@ class _Watch(Hook):
         self.moments["optimizer"] = self._storages.most
         if self._storages.most > self.moments["step"]:
             self.memory = self._storages.fullest
+        if self.answered is not None and self.moments["answering"] > sum(self.memory.values()):
+            self.memory = self.answered.memory
         raise _Enough
 
 

@@ -128,6 +128,21 @@ class Operations:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The engine of a rank at its fullest, in a round of answers.
+
+    Attributes:
+        memory: part → bytes, the rank's states included.
+        handed_over: bytes of weights that it made beside those in training.
+        left: bytes that it kept when it had given its cache back.
+    """
+
+    memory: dict[MemoryPart, int]
+    handed_over: int
+    left: int
+
+
+@dataclass(frozen=True)
 class RankReport:
     """What the rehearsal of one rank found.
 
@@ -142,6 +157,7 @@ class RankReport:
         states: part → bytes after the rank was built (weights, gradients, optimizer, fp8_copies).
         memory: part → bytes at the fullest moment, of the step or of the optimizer, those included.
         moments: moment → bytes at its fullest.
+        answered: the engine's part, where the run has one.
         operations: of the step.
         kept: bytes that a micro-batch keeps of each stage here, along the model.
         growth: bytes that each micro-batch left behind for good.
@@ -167,6 +183,7 @@ class RankReport:
     states: dict[MemoryPart, int] = field(default_factory=dict)
     memory: dict[MemoryPart, int] = field(default_factory=dict)
     moments: dict[Moment, int] = field(default_factory=dict)
+    answered: Answered | None = None
     operations: Operations | None = None
     kept: tuple[int, ...] = ()
     growth: int = 0

@@ -18,6 +18,8 @@ STEPS = 5
         ("extend/deepseek-v3-32k", "h800"),
         ("extend/deepseek-v3-128k", "h800"),
         ("sft/deepseek-v3", "h800"),
+        ("rl/deepseek-v3", "h800"),
+        ("rl/deepseek-r1-zero", "gb300"),
     ],
 )
 def test_a_rank_is_given_up_after_some_steps_and_sooner_than_at_the_start(recipe, name) -> None:

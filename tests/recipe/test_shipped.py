@@ -112,6 +112,28 @@ def test_deepseek_v3s_fine_tuning_is_the_report():
     assert recipe.from_ == "runs/deepseek-v3-128k" == str(before.folder)
 
 
+def test_deepseek_r1_zeros_learning_is_the_papers():
+    """Section 2: 32 questions of 16 answers a step, 8,192 answers a round, 10,400 steps."""
+    recipe = load_recipe("rl/deepseek-r1-zero")
+    rollouts, grpo = recipe.rollouts, recipe.grpo
+    assert recipe.total_steps == 10_400
+    assert recipe.curves.learning_rate(0) == 3e-6
+    assert (rollouts.n, rollouts.max_tokens) == (16, 32_768)
+    assert (rollouts.prompts * rollouts.n, grpo.mini_batches, grpo.epochs) == (8192, 16, 1)
+    assert rollouts.prompts // grpo.mini_batches == 32
+    assert (grpo.kl_weight, grpo.reference_interval) == (0.001, 400)
+    assert {"accuracy", "format"} <= {*recipe.rewards}
+    assert {reward.weight for reward in recipe.rewards.values()} == {1.0}
+    assert recipe.from_ == str(load_recipe("extend/deepseek-v3-128k").folder)
+
+
+def test_deepseek_v3s_learning_follows_its_fine_tuning_and_freezes_routers():
+    recipe = load_recipe("rl/deepseek-v3")
+    assert recipe.from_ == str(load_recipe("sft/deepseek-v3").folder)
+    assert (recipe.router, recipe.curves.router_bias_speed(0)) == ("freeze", 0.0)
+    assert recipe.grpo.kl_weight > 0
+
+
 def test_tiny_runs_on_two_processes():
     recipe = load_recipe("pretrain/tiny")
     assert (recipe.parallel.processes, recipe.parallel.expert) == (2, 2)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from dsv3_plugin.planner.memory.activations import stage_bytes
+from dsv3_plugin.planner.memory.answering import cache, engine_works_with
 from dsv3_plugin.planner.memory.buffers import (
     allocator,
     computing_streams,
@@ -65,6 +66,11 @@ def rank_memory(
         "optimizer": {},
         "saving": {"saving": saving(setting, stages)},
     }
+    if setting.answering is not None:
+        besides["answering"] = {
+            "cache": cache(setting, setting.answering, stages),
+            "activations": engine_works_with(setting, setting.answering, stages),
+        }
     moments = {
         moment: sum(always.values()) + sum(parts.values()) for moment, parts in besides.items()
     }

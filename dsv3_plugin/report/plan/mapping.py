@@ -1,5 +1,6 @@
 """A plan as JSON has it: numbers in full, under names that stay."""
 
+from dataclasses import asdict
 from typing import Any
 
 from dsv3_plugin.planner.plan import Limit, PhasePlan, Plan, RankPlan
@@ -20,6 +21,7 @@ def plan_mapping(plan: Plan) -> dict[str, Any]:
             "cost": plan.cost,
         },
         "limit": _limit(plan.limit),
+        **({} if plan.round is None else {"round": asdict(plan.round)}),
     }
 
 

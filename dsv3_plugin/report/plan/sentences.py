@@ -56,6 +56,30 @@ def checkpoints(plan: Plan) -> str:
     return f"{each}, written {written:,} times: {bytes_text(volume)} if all are kept"
 
 
+def answering(plan: Plan) -> list[str]:
+    """What a round of answers takes, where there are any."""
+    found = plan.round
+    if found is None:
+        return []
+    steps = "one step" if found.steps == 1 else f"{found.steps} steps"
+    lines = [
+        f"a round: {found.answers:,} answers of up to {found.tokens:,} tokens, {found.at_once:,} "
+        f"at once by an engine, for {steps}; planned is that all are so long",
+        f"its cache takes {bytes_text(found.cache_bytes)} of a rank, and is given back before the "
+        "step; weights are read where they lie, and nothing is handed over (to a server elsewhere, "
+        f"{bytes_text(found.weights_bytes)} a round)",
+        f"a round takes {found.seconds:,.0f} s at the least, in which weights and latents "
+        "are read for each token of the longest answer; messages, products, drawing and rewards "
+        "are not counted",
+    ]
+    if found.reference_bytes:
+        lines.append(
+            f"the reference takes {bytes_text(found.reference_bytes)} of a rank's host, and twice "
+            "that while it is in place; of the device nothing"
+        )
+    return lines
+
+
 def limit(found: Limit) -> str:
     """The tightest limit; of what does not fit, with the nearest change that does."""
     return f"{found.sentence}; {found.way_out}" if found.way_out else found.sentence

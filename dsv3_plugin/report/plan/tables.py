@@ -27,6 +27,7 @@ def plan_tables(plan: Plan, balanced: Plan | None = None, *, every_rank: bool = 
             Text(),
         ),
         *(styled(sentences.step(longest)), grids.time(longest).table(), Text()),
+        *(Text(printable(line)) for line in sentences.answering(plan)),
         Text(printable(sentences.checkpoints(plan))),
         *(Text(printable(line)) for line in sentences.in_the_end(plan)),
     )

@@ -15,6 +15,7 @@ MEMORY: dict[MemoryPart, str] = {
     "dispatch_buffers": "dispatch buffers",
     "logits": "logits",
     "saving": "saving",
+    "cache": "cached latents",
     "allocator": "context, NCCL, allocator",
 }
 
@@ -22,6 +23,7 @@ MOMENT: dict[Moment, str] = {
     "step": "forward and backward",
     "optimizer": "the optimizer's update",
     "saving": "a checkpoint being saved",
+    "answering": "the answers of a round",
 }
 
 TIME: dict[TimePart, str] = {
@@ -36,6 +38,8 @@ TIME: dict[TimePart, str] = {
     "pipeline": "pipeline: waiting",
     "data_parallel": "data-parallel reduction",
     "optimizer": "optimizer",
+    "answering": "answers, at the least",
+    "log_probs": "log-probabilities",
     "saving": "saving",
     "evaluation": "evaluation",
 }

@@ -1,6 +1,6 @@
 """The tables of a rehearsal: what ranks hold against their card and the plan, and what they do."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from dsv3_plugin.planner.plan import MemoryPart
 from dsv3_plugin.rehearsal.rehearsal import Rehearsal
@@ -53,6 +53,33 @@ def memory(rehearsal: Rehearsal) -> Grid:
     total = ("in all", unit.text(fullest.total), unit.text(sum(planned.values())))
     header = f"rank {fullest.report.rank}{step}, {unit.name}"
     return Grid((header, "rehearsed", "planned"), rows, total)
+
+
+def answers(rehearsal: Rehearsal) -> Grid:
+    """The engine of each rank at its fullest, rehearsed and planned; no row without answers."""
+    found = [(rank, rank.report.answered) for rank in rehearsal.stepped if rank.report.answered]
+    unit = unit_for(max((sum(engine.memory.values()) for _, engine in found), default=0))
+    rows = tuple(
+        (
+            str(rank.report.rank),
+            unit.text(engine.memory.get("cache", 0)),
+            unit.text(_in_all(rank, engine.memory)),
+            unit.text(rank.planned.moments.get("answering", 0)),
+            unit.text(engine.left),
+            unit.text(engine.handed_over),
+        )
+        for rank, engine in found
+    )
+    header = (
+        f"answers, {unit.name}\nrank", "cached\nlatents", "in all", "planned", "left in\nthe step",
+        "weights\nhanded over",
+    )  # fmt: skip
+    return Grid(header, rows)
+
+
+def _in_all(rank: SteppedRank, memory: Mapping[MemoryPart, int]) -> int:
+    """With context, NCCL and workspaces, which are the plan's."""
+    return sum(memory.values()) + rank.planned.memory_bytes.get("allocator", 0)
 
 
 def work(rehearsal: Rehearsal) -> Grid:

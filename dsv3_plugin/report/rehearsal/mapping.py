@@ -41,6 +41,7 @@ def _rank(rank: SteppedRank, rehearsal: Rehearsal) -> dict[str, Any]:
         "waiting": rehearsal.waiting(rank),
         "states": report.states,
         "moments": report.moments,
+        "answered": None if report.answered is None else asdict(report.answered),
         "operations": None if report.operations is None else asdict(report.operations),
         "host_waits": report.synchronisations,
         "collectives": len(report.collectives),

@@ -14,6 +14,8 @@ def verdict(rehearsal: Rehearsal) -> Group:
     if rehearsal.stepped:
         for grid in (grids.stages(rehearsal), grids.memory(rehearsal), grids.work(rehearsal)):
             shown += [grid.table(), Text()]
+        if (answers := grids.answers(rehearsal)).rows:
+            shown += [answers.table(), Text()]
     if lines := sentences.of_all(rehearsal):
         shown += [*map(Text, lines), Text()]
     shown += [Text(printable(sentences.sentence(finding))) for finding in rehearsal.findings]

@@ -1,0 +1,68 @@
+"""What a round of answers asks of a run: as much of reinforcement learning as costs anything."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from dsv3_plugin.recipe.rl import Rl
+
+PAGE = 64
+"""Tokens of a page of the engine's cache (`inference/pages.py`)."""
+
+
+@dataclass(frozen=True)
+class Answering:
+    """A round of answers.
+
+    Attributes:
+        prompts: of a round, over all ranks.
+        n: answers to each.
+        prompt: tokens of the longest prompt.
+        tokens: of the longest answer.
+        in_step: tokens that an engine computes at once.
+        drafts: tokens guessed ahead.
+        cache_bytes: of cached latents on a rank; None: what the longest answers take at once.
+        steps: of the optimizer, that a round is trained on.
+        epochs: how often each answer is.
+        passes: forward passes over all answers before those steps.
+        reference: whether there is one, which every rank keeps on its host.
+    """
+
+    prompts: int
+    n: int
+    prompt: int
+    tokens: int
+    in_step: int
+    drafts: int
+    cache_bytes: int | None
+    steps: int
+    epochs: int
+    passes: int
+    reference: bool
+
+    @classmethod
+    def of(cls, recipe: Rl) -> Self:
+        """As a recipe has it."""
+        rollouts, grpo = recipe.rollouts, recipe.grpo
+        old = recipe.updates > 1 and grpo.old == "trainer"
+        return cls(
+            prompts=rollouts.prompts,
+            n=rollouts.n,
+            prompt=rollouts.max_prompt_tokens,
+            tokens=rollouts.max_tokens,
+            in_step=rollouts.tokens_in_step,
+            drafts=rollouts.drafts,
+            cache_bytes=None if rollouts.cache_gb is None else int(rollouts.cache_gb * 1e9),
+            steps=recipe.updates,
+            epochs=grpo.epochs,
+            passes=old + (grpo.kl_weight > 0),
+            reference=grpo.kl_weight > 0,
+        )
+
+    @property
+    def pages(self) -> int:
+        """Pages that the longest text takes, with room for guesses."""
+        return -(-(self.prompt + self.tokens + 2 * self.drafts) // PAGE)
+
+    def at_once(self, data: int) -> int:
+        """Answers that an engine is asked for, of so many that are asked."""
+        return max(1, self.prompts // data) * self.n

@@ -1,0 +1,69 @@
+"""What a round of answers costs, against the engine's own arithmetic and by hand."""
+
+import pytest
+import torch
+
+from dsv3_plugin.inference.cache import CacheShape
+from dsv3_plugin.inference.pages import PAGE_TOKENS
+from dsv3_plugin.planner.answering import PAGE
+from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.planner.memory.answering import cache
+from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.planner.setting import Setting
+from dsv3_plugin.planner.stages import Stage
+
+
+@pytest.fixture(scope="module")
+def planned():
+    cluster = load_cluster("h800")
+    recipe = load_resolved("rl/deepseek-v3", (), cluster.machine)
+    plan = make_plan(recipe, cluster, cluster.machine)
+    return plan, Setting.of(recipe, cluster, cluster.machine)
+
+
+def test_the_cache_is_the_engines(planned):
+    """32 answers of 4,096 tokens, and two guesses, of layers that the rank has."""
+    _, setting = planned
+    assert PAGE == PAGE_TOKENS
+    for stages, layers in (((Stage(moe=2), Stage(moe=2)), 4), ((Stage(dense=1), Stage(mtp=1)), 2)):
+        shape = CacheShape(layers, 512, 64, torch.bfloat16)
+        assert cache(setting, setting.answering, stages) == shape.bytes_for([4096 + 2] * 32)
+
+
+def test_answers_are_a_moment_of_each_rank_and_a_part_of_each_step(planned):
+    plan, setting = planned
+    (phase,) = plan.phases
+    for rank in phase.ranks:
+        states = sum(rank.memory_bytes[part] for part in ("weights", "gradients", "optimizer"))
+        held = rank.moments["answering"] - states - rank.memory_bytes["allocator"]
+        assert held > cache(setting, setting.answering, rank.stages)
+        assert rank.moments["answering"] < rank.moments["step"]
+    assert sum(phase.time_by_part.values()) == pytest.approx(phase.step_seconds)
+    assert phase.time_by_part["answering"] == plan.round.seconds
+
+
+def test_a_round_takes_as_long_as_its_weights_and_latents_are_read(planned):
+    """Of 32 answers on 32 ranks each expert has tokens: all weights but the embedding's, half of
+    the latents, 3,072 / 2 times."""
+    plan, _ = planned
+    cluster = plan.cluster
+    counts = {layer.kind: layer for layer in plan.parameters.layers}
+    experts = counts["moe"].parameters["experts"]
+    read = 0.0
+    for kind, layer in counts.items():
+        routed = layer.parameters.get("experts", experts if kind == "mtp" else 0)
+        # Routers' biases, and the embedding and head that MTP has in a checkpoint, are not read.
+        held = layer.held if kind != "embedding" else 0
+        read += layer.number * (held - routed + routed / 32) * 2
+    latents = (61 + 1) * 576 * 2 * 65 * PAGE * 32 / 2
+    rate = cluster.memory_gb_per_second * 1e9 * cluster.efficiency.memory.value
+    assert plan.round.seconds == pytest.approx(1536 * (read + latents) / rate, rel=0.01)
+
+
+def test_a_stage_without_answers_has_none():
+    cluster = load_cluster("h800")
+    recipe = load_resolved("sft/deepseek-v3", (), cluster.machine)
+    plan = make_plan(recipe, cluster, cluster.machine)
+    assert plan.round is None
+    assert "answering" not in plan.phases[0].ranks[0].moments
