@@ -1,12 +1,18 @@
 """What a round of answers asks of a run: as much of reinforcement learning as costs anything."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeGuard
 
 from dsv3_plugin.recipe.rl import Rl
+from dsv3_plugin.recipe.schema import Recipe
 
 PAGE = 64
 """Tokens of a page of the engine's cache (`inference/pages.py`)."""
+
+
+def answers_here(recipe: Recipe) -> TypeGuard[Rl]:
+    """Whether the ranks of a run answer themselves, and not a server elsewhere or nobody."""
+    return isinstance(recipe, Rl) and recipe.rollouts.kind == "embedded"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal, Self
 
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.planner.answering import Answering
+from dsv3_plugin.planner.answering import Answering, answers_here
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.recipe.context import head_groups
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.options import chosen
-from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import hides_shared_expert
 
@@ -132,7 +131,7 @@ class Setting:
                 "distrib-optim-fully-reshardable-mem-efficient", recipe, machine
             ),
             imbalance=imbalance,
-            answering=Answering.of(recipe) if isinstance(recipe, Rl) else None,
+            answering=Answering.of(recipe) if answers_here(recipe) else None,
         )
 
     @property

@@ -23,7 +23,7 @@ from dsv3_plugin.checkpoint.restricted import restricted_reading
 from dsv3_plugin.dispatch.moe_layer import MoELayer
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.pipeline.chunks import PlacedLayout
-from dsv3_plugin.recipe.rl import Rl
+from dsv3_plugin.planner.answering import answers_here
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.accumulation import Accumulation
 from dsv3_plugin.rehearsal.answering import answered, give_answers
@@ -129,7 +129,7 @@ def _built_and_stepped(
     _answer_reading(observer, replacer)
     _let_messages_leave(replacer)
     give_samples(run.recipe, known, replacer)
-    if isinstance(run.recipe, Rl):
+    if answers_here(run.recipe):
         give_answers(known, storages, replacer)
     all_experts = _give_routing(run.recipe, known, request, replacer)
     watch = _Watch(run, storages, [kernels, observer], sums, accumulation, world, all_experts)
@@ -209,7 +209,7 @@ class _Watch(Hook):
         claim_states(self._storages, list(step.model), step.optimizer)
         self.states = dict(self._storages.now)
         self.built_with = len(self._world.issued)
-        if isinstance(self._run.recipe, Rl):
+        if answers_here(self._run.recipe):
             self.answered = answered(step.model, self._run.recipe, self._storages)
             self.moments["answering"] = sum(self.answered.memory.values())
         self._sums.watch(step.model)
