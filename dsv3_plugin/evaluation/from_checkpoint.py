@@ -114,7 +114,6 @@ def losses_of(evaluated: Evaluated, name: str) -> LossesOf:
         evaluated: the model.
         name: what its tokens are of, for the sentence about those that it does not know.
     """
-    device = next(evaluated.model.parameters()).device
 
     def losses(tokens: numpy.ndarray) -> numpy.ndarray:
         if tokens.max() >= evaluated.config.vocab_size or tokens.min() < 0:
@@ -122,7 +121,7 @@ def losses_of(evaluated: Evaluated, name: str) -> LossesOf:
                 f"{name} holds token {tokens.max()}, and the model knows 0 to "
                 f"{evaluated.config.vocab_size - 1}: it was encoded by another tokenizer"
             )
-        ids = torch.from_numpy(tokens)[None].to(device)
+        ids = torch.from_numpy(tokens)[None]
         return next_token_losses(evaluated.model, ids)[0].cpu().numpy()
 
     return losses

@@ -40,7 +40,7 @@ def write_logits(checkpoint: Path, tokens: Path, out: Path, *, mtp: bool = False
     depth = (config.mtp_num_layers,) if mtp else ()
     with new_array(out, (*ids.shape, *depth, config.vocab_size)) as array:
         for row, sequence in enumerate(ids):
-            array[row] = compute(model, torch.from_numpy(sequence)[None])[0].numpy()
+            array[row] = compute(model, torch.from_numpy(sequence)[None])[0].cpu().numpy()
 
 
 def tokenizer_folder(checkpoint: Path) -> Path:

@@ -18,10 +18,10 @@ def main_logits(model: GPTModel, tokens: Tensor) -> Tensor:
         tokens: int64 ids, [b, s].
 
     Returns:
-        FP32 logits [b, s, vocab]; position t is about token t + 1.
+        FP32 logits [b, s, vocab], where the model is; position t is about token t + 1.
     """
     model.eval()
-    return head(model, _hidden(model, tokens))
+    return head(model, _hidden(model, _beside(model, tokens)))
 
 
 @torch.no_grad()
@@ -37,6 +37,7 @@ def mtp_logits(model: GPTModel, tokens: Tensor) -> Tensor:
         about token t + 1 + d; past the end of the text it sees token 0 instead.
     """
     model.eval()
+    tokens = _beside(model, tokens)
     hidden = _hidden(model, tokens)
     stacked = model.mtp(
         input_ids=tokens,
@@ -64,6 +65,7 @@ def next_token_losses(model: GPTModel, tokens: Tensor) -> Tensor:
         FP32 cross-entropy in nats of all but the first, [b, s].
     """
     model.eval()
+    tokens = _beside(model, tokens)
     hidden, next_tokens = _hidden(model, tokens[:, :-1]), tokens[:, 1:]
     pieces = [
         cross_entropy(head(model, some).transpose(1, 2), wanted, reduction="none")
@@ -72,6 +74,11 @@ def next_token_losses(model: GPTModel, tokens: Tensor) -> Tensor:
         )
     ]
     return torch.cat(pieces, dim=1)
+
+
+def _beside(model: GPTModel, tokens: Tensor) -> Tensor:
+    """Where the model is."""
+    return tokens.to(next(model.parameters()).device)
 
 
 def _hidden(model: GPTModel, tokens: Tensor) -> Tensor:

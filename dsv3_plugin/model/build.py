@@ -33,6 +33,8 @@ def build_model(
 ) -> GPTModel:
     """Build a model, or one pipeline stage of it, with freshly drawn weights.
 
+    It lies where this rank computes.
+
     Megatron's parallel state must be initialised (`distributed.world.single_process`).
 
     Args:
@@ -49,7 +51,7 @@ def build_model(
     config = transformer_config(model, backend=backend, dtype=dtype, **overrides)
     layers = deepseek_v3_spec(config, vp_stage=vp_stage)
     with _without_recommendation():
-        return GPTModel(
+        built = GPTModel(
             config=config,
             transformer_layer_spec=layers,
             mtp_block_spec=mtp_block_spec(config, layers, vp_stage=vp_stage),
@@ -63,6 +65,9 @@ def build_model(
             pg_collection=pg_collection,
             vp_stage=vp_stage,
         )
+    # Routers and the norms of `local` are made on the host; upstream's trainer moves its models.
+    meta = any(parameter.is_meta for parameter in built.parameters())
+    return built if meta or config.use_cpu_initialization else built.cuda()
 
 
 @contextlib.contextmanager

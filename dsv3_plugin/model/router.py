@@ -11,6 +11,7 @@ What differs from upstream's TopKRouter, which this extends:
 * Tokens per expert are counted in int64. Upstream holds the counts in a floating buffer that a BF16
   model turns into BF16, where 257 is 256 and the sign of a bias update can flip.
 * The bias stays FP32 whatever the model is cast to.
+* FP32 logits are products of FP32, and not of TF32, where Transformer Engine is installed.
 * Padding is left out with the fused kernel too, where upstream takes a mask of tokens for one of
   experts and stops; and balance losses of sequences with padding do not depend on how they lie in
   micro-batches or on ranks (`_padded_balance_loss`).
@@ -57,6 +58,18 @@ class DeepSeekRouter(TopKRouter):
         if self.enable_expert_bias:
             counts = torch.zeros_like(self.local_tokens_per_expert, dtype=torch.int64)
             self.register_buffer("local_tokens_per_expert", counts, persistent=False)
+
+    def gating(self, input: Tensor) -> Tensor:
+        """Logits of the experts [..., experts] of hidden states [..., h].
+
+        Upstream multiplies by Transformer Engine wherever that is installed, whose products round
+        FP32 factors to the ten bits of TF32 (`RouterGatingLinearFunction`): a token between two
+        experts goes elsewhere than on a CPU. Factors in BF16 lose nothing there.
+        """
+        rounded = self.config.moe_router_dtype != "fp64"  # which upstream leaves to torch
+        if rounded and input.dtype == self.weight.dtype == torch.float32:
+            return F.linear(input, self.weight, self.bias)
+        return super().gating(input)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DeepSeekRouter":
         """Move or cast the module, the bias only moved: a cast would lose what it learned."""

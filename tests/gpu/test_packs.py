@@ -11,7 +11,7 @@ import yaml
 
 from tests.gpu.nccl_ranks import run_ranks
 from tests.gpu.trained import ON_CPU, ON_GPU, ON_TRANSFORMER_ENGINE, STEPS, Losses, Start, dsv3
-from tests.pipeline.test_packs import PACKS, each_alone, must_be_the_same, on_ranks
+from tests.pipeline.packs_on_ranks import PACKS, each_alone, must_be_the_same, on_ranks
 
 
 def test_a_sample_is_in_a_pack_what_it_is_alone(gpu, tmp_path):

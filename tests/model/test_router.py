@@ -244,3 +244,21 @@ def test_no_counting_without_gradients_and_none_of_padding():
 def test_what_deepseek_does_not_do_is_refused(overrides):
     with pytest.raises(UserError):
         router(overrides=overrides)
+
+
+def test_logits_in_fp32_are_no_product_of_transformer_engines(monkeypatch):
+    """Which rounds FP32 factors to the ten bits of TF32, as was seen on an H200."""
+    asked = []
+
+    def rounds(weight, inputs, dtype, **how):
+        asked.append(inputs.dtype)
+        return (inputs.to(dtype) @ weight.to(dtype).t(),)
+
+    monkeypatch.setattr(moe_utils, "te_general_gemm", rounds)
+    made = router()
+    hidden = torch.randn(5, 1, made.config.hidden_size)
+    expected = hidden.double() @ made.weight.detach().double().t()
+    torch.testing.assert_close(made.gating(hidden).double(), expected, rtol=1e-5, atol=1e-6)
+    assert not asked
+    made.bfloat16().gating(hidden.bfloat16())
+    assert asked == [torch.bfloat16]

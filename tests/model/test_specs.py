@@ -48,6 +48,13 @@ def test_upstreams_log_is_as_loud_after_a_model_is_built_as_before():
         logger.setLevel(logging.NOTSET)
 
 
+def test_a_model_is_built_where_this_rank_computes(monkeypatch):
+    """A GPU, where there is one; upstream makes routers on the host, and torch its norms."""
+    moved = []
+    monkeypatch.setattr(torch.nn.Module, "cuda", lambda self: moved.append(self) or self)
+    assert moved == [build_model(MODEL)]
+
+
 @pytest.fixture(autouse=True)
 def _unregistered():
     """Called by upstream's builder, the spec registers the patches: the next test starts clean."""

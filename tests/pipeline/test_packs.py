@@ -4,7 +4,6 @@ Each sample alone, in a row of its own and in one process, is the reference.
 """
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv3_plugin.schedules.dualpipe import dualpipe
-from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
-from dsv3_plugin.schedules.one_f_one_b import one_f_one_b
-from dsv3_plugin.schedules.zbv import zbv
 from tests.gloo_ranks import run_ranks
-from tests.pipeline.packed import KeptModel, Sample, Seen, alone, in_packs
-
-ROOM = 32
-
-
-def drawn(seed: int, lengths: Sequence[int]) -> list[Sample]:
-    """Samples of these lengths, with some tokens of each learned."""
-    draw = torch.Generator().manual_seed(seed)
-    samples = []
-    for length in lengths:
-        ids = torch.randint(64, (length,), generator=draw).tolist()
-        learned = torch.randint(2, (length,), generator=draw).tolist()
-        samples.append((ids, [0, *learned[1:-1], 1]))
-    return samples
-
-
-SPARSE: Sample = ([7, 3, 60, 12, 9, 33, 41, 5, 18], [0, 0, 1, 0, 0, 0, 0, 0, 0])
-"""Of two ranks that share it, one has no token in the loss."""
-
-SINGLE: Sample = ([11], [0])
-"""Of one token, which predicts nothing."""
-
-PACKS = [[*drawn(1, (5, 9, 8)), SINGLE], drawn(2, (24, 4, 4)), [SPARSE], []]
-"""A full row, one of a single sample, some with padding behind, and one of padding alone, as the
-last batch of a run has."""
+from tests.pipeline.packed import KeptModel, Sample, Seen
+from tests.pipeline.packs_on_ranks import PACKS, ROOM, each_alone, must_be_the_same, on_ranks
 
 RECOMPUTED = {
     "recompute_granularity": "selective",
@@ -58,23 +30,6 @@ CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("dualpipe_v", 2, RECOMPUTED),
     ("zbv", 2, {"context": 2}),
 ]
-SCHEDULES = {"1f1b": one_f_one_b, "dualpipe": dualpipe, "dualpipe_v": dualpipe_v, "zbv": zbv}
-
-
-def each_alone(rank: int, packs: list[list[Sample]]) -> Any:
-    """The reference, in a world of one rank."""
-    import dsv3_plugin
-
-    dsv3_plugin.register()
-    return alone([*itertools.chain(*packs)])
-
-
-def on_ranks(rank: int, packs: list[list[Sample]], name: str, pp: int, how: dict[str, Any]) -> Any:
-    import dsv3_plugin
-
-    dsv3_plugin.register()
-    schedule = SCHEDULES[name](pp, len(packs) // how.get("together_", 1))
-    return in_packs(packs, ROOM, schedule, **how)
 
 
 @pytest.fixture(scope="module")
@@ -200,15 +155,6 @@ def must_be_the_same_gradient(
     """To 1e-5 of the largest element, or of `least` where a gradient is rounding alone."""
     error = (got - expected).abs().max() / expected.abs().max().clamp(min=least)
     assert error < 1e-5, f"{name} differs by {error:.2e}"
-
-
-def must_be_the_same(expected: Seen, got: Seen) -> None:
-    """Logits and losses of a sample, where it has labels, to 1e-5."""
-    for name in ("losses", "logits", "ahead_losses", "ahead_logits"):
-        last = len(expected.positions) - (2 if name.startswith("ahead") else 1)
-        here = got.positions < last
-        wanted = getattr(expected, name)[got.positions[here]]
-        torch.testing.assert_close(getattr(got, name)[here], wanted, rtol=1e-5, atol=1e-5)
 
 
 def accepted(samples: dict[str, Seen]) -> list[float]:
