@@ -2,6 +2,7 @@
 
 from dsv3_plugin.upstream import (
     alltoall_on_cpu,
+    common_step,
     cpu_host,
     cublas_workspace,
     learning_rates,
@@ -49,6 +50,13 @@ PATCHES: tuple[Patch, ...] = (
         replacement=torch_adam.set_main_param_and_optimizer_states,
         reason="with torch's AdamW it looks for the step among the saved moments",
         test="tests/training/test_parallel.py",
+        wraps=True,
+    ),
+    Patch(
+        targets=("megatron.core.optimizer.optimizer:ChainedOptimizer.load_state_dict",),
+        replacement=common_step.load_state_dict,
+        reason="where the first stage has no experts, theirs go on with no step, or from step 0",
+        test="tests/upstream/without_a_run/test_optimizers.py",
         wraps=True,
     ),
     Patch(

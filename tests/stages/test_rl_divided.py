@@ -64,7 +64,7 @@ def test_its_numbers_are_those_of_one_rank(
 ) -> None:
     run = tmp_path / "run"
     words = (*words_of(recipe_of_two, run), *division)
-    killed = "parallel.expert=2" in division
+    killed = len(division) == 1  # one with experts divided, one whose first stage has none
     if killed:
         started = Command.forked(*words).when(lambda: RunFolder(run).steps_saved() >= 1)
         assert started.send(signal.SIGKILL).end().code == -signal.SIGKILL

@@ -1,13 +1,14 @@
 """What upstream/ replaces of optimizers."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from megatron.core import dist_checkpointing, tensor_parallel
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.optimizer import MegatronOptimizer
+from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
 
 import dsv3_plugin
 from tests.upstream.stock_gpt import stock_gpt
@@ -99,3 +100,28 @@ def test_groups_that_do_not_match_are_refused_as_upstream_says():
     before, after = both(matched)
     assert after == before
     assert before[0]["lr"] == 3.0
+
+
+@of("megatron.core.optimizer.optimizer:ChainedOptimizer.load_state_dict")
+def test_an_optimizer_that_rank_0_has_empty_goes_on_at_the_step_of_the_others():
+    def loaded() -> list[Any]:
+        chain = mock.create_autospec(ChainedOptimizer, instance=True)
+        chain.chained_optimizers = [mock.Mock(), mock.Mock()]
+        unsharded = {
+            0: {"state": {0: {"exp_avg": 1}, "common_step": torch.tensor(7.0)}, "param_groups": []},
+            1: {"optimizer": {"state": {0: {"exp_avg": 2}}, "param_groups": []}},
+        }
+        sharded = {
+            0: {"optimizer": {"param_groups": [{"step": 7}, {"step": 7}]}},
+            1: {"optimizer": {"param_groups": [{"step": 0}, {"lr": 0.1}]}},
+        }
+        for saved in (unsharded, sharded):
+            ChainedOptimizer.load_state_dict(chain, saved)
+        one, other = (o.load_state_dict.call_args_list for o in chain.chained_optimizers)
+        assert float(one[0].args[0]["state"]["common_step"]) == 7
+        groups = [g.get("step") for g in other[1].args[0]["optimizer"]["param_groups"]]
+        return [other[0].args[0]["optimizer"]["state"].get("common_step"), *groups]
+
+    before, after = both(loaded)
+    assert before == [None, 0, None]
+    assert after == [7, 7, 7]
