@@ -8,7 +8,7 @@ import itertools
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_origin
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe import shipped, yaml_text
@@ -124,8 +124,10 @@ def _keys(kind: type[Section], said: Mapping[str, Any], path: str = "") -> Itera
         if key not in said or here in _UNTOLD:
             continue
         value, meaning = said[key], plain(told.meaning)
-        inner = model_in(fields_of(kind)[key].annotation)
-        if inner is not None and isinstance(value, dict) and inner is not ModelConfig:
+        annotation = fields_of(kind)[key].annotation
+        inner = model_in(annotation)
+        named = get_origin(annotation) is dict  # by a person, as rewards are
+        if inner not in (None, ModelConfig) and isinstance(value, dict) and not named:
             inside = list(_keys(inner, value, f"{here}."))
             if inside or not value:
                 head = f"{indent}{key}:" if inside else f"{indent}{key}: {{}}"
