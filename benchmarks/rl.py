@@ -1,0 +1,125 @@
+"""Reinforcement learning in small: rl/tiny from its parent, by several seeds, beside fine-tuning.
+
+    python benchmarks/rl.py [--folder runs/rl_benchmark] [--seeds 1 2 3]
+
+Trains `recipes/rl/tiny.yaml` once for each seed, from the one parent that it makes first, and
+fine-tunes that parent further on what its teacher says, for as many seconds of CPU as the first of
+these took: what the same time is worth without rewards. All of it goes through `dsv3 train`.
+
+What is there already in the folder is not done again. Prints a table, the curve of held-out rewards
+and a JSON line. Seconds of CPU are those of a run's processes together, so that they do not depend
+on what else the machine does; the minutes on the clock do.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsv3_plugin.files.atomic import replace_file
+from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.recipe.load import load_recipe
+
+RECIPE, PARENT = "rl/tiny", "rl/tiny-sft"
+REWARD = "rl/held_out_reward"
+
+
+def train(recipe: str, folder: Path, *overrides: str) -> Mapping[str, float]:
+    """Train a recipe into a folder, once; how many seconds it took, of CPU and on the clock.
+
+    Raises:
+        SystemExit: it failed, or was stopped; what it has done is there the next time.
+    """
+    kept = folder / "seconds.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    used, began = _cpu_seconds(), time.monotonic()
+    words = ["train", recipe, f"directory={folder}", *overrides]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "dsv3_plugin.cli", *words],
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+    seconds = {"cpu": _cpu_seconds() - used, "clock": time.monotonic() - began}
+    replace_file(kept, json.dumps(seconds).encode())
+    return seconds
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def curve(folder: Path) -> dict[int, float]:
+    """Held-out rewards of a run, by its steps; 0 is before the first."""
+    records = RunFolder(folder).metrics.read()
+    return {record["iteration"]: record[REWARD] for record in records if REWARD in record}
+
+
+def fine_tuned(folder: Path, parent: Path, seconds: float, per_step: float) -> dict[str, Any]:
+    """The parent fine-tuned for so many seconds of CPU, and its held-out reward then."""
+    steps = max(round(seconds / per_step), 1)
+    further = folder / "fine_tuned"
+    took = train(
+        PARENT, further, f"from={parent}", "parent_recipe=null", f"training.steps={steps}",
+        "curves.learning_rate=1e-3", "training.eval_interval=null",
+    )  # fmt: skip
+    asked = folder / "fine_tuned_asked"  # the line before the first step is of what it began with
+    train(RECIPE, asked, f"from={further}", "parent_recipe=null", "training.steps=1")
+    return {"run": f"fine-tuning, {steps} steps", "reward": curve(asked)[0], **took}
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/rl_benchmark"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    options = parser.parse_args()
+    folder = options.folder
+
+    parent = load_recipe(RECIPE).from_
+    made = train(PARENT, Path(parent))
+    curves, rows = {}, []
+    for seed in options.seeds:
+        run = folder / f"seed{seed}"
+        took = train(RECIPE, run, f"training.seed={seed}")
+        curves[seed] = curve(run)
+        last = curves[seed][max(curves[seed])]
+        mismatch = max(
+            record.get("rl/mismatch_max", 0.0) for record in RunFolder(run).metrics.read()
+        )
+        rows.append(
+            {
+                "run": f"seed {seed}",
+                "before": curves[seed][0],
+                "reward": last,
+                "mismatch": mismatch,
+                **took,
+            }
+        )
+    per_step = made["cpu"] / load_recipe(PARENT).total_steps
+    rows.append(fine_tuned(folder, Path(parent), rows[0]["cpu"], per_step))
+
+    print("| run | held-out reward before | and after | CPU s | minutes |\n|---|---|---|---|---|")
+    first = rows[0]["before"]
+    for row in rows:
+        rewards = f"{row.get('before', first):.3f} | {row['reward']:.3f}"
+        spent = f"{row['cpu']:.0f} | {row['clock'] / 60:.1f}"
+        print(f"| {row['run']} | {rewards} | {spent} |")
+    print("\n| step | " + " | ".join(f"seed {seed}" for seed in curves) + " |")
+    print("|---" * (1 + len(curves)) + "|")
+    for step in curves[options.seeds[0]]:
+        print(f"| {step} | " + " | ".join(f"{of[step]:.3f}" for of in curves.values()) + " |")
+    print(json.dumps({"parent": made, "rows": rows, "curves": curves}))
+
+
+if __name__ == "__main__":
+    main()
