@@ -90,7 +90,9 @@ def for_one_step(recipe: Recipe, micro_batches: int, scratch: Path) -> Recipe:
         scratch: an empty folder.
     """
     batch = micro_batches * recipe.training.micro_batch_size * recipe.data_parallel
-    one = changed(recipe, [f"curves.batch_size={batch}", "training.eval_interval=null"])
+    data = recipe.data.model_copy(update={"held_out_sets": {}})  # which would want evaluations
+    one = recipe.model_copy(update={"data": data})
+    one = changed(one, [f"curves.batch_size={batch}", "training.eval_interval=null"])
     tokenizer = {"tokenizer-type": "NullTokenizer", "vocab-size": recipe.model.vocab_size - 1}
     flags = one.megatron_args | tokenizer | {"num-workers": 0}
     return one.model_copy(update={"directory": scratch / "run", "megatron_args": flags})

@@ -99,7 +99,7 @@ def test_a_folder_that_is_gone_is_told(dsv3, tmp_path, monkeypatch):
     ("words", "completed"),
     [
         ("dsv3 re", ["recipes", "rehearse"]),
-        ("dsv3 train pre", ["pretrain/deepseek-v3", "pretrain/tiny"]),
+        ("dsv3 train pre", ["pretrain/deepseek-v3", "pretrain/deepseek-v3-256", "pretrain/tiny"]),
     ],
 )
 def test_a_shell_completes_verbs_and_recipes(dsv3, monkeypatch, words, completed):

@@ -39,6 +39,8 @@ def places(trained, exported, tmp_path):
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_takes(verb, places, dsv3, monkeypatch):
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_: None)
+    # Which would close all handlers of this process, pytest's among them.
+    monkeypatch.setattr(uvicorn.Config, "configure_logging", lambda *_: None)
     said = {}
     for number, kind in enumerate(VERBS[verb]):
         places["out"] = places["out"].with_name(f"out{number}.npy")
