@@ -96,7 +96,11 @@ def chosen_packs(rank: int) -> None:
         for layer, counts in got["counts"].items():
             assert torch.equal(counts, expected["counts"][layer]), layer
         for key, gradient in got["gradients"].items():
-            must_be_the_same_gradient(expected["gradients"][key], gradient, key, least=1e-3)
+            # The reference has its samples in other products, whose sums have another order: in
+            # FP32 that was 1.1e-5 of a norm's gradient, of one example in twelve.
+            must_be_the_same_gradient(
+                expected["gradients"][key], gradient, key, least=1e-3, near=2e-5
+            )
         losses = [sum(float(r[0]) for r in one["reports"]) for one in (expected, got)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
@@ -150,11 +154,15 @@ def test_changing_a_sample_moves_no_number_of_another(tmp_path: Path) -> None:
 
 
 def must_be_the_same_gradient(
-    expected: torch.Tensor, got: torch.Tensor, name: str, least: float = 1e-12
+    expected: torch.Tensor,
+    got: torch.Tensor,
+    name: str,
+    least: float = 1e-12,
+    near: float = 1e-5,
 ) -> None:
-    """To 1e-5 of the largest element, or of `least` where a gradient is rounding alone."""
+    """To `near` of the largest element, or of `least` where a gradient is rounding alone."""
     error = (got - expected).abs().max() / expected.abs().max().clamp(min=least)
-    assert error < 1e-5, f"{name} differs by {error:.2e}"
+    assert error < near, f"{name} differs by {error:.2e}"
 
 
 def accepted(samples: dict[str, Seen]) -> list[float]:
