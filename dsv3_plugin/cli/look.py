@@ -85,6 +85,8 @@ def plot(
 
 def _draw_here(runs: "list[RunLosses]") -> None:
     """Draw into the terminal, whose encoding may have no dots; and a line for each run."""
+    from rich.text import Text
+
     from dsv3_plugin.report.loss_characters import drawn, key_line
     from dsv3_plugin.terminal.console import Console
 
@@ -96,6 +98,6 @@ def _draw_here(runs: "list[RunLosses]") -> None:
         note("Note: this terminal cannot show dots; --png FILE draws a picture.")
     else:
         for line in drawn(runs, console.width, colours=colours):
-            print(line)
+            console.print(Text.from_ansi(line), soft_wrap=True)
     for number, run in enumerate(runs):
         console.line_of(key_line(run, number, several=len(runs) > 1, colours=colours))
