@@ -45,9 +45,13 @@ def job(recipe: str, cluster: Cluster, runs: int = 1, after: str | None = None) 
 
 
 def shipped_jobs() -> Iterator[tuple[str, JobValues]]:
-    """Every shipped recipe on every shipped cluster that has its devices, and what it is called."""
+    """Every shipped recipe on every shipped cluster that has its devices, with memory enough, and
+    what it is called."""
     for recipe in RECIPES:
         for cluster in shipped_clusters():
             there = load_cluster(cluster)
-            if load_recipe(recipe, [], there.machine).parallel.processes <= there.gpus:
+            loaded = load_recipe(recipe, [], there.machine)
+            if loaded.parallel.processes > there.gpus:
+                continue
+            if make_plan(loaded, there, there.machine).limit.fits:
                 yield f"{recipe.replace('/', '-')}-{cluster}", job(recipe, there)

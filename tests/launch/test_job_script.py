@@ -11,6 +11,7 @@ import pytest
 from dsv3_plugin.launch.job_script import script
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.cluster_launch import Container, Launch
+from dsv3_plugin.recipe.load import load_recipe
 from tests.launch.jobs import RECIPES, job, shipped_jobs
 
 EVERYTHING = {
@@ -41,7 +42,8 @@ def test_every_shipped_recipe_and_cluster_passes_shellcheck(tmp_path):
         names.append(name)
         (tmp_path / f"{name}.sbatch").write_text(script(values), encoding="utf-8")
     for recipe in RECIPES:
-        assert f"{recipe.replace('/', '-')}-h800" in names  # the cluster of the full ones
+        own = load_recipe(recipe).cluster or "h800"  # the cluster of the full ones
+        assert f"{recipe.replace('/', '-')}-{own}" in names
     assert len({*names}) == len(names) > len(RECIPES)
     shellcheck(tmp_path)
 
