@@ -95,11 +95,14 @@ def chosen_packs(rank: int) -> None:
             must_be_the_same(expected["samples"][key], seen)
         for layer, counts in got["counts"].items():
             assert torch.equal(counts, expected["counts"][layer]), layer
+        largest = max(float(gradient.abs().max()) for gradient in expected["gradients"].values())
         for key, gradient in got["gradients"].items():
-            # The reference has its samples in other products, whose sums have another order: in
-            # FP32 that was 1.1e-5 of a norm's gradient, of one example in twelve.
+            # The reference has its samples in other products, whose sums have another order: FP32
+            # leaves 5e-6 of the largest gradient. A router's is a difference of such.
+            error = float((gradient - expected["gradients"][key]).abs().max())
+            assert error < 1e-5 * largest, f"{key} differs by {error:.2e} of {largest:.2e}"
             must_be_the_same_gradient(
-                expected["gradients"][key], gradient, key, least=1e-3, near=2e-5
+                expected["gradients"][key], gradient, key, least=1e-3, near=1e-3
             )
         losses = [sum(float(r[0]) for r in one["reports"]) for one in (expected, got)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-6)
