@@ -43,7 +43,7 @@ lint: setup
 
 # A worker more than processors: one always waits for its ranks to start, or for one that is lost.
 test: lint
-	@$(PY) -m pytest -n $$(($$(nproc) + 1)) --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not harness and not rl and not slurm" --durations=25
+	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not harness and not rl and not slurm" --durations=25
 
 test-wheel: setup
 	@$(PY) tests/wheel/train_from_wheel.py

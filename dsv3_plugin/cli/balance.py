@@ -11,7 +11,7 @@ from dsv3_plugin.terminal.lines import say_all
 
 
 def balance(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of its checkpoints.")],
     png: Annotated[
         Path | None, typer.Option(help="Draw heat maps over layers, steps and experts here.")
     ] = None,
@@ -19,6 +19,7 @@ def balance(
 ) -> None:
     """Show how evenly the experts, ranks and nodes of a run are loaded."""
     from dsv3_plugin.files.run_folder import RunFolder
+    from dsv3_plugin.recipe.places import run_at
     from dsv3_plugin.report.balance import (
         LoadHistory,
         draw_load,
@@ -27,7 +28,7 @@ def balance(
         main_layers,
     )
 
-    folder = RunFolder(run)
+    folder = run_at(run) or RunFolder(run)
     history = LoadHistory(folder.metrics.stream(), run, main_layers(folder))
     say_all([json.dumps(load_mapping(history))] if as_json else load_table(history))
     if png is not None:

@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.files.named import named
-from dsv3_plugin.files.run_folder import RECIPE
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.places import run_at
@@ -62,8 +60,8 @@ def whole_recipe(place: str) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it cannot be read.
     """
-    path: Path = named(place)
+    path = named(place)
     if path.is_dir() and (run := run_at(path)) is not None and run.recipe.is_file():
         # As it was kept: it may be of another version of dsv3.
-        return yaml_text.read_mapping(run.root / RECIPE)
+        return yaml_text.read_mapping(run.recipe)
     return yaml_text.parse(load_recipe(place).to_yaml(), place)

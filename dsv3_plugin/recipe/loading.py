@@ -43,7 +43,7 @@ def loading_arguments(
     """
     groups = (
         # Unfused: plain RoPE under its own name, whichever layers compute it.
-        (flag for flag in model_flags(model, fused=False)),
+        model_flags(model, fused=False),
         kernel_flags(backend, spec, on_gpu=on_gpu),
         _run(model, checkpoint, seq_length, dtype, tokenizer),
     )

@@ -53,6 +53,3 @@ class OwnEngine:
         replicas = parallel_state.get_data_parallel_world_size()
         mine = slice(parallel_state.get_data_parallel_rank(), None, replicas)
         return self._engine.answers(asked[mine], n, seeds[mine])
-
-    def close(self) -> None:
-        """It ends with its process."""

@@ -51,8 +51,6 @@ class Source(Protocol):
         self, asked: Sequence[Asked], n: int, seeds: Sequence[int]
     ) -> list[list[Rollout]]: ...
 
-    def close(self) -> None: ...
-
 
 class Policy:
     """Answers prompts with the weights as they are, and judges the answers; use as a context.

@@ -16,6 +16,7 @@ VERBS = {
     "eval loss --checkpoint {} --sequences 1 --json": ("run", "checkpoints", "iteration"),
     "eval loss --checkpoint {run} --sequences 1 --data {} --json": ("run", "checkpoints", "data"),
     "data show {} --tokens 3": ("run", "checkpoints", "iteration", "data"),
+    "balance {}": ("run", "checkpoints", "iteration"),
     "status {}": ("run", "checkpoints", "iteration"),
     "logs {} --rank 0": ("run", "checkpoints", "iteration"),
 }
@@ -47,7 +48,7 @@ def test_a_verb_takes(verb, places, dsv3, monkeypatch):
         ended = dsv3(*(word.format(places[kind], **places) for word in verb.split()))
         assert ended.code == 0, (kind, ended.err)
         said[kind] = ended.out
-    if verb.startswith(("generate", "data show", "logs")):
+    if verb.startswith(("generate", "data show", "balance", "logs")):
         assert len(set(said.values())) == 1
 
 
