@@ -7,7 +7,8 @@ q · k = (W_UKᵀ q) · c and Σ p v = W_UV Σ p c (DeepSeek-V2, arXiv 2405.0443
   once, a prompt's.
 * Absorbed: take queries to the latents' space, attend to latents as they lie in the cache, and take
   the result back. Right for few tokens against a long past, where making keys and values of all of
-  it would be most of the work.
+  it would be most of the work. Where numbers are to be those of training to the last bit
+  (`model/rounded_once.py`), keys and values are made all the same.
 
 Both read the projection's own weight. Nothing is multiplied beforehand and kept, so nothing can be
 of older weights than the rest of the model.
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from dsv3_plugin.inference.batch import Batch, Group
 from dsv3_plugin.inference.cache import LatentCache
+from dsv3_plugin.model import rounded_once
 from dsv3_plugin.model.attention import LatentAttention
 from dsv3_plugin.model.rotary import rotate
 
@@ -120,7 +122,7 @@ def attend(
     project = attention.linear_kv_up_proj.weight.view(heads, -1, config.kv_lora_rank)
     outs = []
     for group in batch.groups:
-        way = _absorbed if group.absorbed else _plain
+        way = _plain if not group.absorbed else _together if rounded_once.here() else _absorbed
         known = cache.read(layer, group.table)
         outs.append(way(attention, straight[group.rows], turned[group.rows], known, project, group))
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
@@ -159,6 +161,30 @@ def _absorbed(
     return torch.bmm(mixed, to_values.transpose(1, 2)).transpose(0, 1).flatten(1)
 
 
+def _together(
+    attention: LatentAttention,
+    straight: Tensor,
+    turned: Tensor,
+    known: Tensor,
+    project: Tensor,
+    group: Group,
+) -> Tensor:
+    """As `_absorbed`, with keys and values made as in training, where numbers are to be equal."""
+    batch, count = group.hidden.shape[:2]
+    query = torch.cat([straight, turned], dim=-1).view(batch, count, len(project), -1)
+    key, value = _keys_values(known, project, straight.shape[-1])
+    width = value.shape[-1]
+    value = F.pad(value, (0, key.shape[-1] - width))
+    out = F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=~group.hidden.transpose(1, 2),
+        scale=attention.softmax_scale,
+    )
+    return out[..., :width].transpose(1, 2).reshape(len(straight), -1)
+
+
 def _plain(
     attention: LatentAttention,
     straight: Tensor,
@@ -169,11 +195,23 @@ def _plain(
 ) -> Tensor:
     """[rows, heads · values] of one sequence, by the layer's own core attention."""
     (length,) = group.lengths
-    known = known[0, :length]
-    latent, rotated = known.split([project.shape[-1], turned.shape[-1]], dim=-1)
-    both = F.linear(latent, project.flatten(0, 1)).view(length, len(project), -1)
-    plain, value = both.split([straight.shape[-1], both.shape[-1] - straight.shape[-1]], dim=-1)
-    key = torch.cat([plain, rotated[:, None].expand(-1, len(project), -1)], dim=-1)
+    key, value = _keys_values(known[0, :length], project, straight.shape[-1])
     query = torch.cat([straight, turned], dim=-1)
     out = attention.core_attention(query[:, None], key[:, None], value[:, None], None)
     return out[:, 0]
+
+
+def _keys_values(known: Tensor, project: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """[..., positions, heads, d] and [..., positions, heads, values] from what is cached.
+
+    Args:
+        known: [..., positions, latent + rotary].
+        project: [heads, width + values, latent].
+        width: of keys without position.
+    """
+    heads, each, wide = project.shape
+    latent, rotated = known.split([wide, known.shape[-1] - wide], dim=-1)
+    both = F.linear(latent, project.flatten(0, 1)).unflatten(-1, (heads, each))
+    plain, value = both.split([width, each - width], dim=-1)
+    rotated = rotated.unsqueeze(-2).expand(*plain.shape[:-1], -1)
+    return torch.cat([plain, rotated], dim=-1), value

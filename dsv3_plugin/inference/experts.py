@@ -29,6 +29,7 @@ def moe(layer: MoELayer, hidden: Tensor, ranks: ExpertRanks | None) -> tuple[Ten
         everyone = [ranks.gathered(rows) for rows in (hidden, chosen, weights)]
         first = ranks.rank * layer.experts.num_local_experts
         summed = ranks.summed(_routed(layer.experts, *everyone, first=first))
+    summed = summed.to(hidden.dtype)
     if layer.shared_experts is not None:
         summed = summed + swiglu(layer.shared_experts, hidden)
     return summed, chosen
@@ -37,7 +38,8 @@ def moe(layer: MoELayer, hidden: Tensor, ranks: ExpertRanks | None) -> tuple[Ten
 def _routed(
     experts: GroupedExperts, hidden: Tensor, chosen: Tensor, weights: Tensor, *, first: int
 ) -> Tensor:
-    """What the experts of this rank add to tokens [t, h].
+    """What the experts of this rank add to tokens [t, h], in FP64 where that is FP32 on a CPU:
+    ranks may add to it, and the sum is rounded once.
 
     Args:
         experts: of this rank.
@@ -54,7 +56,9 @@ def _routed(
     rows = hidden.index_select(0, token)
     counts = flat[order].bincount(minlength=experts.num_local_experts)
     out = _apply(experts, rows, counts, weights.flatten().index_select(0, order))
-    return torch.zeros_like(hidden).index_add_(0, token, out)
+    fp32_on_cpu = hidden.dtype == torch.float32 and not hidden.is_cuda
+    sums = torch.zeros_like(hidden, dtype=torch.float64 if fp32_on_cpu else hidden.dtype)
+    return sums.index_add_(0, token, out.to(sums.dtype))
 
 
 def _apply(experts: GroupedExperts, rows: Tensor, counts: Tensor, weights: Tensor) -> Tensor:

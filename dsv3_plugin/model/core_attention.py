@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dsv3_plugin.distributed.packs import sample_lengths
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.model import rounded_once
 
 QUERY_BLOCK = 32
 """Queries that share one product with their keys: small, so that few masked scores are computed."""
@@ -115,7 +116,8 @@ def _taken(rows: Tensor, which: Tensor) -> Tensor:
 
 
 def _fits_blocks(query: Tensor, key: Tensor) -> bool:
-    return not query.is_cuda and query.dtype == torch.float32 and len(key) <= LONGEST_KEPT
+    short = not query.is_cuda and query.dtype == torch.float32 and len(key) <= LONGEST_KEPT
+    return short and not rounded_once.here()  # torch's own is one sum, of whatever length
 
 
 def _attend(

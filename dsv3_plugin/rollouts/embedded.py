@@ -9,6 +9,7 @@ from dsv3_plugin.inference.cache import CacheShape
 from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.forward import ModelParts
 from dsv3_plugin.inference.requests import Request, SamplingParameters
+from dsv3_plugin.model.rounded_once import rounded_once
 from dsv3_plugin.recipe.rl import Rollouts
 from dsv3_plugin.rollouts.asked import Asked
 from dsv3_plugin.rollouts.rollout import Rollout
@@ -35,10 +36,11 @@ class Embedded:
     ) -> None:
         self._settings, self._ends = settings, ends
         self._guesses: tuple[tuple[int, ...], ...] = ((), ())
+        self._parts = ModelParts(model)
         self._engine = Engine(
             model,
             EngineSettings(
-                self._cache_bytes(ModelParts(model), at_once),
+                self._cache_bytes(self._parts, at_once),
                 tokens_in_step=settings.tokens_in_step,
                 most_running=max(at_once, 1),
                 drafts=settings.drafts,
@@ -77,7 +79,8 @@ class Embedded:
                 for one, seed in zip(asked, seeds, strict=True)
             ]
         )
-        done = [Rollout.of(answer) for answer in self._engine.run(requests)]
+        with rounded_once(self._parts.config, self._parts.device):
+            done = [Rollout.of(answer) for answer in self._engine.run(requests)]
         self._engine.release_cache()
         after = counters.guessed, counters.accepted
         self._guesses = tuple(

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, pipeline_parallel
+from megatron.core.utils import get_model_config
 
-from dsv3_plugin.data.batch import Sample, get_packs
+from dsv3_plugin.data.batch import Batch, Sample, get_packs
+from dsv3_plugin.model.rounded_once import rounded_once
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.rows import Text
+from dsv3_plugin.stages import sft
 from dsv3_plugin.stages.packed_answers import micro_batches_of
 from dsv3_plugin.stages.pretrain import chunk_inputs
-from dsv3_plugin.stages.sft import computed
 
 
 @torch.no_grad()
@@ -53,6 +55,13 @@ def of_texts(
         dist.all_gather_object(parts, own, group=group)
         own = {number: logs for part in parts for number, logs in part.items()}
     return [own[number] for number in range(len(texts))]
+
+
+def computed(chunk: torch.nn.Module, batch: Batch) -> Any:
+    """What a chunk makes of answers, to the numbers that the embedded engine comes to."""
+    device = next(chunk.parameters()).device
+    with rounded_once(get_model_config(chunk), device):
+        return sft.computed(chunk, batch)
 
 
 def _forward_step(

@@ -19,7 +19,7 @@ from dsv3_plugin.grpo.answers import Answers
 from dsv3_plugin.grpo.loss import LogProbabilities, policy_loss
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.judging import Judging
-from dsv3_plugin.stages import entropy, sft
+from dsv3_plugin.stages import entropy, log_probs, sft
 from dsv3_plugin.stages.held_out_prompts import HeldOutPrompts
 from dsv3_plugin.stages.learning import Learning
 from dsv3_plugin.stages.policy import Policy
@@ -79,8 +79,9 @@ def forward_step(
     """One forward pass of a model chunk, in the form upstream's schedules call it."""
     sample = next(samples)
     batch = get_packs(iter([sample]), chunk_inputs(model))
-    with entropy.of_tokens(model, learning.switches.entropy_weight > 0) as entropies:
-        output = sft.computed(model, batch)
+    wanted = learning.switches.entropy_weight > 0
+    with entropy.of_tokens(model, wanted) as entropies:
+        output = log_probs.computed(model, batch)
     return output, partial(loss, learning, sample, entropies)
 
 

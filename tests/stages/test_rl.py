@@ -69,8 +69,8 @@ def test_engine_and_trainer_agree_at_every_round(learned: Trained) -> None:
     """Also where the weights have been updated in between."""
     rounds = [line for line in records(learned.folder) if "rl/mismatch_max" in line]
     assert [line["iteration"] for line in rounds] == [1, 3, 5]
-    assert max(line["rl/mismatch_max"] for line in rounds) < 1e-5
-    assert all(0 < line["rl/mismatch_mean"] < 1e-6 for line in rounds)
+    assert max(line["rl/mismatch_max"] for line in rounds) <= 1e-5
+    assert all(line["rl/mismatch_mean"] < 1e-6 for line in rounds)
     assert not any(line["rl/mismatch_beyond_clip"] for line in rounds)
 
 
