@@ -121,6 +121,7 @@ def begins_again(cluster, run: RunFolder, starts: int) -> None:
 
     def there() -> bool:
         cluster.hurry(number(run))
+        assert not cluster.failed(number(run)), printed(run)
         return len(starts_of(run)) >= starts
 
     # While Slurm puts it back squeue may know of no such job for a moment.

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv")
@@ -149,11 +150,22 @@ class TwoNodes:
 
     def hurry(self, job: str) -> None:
         """Let a job that is back in the queue begin, if it waits for old credentials to expire."""
-        command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T %r"]
-        if "PENDING BeginTime" in subprocess.run(command, capture_output=True, text=True).stdout:
+        command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T %r %V"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+        if answer[:2] != ["PENDING", "BeginTime"]:
+            return
+        # A node takes credentials for old ones that are of the second in which it revoked those:
+        # Slurm would fail the job for good.
+        if datetime.now() >= datetime.fromisoformat(answer[2]) + timedelta(seconds=2):
             # It may have begun meanwhile, and is to be left alone then.
             begin = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
             subprocess.run(begin, capture_output=True, check=False)
+
+    def failed(self, job: str) -> bool:
+        """Whether a job has ended badly, lately."""
+        command = ["scontrol", "--oneliner", "show", "job", job]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        return "JobState=FAILED" in answer.stdout
 
     def ask(self, *command: str | Path) -> str:
         """What one of Slurm's commands prints."""
