@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import resource
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from dsv3_plugin.inference.cache_budget import default_cache
 from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
 from dsv3_plugin.inference.server.app import Server
+from dsv3_plugin.inference.server.connections import HEAD_S, closing_idle, most_connections
 from dsv3_plugin.inference.server.limits import Limits
 from dsv3_plugin.inference.server.new_weights import NewWeights
 from dsv3_plugin.inference.server.words import words_of
@@ -94,7 +94,8 @@ def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None])
     settings = uvicorn.Config(
         server.application(),
         log_level="warning",
-        limit_concurrency=_most_connections(),
+        http=closing_idle(HEAD_S),
+        limit_concurrency=most_connections(),
         timeout_graceful_shutdown=_GRACE_S,
     )
     with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
@@ -134,13 +135,6 @@ def _require_guarded(root: Path, key: str | None) -> None:
         raise UserError(f"--weights-root lets clients change the weights: set {KEY_VARIABLE}.")
     if not root.is_dir():
         raise UserError(f"--weights-root {root} is no folder.")
-
-
-def _most_connections() -> int:
-    """Half of the files that the process may open, of which each connection is one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard // 2
 
 
 def _listen(host: str, port: int) -> socket.socket:
