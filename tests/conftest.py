@@ -1,5 +1,6 @@
 """One small run, trained once, that many tests look at; and `dsv3` in the test's own process."""
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ import pytest
 
 from dsv3_plugin import cli
 from tests.small_runs import Command, Trained, write_recipe
+
+# One thread for every process of a test, set before torch is imported. The threads of an operation
+# wait for each other without sleeping: beside another worker that costs more than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The same examples everywhere, however slow the machine is.
 hypothesis.settings.register_profile("dsv3", derandomize=True, deadline=None, database=None)

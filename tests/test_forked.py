@@ -1,5 +1,6 @@
-"""Forked processes have imported what is slow when they begin."""
+"""Forked processes have imported what is slow when they begin; none computes on many threads."""
 
+import os
 import sys
 from multiprocessing.connection import Connection
 
@@ -18,3 +19,9 @@ def test_the_server_has_imported_it_all():
     assert reader.poll(120)
     assert reader.recv() == []
     process.join()
+
+
+def test_this_process_computes_on_one_thread():
+    import torch
+
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
