@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from dsv3_plugin.data.tokenizer_folder import TOKENIZER_FILES, VOCABULARY_FILES
+from dsv3_plugin.data.tokenizer_folder import TOKENIZER_FILES, VOCABULARY_FILES, tokenizer_at
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.terminal.lines import note
@@ -21,14 +21,15 @@ def tokenizer_folder_of(choice: str) -> Path:
     """The folder of a tokenizer: what is named, or what the hub has under that name.
 
     Args:
-        choice: a path, or `owner/name` where there is no such folder here.
+        choice: a path, also of weights, a run or a dataset that has one; or `owner/name` where
+            there is no such folder here.
 
     Raises:
         UserError: there is no such folder, and the hub has none or cannot be asked.
     """
     folder = named(choice)
     if folder.exists() or not _NAME.fullmatch(choice):
-        return folder
+        return tokenizer_at(folder)
     from huggingface_hub import snapshot_download  # brings a lot
 
     wanted = {"repo_id": choice, "allow_patterns": list(TOKENIZER_FILES)}

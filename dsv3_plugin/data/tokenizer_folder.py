@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dsv3_plugin.files.links import inside
+from dsv3_plugin.recipe.places import data_at, weights_at
 
 VOCABULARY_FILES = (
     "tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "merges.txt",
@@ -29,6 +30,22 @@ def files_of(folder: Path, names: Iterable[str] = TOKENIZER_FILES) -> dict[str, 
     """
     paths = {name: inside(folder, name) for name in names}
     return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def tokenizer_at(path: Path) -> Path:
+    """The folder of a tokenizer that is meant: what was named, or one that weights, a run or a
+    dataset have.
+
+    Raises:
+        UserError: as `files_of`; the recipe of a run cannot be read.
+    """
+    if files_of(path, VOCABULARY_FILES):
+        return path
+    weights, data = weights_at(path), data_at(path)
+    # An iteration's lies beside it; of a mixture's datasets all have the same.
+    around = (weights, weights.parent, data, *sorted(data.glob("member*")))
+    folders = (place / "tokenizer" for place in around)
+    return next((folder for folder in folders if files_of(folder, VOCABULARY_FILES)), path)
 
 
 def copy_tokenizer(source: Path, target: Path, names: Iterable[str] = TOKENIZER_FILES) -> None:

@@ -133,7 +133,7 @@ def held_out_of(run: RunFolder) -> list[HeldOut]:
         UserError: a dataset is damaged.
     """
     data = section(run.recipe, "data")
-    folder = data_in(run)
+    folder = data_at(data_in(run))
     trained_on = [folder, *sorted(place.parent for place in folder.glob(f"*/{MANIFEST}"))]
     parts = [
         HeldOut(one, TokenSet(f"the held-out part of {one.folder}", one.held_out_prefix))

@@ -21,6 +21,7 @@ from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule
 from dsv3_plugin.recipe.curve import Curve, resolve
 from dsv3_plugin.recipe.epochs_counted import EpochsCounted, epochs_counted
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.places import data_at
 from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.recipe.sections import (
     BALANCED,
@@ -280,7 +281,7 @@ class Common(Section):
 
     @property
     def data_folder(self) -> Path:
-        return named(self.data.path) if self.data.path is not None else self.folder / "data"
+        return data_at(self.data.path) if self.data.path is not None else self.folder / "data"
 
     @property
     def held_out_prefixes(self) -> list[Path]:

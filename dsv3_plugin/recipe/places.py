@@ -30,11 +30,15 @@ def weights_at(path: str | Path) -> Path:
 def data_at(path: str | Path) -> Path:
     """The folder of a dataset that is meant: that of a run's data, or what was named.
 
+    A run may name another run for its data.
+
     Raises:
         UserError: the recipe of a run cannot be read.
     """
-    run = run_at(path)
-    return named(path) if run is None else data_in(run)
+    seen = {path := named(path)}
+    while (run := run_at(path)) is not None and (path := data_in(run)) not in seen:
+        seen.add(path)
+    return path
 
 
 def run_at(path: str | Path) -> RunFolder | None:

@@ -81,9 +81,9 @@ class Data(Section):
     on_bad_row: OnBadRow = "stop"
     """What to do about a row (or text file) that cannot be read: stop, or skip it and count it."""
     tokenizer: TrainedTokenizer | str
-    """How to train one (`bpe:4096` in short), the folder of a Hugging Face tokenizer, or its name
-    on the hub (`deepseek-ai/DeepSeek-V3`); `parent`: that of the weights that a stage begins
-    with."""
+    """How to train one (`bpe:4096` in short), the folder of a Hugging Face tokenizer, of a run or a
+    dataset that has one, or its name on the hub (`deepseek-ai/DeepSeek-V3`); `parent`: that of the
+    weights that a stage begins with."""
     seq_length: Size
     """Tokens per sequence."""
     packing: Literal["stream", "whole", "conversations", "prompts"] = "stream"
@@ -112,7 +112,7 @@ class Data(Section):
     held_out_sets: dict[str, str] = Field(default={})
     """Corpora by name (`{code: code.jsonl, …}`) that are only evaluated on, each by itself."""
     path: str | None = None
-    """Folder of the indexed corpus; null: `data` in the run's folder."""
+    """Folder of the indexed corpus, or of a run that has one; null: `data` in the run's folder."""
 
     @property
     def least_of_long(self) -> int:

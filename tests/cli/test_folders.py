@@ -1,5 +1,7 @@
 """Which folders each verb takes: a run's, of checkpoints, of an iteration, Hugging Face's."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import uvicorn
@@ -55,6 +57,20 @@ def test_a_verb_takes(verb, places, dsv3, monkeypatch):
 @pytest.mark.parametrize("kind", ["run", "checkpoints", "iteration", "hf"])
 def test_a_stage_begins_with(kind, places):
     assert parent.find(str(places[kind])).model.num_layers == 2
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoints", "data"])
+def test_a_recipe_takes_data_and_a_tokenizer_of(kind, places, trained, recipe, dsv3, tmp_path):
+    """The data are there; in a folder of their own the tokenizer makes the same anew."""
+    of = places[kind]
+    new = f"directory={tmp_path}/new"
+    there = dsv3("data", "prepare", recipe, new, f"data.path={of}")
+    assert there.code == 0, there.err
+    assert str(trained.data) in there.out + there.err
+    made = dsv3("data", "prepare", recipe, new, f"data.tokenizer={of}")
+    assert made.code == 0, made.err
+    train = Path("train.bin")
+    assert (tmp_path / "new" / "data" / train).read_bytes() == (trained.data / train).read_bytes()
 
 
 @pytest.mark.parametrize("verb", ["status", "logs"])

@@ -43,6 +43,23 @@ def test_what_is_a_path_is_not_asked_for(hub, tmp_path, choice):
     assert not hub[1]
 
 
+def test_a_run_stands_for_its_tokenizer(hub, tmp_path):
+    """That of its weights, or of its data before there are any; a tokenizer's folder for itself."""
+    run = tmp_path / "runs" / "tiny"
+    iteration = run / "checkpoints" / "iter_0000004"
+    for made in (run / "data" / "member1" / "tokenizer", run / "checkpoints" / "tokenizer"):
+        made.mkdir(parents=True)
+        (made / "vocab.json").write_text("{}")
+        (run / "recipe.yaml").write_text("directory: runs/tiny\n")
+        if "checkpoints" in made.parts:
+            iteration.mkdir()
+        assert tokenizer_folder_of("runs/tiny").resolve() == made
+    for folder in (iteration, made.parent, made):
+        assert tokenizer_folder_of(str(folder)).resolve() == made
+    assert tokenizer_folder_of("runs/tiny/data").name == "tokenizer"
+    assert not hub[1]
+
+
 def test_the_cache_is_asked_before_the_hub(hub, there):
     answers, asked = hub
     answers["hub"] = there

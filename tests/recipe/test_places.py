@@ -22,6 +22,9 @@ FILES = [
     "kept/iter_0000004/.metadata",
     "kept/recipe.yaml",
     "tokens/manifest.json",
+    "again/recipe.yaml",
+    "once more/recipe.yaml",
+    "its own/recipe.yaml",
     "launched/launch/recipe.yaml",
     "launched/launch/job.sbatch",
     "imported/release/.metadata",
@@ -34,7 +37,13 @@ FILES = [
 @pytest.fixture
 def place(tmp_path):
     """Folders of each kind."""
-    recipes = {"parted": ("parted", "kept", "tokens"), "kept": ("parted", "kept", "tokens")}
+    recipes = {
+        "parted": ("parted", "kept", "tokens"),
+        "kept": ("parted", "kept", "tokens"),
+        "again": ("again", "again/checkpoints", "once more"),
+        "once more": ("once more", "once more/checkpoints", "run"),
+        "its own": ("its own", "its own/checkpoints", "its own"),
+    }
     for name in FILES:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,6 +70,8 @@ def place(tmp_path):
         ("parted", "kept", "tokens", "parted"),
         ("kept", "kept", "tokens", "parted"),
         ("kept/iter_0000004", "kept/iter_0000004", "tokens", "parted"),
+        ("again", "again", "run/data", "again"),
+        ("its own", "its own", "its own", "its own"),
         ("launched/launch", "launched/launch", "launched/launch", None),
         ("imported", "imported", "imported", None),
         ("hf", "hf", "hf", None),
