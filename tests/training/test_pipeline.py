@@ -184,6 +184,19 @@ def test_a_checkpoint_of_any_schedule_goes_on_under_any_other(runs: Runs) -> Non
     assert worst < 1e-4
 
 
+@pytest.mark.parametrize("zero1", ["false", "true"])
+def test_a_run_whose_first_stage_has_no_experts_goes_on(
+    runs: Runs, alone: Numbers, zero1: str
+) -> None:
+    """As the unstopped run of one process: its optimizers of experts are at the step of the rest,
+    though the rank that writes what all have in common has none."""
+    division = ["pipeline.devices=2", "pipeline.schedule=1f1b", "pipeline.layout=Et|ttttmL"]
+    name = f"dense first, zero1 {zero1}"
+    for step in (1, 3):
+        numbers = runs.go(name, 2, step, *division, f"parallel.zero1={zero1}")
+    assert difference(numbers, upto(alone, 3)) < 1e-5
+
+
 def test_after_the_loss_of_a_rank_the_run_goes_on_from_a_whole_checkpoint(runs: Runs) -> None:
     folder = runs.folder / "lost"
     pipeline = ["pipeline.devices=2", "pipeline.schedule=dualpipe_v"]
