@@ -159,13 +159,16 @@ def get_packs(samples: Iterator[Sample], inputs: StageInputs) -> Batch:
     there is nothing to receive and nothing to wait for.
 
     Args:
-        samples: the dataset's, collated; positions begin anew with each sample.
+        samples: the dataset's, collated; positions begin anew with each sample. Experts may be told
+            that routers do not choose then, `[b, s, MoE layers, top-k]`; sequences are whole there.
         inputs: what to keep beside the boundaries.
     """
     read = next(samples)
     group = parallel_state.get_context_parallel_group()
     ends = (read[key] for key in ("position_ids", "padding_mask", "loss_mask"))
     packs = packs_of(samples_of(*ends, group.rank(), group.size()))
+    if read.get("experts") is not None:
+        packs.experts = read["experts"].flatten(0, 1).to("cuda", torch.int64, non_blocking=True)
     kept = ("tokens", "position_ids") * inputs.tokens + ("labels", "loss_mask") * inputs.labels
     row = {key: read[key].reshape(1, -1) for key in kept}
     if group.size() > 1:

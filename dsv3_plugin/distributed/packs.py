@@ -19,6 +19,8 @@ from dsv3_plugin.errors import UserError
 
 PADDING = -1
 """In place of a sample's number."""
+CHOSEN = -1
+"""In place of an expert's number."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,14 @@ class RoutedSamples:
         numbers: int64 `[t]`, each token's sample, `PADDING` where it is none's.
         lengths: float32 `[samples]`, tokens of each without padding, on all ranks that share it.
         weights: float32 `[samples]`, of each in a mean over samples: its tokens in the loss.
+        experts: integers `[t, top-k]`, where each token has to go, in this order, `CHOSEN` where
+            the router chooses; None: it does for all.
     """
 
     numbers: Tensor
     lengths: Tensor
     weights: Tensor
+    experts: Tensor | None = None
 
     @property
     def padding(self) -> Tensor:
@@ -52,6 +57,8 @@ class Packs(PackedSeqParams):
         lengths, weights: see `RoutedSamples`.
         learned: float32 `[]`, tokens in the loss, on average over the ranks that share them; 1 at
             least, since it is divided by.
+        experts: `[t, MoE layers, top-k]`, see `RoutedSamples`: of the whole model's layers, those
+            of multi-token prediction aside.
     """
 
     ends: tuple[int, ...] = ()
@@ -60,16 +67,18 @@ class Packs(PackedSeqParams):
     lengths: Tensor | None = None
     weights: Tensor | None = None
     learned: Tensor | None = None
+    experts: Tensor | None = None
 
     @cached_property
     def sample_lengths(self) -> tuple[int, ...]:
         """Places of each sample, its padding among them."""
         return tuple(b - a for a, b in pairwise(self.ends))
 
-    def routed(self, ahead: int, part: int, parts: int) -> RoutedSamples:
+    def routed(self, place: int | None, ahead: int, part: int, parts: int) -> RoutedSamples:
         """As a router meets them.
 
         Args:
+            place: number of its layer among the MoE layers of the model; None: it is none of them.
             ahead: how many tokens ahead its layer predicts beyond the next; the last tokens of a
                 sample have none there and do not count.
             part, parts: which part of the tokens is this rank's, by sequence parallelism.
@@ -79,7 +88,10 @@ class Packs(PackedSeqParams):
         if ahead:
             numbers = numbers.masked_fill(self.left < ahead, PADDING)
             lengths = (lengths - ahead).clamp(min=0)
-        return RoutedSamples(numbers.chunk(parts)[part], lengths, self.weights)
+        experts = None
+        if self.experts is not None and place is not None:
+            experts = self.experts[:, place].chunk(parts)[part]
+        return RoutedSamples(numbers.chunk(parts)[part], lengths, self.weights, experts)
 
 
 def sample_lengths(tokens: int, packed: PackedSeqParams) -> tuple[int, ...]:

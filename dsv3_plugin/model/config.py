@@ -108,3 +108,13 @@ def _architecture(model: ModelConfig) -> dict[str, Any]:
         "rotary_interleaved": False,
         "moe_router_dtype": "fp32",
     }
+
+
+def moe_pattern(config: MLATransformerConfig) -> list[int]:
+    """Per layer: 1 MoE, 0 dense."""
+    frequency = config.moe_layer_freq
+    if config.num_moe_experts is None:
+        return [0] * config.num_layers
+    if isinstance(frequency, int):
+        return [int(layer % frequency == 0) for layer in range(config.num_layers)]
+    return list(frequency)

@@ -6,6 +6,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from dsv3_plugin.distributed.packs import Packs
+from dsv3_plugin.model.config import moe_pattern
 
 
 class DeepSeekLayer(TransformerLayer):
@@ -23,8 +24,10 @@ class DeepSeekLayer(TransformerLayer):
         """The samples of the tokens that come to this layer."""
         group = self.pg_collection.tp
         divided = self.config.sequence_parallel
+        of_mtp = self.is_mtp_layer
         return packs.routed(
-            self.layer_number if self.is_mtp_layer else 0,
+            None if of_mtp else sum(moe_pattern(self.config)[: self.layer_number - 1]),
+            self.layer_number if of_mtp else 0,
             part=group.rank() if divided else 0,
             parts=group.size() if divided else 1,
         )

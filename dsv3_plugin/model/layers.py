@@ -39,6 +39,7 @@ from megatron.core.transformer.transformer_layer import (
 from dsv3_plugin.dispatch.moe_layer import MoELayer
 from dsv3_plugin.dispatch.shared_expert import SharedExpertInSteps
 from dsv3_plugin.model.attention import LatentAttention
+from dsv3_plugin.model.config import moe_pattern
 from dsv3_plugin.model.core_attention import CausalAttention
 from dsv3_plugin.model.experts import GroupedExperts
 from dsv3_plugin.model.layer import DeepSeekLayer
@@ -72,8 +73,8 @@ def stage_layers(config: MLATransformerConfig, vp_stage: int | None = None) -> D
         config: of the whole model.
         vp_stage: virtual pipeline stage, where there are several.
     """
-    kinds = {is_moe: layer_spec(config, is_moe=bool(is_moe)) for is_moe in set(_pattern(config))}
-    layers = [kinds[is_moe] for is_moe in _pattern(config)]
+    kinds = {is_moe: layer_spec(config, is_moe=bool(is_moe)) for is_moe in set(moe_pattern(config))}
+    layers = [kinds[is_moe] for is_moe in moe_pattern(config)]
     layout = config.pipeline_model_parallel_layout
     if layout is not None:
         stage = layout.get_layer_id_list(layer_type=LayerType.decoder, vp_stage=vp_stage)
@@ -95,7 +96,7 @@ def mtp_block_spec(
     config = transformer_of(config)
     if not config.mtp_num_layers:
         return None
-    block = layer_spec(config, is_moe=bool(_pattern(config)[-1]))
+    block = layer_spec(config, is_moe=bool(moe_pattern(config)[-1]))
     if _with_te(config):
         # Upstream takes a layer of its own class alone, or the last of several of any.
         layers = TransformerBlockSubmodules(layer_specs=[block], layer_norm=_norm(config))
@@ -233,13 +234,3 @@ def _norm(config: MLATransformerConfig) -> Any:
     from megatron.core.extensions.transformer_engine import TENorm
 
     return TENorm
-
-
-def _pattern(config: MLATransformerConfig) -> list[int]:
-    """Per layer: 1 MoE, 0 dense."""
-    frequency = config.moe_layer_freq
-    if config.num_moe_experts is None:
-        return [0] * config.num_layers
-    if isinstance(frequency, int):
-        return [int(layer % frequency == 0) for layer in range(config.num_layers)]
-    return list(frequency)

@@ -30,7 +30,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from dsv3_plugin.distributed.packs import RoutedSamples
+from dsv3_plugin.distributed.packs import CHOSEN, RoutedSamples
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.options import routes_as
 
@@ -87,7 +87,8 @@ class DeepSeekRouter(TopKRouter):
         Args:
             logits: [s, b, experts], the gate's output.
             padding_mask: [s, b], True where a token is padding, which is not counted; or of a pack
-                the sample of each token, by which the balance loss tells sequences.
+                the sample of each token, by which the balance loss tells sequences, and the experts
+                where they are chosen already: their weights are of these logits all the same.
 
         Returns:
             probs: [s · b, experts], each token's weights of its experts, 0 elsewhere.
@@ -106,6 +107,8 @@ class DeepSeekRouter(TopKRouter):
 
         scores = self._scores(logits)
         chosen = self._choose(scores.detach())
+        if samples is not None and samples.experts is not None:
+            chosen = torch.where(samples.experts == CHOSEN, chosen, samples.experts)
         weights = self._weigh(scores, chosen).type_as(logits)
         probs = torch.zeros_like(logits).scatter(1, chosen, weights)
         routing_map = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, chosen, True)

@@ -31,6 +31,7 @@ class Answering:
         epochs: how often each answer is.
         passes: forward passes over all answers before those steps.
         reference: whether there is one, which every rank keeps on its host.
+        replay: whether the cache remembers where tokens went.
     """
 
     prompts: int
@@ -44,6 +45,7 @@ class Answering:
     epochs: int
     passes: int
     reference: bool
+    replay: bool
 
     @classmethod
     def of(cls, recipe: Rl) -> Self:
@@ -62,6 +64,7 @@ class Answering:
             epochs=grpo.epochs,
             passes=old + (grpo.kl_weight > 0),
             reference=grpo.kl_weight > 0,
+            replay=grpo.routing_replay,
         )
 
     @property

@@ -96,6 +96,10 @@ class Grpo(Section):
     old: Literal["trainer", "engine"] = "trainer"
     """Whose log-probabilities ratios are taken to: those of the model before the round's first
     step, computed by the trainer, or the engine's."""
+    routing_replay: bool = False
+    """Whether training has each token go to the experts that it went to in the rollout (R3, arXiv
+    2510.11370), which weigh it by their scores as they are. Where engine and trainer compute alike
+    there is nothing to mend; in BF16 a token may lie between two experts."""
     on_mismatch: Literal["warn", "correct", "stop"] = "warn"
     """What to do where the engine's log-probabilities differ from the trainer's by more than
     `mismatch_limit`: say so, weigh tokens by `correction`, or stop before the step."""

@@ -83,7 +83,8 @@ def answered(model: Sequence[torch.nn.Module], recipe: Rl, storages: Storages) -
     settings = recipe.rollouts
     if not ModelParts(model).predictors:  # of the ranks, only who has them guesses
         settings = settings.model_copy(update={"drafts": 0})
-    embedded = Embedded(model, settings, at_once, frozenset())
+    replay = recipe.grpo.routing_replay
+    embedded = Embedded(model, settings, at_once, frozenset(), experts=replay)
     _step(embedded._engine, recipe, at_once)
     fullest = dict(storages.fullest)
     embedded._engine.release_cache()

@@ -26,14 +26,21 @@ class Embedded:
         settings: of the recipe.
         at_once: answers that are asked for at once, at the most.
         ends: tokens that end an answer.
+        experts: tell where tokens went.
 
     Raises:
         UserError: the model is divided otherwise, or the cache holds too little.
     """
 
     def __init__(
-        self, model: Sequence[nn.Module], settings: Rollouts, at_once: int, ends: frozenset[int]
+        self,
+        model: Sequence[nn.Module],
+        settings: Rollouts,
+        at_once: int,
+        ends: frozenset[int],
+        experts: bool = False,
     ) -> None:
+        self._experts = experts
         self._settings, self._ends = settings, ends
         self._guesses: tuple[tuple[int, ...], ...] = ((), ())
         self._parts = ModelParts(model)
@@ -43,6 +50,7 @@ class Embedded:
                 self._cache_bytes(self._parts, at_once),
                 tokens_in_step=settings.tokens_in_step,
                 most_running=max(at_once, 1),
+                record_experts=experts,
                 drafts=settings.drafts,
             ),
         )
@@ -100,6 +108,11 @@ class Embedded:
         if settings.cache_gb is not None:
             return int(settings.cache_gb * 1e9)
         predictors = parts.predictors if settings.drafts else 0
-        shape = CacheShape.of(parts.config, layers=len(parts.layers), predictors=predictors)
+        shape = CacheShape.of(
+            parts.config,
+            layers=len(parts.layers),
+            predictors=predictors,
+            moe_layers=len(parts.moe_layers) if self._experts else 0,
+        )
         longest = settings.max_prompt_tokens + settings.max_tokens + 2 * settings.drafts
         return max(parts.company.of_pipeline(shape.bytes_for([longest] * at_once)))

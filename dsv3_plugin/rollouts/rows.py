@@ -1,7 +1,7 @@
 """Answers behind their prompts, packed into sequences as conversations are."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from dsv3_plugin.data.packing import pack
+from dsv3_plugin.distributed.packs import CHOSEN
+from dsv3_plugin.rollouts.rollout import Rollout
 
 NONE = -1
 """In place of an answer's number."""
@@ -23,6 +25,8 @@ class Text:
         log_probs: of the answer's tokens, as they were sampled.
         old: under the model that ratios are taken to; None: the one in training.
         reference: under the one that a divergence is taken to, if any is.
+        experts: [tokens that are known, MoE layers, top-k], int32: where its first tokens went in
+            the model that made it, and are to go again; None: routers choose.
     """
 
     prompt: Sequence[int]
@@ -30,6 +34,12 @@ class Text:
     log_probs: Sequence[float]
     old: Sequence[float] | None = None
     reference: Sequence[float] | None = None
+    experts: Tensor | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> "Text":
+        """An answer as it came."""
+        return cls(rollout.prompt, rollout.tokens, rollout.log_probs, experts=rollout.experts)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
@@ -42,7 +52,8 @@ def packed(
 
     Beside what those have, `answers` is the number of the answer whose token a place is to predict
     (int64 `[s]`, NONE where it predicts none), and `log_probs`, `old` and `reference` are that
-    token's, float32 `[s]`.
+    token's, float32 `[s]`; `experts` those of each place, where any are known, int32
+    `[s, MoE layers, top-k]`, CHOSEN elsewhere.
 
     Args:
         texts: all of them.
@@ -63,7 +74,12 @@ def packed(
         for name in ("log_probs", "old", "reference")
         if any(getattr(text, name) is not None for text in texts)
     ]
-    return [_row([(n, texts[n]) for n in own], room, padding, kept) for own in members]
+    rows = [_row([(n, texts[n]) for n in own], room, padding, kept) for own in members]
+    shape = next((text.experts.shape[1:] for text in texts if text.experts is not None), None)
+    if shape is not None:
+        for row, own in zip(rows, members, strict=True):
+            row["experts"] = _experts([texts[n] for n in own], room, shape)
+    return rows
 
 
 def _row(
@@ -96,6 +112,18 @@ def _row(
         start = end
     row["position_ids"][start:] = torch.arange(room - start)
     return row
+
+
+def _experts(texts: Sequence[Text], room: int, shape: Sequence[int]) -> Tensor:
+    """Of a sequence's places."""
+    experts = torch.full((room, *shape), CHOSEN, dtype=torch.int32)
+    start = 0
+    for text in texts:
+        if text.experts is not None:
+            known = text.experts[: len(text)]
+            experts[start : start + len(known)] = known
+        start += len(text)
+    return experts
 
 
 def micro_batches(

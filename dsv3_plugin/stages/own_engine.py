@@ -40,7 +40,8 @@ class OwnEngine:
         if self._engine is None:
             settings = self._recipe.rollouts
             at_once = settings.prompts // self._recipe.data_parallel * settings.n
-            self._engine = Embedded(model, settings, at_once, self._ends)
+            replay = self._recipe.grpo.routing_replay
+            self._engine = Embedded(model, settings, at_once, self._ends, experts=replay)
 
     def answers(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> list[list[Rollout]]:
         """n answers to each prompt of this rank's replica.

@@ -149,14 +149,16 @@ class Rounds(Hook):
                 for answer, advantage in zip(group.answers, of_group, strict=True):
                     if answer.reward is not None:
                         rollout = answer.rollout
-                        texts.append(Text(rollout.prompt, rollout.tokens, rollout.log_probs))
+                        texts.append(Text.of(rollout))
                         own.append(advantage)
             parts.append(MiniBatch(texts, own, False))
         if self._recipe.updates > 1:
             self._add_old(step, parts)
         if grpo.kl_weight:
             with self._reference.in_place(step.model, step.iteration):
-                self._add("reference", log_probs.of_texts(step.model, _texts(parts), recipe), parts)
+                # Another model, whose routers choose for it.
+                texts = [replace(text, experts=None) for text in _texts(parts)]
+                self._add("reference", log_probs.of_texts(step.model, texts, recipe), parts)
         again = [
             MiniBatch(part.texts, part.advantages, False)
             for _ in range(grpo.epochs)

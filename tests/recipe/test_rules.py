@@ -299,6 +299,12 @@ def test_pipelines_that_cannot_run(overrides, sentence):
     assert sentence in str(caught.value)
 
 
+def test_routing_is_replayed_where_it_is_known():
+    server = ["rollouts.kind=openai", "rollouts.url=http://127.0.0.1:1"]
+    with pytest.raises(UserError, match=r"leave it out, or set rollouts\.kind to embedded"):
+        load_recipe("rl/tiny", [*server, "grpo.routing_replay=true"])
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

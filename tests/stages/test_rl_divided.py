@@ -35,7 +35,7 @@ def alone(recipe_of_two: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def words_of(recipe: Path, folder: Path) -> tuple[str | Path, ...]:
     return (
         "train", recipe, f"directory={folder}", f"training.steps={STEPS}", "rollouts.drafts=1",
-        "checkpoint.keep=null",
+        "checkpoint.keep=null", "grpo.routing_replay=true",
     )  # fmt: skip
 
 

@@ -10,13 +10,18 @@ from dsv3_plugin.planner.answering import PAGE, Answering
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stages import Stage
 
+_EXPERT = 4
+"""Bytes of an expert's number."""
+
 
 def cache(setting: Setting, answering: Answering, stages: Sequence[Stage]) -> int:
     """Bytes of cached latents: of as many of the longest answers as there are, or as asked for."""
     if answering.cache_bytes is not None:
         return answering.cache_bytes
     pages = answering.pages * answering.at_once(setting.data)
-    return layers(answering, stages) * pages * _page(setting)
+    routed = sum(stage.moe for stage in stages) if answering.replay else 0
+    experts = routed * PAGE * setting.model.moe_router_topk * _EXPERT
+    return pages * (layers(answering, stages) * _page(setting) + experts)
 
 
 def layers(answering: Answering, stages: Sequence[Stage]) -> int:

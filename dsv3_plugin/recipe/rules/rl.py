@@ -91,6 +91,11 @@ def server(recipe: Recipe) -> Iterator[str]:
             yield "rollouts.kind: openai asks a server: give rollouts.url"
         elif not settings.url.startswith(("http://", "https://")):
             yield f"rollouts.url {settings.url} is no address: write http://HOST:PORT"
+        if recipe.grpo.routing_replay:
+            yield (
+                "grpo.routing_replay needs to know where tokens went, which servers do not tell "
+                "here: leave it out, or set rollouts.kind to embedded"
+            )
         for key in ("drafts", "cache_gb"):
             if getattr(settings, key):
                 yield f"rollouts.{key} is of the embedded engine: tell it the server, and not here"
