@@ -1,13 +1,12 @@
 """`dsv3 balance`: how evenly the experts, ranks and nodes of a run are used."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dsv3_plugin.cli.options import Json
-from dsv3_plugin.terminal.lines import say_all
+from dsv3_plugin.terminal.lines import say_all, say_json
 
 
 def balance(
@@ -30,6 +29,9 @@ def balance(
 
     folder = run_at(run) or RunFolder(run)
     history = LoadHistory(folder.metrics.stream(), run, main_layers(folder))
-    say_all([json.dumps(load_mapping(history))] if as_json else load_table(history))
+    if as_json:
+        say_json(load_mapping(history))
+    else:
+        say_all(load_table(history))
     if png is not None:
         draw_load(history, png, title=run.resolve().name)

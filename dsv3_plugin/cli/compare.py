@@ -13,7 +13,7 @@ from dsv3_plugin.cli.convert import AllowPickle, WithoutMtp, Workers
 from dsv3_plugin.cli.options import Json
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import bytes_text
-from dsv3_plugin.terminal.lines import say, say_all, show_text
+from dsv3_plugin.terminal.lines import say, say_all, say_json, show_text
 
 if TYPE_CHECKING:
     from dsv3_plugin.checkpoint.conversion.verify import Comparison, Difference
@@ -87,7 +87,7 @@ def verify_files(a: Path, b: Path, workers: int, most: int | None, *, as_json: b
     with bytes_done("verify") as progress:
         found = compare_files(a, b, workers=workers, progress=progress)
     if as_json:
-        say(json.dumps(asdict(found)))
+        say_json(asdict(found))
     else:
         say(f"{found.equal} files are the same, byte for byte.")
         if found.only:

@@ -1,13 +1,12 @@
 """`dsv3 distill`: samples for fine-tuning out of a teacher's answers."""
 
-import json as json_format
 import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from dsv3_plugin.terminal.lines import say
+from dsv3_plugin.terminal.lines import say, say_json
 
 
 def distill(
@@ -98,7 +97,7 @@ def distill(
 
     found = run(job, problems_done)
     if json:
-        say(json_format.dumps(mapping(found)))
+        say_json(mapping(found))
         return
     for line in sentences(found):
         say(line)

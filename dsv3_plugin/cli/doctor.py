@@ -1,7 +1,6 @@
 """`dsv3 doctor`: what this machine has, and what each missing thing costs; whether it is well."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +8,7 @@ import typer
 
 from dsv3_plugin.cli.options import Json
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.terminal.lines import say
+from dsv3_plugin.terminal.lines import say, say_json
 
 if TYPE_CHECKING:
     from dsv3_plugin.launch.doctor import Finding
@@ -42,7 +41,7 @@ def doctor(
         )
     findings = examine()
     if as_json:
-        say(json.dumps({found.name: {"found": found.found, **_cost(found)} for found in findings}))
+        say_json({found.name: {"found": found.found, **_cost(found)} for found in findings})
     else:
         print_findings(findings, Console())
 
@@ -58,7 +57,7 @@ def check_node(cluster: str | None, *, as_json: bool) -> None:
 
     report = examine_node(None if cluster is None else load_cluster(cluster), Path.cwd())
     if as_json:
-        say(json.dumps(dataclasses.asdict(report)))
+        say_json(dataclasses.asdict(report))
     if report.problems:
         raise UserError(
             f"node {report.name} is not well: {'; '.join(report.problems)}; have it mended, or "

@@ -1,6 +1,5 @@
 """`dsv3 eval`: facts found again in long texts, the loss by position, the harness' tasks."""
 
-import json as json_format
 import math
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +8,7 @@ import typer
 
 from dsv3_plugin.cli.examples import examples
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.terminal.lines import say
+from dsv3_plugin.terminal.lines import say_json
 
 evaluate = typer.Typer(
     help="Evaluate a checkpoint: facts in long texts, loss by position, lm-evaluation-harness.",
@@ -97,7 +96,7 @@ def needle(
     if html is not None:
         report.write_page(found, subject, text, html)
     if json:
-        say(json_format.dumps(report.mapping(found, subject, text)))
+        say_json(report.mapping(found, subject, text))
         return
     console = Console()
     for sentence in report.sentences(found, subject, text):
@@ -158,7 +157,7 @@ def loss(
     if html is not None:
         report.write_page(found, subject, html)
     if json:
-        say(json_format.dumps(report.mapping(found, subject)))
+        say_json(report.mapping(found, subject))
         return
     console = Console()
     console.line_of(f"{subject.name}: loss")
@@ -208,7 +207,7 @@ def harness(
     from dsv3_plugin.terminal.console import Console
 
     if json:
-        say(json_format.dumps(report.mapping(results, str(checkpoint))))
+        say_json(report.mapping(results, str(checkpoint)))
         return
     console = Console()
     console.line_of(f"{checkpoint}: lm-evaluation-harness")

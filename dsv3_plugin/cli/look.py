@@ -1,6 +1,5 @@
 """`dsv3 runs`, `dsv3 diff` and `dsv3 plot`: runs side by side."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +8,7 @@ import typer
 
 from dsv3_plugin.cli.options import Json
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.terminal.lines import note, say, say_all
+from dsv3_plugin.terminal.lines import note, say_all, say_json
 
 if TYPE_CHECKING:
     from dsv3_plugin.report.losses import RunLosses
@@ -39,7 +38,7 @@ def runs(
     lines = [line_of(run, status_of(run, jobs)) for run in found]
     if as_json:
         for line in lines:
-            say(json.dumps(mapping(line)))
+            say_json(mapping(line))
         return
     from dsv3_plugin.terminal.console import Console
 
@@ -57,7 +56,7 @@ def diff(
 
     found = compared(a, b)
     if as_json:
-        say(json.dumps(mapping(found)))
+        say_json(mapping(found))
     else:
         say_all(lines(found))
 

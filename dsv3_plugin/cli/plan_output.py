@@ -1,7 +1,6 @@
 """Where the answer of `dsv3 plan` goes: tables, JSON, a page."""
 
 import errno
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from dsv3_plugin.report.plan.mapping import plan_mapping
 from dsv3_plugin.report.plan.sentences import limit
 from dsv3_plugin.report.plan.tables import plan_tables
 from dsv3_plugin.terminal.console import Console
-from dsv3_plugin.terminal.lines import say
+from dsv3_plugin.terminal.lines import say_json
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Output:
         write_page(cases, self.html)
 
     def _dump(self, mapping: dict[str, Any]) -> None:
-        say(json.dumps(mapping))
+        say_json(mapping)
 
 
 def refuse_no_page(page: Path) -> None:

@@ -1,6 +1,5 @@
 """`dsv3 plan --search`: the ways of running a recipe, ranked, and the best one as a recipe."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from dsv3_plugin.report.plan.calibration import calibration_mapping, calibration
 from dsv3_plugin.report.plan.counts import counts_mapping
 from dsv3_plugin.report.plan.ranking import ranking_mapping, ranking_tables
 from dsv3_plugin.terminal.console import Console
-from dsv3_plugin.terminal.lines import note, say
+from dsv3_plugin.terminal.lines import note, say_json
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Search:
         if self.write is not None:
             write_recipe(found.best, self.write, asked.what, asked.overrides, conditions.cluster)
         if self.json:
-            say(json.dumps(_mapping(run, found)))
+            say_json(_mapping(run, found))
             return
         console = Console()
         if run.calibration is not None:

@@ -1,13 +1,12 @@
 """`dsv3 recipes` and `dsv3 explain`: what ships, and what the keys of a recipe mean."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsv3_plugin.cli.options import Json
-from dsv3_plugin.terminal.lines import say, say_all
+from dsv3_plugin.terminal.lines import say, say_all, say_json
 
 if TYPE_CHECKING:
     from dsv3_plugin.recipe.explained import Explained
@@ -20,7 +19,7 @@ def recipes(as_json: Json = False) -> None:
 
     ships = what_ships()
     if as_json:
-        say(json.dumps(ships))
+        say_json(ships)
         return
     widest = max(len(name) for said in ships.values() for name in said)
     for kind, said in ships.items():

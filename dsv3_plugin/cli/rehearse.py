@@ -1,6 +1,5 @@
 """`dsv3 rehearse`: what a cluster would say of a recipe in its first minutes, without one."""
 
-import json as json_format
 from typing import Annotated
 
 import typer
@@ -73,9 +72,9 @@ def rehearse(
         write_page(found, html)
     if json:
         from dsv3_plugin.report.rehearsal.mapping import mapping
-        from dsv3_plugin.terminal.lines import say
+        from dsv3_plugin.terminal.lines import say_json
 
-        say(json_format.dumps(mapping(found)))
+        say_json(mapping(found))
     else:
         from dsv3_plugin.report.rehearsal.verdict import verdict
         from dsv3_plugin.terminal.console import Console

@@ -1,6 +1,5 @@
 """`dsv3 status`, `dsv3 logs` and `dsv3 cancel`: runs that are there, and their jobs."""
 
-import json as json_format
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,7 +32,7 @@ def status(
     from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.queue import queued
     from dsv3_plugin.launch.status import find_runs, jobs_of, runs_below, status_of
-    from dsv3_plugin.terminal.lines import say
+    from dsv3_plugin.terminal.lines import say_json
 
     asked = [named(run) for run in runs or ()] or runs_below(Path("runs"))
     if not asked:
@@ -47,7 +46,7 @@ def status(
     stand = [status_of(run, jobs) for run in found]
     if json:
         for one in stand:
-            say(json_format.dumps({**vars(one), "folder": str(one.folder)}))
+            say_json({**vars(one), "folder": str(one.folder)})
         return
     from dsv3_plugin.terminal.console import Console
 

@@ -79,12 +79,8 @@ def _stage(run: RunFolder) -> str | None:
 
 
 def mapping(line: RunLine) -> dict[str, Any]:
-    """A line for JSON, which knows no numbers that are not finite: null."""
-    said = asdict(line) | {"folder": str(line.folder)}
-    return {
-        key: None if isinstance(value, float) and not abs(value) < float("inf") else value
-        for key, value in said.items()
-    }
+    """A line for JSON."""
+    return asdict(line) | {"folder": str(line.folder)}
 
 
 def table(lines: Iterable[RunLine]) -> "Table":

@@ -8,6 +8,8 @@ rich, which not every verb needs.
 
 import contextlib
 import io
+import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -93,6 +95,11 @@ def say_all(lines: Iterable[str]) -> None:
         say(line)
 
 
+def say_json(said: Any) -> None:
+    """One line of JSON on standard output; numbers that JSON lacks (NaN, infinities) are null."""
+    say(json.dumps(_finite(said), allow_nan=False))
+
+
 def note(line: str) -> None:
     """One line on standard error, if that can be written at all."""
     with contextlib.suppress(OSError, ValueError):
@@ -124,6 +131,14 @@ def abandon(stream: TextIO) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def _finite(said: Any) -> Any:
+    if isinstance(said, dict):
+        return {key: _finite(value) for key, value in said.items()}
+    if isinstance(said, list | tuple):
+        return [_finite(value) for value in said]
+    return None if isinstance(said, float) and not math.isfinite(said) else said
 
 
 @contextlib.contextmanager

@@ -120,3 +120,13 @@ def test_any_encoding_takes_any_name(encoding):
     assert done.returncode in (0, 2)
     assert "unexpected" not in done.stderr
     assert ended("dsv3 plan tiny", **variables).returncode == 0
+
+
+def test_numbers_that_json_lacks_are_null(capsys):
+    lines.say_json(
+        {"loss": float("nan"), "worst": [1.5, float("-inf")], "at": (2, None), "is": True}
+    )
+    assert (
+        capsys.readouterr().out
+        == '{"loss": null, "worst": [1.5, null], "at": [2, null], "is": true}\n'
+    )
