@@ -11,9 +11,20 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 AtLeastNothing = Annotated[float, Field(ge=0.0)]
 
 
+class Curriculum(Section):
+    """Which prompts are asked, by how often each was answered rightly the last time."""
+
+    low: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
+    """The least share of right answers: of less, the model cannot do it yet (PRIME)."""
+    high: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
+    """The largest: of more, it can do it already (PRIME)."""
+    again: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """How likely a prompt out of these bounds is asked when its turn comes, since the model may do
+    better now, or worse."""
+
+
 class Rollouts(Section):
-    """Answers to prompts, from the model that is trained: drawn from its own distribution, at
-    temperature 1, which is what the loss takes them for."""
+    """Answers to prompts, from the model that is trained."""
 
     kind: Literal["embedded", "openai"] = "embedded"
     """Who answers: an engine in the training ranks, which computes with the weights where they lie;
@@ -45,6 +56,12 @@ class Rollouts(Section):
     """Tokens of a prompt, with its template; a longer one is left out, and counted."""
     max_tokens: Size = 1024
     """Tokens of an answer; a longer one is cut there."""
+    temperature: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
+    """By which logits are divided where answers are drawn, on held-out prompts too. The trainer
+    divides its own by it as well: what is trained is the distribution that is drawn from."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """The likeliest tokens that answers are drawn from, by the sum of their probabilities. Only 1:
+    less would draw from another distribution than is trained."""
     drafts: Annotated[int, Field(ge=0, le=8)] = 0
     """Tokens guessed ahead by multi-token prediction; they change no answer."""
     cache_gb: PositiveFloat | None = None
@@ -52,6 +69,13 @@ class Rollouts(Section):
     longest answers would take at once."""
     tokens_in_step: Size = 2048
     """Tokens that are computed at once."""
+    async_: Annotated[Literal[0, 1], Field(alias="async")] = 0
+    """By how many rounds the weights that answer are older than those that are trained. 1: the next
+    round is asked for before a round is trained on, so that a server answers meanwhile; tokens are
+    weighed by `grpo.correction` then. 0: a round is asked for when the last one is used up."""
+    curriculum: Curriculum | None = None
+    """Passes over prompts that the model cannot do yet, or can do already; null: all prompts come
+    in their turn."""
     dynamic_sampling: Annotated[int, Field(ge=1)] = 1
     """Rounds of answers at most, until `prompts` groups have different rewards; groups whose
     rewards are equal say nothing, and are left out (DAPO). 1: all groups of one round."""

@@ -81,7 +81,11 @@ class Embedded:
                 Request(
                     one.tokens,
                     SamplingParameters(
-                        max_tokens=self._settings.max_tokens, n=n, seed=seed, stop_tokens=self._ends
+                        max_tokens=self._settings.max_tokens,
+                        temperature=self._settings.temperature,
+                        n=n,
+                        seed=seed,
+                        stop_tokens=self._ends,
                     ),
                 )
                 for one, seed in zip(asked, seeds, strict=True)

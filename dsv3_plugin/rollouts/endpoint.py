@@ -112,12 +112,16 @@ class Endpoint:
         Args:
             prompt: of it.
             sampling: how. Tokens that end a text are the server's to know.
-            reported: with token ids and log-probabilities.
+            reported: with token ids and log-probabilities, of the distribution that tokens are
+                drawn from: `dsv3 serve` is asked for these, SGLang tells them, and vLLM has to be
+                started with `--logprobs-mode processed_logprobs`.
         """
         body = {"model": self.model, "prompt": prompt, **_asked(sampling)}
         if reported:
             # vLLM and SGLang tell ids by this name, too; of log-probabilities the sampled token's.
             body |= {"logprobs": 1, "return_token_ids": True}
+            if sampling.temperature != 1:
+                body["logprobs_mode"] = "processed_logprobs"
         return self._web.post(f"{_VERSION}/completions", body)
 
     def chat(

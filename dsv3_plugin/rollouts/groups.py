@@ -62,6 +62,12 @@ class Group:
         """Whether its rewards differ."""
         return bool(self.answers) and bool(tells_apart(*_table([self])))
 
+    @property
+    def pass_rate(self) -> float | None:
+        """The share of right answers among those that could be judged; None: of none."""
+        judged = [answer.passed for answer in self.answers if answer.reward is not None]
+        return sum(judged) / len(judged) if judged else None
+
 
 def scored(
     asked: Sequence[Asked],

@@ -52,8 +52,7 @@ class OpenAi:
 
     Args:
         endpoint: the server, which is the caller's to close.
-        sampling: how answers are drawn. At temperature 1 and without limits to what is drawn,
-            log-probabilities are of the distribution that tokens are drawn from.
+        sampling: how answers are drawn: without limits to what is drawn.
         tokenizer: of the model that is trained.
         vocabulary: tokens of that model.
         longest: tokens that the server takes.

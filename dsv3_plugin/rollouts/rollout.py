@@ -13,8 +13,8 @@ class Rollout:
     Attributes:
         prompt: token ids, at least one.
         tokens: token ids of the answer; one that ended by a stop token has that at its end.
-        log_probs: natural logarithms of the probabilities that the model gave these tokens, of its
-            own logits, before temperature and anything else of the sampling.
+        log_probs: natural logarithms of the probabilities of these tokens in the distributions
+            that they were drawn from, behind the temperature.
         finish_reason: why it ended.
         versions: of the weights, for each token.
         experts: [positions, MoE layers, top-k], int32: the experts that the tokens of prompt and
@@ -37,7 +37,7 @@ class Rollout:
         return cls(
             prompt=answer.prompt,
             tokens=tuple(answer.tokens),
-            log_probs=tuple(answer.log_probs),
+            log_probs=tuple(answer.sampling_log_probs),
             finish_reason=answer.finish_reason,
             versions=tuple(answer.versions),
             experts=answer.experts,

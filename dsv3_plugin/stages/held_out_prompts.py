@@ -1,6 +1,6 @@
 """How good the answers are to prompts that are not trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -19,10 +19,14 @@ class HeldOutPrompts(Hook):
         run: the run.
         policy: who answers.
         metrics: where the line of the moment before the first step goes.
+        settle: waits for answers that are under way; all ranks call it.
     """
 
-    def __init__(self, run: Run, policy: Policy, metrics: Metrics) -> None:
+    def __init__(
+        self, run: Run, policy: Policy, metrics: Metrics, settle: Callable[[], None]
+    ) -> None:
         self._recipe: Rl = run.recipe
+        self._settle = settle
         self._policy, self._metrics = policy, metrics
 
     def before_step(self, step: Step) -> None:
@@ -37,6 +41,7 @@ class HeldOutPrompts(Hook):
 
     def _numbers(self, model: Sequence[torch.nn.Module], iteration: int) -> dict[str, float]:
         """Of all sets together, and of each where there are several."""
+        self._settle()
         sets = self._policy.data.held_out
         groups = {
             name: self._policy.groups(

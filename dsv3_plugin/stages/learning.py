@@ -19,11 +19,13 @@ class Learning:
 
     Attributes:
         switches: what is minimised.
+        temperature: that answers are drawn at.
         advantages, weights: `[answers]` of the step, on the host.
         tokens: of these answers, on all ranks.
     """
 
     switches: Switches
+    temperature: float = 1.0
     advantages: Tensor = field(default_factory=lambda: torch.zeros(0))
     weights: Tensor = field(default_factory=lambda: torch.zeros(0))
     tokens: int = 0
@@ -33,7 +35,9 @@ class Learning:
     @classmethod
     def of(cls, recipe: Rl) -> "Learning":
         """As a recipe has it."""
-        return cls(switches_of(recipe.grpo))
+        return cls(
+            switches_of(recipe.grpo, recipe.rollouts.async_ > 0), recipe.rollouts.temperature
+        )
 
     def begin(self, advantages: Tensor, weights: Tensor, tokens: int) -> None:
         """A step begins."""
@@ -74,7 +78,7 @@ class Learning:
     def numbers(self) -> dict[str, float]:
         """What the step has found, over all ranks, as the metrics call it."""
         surprise, tokens, clipped, dual, entropy, kl = _of_all_ranks(self._sums()).sum(0).tolist()
-        numbers = {
+        numbers = _of_advantages(self.advantages) | {
             # Of tokens drawn from the model itself it is an estimate without bias.
             "rl/entropy": surprise / max(tokens, 1),
             "rl/clip_fraction": clipped / max(tokens, 1),
@@ -87,8 +91,26 @@ class Learning:
         return numbers
 
 
-def switches_of(grpo: Grpo) -> Switches:
-    """The loss that a recipe asks for."""
+def _of_advantages(advantages: Tensor) -> dict[str, float]:
+    """Of the answers of a step; nothing of none."""
+    if not len(advantages):
+        return {}
+    found = advantages.double()
+    return {
+        "rl/advantage_mean": found.mean().item(),
+        "rl/advantage_std": found.std(correction=0).item(),
+        "rl/advantage_min": found.min().item(),
+        "rl/advantage_max": found.max().item(),
+    }
+
+
+def switches_of(grpo: Grpo, older: bool = False) -> Switches:
+    """The loss that a recipe asks for.
+
+    Args:
+        grpo: of it.
+        older: whether answers are of older weights, and so corrected in any case.
+    """
     correction = Correction(grpo.correction, grpo.correction_high, grpo.correction_low)
     return Switches(
         clip=Clip(grpo.clip_low, grpo.clip_high, grpo.clip_dual),
@@ -96,7 +118,7 @@ def switches_of(grpo: Grpo) -> Switches:
         kl=grpo.kl,
         kl_weight=grpo.kl_weight,
         entropy_weight=grpo.entropy_weight,
-        correction=correction if grpo.on_mismatch == "correct" else None,
+        correction=correction if older or grpo.on_mismatch == "correct" else None,
     )
 
 

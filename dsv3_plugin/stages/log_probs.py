@@ -16,6 +16,7 @@ from dsv3_plugin.rollouts.rows import Text
 from dsv3_plugin.stages import sft
 from dsv3_plugin.stages.packed_answers import micro_batches_of
 from dsv3_plugin.stages.pretrain import chunk_inputs
+from dsv3_plugin.stages.temperature import divided_by
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def of_texts(
         chunk.eval()  # else multi-token prediction would count this as training
     run_schedule = pipeline_parallel.get_forward_backward_func()
     run_schedule(
-        forward_step_func=partial(_forward_step, own),
+        forward_step_func=partial(_forward_step, own, recipe.rollouts.temperature),
         data_iterator=[iter(batches) for _ in model],
         model=[*model],
         num_microbatches=len(batches),
@@ -65,11 +66,15 @@ def computed(chunk: torch.nn.Module, batch: Batch) -> Any:
 
 
 def _forward_step(
-    own: dict[int, list[float]], samples: Iterator[Sample], model: torch.nn.Module
+    own: dict[int, list[float]],
+    temperature: float,
+    samples: Iterator[Sample],
+    model: torch.nn.Module,
 ) -> tuple[Any, Any]:
     """One forward pass of a model chunk; what the last makes of answers is added to `own`."""
     sample = next(samples)
-    output = computed(model, get_packs(iter([sample]), chunk_inputs(model)))
+    with divided_by(model, temperature):
+        output = computed(model, get_packs(iter([sample]), chunk_inputs(model)))
     answers = sample["answers"].flatten()
 
     def look(losses: torch.Tensor, **_: Any) -> None:

@@ -1,6 +1,7 @@
 """An engine of ours that answers for a run: on the training ranks, with the weights where they
 lie."""
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -19,11 +20,16 @@ class OwnEngine:
     Args:
         recipe: the run's.
         ends: tokens that end an answer.
+
+    Attributes:
+        answered: when the last answers were there, by `time.perf_counter`.
     """
 
     def __init__(self, recipe: Rl, ends: frozenset[int]) -> None:
         self._recipe, self._ends = recipe, ends
         self._engine: Embedded | None = None
+        self._found: list[list[Rollout]] = []
+        self.answered = 0.0
 
     @property
     def leads(self) -> bool:
@@ -33,7 +39,8 @@ class OwnEngine:
     @property
     def costs(self) -> Costs:
         """Of the last answers of this replica."""
-        return Costs(0.0, *self._engine.guesses)
+        guessed, accepted = self._engine.guesses
+        return Costs(guessed=guessed, accepted=accepted)
 
     def take_weights(self, model: Sequence[torch.nn.Module], version: int) -> None:
         """Nothing is to be taken: they are read where they lie."""
@@ -43,8 +50,8 @@ class OwnEngine:
             replay = self._recipe.grpo.routing_replay
             self._engine = Embedded(model, settings, at_once, self._ends, experts=replay)
 
-    def answers(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> list[list[Rollout]]:
-        """n answers to each prompt of this rank's replica.
+    def ask(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> None:
+        """Have n answers made to each prompt of this rank's replica, at once.
 
         Args:
             asked: all prompts, the same on all ranks.
@@ -53,4 +60,9 @@ class OwnEngine:
         """
         replicas = parallel_state.get_data_parallel_world_size()
         mine = slice(parallel_state.get_data_parallel_rank(), None, replicas)
-        return self._engine.answers(asked[mine], n, seeds[mine])
+        self._found = self._engine.answers(asked[mine], n, seeds[mine])
+        self.answered = time.perf_counter()
+
+    def answers(self) -> list[list[Rollout]]:
+        """What was asked last."""
+        return self._found

@@ -45,11 +45,14 @@ class Source(Protocol):
     @property
     def costs(self) -> Costs: ...
 
+    @property
+    def answered(self) -> float: ...
+
     def take_weights(self, model: Sequence[torch.nn.Module], version: int) -> None: ...
 
-    def answers(
-        self, asked: Sequence[Asked], n: int, seeds: Sequence[int]
-    ) -> list[list[Rollout]]: ...
+    def ask(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> None: ...
+
+    def answers(self) -> list[list[Rollout]]: ...
 
 
 class Policy:
@@ -67,6 +70,8 @@ class Policy:
     def __init__(self, recipe: Rl, judging: Judging, tell: Callable[[str], None]) -> None:
         self._recipe, self._judging = recipe, judging
         self._server = Server(recipe, tell) if recipe.rollouts.kind == "openai" else None
+        self._asked: Sequence[Asked] = ()
+        self._began = 0.0
 
     def __enter__(self) -> "Policy":
         return self
@@ -98,7 +103,19 @@ class Policy:
         seed: object,
         version: int,
     ) -> tuple[list[Group], Costs]:
-        """Judged answers to prompts, and what they cost; all ranks call, and get all.
+        """Judged answers to prompts: `ask`, and then `asked_for`."""
+        self.ask(model, asked, n, seed, version)
+        return self.asked_for()
+
+    def ask(
+        self,
+        model: Sequence[torch.nn.Module],
+        asked: Sequence[Asked],
+        n: int,
+        seed: object,
+        version: int,
+    ) -> None:
+        """Have prompts answered: a server does that while its callers go on. All ranks call.
 
         Args:
             model: this rank's chunks.
@@ -107,10 +124,15 @@ class Policy:
             seed: of the answers, a different one for each call.
             version: of the weights: the steps that were taken.
         """
+        self._asked, self._began = asked, time.perf_counter()
+        self._source.take_weights(model, version)
+        self._source.ask(asked, n, [_seed(seed, number) for number in range(len(asked))])
+
+    def asked_for(self) -> tuple[list[Group], Costs]:
+        """Judged answers to what was asked last, and what they cost; all ranks call, and get
+        all."""
         replicas, source = parallel_state.get_data_parallel_world_size(), self._source
-        source.take_weights(model, version)
-        seeds = [_seed(seed, number) for number in range(len(asked))]
-        answers = source.answers(asked, n, seeds)
+        asked, answers = self._asked, source.answers()
         mine = asked[parallel_state.get_data_parallel_rank() :: replicas]
         parts = _told_to_all(self._judged(mine, answers) if source.leads else None)
         groups = [
@@ -126,8 +148,9 @@ class Policy:
         """What answers are worth."""
         began = time.perf_counter()
         groups = scored(asked, answers, self.data.tokenizer, self.data.ends, self._judging)
-        seconds = time.perf_counter() - began
-        return _Part(groups, self._source.costs + Costs(seconds))
+        judging = time.perf_counter() - began
+        making = max(self._source.answered - self._began, 0.0)
+        return _Part(groups, self._source.costs + Costs(making, judging))
 
 
 def _told_to_all(own: _Part | None) -> list[_Part]:

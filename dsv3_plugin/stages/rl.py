@@ -20,11 +20,13 @@ from dsv3_plugin.grpo.loss import LogProbabilities, policy_loss
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.judging import Judging
 from dsv3_plugin.stages import entropy, log_probs, sft
+from dsv3_plugin.stages.draws import Draws
 from dsv3_plugin.stages.held_out_prompts import HeldOutPrompts
 from dsv3_plugin.stages.learning import Learning
 from dsv3_plugin.stages.policy import Policy
 from dsv3_plugin.stages.pretrain import chunk_inputs
 from dsv3_plugin.stages.rounds import Rounds
+from dsv3_plugin.stages.temperature import divided_by
 from dsv3_plugin.training.curves import CurveValues
 from dsv3_plugin.training.expert_load import ExpertLoad
 from dsv3_plugin.training.feed import Feed
@@ -40,14 +42,15 @@ def rl(run: Run) -> Stage:
     recipe = run.recipe
     feed, judging, learning = Feed(), Judging.of(recipe), Learning.of(recipe)
     policy = Policy(recipe, judging, run.tell)
+    draws = Draws(recipe, policy)
     metrics = Metrics(recipe, run.folder)
     return Stage(
         prepare=partial(prepare, run, policy),
         datasets=lambda inputs: feed.provider,
         forward_step=partial(forward_step, learning),
         hooks=[
-            Rounds(run, policy, learning, feed),
-            HeldOutPrompts(run, policy, metrics),
+            Rounds(run, draws, learning, feed),
+            HeldOutPrompts(run, policy, metrics, draws.settle),
             CurveValues(recipe.curves),
             ExpertLoad(),
             Saving(run.folder.checkpoints, recipe.checkpoint.keep),
@@ -80,7 +83,10 @@ def forward_step(
     sample = next(samples)
     batch = get_packs(iter([sample]), chunk_inputs(model))
     wanted = learning.switches.entropy_weight > 0
-    with entropy.of_tokens(model, wanted) as entropies:
+    with (
+        divided_by(model, learning.temperature),
+        entropy.of_tokens(model, wanted) as entropies,
+    ):
         output = log_probs.computed(model, batch)
     return output, partial(loss, learning, sample, entropies)
 

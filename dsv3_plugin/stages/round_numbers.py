@@ -13,12 +13,14 @@ class Costs:
     """What answers cost beside their tokens.
 
     Attributes:
+        seconds: until all answers were there, the weights' way to a server included.
         reward_seconds: that judging took.
         guessed, accepted: how often a first, second, … token was guessed ahead, and was the one.
         lost: answers that a server did not give.
         repeated: requests to it that were made again.
     """
 
+    seconds: float = 0.0
     reward_seconds: float = 0.0
     guessed: tuple[int, ...] = ()
     accepted: tuple[int, ...] = ()
@@ -28,6 +30,7 @@ class Costs:
     def __add__(self, other: "Costs") -> "Costs":
         """Of both: of those who judge beside each other."""
         return Costs(
+            max(self.seconds, other.seconds),
             max(self.reward_seconds, other.reward_seconds),
             _added(self.guessed, other.guessed),
             _added(self.accepted, other.accepted),
@@ -37,27 +40,27 @@ class Costs:
 
     def and_then(self, other: "Costs") -> "Costs":
         """Of one after the other."""
-        return replace(self + other, reward_seconds=self.reward_seconds + other.reward_seconds)
+        return replace(
+            self + other,
+            seconds=self.seconds + other.seconds,
+            reward_seconds=self.reward_seconds + other.reward_seconds,
+        )
 
 
 def _added(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
     return tuple(map(sum, zip_longest(one, other, fillvalue=0)))
 
 
-def numbers_of(
-    drawn: Sequence[Group], trained: Sequence[Group], seconds: float, costs: Costs
-) -> dict[str, float]:
+def numbers_of(drawn: Sequence[Group], trained: Sequence[Group], costs: Costs) -> dict[str, float]:
     """Of a step's line.
 
     Args:
         drawn: all groups that were asked for.
         trained: those that are trained on.
-        seconds: that the round took, with its rewards.
-        costs: of it.
+        costs: of them.
     """
     answers = _answers(drawn)
     tokens = sum(len(answer.rollout.tokens) for answer in answers)
-    generating = max(seconds - costs.reward_seconds, 1e-4)
     lengths = [len(answer.rollout.tokens) for answer in answers]
     numbers = {
         "rl/reward": _mean(answer.reward for answer in answers),
@@ -69,9 +72,9 @@ def numbers_of(
         "rl/answer_tokens": _mean(lengths),
         "rl/answer_tokens_max": max(lengths, default=0),
         "rl/truncated": _mean(answer.truncated for answer in answers),
-        "rl/rollout_seconds": round(generating, 4),
+        "rl/rollout_seconds": round(costs.seconds, 4),
         "rl/reward_seconds": round(costs.reward_seconds, 4),
-        "rl/rollout_tokens_per_second": round(tokens / generating, 1),
+        "rl/rollout_tokens_per_second": round(tokens / max(costs.seconds, 1e-4), 1),
     }
     if costs.lost or costs.repeated:
         numbers |= {"rl/lost": costs.lost, "rl/repeated": costs.repeated}

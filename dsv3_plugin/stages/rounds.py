@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,11 +18,11 @@ from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.groups import Group, advantages
 from dsv3_plugin.rollouts.rows import Text
 from dsv3_plugin.stages import log_probs
+from dsv3_plugin.stages.draws import Drawn, Draws
 from dsv3_plugin.stages.learning import Learning
 from dsv3_plugin.stages.packed_answers import micro_batches_of
-from dsv3_plugin.stages.policy import Policy
 from dsv3_plugin.stages.reference import Reference
-from dsv3_plugin.stages.round_numbers import Costs, numbers_of
+from dsv3_plugin.stages.round_numbers import numbers_of
 from dsv3_plugin.training.feed import Feed
 from dsv3_plugin.training.hooks import Hook, Step
 from dsv3_plugin.training.run import Run
@@ -39,12 +38,14 @@ class MiniBatch:
     Attributes:
         texts: answers behind their prompts.
         advantages: of each.
-        first: whether the weights are those that the answers are from.
+        first: whether it is the first of its round.
+        age: steps that the round's first one is later than the weights that the answers are from.
     """
 
     texts: list[Text]
     advantages: list[float]
     first: bool
+    age: int = 0
 
 
 class Rounds(Hook):
@@ -54,34 +55,27 @@ class Rounds(Hook):
 
     Args:
         run: the run.
-        policy: who answers.
+        draws: answers.
         learning: what the loss computes with.
         feed: where the model reads.
     """
 
-    def __init__(self, run: Run, policy: Policy, learning: Learning, feed: Feed) -> None:
-        self._run, self._policy, self._learning, self._feed = run, policy, learning, feed
+    def __init__(self, run: Run, draws: Draws, learning: Learning, feed: Feed) -> None:
+        self._run, self._draws, self._learning, self._feed = run, draws, learning, feed
         self._recipe: Rl = run.recipe
         self._reference = Reference(run.folder, self._recipe.grpo.reference_interval)
         self._waiting: deque[MiniBatch] = deque()
-        self._asked = self._silent = 0
+        self._silent = 0
         self._warned = False
-        self._first = True
+        self._mini: MiniBatch | None = None
         self._began = self._trained_from = 0.0
         self._tokens = 0
-
-    @cached_property
-    def _order(self) -> Any:
-        order = self._policy.data.order(self._recipe.training.seed)
-        order.go_on_from(self._asked)
-        return order
 
     def before_step(self, step: Step) -> None:
         self._began = time.perf_counter()
         if not self._waiting:
-            self._answer(step)
-        mini = self._waiting.popleft()
-        self._first = mini.first
+            self._begin_round(step)
+        self._mini = mini = self._waiting.popleft()
         batches = micro_batches_of(mini.texts, self._recipe)
         lengths = torch.tensor([len(text.answer) for text in mini.texts])
         grpo, longest = self._recipe.grpo, self._recipe.rollouts.max_tokens
@@ -96,7 +90,7 @@ class Rounds(Hook):
         self._trained_from = time.perf_counter()
 
     def after_backward(self, step: Step) -> None:
-        if self._first:
+        if self._mini.first:
             self._look_at_mismatch(step)
 
     def after_step(self, step: Step) -> None:
@@ -109,35 +103,28 @@ class Rounds(Hook):
             "rl/training_tokens_per_second": round(self._tokens / max(training, 1e-4), 1),
         }
 
-    def _answer(self, step: Step) -> None:
-        """A round of answers, divided into mini-batches."""
-        recipe, settings, began = self._recipe, self._recipe.rollouts, time.perf_counter()
-        groups: list[Group] = []
-        drawn: list[Group] = []
-        costs = Costs()
-        wanted = settings.prompts
-        for number in range(settings.dynamic_sampling):
-            asked = self._order.take(wanted)
-            seed = (recipe.training.seed, step.iteration, number)
-            found, cost = self._policy.groups(
-                step.model, asked, settings.n, seed, step.iteration - 1
-            )
-            drawn, costs = drawn + found, costs.and_then(cost)
-            if settings.dynamic_sampling == 1:
-                groups = found
-                break
-            groups += [group for group in found if group.tells_apart]
-            if len(groups) >= wanted:
-                groups = groups[:wanted]
-                break
-        self._asked = self._order.given
-        seconds = time.perf_counter() - began
-        step.numbers |= numbers_of(drawn, groups, seconds, costs)
+    def _begin_round(self, step: Step) -> None:
+        """A round of answers, divided into mini-batches; and before it is trained on, the next one
+        is asked for, where answers may be older."""
+        recipe, draws, version = self._recipe, self._draws, step.iteration - 1
+        began = time.perf_counter()
+        if not draws.under_way:
+            draws.begin(step.model, version, step.iteration)
+        drawn = draws.take()
+        step.numbers |= numbers_of(drawn.groups, drawn.trained, drawn.costs)
+        if draws.order.curriculum is not None:
+            step.numbers |= draws.order.curriculum.numbers()
+        following = step.iteration + recipe.updates
+        if recipe.rollouts.async_:
+            waited = time.perf_counter() - began
+            step.numbers |= {"rl/age": version - drawn.version, "rl/waited_seconds": waited}
+            if following <= recipe.total_steps:
+                draws.begin(step.model, version, following)
         self._keep_samples(step.iteration, drawn)
-        self._say_silence(drawn)
-        self._waiting.extend(self._divided(step, groups))
+        self._say_silence(drawn.groups)
+        self._waiting.extend(self._divided(step, drawn.trained, version - drawn.version))
 
-    def _divided(self, step: Step, groups: Sequence[Group]) -> list[MiniBatch]:
+    def _divided(self, step: Step, groups: Sequence[Group], age: int) -> list[MiniBatch]:
         recipe, grpo = self._recipe, self._recipe.grpo
         worth = advantages(groups, grpo.advantage) if groups else []
         parts = []
@@ -151,8 +138,9 @@ class Rounds(Hook):
                         rollout = answer.rollout
                         texts.append(Text.of(rollout))
                         own.append(advantage)
-            parts.append(MiniBatch(texts, own, False))
-        if self._recipe.updates > 1:
+            parts.append(MiniBatch(texts, own, False, age))
+        engines = grpo.old == "engine" and self._recipe.rollouts.async_
+        if self._recipe.updates > 1 or engines:
             self._add_old(step, parts)
         if grpo.kl_weight:
             with self._reference.in_place(step.model, step.iteration):
@@ -160,7 +148,7 @@ class Rounds(Hook):
                 texts = [replace(text, experts=None) for text in _texts(parts)]
                 self._add("reference", log_probs.of_texts(step.model, texts, recipe), parts)
         again = [
-            MiniBatch(part.texts, part.advantages, False)
+            MiniBatch(part.texts, part.advantages, False, age)
             for _ in range(grpo.epochs)
             for part in parts
         ]
@@ -185,7 +173,7 @@ class Rounds(Hook):
         found = self._learning.mismatch()
         step.numbers |= {f"rl/mismatch_{name}": value for name, value in asdict(found).items()}
         limit, grpo = self._recipe.mismatch_limit, self._recipe.grpo
-        if found.max <= limit:
+        if found.max <= limit or self._mini.age:  # of older weights it differs anyway
             return
         far = (
             f"the engine's log-probabilities differ from the trainer's by up to {found.max:.3g} "
@@ -218,7 +206,7 @@ class Rounds(Hook):
                 f"{self._run.folder.samples}."
             )
 
-    def _keep_samples(self, iteration: int, groups: Sequence[Group]) -> None:
+    def _keep_samples(self, iteration: int, drawn: Drawn) -> None:
         if dist.get_rank() != 0:
             return
         folder = self._run.folder.samples
@@ -234,11 +222,12 @@ class Rounds(Hook):
                     **({"problems": answer.problems} if answer.problems else {}),
                     "tokens": len(answer.rollout.tokens),
                     "finish_reason": answer.rollout.finish_reason,
+                    "weights": drawn.version,
                     "where": group.where,
                 },
                 ensure_ascii=False,
             )
-            for group in groups
+            for group in drawn.groups
             for answer in group.answers
         )
         text = "\n".join(lines) + "\n"
@@ -246,15 +235,17 @@ class Rounds(Hook):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "asked": self._asked,
+            **self._draws.state_dict(),
             "silent": self._silent,
             "waiting": [asdict(mini) for mini in self._waiting],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._asked, self._silent = state["asked"], state["silent"]
+        own = {"silent", "waiting"}
+        self._draws.load_state_dict({key: state[key] for key in state.keys() - own})
+        self._silent = state["silent"]
         self._waiting = deque(
-            MiniBatch([Text(**text) for text in mini["texts"]], mini["advantages"], mini["first"])
+            MiniBatch(**mini | {"texts": [Text(**text) for text in mini["texts"]]})
             for mini in state["waiting"]
         )
 

@@ -3,7 +3,9 @@
 import operator
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
@@ -38,6 +40,7 @@ class Server:
 
     Attributes:
         costs: of the last answers, and of the weights before them; the first rank knows them.
+        answered: when they were there, by `time.perf_counter`; likewise, and 0 on the others.
     """
 
     def __init__(self, recipe: Rl, tell: Callable[[str], None]) -> None:
@@ -45,7 +48,10 @@ class Server:
         self._source: OpenAi | None = None
         self._taken: int | None = None
         self._before = (0, 0)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers of the server")
+        self._asked: Future[list[list[Rollout]]] | None = None
         self.costs = Costs()
+        self.answered = 0.0
 
     def open(self, data: PromptData) -> None:
         """On the first rank: look whether it can be trained from.
@@ -62,7 +68,7 @@ class Server:
         try:
             self._source = OpenAi(
                 endpoint,
-                SamplingParameters(max_tokens=wanted.max_tokens),
+                SamplingParameters(max_tokens=wanted.max_tokens, temperature=wanted.temperature),
                 data.tokenizer,
                 recipe.model.vocab_size,
                 wanted.max_prompt_tokens + wanted.max_tokens,
@@ -77,6 +83,7 @@ class Server:
         """End what is under way."""
         if self._source is not None:
             self._source.endpoint.close()
+        self._thread.shutdown(cancel_futures=True)
 
     @property
     def leads(self) -> bool:
@@ -113,22 +120,33 @@ class Server:
         rank_zero_first("weights for the server", hand_on)
         self._taken = version
 
-    def answers(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> list[list[Rollout]]:
-        """n answers to each prompt of this rank's replica, or fewer where the server fails at some;
-        all ranks call.
+    def ask(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> None:
+        """Have n answers made to each prompt, while others go on with whatever they do.
 
         Args:
             asked: all prompts, the same on all ranks.
             n: answers to each.
             seeds: of each prompt's answers.
+        """
+        if dist.get_rank() == 0:
+            self._asked = self._thread.submit(self._ask, asked, n, seeds)
+
+    def _ask(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> list[list[Rollout]]:
+        found = self._source.answers(asked, n, seeds)
+        self.answered = time.perf_counter()
+        return found
+
+    def answers(self) -> list[list[Rollout]]:
+        """What was asked last, of this rank's replica: fewer answers where the server failed at
+        some; all ranks call.
 
         Raises:
             UserError: not one answer came.
         """
         found: list[list[Rollout]] = []
 
-        def ask() -> str:
-            found.extend(self._source.answers(asked, n, seeds))
+        def wait() -> str:
+            found.extend(self._asked.result())
             now = self._counted()
             lost, repeated = map(operator.sub, now, self._before)
             self._before = now
@@ -141,7 +159,7 @@ class Server:
                 )
             return ""
 
-        rank_zero_first("answers of the server", ask)
+        rank_zero_first("answers of the server", wait)
         if not self.leads:
             return []
         replicas = parallel_state.get_data_parallel_group()

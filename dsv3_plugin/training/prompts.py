@@ -19,6 +19,7 @@ from dsv3_plugin.files.named import named
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.asked import Asked, asked_by
+from dsv3_plugin.rollouts.curriculum import Curriculum
 from dsv3_plugin.rollouts.judging import Judging
 from dsv3_plugin.rollouts.order import Order
 from dsv3_plugin.rollouts.prompts import read_prompts
@@ -69,9 +70,11 @@ class PromptData:
         text = json.dumps([rows, self.weights], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    def order(self, seed: int) -> Order:
+    def order(self, recipe: Rl) -> Order:
         """In which they are asked."""
-        return Order(self.members, self.weights, seed)
+        seed, wanted = recipe.training.seed, recipe.rollouts.curriculum
+        curriculum = wanted and Curriculum(wanted.low, wanted.high, wanted.again, seed)
+        return Order(self.members, self.weights, seed, curriculum)
 
 
 def prompts_of(recipe: Rl, tokenizer: Path) -> PromptData:

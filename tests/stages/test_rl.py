@@ -24,7 +24,10 @@ LEARNED = {
     },
     "training": {"steps": STEPS, "micro_batch_size": 2, "eval_interval": 3},
     "curves": {"learning_rate": 1e-3, "batch_size": 4, "router_bias_speed": 0, "mtp_weight": 0.1},
-    "rollouts": {"prompts": 4, "n": 4, "max_prompt_tokens": 24, "max_tokens": 12, "held_out_n": 3},
+    "rollouts": {
+        "prompts": 4, "n": 4, "max_prompt_tokens": 24, "max_tokens": 12, "temperature": 0.8,
+        "held_out_n": 3,
+    },
     # Two steps of a round, so that a checkpoint lies within one.
     "grpo": {
         "mini_batches": 2,
@@ -32,10 +35,10 @@ LEARNED = {
         "kl_weight": 0.01,
         "reference_interval": 4,
     },
-    "rewards": {"match": {}, "language": {"script": "LATIN"}},
+    "rewards": {"match": {}, "tests.stages.letters.early": {}},
     "parallel": {"processes": 2, "expert": 1},
     "checkpoint": {"interval": 1},
-}
+}  # fmt: skip
 
 
 def written(folder: Path, source: Path, **changes: object) -> Path:
@@ -66,7 +69,7 @@ def learned(learning: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained
 
 
 def test_engine_and_trainer_agree_at_every_round(learned: Trained) -> None:
-    """Also where the weights have been updated in between."""
+    """Also where the weights have been updated in between, and at another temperature than 1."""
     rounds = [line for line in records(learned.folder) if "rl/mismatch_max" in line]
     assert [line["iteration"] for line in rounds] == [1, 3, 5]
     assert max(line["rl/mismatch_max"] for line in rounds) <= 1e-5
@@ -83,10 +86,15 @@ def test_a_run_tells_its_numbers(learned: Trained) -> None:
     }  # fmt: skip
     asked = lines[1]
     assert asked["rl/reward"] == pytest.approx(
-        asked["rl/reward_match"] + asked["rl/reward_language"]
+        asked["rl/reward_match"] + asked["rl/reward_tests.stages.letters.early"]
     )
     assert asked["rl/answer_tokens_max"] <= LEARNED["rollouts"]["max_tokens"]
-    assert all("rl/entropy" in lines[step] for step in range(1, STEPS + 1))
+    for line in (lines[step] for step in range(1, STEPS + 1)):
+        assert "rl/entropy" in line
+        # Of whole groups of four, divided by their deviation with 4 - 1 in its denominator.
+        assert line["rl/advantage_mean"] == pytest.approx(0, abs=1e-6)
+        assert line["rl/advantage_std"] == pytest.approx((3 / 4) ** 0.5, abs=1e-3)
+        assert line["rl/advantage_min"] < 0 < line["rl/advantage_max"]
     # The reference is the model of step 1, and then that of step 5, to which nothing differs.
     divergences = [lines[step]["rl/kl"] for step in range(1, STEPS + 1)]
     assert max(divergences[0], divergences[4]) < 1e-9
@@ -120,12 +128,47 @@ def test_a_killed_run_goes_on_within_a_round(
     assert numbers(run) == numbers(learned.folder)
 
 
+OLDER = (
+    "rollouts.async=1", "rollouts.curriculum.high=0.99", "rollouts.dynamic_sampling=2",
+    "training.eval_interval=2",
+)  # fmt: skip
+"""Rounds of answers of older weights, of prompts by what became of them."""
+
+
+def test_answers_of_older_weights_are_the_same_after_a_kill(learning: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    words = ("train", learning, *OLDER)
+    alone = Command.forked(*words, f"directory={whole}")
+    started = Command.forked(*words, f"directory={killed}").when(lambda: steps_taken(killed) >= 3)
+    assert started.send(signal.SIGKILL).end().code == -signal.SIGKILL
+    ended = Command.forked(*words, f"directory={killed}").end()
+    assert ended.code == 0, ended.output
+    assert "Going on from step " in ended.output
+    assert (first := alone.end()).code == 0, first.output
+    assert numbers(killed) == numbers(whole)
+
+    rounds = {line["iteration"]: line for line in records(whole) if "rl/age" in line}
+    assert {step: line["rl/age"] for step, line in rounds.items()} == {1: 0, 3: 2, 5: 2}
+    assert rounds[1]["rl/mismatch_max"] < 1e-5 < rounds[3]["rl/mismatch_max"]
+    assert rounds[5]["rl/curriculum_measured"] > 0
+    assert "differ from the trainer's" not in first.output
+    for step, version in ((1, 0), (3, 0), (5, 2)):
+        text = (whole / "samples" / f"step_{step:07d}.jsonl").read_text()
+        assert {json.loads(line)["weights"] for line in text.splitlines()} == {version}
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
         (["data.packing=stream"], "stage rl reads prompts"),
         (["rollouts.max_tokens=60"], "are more than a sequence: raise data.seq_length 64 to 84"),
         (["rollouts.prompts=5"], "rollouts.prompts 5 does not divide by 2 data-parallel ranks"),
+        (["rollouts.top_p=0.9"], "rollouts.top_p 0.9 would never draw tokens that the loss"),
+        (
+            ["rollouts.curriculum.low=0.9"],
+            "rollouts.curriculum has its bounds the wrong way round: low 0.9 and high 0.8",
+        ),
+        (["rollouts.async=1", "grpo.on_mismatch=stop"], "set grpo.on_mismatch to warn"),
         (["parallel.context=2"], "set parallel.context to 1, not to 2"),
         (["parallel.pipeline=2", "pipeline.schedule=search"], "search is of one number"),
         (["rewards.magic.weight=1"], "there is no 'magic'"),

@@ -1,7 +1,11 @@
 """The loss of answers, by the model that training computes with."""
 
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
+from functools import partial
+from types import MethodType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +16,18 @@ from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.grpo.aggregation import token_weights
 from dsv3_plugin.inference.logits import main_logits
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.rl import Grpo
+from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.rollouts.rows import Text, micro_batches, packed
 from dsv3_plugin.stages import rl
+from dsv3_plugin.stages.draws import Draws
 from dsv3_plugin.stages.learning import Learning, switches_of
+from dsv3_plugin.stages.policy import Policy
+from dsv3_plugin.training.feed import Feed
+from dsv3_plugin.training.run import Run
+from dsv3_plugin.training.stage import Stage
 from tests.small_runs import Trained
 
 LENGTHS = ((5, 7), (3, 1), (8, 12), (2, 4), (6, 9))
@@ -104,17 +116,19 @@ def test_it_is_the_same_however_answers_lie(model, aggregation, room, size, rank
     )
 
 
-def test_log_probabilities_are_those_of_each_text_alone(model):
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_log_probabilities_are_those_of_each_text_alone(model, temperature):
     """And of the tokens that were sampled: not of those one place further."""
     texts = drawn()
     seen: dict[int, Tensor] = {}
     [sample] = micro_batches(packed(texts, 64, 1, 0), 1, 0, 1)
-    output, _ = rl.forward_step(Learning(switches_of(Grpo())), iter([sample]), model)
+    learning = Learning(switches_of(Grpo()), temperature)
+    output, _ = rl.forward_step(learning, iter([sample]), model)
     for number in range(len(texts)):
         seen[number] = -output.flatten()[sample["answers"].flatten() == number]
     for number, text in enumerate(texts):
         tokens = torch.tensor([[*text.prompt, *text.answer]])
-        logs = main_logits(model, tokens)[0].log_softmax(-1)
+        logs = (main_logits(model, tokens)[0] / temperature).log_softmax(-1)
         begin = len(text.prompt)
         expected = torch.stack(
             [logs[place - 1, tokens[0, place]] for place in range(begin, tokens.shape[1])]
@@ -138,6 +152,69 @@ def test_a_model_that_knows_every_next_token_has_nothing_to_lose():
 def test_frozen_routers_have_no_gradient(model):
     found = computed(model, drawn(), ADVANTAGES, mtp_weight=0.3)
     assert not any(".router." in name for name in found.gradients)
+
+
+def test_two_runs_in_one_process_share_nothing(model, tmp_path):
+    """The steps of two, each between the other's, are what they are alone."""
+
+    def begun(temperature: float, advantages: list[float], **grpo: object):
+        settings = Grpo(**grpo)
+        learning = Learning(switches_of(settings), temperature)
+        lengths = torch.tensor([len(text.answer) for text in drawn()])
+        weights = token_weights(lengths, settings.aggregation, 16)
+        learning.begin(torch.tensor(advantages), weights, int(lengths.sum()))
+        batches = micro_batches(packed(drawn(), 20, 1, 0), 1, 0, 1)
+        return learning, iter(batches), len(batches)
+
+    def found(*runs: tuple[Learning, Any, int]) -> list[tuple[list[float], Tensor]]:
+        values: list[list[float]] = [[] for _ in runs]
+        for _ in range(runs[0][2]):
+            outputs = [rl.forward_step(learning, rows, model) for learning, rows, _ in runs]
+            for own, (output, of_output) in zip(values, outputs, strict=True):
+                own.append(of_output(output)[0].item())
+        return [(own, run[0]._sums()) for own, run in zip(values, runs, strict=True)]
+
+    kinds = [
+        (1.0, ADVANTAGES, {}),
+        (0.5, ADVANTAGES[::-1], {"entropy_weight": 0.1, "importance": "sequence"}),
+    ]
+    runs = [begun(kind, advantages, **grpo) for kind, advantages, grpo in kinds]
+    alone = [found(run)[0] for run in runs]
+    together = found(*(begun(kind, advantages, **grpo) for kind, advantages, grpo in kinds))
+    for (expected, sums), (values, seen) in zip(alone, together, strict=True):
+        assert values == expected
+        assert torch.equal(seen, sums)
+    assert alone[0][0] != alone[1][0]
+
+    recipe = load_recipe("rl/tiny", [f"directory={tmp_path}"])
+    stages = [rl.rl(Run(recipe, recipe.run_folder, Machine.here())) for _ in range(2)]
+    one, other = ({id(thing): thing for thing in changing(stage)} for stage in stages)
+    assert not one.keys() & other.keys()
+    assert {type(thing) for thing in one.values()} >= {Learning, Feed, Policy, Draws}
+
+
+def changing(stage: Stage) -> Iterator[object]:
+    """What a run of the stage changes: objects of ours that are not frozen, however deep."""
+    seen: set[int] = set()
+    waiting: list[object] = [stage]
+    while waiting:
+        thing = waiting.pop()
+        if id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, partial):
+            waiting += [thing.func, *thing.args, *thing.keywords.values()]
+        elif isinstance(thing, Mapping):
+            waiting += thing.values()
+        elif isinstance(thing, list | tuple | deque):
+            waiting += thing
+        elif isinstance(thing, MethodType):
+            waiting.append(thing.__self__)
+        elif type(thing).__module__.startswith("dsv3_plugin.") and hasattr(thing, "__dict__"):
+            waiting += vars(thing).values()
+            parameters = getattr(thing, "__dataclass_params__", None)
+            if not (isinstance(thing, Section) or (parameters and parameters.frozen)):
+                yield thing
 
 
 def test_equal_rewards_give_no_gradient(model):

@@ -13,6 +13,7 @@ from dsv3_plugin.rollouts.rollout import Rollout
 from dsv3_plugin.stages.server import Server
 from tests.served import free_port
 from tests.small_runs import Command, Trained, records, steps_taken
+from tests.stages.between import ASKED, TAKEN, between
 from tests.stages.test_rl import written
 
 STEPS = 4
@@ -52,30 +53,44 @@ def serving(trained: Trained, root: Path) -> Iterator[Serving]:
         server.kill()
 
 
+@pytest.mark.parametrize("older", [0, 1])
 def test_a_run_goes_through_though_its_server_is_killed_in_mid_step(
-    asking: Path, trained: Trained, tmp_path: Path
+    asking: Path, trained: Trained, tmp_path: Path, older: int
 ) -> None:
     """And its numbers are those of the engine inside, whose answers are the same: each round's are
-    of the weights at its beginning."""
-    words = ("train", asking, f"training.steps={STEPS}")
+    of the weights at its beginning, also where that begins before the round before it is trained
+    on."""
+    words = ("train", asking, f"training.steps={STEPS}", f"rollouts.async={older}")
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     alone = Command.forked(*words, f"directory={inside}")
     with serving(trained, tmp_path) as server:
-        run = Command.forked(
-            *words, f"directory={outside}", "rollouts.kind=openai", "rollouts.at_once=1",
-            f"rollouts.url={server.address}", "rollouts.key_variable=DSV3_API_KEY", **KEY,
-        )  # fmt: skip
-        run.when(lambda: steps_taken(outside) >= 2, seconds=300)
-        server.kill()
-        server.start()
-        ended = run.end()
+        killed: list[int] = []
+
+        def kill(paths: list[str]) -> None:
+            """Before the second request of the round whose weights are those of step 2."""
+            taken = [place for place, path in enumerate(paths) if path == TAKEN]
+            if not killed and len(taken) == 2 and paths[taken[1] :].count(ASKED) == 2:
+                killed.append(steps_taken(outside))
+                server.kill()
+                server.start()
+
+        with between(server.address, kill) as address:
+            run = Command.forked(
+                *words, f"directory={outside}", "rollouts.kind=openai", "rollouts.at_once=1",
+                f"rollouts.url={address}", "rollouts.key_variable=DSV3_API_KEY", **KEY,
+            )  # fmt: skip
+            ended = run.end(seconds=300)
     assert ended.code == 0, ended.output
     assert (folder := alone.end()).code == 0, folder.output
     expected, found = ({line["iteration"]: line for line in records(f)} for f in (inside, outside))
     assert expected.keys() == found.keys()
     rounds = [line for line in found.values() if "rl/mismatch_max" in line]
     assert [line["iteration"] for line in rounds] == [1, 3]
-    assert 0 < max(line["rl/mismatch_max"] for line in rounds) <= 1e-5
+    same = [line for line in rounds if not line.get("rl/age")]
+    assert 0 < max(line["rl/mismatch_max"] for line in same) <= 1e-5
+    assert len(killed) == 1
+    # The one that met no server, and behind it all whose answers are of the weights it began with.
+    assert sum(line.get("rl/repeated", 0) for line in rounds) >= 1
     assert not any(line.get("rl/lost") for line in rounds)
     for step, line in expected.items():
         for name, value in line.items():
@@ -112,7 +127,9 @@ class Failing:
     def __init__(self) -> None:
         self.lost = {}
         self.made_again = 0
-        self.endpoint = SimpleNamespace(repeated={"answered with status 500": 3})
+        self.endpoint = SimpleNamespace(
+            repeated={"answered with status 500": 3}, close=lambda: None
+        )
 
     def answers(self, asked: list[int], n: int, seeds: list[int]) -> list[list[Rollout]]:
         found = [[Rollout((1,), (2,), (-0.5,), "stop", (0,))] * n * (one % 2) for one in asked]
@@ -127,7 +144,9 @@ def test_answers_that_do_not_come_are_counted_and_said() -> None:
     server = Server(recipe, told.append)
     server._source = Failing()
     with single_process():
-        found = server.answers([1, 2, 3, 4], 2, [0, 0, 0, 0])
+        server.ask([1, 2, 3, 4], 2, [0, 0, 0, 0])
+        found = server.answers()
+    server.close()
     assert [len(group) for group in found] == [2, 0, 2, 0]
     assert (server.costs.lost, server.costs.repeated) == (4, 3)
     (sentence,) = told

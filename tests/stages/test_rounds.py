@@ -12,7 +12,7 @@ from dsv3_plugin.recipe.rl import Grpo
 from dsv3_plugin.rollouts.groups import Group, Scored
 from dsv3_plugin.rollouts.rollout import Rollout
 from dsv3_plugin.stages.learning import switches_of
-from dsv3_plugin.stages.rounds import Rounds
+from dsv3_plugin.stages.rounds import MiniBatch, Rounds
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -21,11 +21,15 @@ def world():
         yield
 
 
-def rounds(told: list[str], found: Mismatch = Mismatch(0.5, 0.1, 0.01, 0.2), **grpo) -> Rounds:
+def rounds(
+    told: list[str], found: Mismatch = Mismatch(0.5, 0.1, 0.01, 0.2), age: int = 0, **grpo
+) -> Rounds:
     recipe = SimpleNamespace(grpo=Grpo(**grpo), mismatch_limit=1e-5)
     folder = SimpleNamespace(samples=Path("samples"))
     run = SimpleNamespace(recipe=recipe, folder=folder, tell=told.append)
-    return Rounds(run, None, SimpleNamespace(mismatch=lambda: found), None)
+    hook = Rounds(run, None, SimpleNamespace(mismatch=lambda: found), None)
+    hook._mini = MiniBatch([], [], first=True, age=age)
+    return hook
 
 
 def step(iteration: int) -> SimpleNamespace:
@@ -57,6 +61,14 @@ def test_what_is_within_the_limit_is_not_said() -> None:
     near = Mismatch(1e-6, 1e-7, 0.0, 0.0)
     rounds(told, near, on_mismatch="stop").after_backward(step(1))
     assert not told
+
+
+def test_of_older_weights_it_is_told_alone() -> None:
+    told: list[str] = []
+    rounds(told, age=2, on_mismatch="warn").after_backward(seen := step(3))
+    assert seen.numbers["rl/mismatch_max"] == 0.5
+    assert not told
+    assert switches_of(Grpo(), older=True).correction is not None
 
 
 def test_ranks_are_weighed_by_their_tokens() -> None:

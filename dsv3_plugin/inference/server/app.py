@@ -177,6 +177,7 @@ class Server:
             self.name,
             self.words.spelling,
             log_probs=body.logprobs is not None,
+            processed=body.logprobs_mode == "processed_logprobs",
             echo=self.words.decode if body.echo else None,
             token_ids=body.return_token_ids,
         )

@@ -83,6 +83,9 @@ class CompletionRequest(_Common):
     prompt: str | list[int] | list[str] | list[list[int]]
     max_tokens: Annotated[int, Field(ge=1)] = 16
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOG_PROBS)] | None = None
+    logprobs_mode: Literal["raw_logprobs", "processed_logprobs"] = "raw_logprobs"
+    """Log-probabilities of the answer's tokens: the model's own, or those of the distributions that
+    they were drawn from, of a greedy one 0 (vLLM's words, and there an argument of the server)."""
     echo: bool = False
     best_of: int | None = None
 

@@ -73,6 +73,7 @@ class Replies:
         model: its name.
         spelling: of single tokens.
         log_probs: report them.
+        processed: of the distributions that tokens were drawn from, where there are.
         echo: text of a prompt, where it comes before the answer.
         token_ids: report them.
     """
@@ -81,6 +82,7 @@ class Replies:
     model: str
     spelling: Spelling
     log_probs: bool = False
+    processed: bool = False
     echo: Callable[[Sequence[int]], str] | None = None
     token_ids: bool = False
     _id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -175,7 +177,7 @@ class Replies:
         if self._chat:
             return {"content": [self._of_chat(report) for report in reports]}
         tokens = [report.token for report in reports]
-        values: list[float | None] = [report.log_prob for report in reports]
+        values: list[float | None] = [self._value(report) for report in reports]
         tops: list[Json | None] = [
             {self.spelling.name(token): value for token, value in report.top} for report in reports
         ]
@@ -187,6 +189,10 @@ class Replies:
             "top_logprobs": tops,
             "text_offset": self._offsets(tokens, begin),
         }
+
+    def _value(self, report: TokenReport) -> float:
+        drawn = report.sampling_log_prob
+        return drawn if self.processed and drawn is not None else report.log_prob
 
     def _offsets(self, tokens: Sequence[int], begin: int) -> list[int]:
         """Where in the text tokens begin; one that goes on with a character, where the next one

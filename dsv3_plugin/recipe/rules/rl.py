@@ -77,6 +77,23 @@ def rollouts(recipe: Recipe) -> Iterator[str]:
             f"rollouts.prompts {settings.prompts} does not divide into grpo.mini_batches "
             f"{recipe.grpo.mini_batches}"
         )
+    if settings.top_p < 1:
+        yield (
+            f"rollouts.top_p {settings.top_p:g} would never draw tokens that the loss expects now "
+            f"and then, so that its ratios were of two distributions: set it to 1, and lower "
+            f"rollouts.temperature for surer answers"
+        )
+    wanted = settings.curriculum
+    if wanted is not None and wanted.low > wanted.high:
+        yield (
+            f"rollouts.curriculum has its bounds the wrong way round: low {wanted.low:g} and high "
+            f"{wanted.high:g}"
+        )
+    if settings.async_ and recipe.grpo.on_mismatch == "stop":
+        yield (
+            "rollouts.async: 1 trains on answers of older weights, whose log-probabilities differ: "
+            "set grpo.on_mismatch to warn, which looks at answers of the same weights alone"
+        )
     if settings.drafts and not recipe.model.mtp_num_layers:
         yield "rollouts.drafts needs a model with multi-token prediction: set it to 0"
 
