@@ -1,10 +1,14 @@
 """Reinforcement learning in small: rl/tiny from its parent, by several seeds, beside fine-tuning.
 
-    python benchmarks/rl.py [--folder runs/rl_benchmark] [--seeds 1 2 3]
+    python benchmarks/rl.py [--folder runs/rl_benchmark] [--seeds 1 2 3] [--as recipe gspo openai]
 
 Trains `recipes/rl/tiny.yaml` once for each seed, from the one parent that it makes first, and
 fine-tunes that parent further on what its teacher says, for as many seconds of CPU as the first of
 these took: what the same time is worth without rewards. All of it goes through `dsv3 train`.
+
+`--as` trains otherwise as well, or alone: `gspo` by ratios of whole answers, `openai` by answers of
+`dsv3 serve` beside the run, `async` by answers that are a round old, `hot` by answers drawn at a
+temperature of 1.3.
 
 What is there already in the folder is not done again. Prints a table, the curve of held-out rewards
 and a JSON line. Seconds of CPU are those of a run's processes together, so that they do not depend
@@ -12,13 +16,15 @@ on what else the machine does; the minutes on the clock do.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +34,21 @@ from dsv3_plugin.recipe.load import load_recipe
 
 RECIPE, PARENT = "rl/tiny", "rl/tiny-sft"
 REWARD = "rl/held_out_reward"
+
+WAYS = {
+    "recipe": (),
+    # Two steps of a round, without which every ratio is 1. The paper's clips are for answers of
+    # thousands of tokens; of these, of two or three, a mean is about as far as a token.
+    "gspo": (
+        "grpo.importance=sequence", "grpo.aggregation=sequence_mean", "grpo.mini_batches=2",
+        "training.steps=240", "training.eval_interval=20",
+    ),
+    "openai": ("rollouts.kind=openai", "rollouts.key_variable=DSV3_API_KEY"),
+    "async": ("rollouts.async=1",),
+    "hot": ("rollouts.temperature=1.3",),
+}  # fmt: skip
+"""Overrides of the recipe, by their name."""
+_KEY = "of the benchmark alone"
 
 
 def train(recipe: str, folder: Path, *overrides: str) -> Mapping[str, float]:
@@ -44,13 +65,44 @@ def train(recipe: str, folder: Path, *overrides: str) -> Mapping[str, float]:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "dsv3_plugin.cli", *words],
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=_environment(),
     )
     if done.returncode:
         sys.exit(done.returncode)
     seconds = {"cpu": _cpu_seconds() - used, "clock": time.monotonic() - began}
     replace_file(kept, json.dumps(seconds).encode())
     return seconds
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "DSV3_API_KEY": _KEY}
+
+
+@contextlib.contextmanager
+def answering(checkpoint: str, weights: Path) -> Iterator[str]:
+    """A server of a checkpoint, which takes weights below a folder; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    weights.mkdir(parents=True, exist_ok=True)
+    words = ["serve", "--checkpoint", checkpoint, "--port", str(port), "--weights-root", weights]
+    server = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "dsv3_plugin.cli", *words], env=_environment()
+    )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def by_rewards(way: str, seed: int, parent: str, run: Path) -> Mapping[str, float]:
+    """Train the recipe in one of the ways; how many seconds it took."""
+    words = (f"training.seed={seed}", *WAYS[way])
+    if way != "openai" or (run / "seconds.json").is_file():
+        return train(RECIPE, run, *words)
+    with answering(parent, run.parent) as address:
+        return train(RECIPE, run, *words, f"rollouts.url={address}")
 
 
 def _cpu_seconds() -> float:
@@ -82,31 +134,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/rl_benchmark"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--as", dest="ways", nargs="+", choices=WAYS, default=["recipe"])
     options = parser.parse_args()
     folder = options.folder
 
     parent = load_recipe(RECIPE).from_
     made = train(PARENT, Path(parent))
     curves, rows = {}, []
-    for seed in options.seeds:
-        run = folder / f"seed{seed}"
-        took = train(RECIPE, run, f"training.seed={seed}")
-        curves[seed] = curve(run)
-        last = curves[seed][max(curves[seed])]
+    for way, seed in [(way, seed) for way in options.ways for seed in options.seeds]:
+        name = f"seed {seed}" if way == "recipe" else f"{way}, seed {seed}"
+        run = folder / (f"seed{seed}" if way == "recipe" else f"{way}_seed{seed}")
+        took = by_rewards(way, seed, parent, run)
+        curves[name] = curve(run)
+        last = curves[name][max(curves[name])]
         mismatch = max(
             record.get("rl/mismatch_max", 0.0) for record in RunFolder(run).metrics.read()
         )
         rows.append(
             {
-                "run": f"seed {seed}",
-                "before": curves[seed][0],
+                "run": name,
+                "before": curves[name][0],
                 "reward": last,
                 "mismatch": mismatch,
                 **took,
             }
         )
     per_step = made["cpu"] / load_recipe(PARENT).total_steps
-    rows.append(fine_tuned(folder, Path(parent), rows[0]["cpu"], per_step))
+    if "recipe" in options.ways:
+        rows.append(fine_tuned(folder, Path(parent), rows[0]["cpu"], per_step))
 
     print("| run | held-out reward before | and after | CPU s | minutes |\n|---|---|---|---|---|")
     first = rows[0]["before"]
@@ -114,10 +169,11 @@ def main() -> None:
         rewards = f"{row.get('before', first):.3f} | {row['reward']:.3f}"
         spent = f"{row['cpu']:.0f} | {row['clock'] / 60:.1f}"
         print(f"| {row['run']} | {rewards} | {spent} |")
-    print("\n| step | " + " | ".join(f"seed {seed}" for seed in curves) + " |")
+    print("\n| step | " + " | ".join(curves) + " |")
     print("|---" * (1 + len(curves)) + "|")
-    for step in curves[options.seeds[0]]:
-        print(f"| {step} | " + " | ".join(f"{of[step]:.3f}" for of in curves.values()) + " |")
+    for step in sorted(set().union(*curves.values())):
+        rewards = (f"{of[step]:.3f}" if step in of else "" for of in curves.values())
+        print(f"| {step} | " + " | ".join(rewards) + " |")
     print(json.dumps({"parent": made, "rows": rows, "curves": curves}))
 
 
