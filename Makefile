@@ -41,7 +41,7 @@ lint: setup
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 
-# A worker more than processors: one always waits for its ranks to start, or for one that is lost.
+# A worker for each processor, computing on one thread (tests/conftest.py).
 test: lint
 	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not harness and not rl and not slurm" --durations=25
 

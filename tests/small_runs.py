@@ -196,7 +196,7 @@ class Command:
                 process.send_signal(number)
         return self
 
-    def end(self, seconds: float = 240) -> Ended:
+    def end(self, seconds: float = 900) -> Ended:
         """Wait for its end."""
         try:
             output, _ = self._process.communicate(timeout=seconds)

@@ -276,11 +276,16 @@ def placed(recipe: Recipe, cluster: Cluster, nodes: int | None) -> Placement:
             f"--nodes {math.ceil(processes / cluster.gpus_per_node)}, or lower parallel.processes."
         )
     spares = cluster.launch.spares
-    if wanted + spares > there:
-        of_them = f", {spares} of them spares (launch.spares)" if spares else ""
+    if wanted > there:
         raise UserError(
-            f"{where}: it takes {wanted + spares:,} nodes{of_them}, and there are {there:,}: lower "
-            "--nodes, or name a larger cluster with --cluster."
+            f"{where}: it takes {wanted:,} nodes, and there are {there:,}: lower --nodes, or name "
+            "a larger cluster with --cluster."
+        )
+    if wanted + spares > there:
+        raise UserError(
+            f"{where}: the run takes {wanted:,} nodes of {there:,}, which leaves "
+            f"{there - wanted:,} for the {spares:,} spares of launch.spares: lower it in the "
+            "cluster's file, or take fewer ranks (parallel.processes)."
         )
     return Placement(wanted, processes // wanted, spares)
 

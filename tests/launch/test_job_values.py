@@ -48,7 +48,7 @@ def test_a_run_on_cpus_asks_for_no_gpus_wherever_it_runs():
     [
         (3, 0, "2 ranks do not divide evenly among 3 nodes"),
         (2, 0, "it takes 2 nodes, and there are 1"),
-        (1, 1, r"it takes 2 nodes, 1 of them spares \(launch.spares\), and there are 1"),
+        (1, 1, "the run takes 1 nodes of 1, which leaves 0 for the 1 spares of launch.spares"),
     ],
 )
 def test_nodes_that_cannot_be_are_refused(nodes, spares, sentence):
