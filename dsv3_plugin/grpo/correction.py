@@ -45,11 +45,31 @@ def correction_weights(
         answers: of the tokens.
         correction: how.
     """
+    ratios = _ratios(old, sampled, answers, correction)
+    if correction.level == "mask":
+        return ratios.masked_fill(_out(ratios, correction), 0)
+    bounded = ratios.clamp(max=correction.high)
+    return answers.to_tokens(bounded) if correction.level == "sequence" else bounded
+
+
+@torch.no_grad()
+def truncated(old: Tensor, sampled: Tensor, answers: Answers, correction: Correction) -> Tensor:
+    """Where a bound of the correction holds: bool `[t]`, or by sequences `[answers]`.
+
+    Args:
+        old, sampled, answers, correction: see `correction_weights`.
+    """
+    return _out(_ratios(old, sampled, answers, correction), correction)
+
+
+def _ratios(old: Tensor, sampled: Tensor, answers: Answers, correction: Correction) -> Tensor:
+    """`[t]`, or by sequences `[answers]`."""
     logs = old - sampled
     if correction.level == "sequence":
-        logs = answers.to_tokens(answers.sums(logs))
-    ratios = logs.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
-    if correction.level == "mask":
-        out = (ratios < correction.low) | (ratios > correction.high)
-        return ratios.masked_fill(out, 0)
-    return ratios.clamp(max=correction.high)
+        logs = answers.sums(logs)
+    return logs.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
+
+
+def _out(ratios: Tensor, correction: Correction) -> Tensor:
+    beyond = ratios > correction.high
+    return beyond | (ratios < correction.low) if correction.level == "mask" else beyond

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dsv3_plugin.grpo.answers import Answers
-from dsv3_plugin.grpo.correction import Correction, correction_weights
+from dsv3_plugin.grpo.correction import Correction, correction_weights, truncated
 from dsv3_plugin.grpo.kl import Estimate, divergence
 from dsv3_plugin.grpo.ratios import Importance, log_ratios
 from dsv3_plugin.grpo.surrogate import Clip, surrogate
@@ -58,6 +58,9 @@ class Loss:
             the step's.
         kl, entropy: sums of their own, with the same weights, before their coefficients.
         clipped, clipped_dual: how many tokens a bound of the clip took the gradient from.
+        truncated: how many tokens, or answers if those are corrected, a bound of the correction
+            holds for.
+        corrected: of how many.
     """
 
     value: Tensor
@@ -65,6 +68,8 @@ class Loss:
     entropy: Tensor
     clipped: Tensor
     clipped_dual: Tensor
+    truncated: Tensor
+    corrected: int
 
 
 def policy_loss(
@@ -88,9 +93,11 @@ def policy_loss(
     ratios = log_ratios(logs.new, logs.old, answers, switches.importance)
     of_tokens = surrogate(ratios, answers.to_tokens(advantages), switches.clip)
     losses = of_tokens.losses
+    beyond = torch.zeros(0, dtype=torch.bool, device=losses.device)
     if switches.correction is not None:
         assert logs.sampled is not None, "nothing to correct by"
         losses = losses * correction_weights(logs.old, logs.sampled, answers, switches.correction)
+        beyond = truncated(logs.old, logs.sampled, answers, switches.correction)
     weights = answers.to_tokens(weights)
     nothing = torch.zeros((), dtype=losses.dtype, device=losses.device)
     value, kl, chance = (losses * weights).sum(), nothing, nothing
@@ -108,4 +115,6 @@ def policy_loss(
         chance.detach(),
         of_tokens.clipped.sum(),
         of_tokens.clipped_dual.sum(),
+        beyond.sum(),
+        len(beyond),
     )

@@ -54,7 +54,10 @@ class Learning:
         """
         self._seen.append((new, sampled))
         tokens = torch.full_like(loss.kl, len(new))
-        counted = (-new.sum(), tokens, loss.clipped, loss.clipped_dual, loss.entropy, loss.kl)
+        counted = (
+            -new.sum(), tokens, loss.clipped, loss.clipped_dual, loss.entropy, loss.kl,
+            loss.truncated, torch.full_like(loss.kl, loss.corrected),
+        )  # fmt: skip
         self._found.append(torch.stack([number.detach().double() for number in counted]))
 
     def mismatch(self) -> Mismatch:
@@ -71,19 +74,23 @@ class Learning:
         return mismatch(new, sampled, self.switches.clip.low, self.switches.clip.high), len(new)
 
     def _sums(self) -> Tensor:
-        """Of what this rank's micro-batches found, float64 `[6]` on the host."""
+        """Of what this rank's micro-batches found, float64 `[8]` on the host."""
         found = [numbers.cpu() for numbers in self._found]
-        return torch.stack([torch.zeros(6, dtype=torch.float64), *found]).sum(0)
+        return torch.stack([torch.zeros(8, dtype=torch.float64), *found]).sum(0)
 
     def numbers(self) -> dict[str, float]:
         """What the step has found, over all ranks, as the metrics call it."""
-        surprise, tokens, clipped, dual, entropy, kl = _of_all_ranks(self._sums()).sum(0).tolist()
+        surprise, tokens, clipped, dual, entropy, kl, truncated, corrected = (
+            _of_all_ranks(self._sums()).sum(0).tolist()
+        )
         numbers = _of_advantages(self.advantages) | {
             # Of tokens drawn from the model itself it is an estimate without bias.
             "rl/entropy": surprise / max(tokens, 1),
             "rl/clip_fraction": clipped / max(tokens, 1),
             "rl/clip_fraction_dual": dual / max(tokens, 1),
         }
+        if self.switches.correction is not None:
+            numbers["rl/correction_truncated"] = truncated / max(corrected, 1)
         if self.switches.entropy_weight:
             numbers["rl/entropy"] = entropy
         if self.switches.kl_weight:

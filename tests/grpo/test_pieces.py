@@ -7,7 +7,7 @@ import torch
 
 from dsv3_plugin.grpo.advantages import advantages_of, tells_apart
 from dsv3_plugin.grpo.answers import Answers
-from dsv3_plugin.grpo.correction import Correction, correction_weights
+from dsv3_plugin.grpo.correction import Correction, correction_weights, truncated
 from dsv3_plugin.grpo.kl import divergence
 from dsv3_plugin.grpo.mismatch import mismatch
 from dsv3_plugin.grpo.overlong import overlong_penalty
@@ -71,19 +71,23 @@ def test_unbiased_means_in_expectation_over_those_that_were_sampled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("correction", "expected"),
+    ("correction", "expected", "beyond"),
     [
-        (Correction("token", high=1.2), [1.2, 0.5, 1.0]),
-        (Correction("sequence", high=2.0), [0.75, 0.75, 1.0]),
-        (Correction("mask", high=1.4, low=0.6), [0, 0, 1.0]),
+        (Correction("token", high=1.2), [1.2, 0.5, 1.0], [True, False, False]),
+        (Correction("sequence", high=2.0), [0.75, 0.75, 1.0], [False, False]),
+        (Correction("sequence", high=0.8), [0.75, 0.75, 0.8], [False, True]),
+        (Correction("mask", high=1.4, low=0.6), [0, 0, 1.0], [True, True, False]),
     ],
 )
-def test_tokens_are_corrected(correction: Correction, expected: list[float]) -> None:
+def test_tokens_are_corrected(
+    correction: Correction, expected: list[float], beyond: list[bool]
+) -> None:
     sampled = torch.zeros(3)
     old = torch.tensor([math.log(1.5), math.log(0.5), 0.0], requires_grad=True)
     weights = correction_weights(old, sampled, TWO, correction)
     assert weights.tolist() == pytest.approx(expected)
     assert not weights.requires_grad
+    assert truncated(old, sampled, TWO, correction).tolist() == beyond
 
 
 def test_an_overlong_answer_is_punished_by_degrees() -> None:

@@ -1,8 +1,9 @@
 """The loss of answers, by the model that training computes with."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -147,6 +148,25 @@ def test_a_model_that_knows_every_next_token_has_nothing_to_lose():
     rl.loss(learning, sample, [], known)
     assert learning._sums()[0] == 0
     assert learning._sums()[1] == lengths.sum()
+
+
+@pytest.mark.parametrize(
+    ("level", "share"), [("token", 7 / 33), ("mask", 7 / 33), ("sequence", 1 / 5)]
+)
+def test_the_share_that_a_correction_truncates_is_told(model, level: str, share: float):
+    """Of tokens or of answers: the first answer's ratio is 3 at each of its tokens, others' 1."""
+    texts = [replace(text, old=None) for text in drawn()]
+    lengths = torch.tensor([len(text.answer) for text in texts])
+    assert lengths.tolist() == [7, 1, 12, 4, 9]
+    learning = Learning(switches_of(Grpo(on_mismatch="correct", correction=level)))
+    learning.begin(torch.tensor(ADVANTAGES), token_weights(lengths, "token_mean", 16), 33)
+    for sample in micro_batches(packed(texts, 32, 1, 0), 1, 0, 1):
+        likelier = torch.where(sample["answers"] == 0, math.log(3), 0.0)
+        rl.loss(learning, sample, [], -sample["log_probs"] - likelier)
+    assert learning.numbers()["rl/correction_truncated"] == pytest.approx(share)
+
+    alone = Learning(switches_of(Grpo()))
+    assert "rl/correction_truncated" not in alone.numbers()
 
 
 def test_frozen_routers_have_no_gradient(model):
