@@ -130,9 +130,10 @@ def test_a_killed_run_goes_on_within_a_round(
 
 OLDER = (
     "rollouts.async=1", "rollouts.curriculum.high=0.99", "rollouts.dynamic_sampling=2",
-    "training.eval_interval=2",
+    "training.eval_interval=2", "grpo.routing_replay=true",
 )  # fmt: skip
-"""Rounds of answers of older weights, of prompts by what became of them."""
+"""Rounds of answers of older weights, of prompts by what became of them, whose experts are those of
+the weights that made them."""
 
 
 def test_answers_of_older_weights_are_the_same_after_a_kill(learning: Path, tmp_path: Path) -> None:
@@ -151,6 +152,9 @@ def test_answers_of_older_weights_are_the_same_after_a_kill(learning: Path, tmp_
     assert {step: line["rl/age"] for step, line in rounds.items()} == {1: 0, 3: 2, 5: 2}
     assert rounds[1]["rl/mismatch_max"] < 1e-5 < rounds[3]["rl/mismatch_max"]
     assert rounds[5]["rl/curriculum_measured"] > 0
+    shares = [line["rl/correction_truncated"] for line in records(whole) if "rl/kl" in line]
+    assert len(shares) == STEPS
+    assert all(0 <= share < 0.5 for share in shares)
     assert "differ from the trainer's" not in first.output
     for step, version in ((1, 0), (3, 0), (5, 2)):
         text = (whole / "samples" / f"step_{step:07d}.jsonl").read_text()

@@ -1,9 +1,11 @@
-"""What a round of answers says when something is wrong with it."""
+"""What a round says when something is wrong with it, and what a checkpoint keeps of it."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.errors import UserError
@@ -11,7 +13,10 @@ from dsv3_plugin.grpo.mismatch import Mismatch, together
 from dsv3_plugin.recipe.rl import Grpo
 from dsv3_plugin.rollouts.groups import Group, Scored
 from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.rollouts.rows import Text
+from dsv3_plugin.stages.draws import Drawn, Draws
 from dsv3_plugin.stages.learning import switches_of
+from dsv3_plugin.stages.round_numbers import Costs
 from dsv3_plugin.stages.rounds import MiniBatch, Rounds
 
 
@@ -75,6 +80,32 @@ def test_ranks_are_weighed_by_their_tokens() -> None:
     found = together([(Mismatch(0.5, 0.1, 0.0, 1.0), 1), (Mismatch(0.2, 0.0, 0.4, 0.0), 3)])
     assert found == Mismatch(0.5, pytest.approx(0.025), pytest.approx(0.3), 0.25)
     assert together([]) == Mismatch(0.0, 0.0, 0.0, 0.0)
+
+
+def test_answers_that_wait_keep_their_experts_in_a_checkpoint() -> None:
+    """Those of the round that comes next, and those of steps of this one."""
+    experts = torch.arange(12, dtype=torch.int32).view(2, 3, 2)
+    rollout = Rollout((1, 2), (3,), (-1.0,), "stop", (4,), experts)
+    scored = Scored(rollout, "3", 1.0, {"match": 1.0}, {}, True, "3")
+    recipe = SimpleNamespace(grpo=Grpo(), rollouts=SimpleNamespace(kind="embedded"))
+
+    def rounds_of() -> Rounds:
+        run = SimpleNamespace(recipe=recipe, folder=SimpleNamespace())
+        return Rounds(run, Draws(recipe, None), None, None)
+
+    before, after = rounds_of(), rounds_of()
+    before._draws._ready = Drawn([Group("a", "b", "c", (scored,))], [0], 4, Costs(lost=1))
+    before._waiting.append(MiniBatch([Text.of(rollout)], [0.5], first=True, age=2))
+    stored = io.BytesIO()
+    torch.save(before.state_dict(), stored)
+    stored.seek(0)
+    after.load_state_dict(torch.load(stored))  # of plain types alone, as upstream reads it
+    drawn = after._draws.take()
+    assert drawn == before._draws.take()
+    assert torch.equal(drawn.groups[0].answers[0].rollout.experts, experts)
+    [mini] = after._waiting
+    assert mini == before._waiting[0]
+    assert torch.equal(mini.texts[0].experts, experts)
 
 
 def group(*rewards: float | None) -> Group:
