@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.launch import time_limit
 from dsv3_plugin.launch.starts import NOT_STARTED
 from dsv3_plugin.numbers import time_text
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.plan import Plan
 from dsv3_plugin.recipe.schema import Recipe
 
-_SHORTEST_NOTICE_S = 60
-"""Slurm counts time limits in minutes, and announces their end up to a minute early."""
 FOR_LAST_WORDS_S = 120
 """How long ranks may outlive the first that ended, before srun ends them: they find out whom they
 lost in ten seconds, and NCCL's flight recorder is written in a minute."""
@@ -185,14 +184,8 @@ def values_of(
         way_out = f"; {plan.limit.way_out}" if plan.limit.way_out else ""
         raise UserError(f"{recipe.name} on {cluster.name}: {plan.limit.sentence}{way_out}.")
     placement = placed(recipe, cluster, nodes)
-    minutes = time_limit_minutes(cluster)
-    notice = notice_seconds(recipe, plan)
-    if minutes is not None and 60 * minutes <= notice:
-        raise UserError(
-            f"{recipe.name} on {cluster.name}: a time limit of {time_text(60 * minutes)} leaves "
-            f"nothing beside the {time_text(notice)} in which a step is finished and saved: raise "
-            "launch.time_limit_hours in the cluster's file."
-        )
+    minutes, parts = time_limit.minutes_of(cluster), time_limit.spent(recipe, plan)
+    time_limit.refuse_too_short(f"{recipe.name} on {cluster.name}", minutes, parts)
     on_gpu = cluster.host == "gpu" and recipe.host != "cpu"
     home, marks = folder / runs[0], "%j"
     if len(runs) > 1:
@@ -211,7 +204,7 @@ def values_of(
         gpus_per_node=cluster.gpus_per_node if on_gpu else 0,
         on_gpu=on_gpu,
         minutes=minutes,
-        notice_s=notice,
+        notice_s=parts.notice,
         wait_s=FOR_LAST_WORDS_S,
         check_minutes=math.ceil(recipe.parallel.timeout_minutes),
         free_bytes=max(phase.checkpoint_bytes for phase in plan.phases),
@@ -288,24 +281,6 @@ def placed(recipe: Recipe, cluster: Cluster, nodes: int | None) -> Placement:
             "cluster's file, or take fewer ranks (parallel.processes)."
         )
     return Placement(wanted, processes // wanted, spares)
-
-
-def time_limit_minutes(cluster: Cluster) -> int | None:
-    """The time limit as Slurm counts it."""
-    hours = cluster.launch.time_limit_hours
-    return None if hours is None else max(1, round(60 * hours))
-
-
-def notice_seconds(recipe: Recipe, plan: Plan) -> int:
-    """How long before the end of its time a run begins to save.
-
-    Twice what the plan says of the longest step and of a checkpoint, since neither was measured.
-    """
-    longest = max(
-        phase.step_seconds + phase.time_by_part.get("saving", 0.0) * recipe.checkpoint.interval
-        for phase in plan.phases
-    )
-    return max(_SHORTEST_NOTICE_S, math.ceil(2 * longest))
 
 
 def place_on(cluster: Cluster, folder: Path, others: Sequence[Path] = ()) -> Place:

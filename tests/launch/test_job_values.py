@@ -1,5 +1,6 @@
 """What a job's script says: nodes, times and words, by a recipe, its plan and a cluster's file."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,21 @@ def test_the_time_limit_is_in_minutes_and_leaves_time_to_save():
     assert job.notice_s > 2 * max(phase.step_seconds for phase in plan.phases)
     assert "times the limit of 1d00h" in job.sentence
     assert values("pretrain/tiny", load_cluster("cpu")).notice_s == 60
-    with pytest.raises(UserError, match="a time limit of 1m00s leaves nothing beside the 1m00s"):
+
+
+def test_a_time_limit_in_which_a_job_could_hardly_do_a_step_is_refused_with_the_numbers():
+    """32 nodes write 9.6 TB in 28 s, a step takes 184 s by the plan: 425 s of notice."""
+    short = with_launch("h100", time_limit_hours=0.2)
+    sentence = (
+        "deepseek-v3-256 on h100: a time limit of 12m00s is too short: starting takes some 2m00s, "
+        "reading a checkpoint 28s, 3 steps 9m13s by the plan, and the ranks are told to save 7m05s "
+        "before the end, which Slurm does up to 1m00s early: set launch.time_limit_hours to 0.34 "
+        "or more in the cluster's file."
+    )
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        values("pretrain/deepseek-v3-256", short)
+    assert values("pretrain/deepseek-v3-256", with_launch("h100", time_limit_hours=0.34)).minutes
+    with pytest.raises(UserError, match="a time limit of 1m00s is too short"):
         values("pretrain/tiny", with_launch("cpu", time_limit_hours=0.01))
 
 
