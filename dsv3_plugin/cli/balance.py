@@ -18,7 +18,7 @@ def balance(
 ) -> None:
     """Show how evenly the experts, ranks and nodes of a run are loaded."""
     from dsv3_plugin.files.run_folder import RunFolder
-    from dsv3_plugin.recipe.places import run_at
+    from dsv3_plugin.recipe.places import refuse_not_begun, run_at
     from dsv3_plugin.report.balance import (
         LoadHistory,
         draw_load,
@@ -28,6 +28,7 @@ def balance(
     )
 
     folder = run_at(run) or RunFolder(run)
+    refuse_not_begun(folder)
     history = LoadHistory(folder.metrics.stream(), run, main_layers(folder))
     if as_json:
         say_json(load_mapping(history))

@@ -4,6 +4,7 @@ All of it goes to stderr; stdout is for what was found or done.
 """
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -65,14 +66,14 @@ def _lines(label: str) -> Callable[[int, int], None]:
 
 
 @contextlib.contextmanager
-def phases() -> Iterator[Callable[[str, int, int | None], None] | None]:
-    """Shows the phases of one piece of work, one after the other; nothing in a log.
+def phases() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Shows the phases of one piece of work; in a log, a line after 5 s and every half minute.
 
-    Yields what is to be called with (phase, items done, items in all where known), if anything.
+    Yields what is to be called with (phase, items done, items in all where known).
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield _phase_lines()
         return
     from rich.progress import (
         BarColumn,
@@ -98,6 +99,19 @@ def phases() -> Iterator[Callable[[str, int, int | None], None] | None]:
             bar.update(task, completed=done)
 
         yield show
+
+
+def _phase_lines() -> Callable[[str, int, int | None], None]:
+    due = time.monotonic() + _FIRST_LOG_SECONDS
+
+    def show(phase: str, done: int, total: int | None) -> None:
+        nonlocal due
+        if (now := time.monotonic()) < due:
+            return
+        due = now + _LOG_SECONDS
+        note(f"{phase}: {done:,}" if total is None else f"{phase}: {done:,} of {total:,}")
+
+    return show
 
 
 @contextlib.contextmanager
@@ -138,10 +152,14 @@ def problems_done(total: int) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def children_done(total: int) -> Iterator[Callable[[], None]]:
-    """Shows how many of some processes have ended, on a terminal alone; yields what one calls."""
+    """Shows how many of some processes have ended; in a log a line at first, and as they end.
+
+    Yields what is called as one does, from any thread. One process alone takes seconds, and no
+    line.
+    """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda: None
+        yield _children_lines(total)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -152,3 +170,21 @@ def children_done(total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("rehearsing", total=total)
         yield lambda: bar.advance(task)
+
+
+def _children_lines(total: int) -> Callable[[], None]:
+    began = last = time.monotonic()
+    ended, one_at_a_time = 0, threading.Lock()
+    if total > 1:
+        note(f"rehearsing, in {total:,} processes: minutes, as a rule")
+
+    def report() -> None:
+        nonlocal ended, last
+        with one_at_a_time:
+            ended += 1
+            now = time.monotonic()
+            if total > 1 and (now - last >= _FIRST_LOG_SECONDS or ended == total):
+                last = now
+                note(f"rehearsing: {ended:,} of {total:,} have ended, {time_text(now - began)}")
+
+    return report

@@ -100,8 +100,8 @@ def logs(
     from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.run_logs import follow as follow_files
     from dsv3_plugin.launch.run_logs import log_ends
-    from dsv3_plugin.launch.status import end_of_run, find_run
-    from dsv3_plugin.terminal.lines import finish, say
+    from dsv3_plugin.launch.status import end_of_run, find_run, status_of
+    from dsv3_plugin.terminal.lines import finish, note, say
 
     found = find_run(named(run))
     is_over = end_of_run(found)
@@ -123,6 +123,8 @@ def logs(
             finish()
 
         follow_files(found, rank, ends, add, is_over)
+        state = status_of(found, {}).state
+        note(f"The run in {found.root} has ended ({state}): nothing more will be printed.")
 
 
 def cancel(

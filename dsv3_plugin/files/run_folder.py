@@ -29,7 +29,13 @@ RECIPE = "recipe.yaml"
 JOB_SCRIPT = "job.sbatch"
 """What its job runs, in the folder `launch`, where that has a recipe too."""
 
+JOB_RECORD = "job.json"
+"""In the folder `launch`: which job the run was last submitted as."""
+
 _LOCK = ".lock"
+
+_SIGNATURE = re.compile(r"process (?P<process>\d+) on (?P<node>[^\s,]+)(?:, of job |$)")
+"""Who holds the folder of a run, as its lock's file says it."""
 
 _LONGEST_RECIPE = 2**24
 """Bytes; what a run keeps is complete, and a batch schedule may have thousands of pieces."""
@@ -135,9 +141,27 @@ class RunFolder:
         return self.root / "launch"
 
     @property
+    def launched_with(self) -> Path:
+        """The recipe that its job begins it with."""
+        return self.launch / RECIPE
+
+    @property
+    def waits_to_begin(self) -> bool:
+        """Whether it was launched and has not begun: all that there is of it is in `launch`."""
+        return (self.launch / JOB_RECORD).is_file() and not self.recipe.is_file()
+
+    @property
     def is_held_here(self) -> bool:
         """Whether a process of this machine holds the folder: a run is under way."""
         return locks.is_held(self.root / _LOCK)
+
+    @property
+    def holder_is_gone(self) -> bool:
+        """Whether the process that held the folder last was of this machine, and has ended."""
+        signed = _SIGNATURE.match(locks.signature(self.root / _LOCK))
+        if signed is None or signed["node"] != os.uname().nodename or self.is_held_here:
+            return False
+        return not Path("/proc", signed["process"]).exists()
 
     @property
     def recipes(self) -> Path:

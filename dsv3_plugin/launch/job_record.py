@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import replace_file
-from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.files.run_folder import JOB_RECORD, RunFolder
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def forget_stop(folder: RunFolder) -> None:
 
 
 def _place(folder: RunFolder) -> Path:
-    return folder.launch / "job.json"
+    return folder.launch / JOB_RECORD
 
 
 def _stop(folder: RunFolder) -> Path:

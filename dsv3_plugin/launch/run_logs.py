@@ -12,6 +12,7 @@ from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.failing import failed_first
 from dsv3_plugin.launch.job_record import record_of
 from dsv3_plugin.launch.logs import end_of, since_start_in
+from dsv3_plugin.recipe.places import refuse_not_begun
 
 START_MARK = "--- dsv3 starts "
 """What the output of a job has where its run is started."""
@@ -72,6 +73,7 @@ def log_ends(run: RunFolder, rank: int | None = None) -> list[LogEnd]:
         title = f"{end.title} (failed)" if one in failing else end.title
         ends.append(replace(end, title=title, lines=end.lines[-_LINES:]))
     if not ends:
+        refuse_not_begun(run)
         raise UserError(f"nothing has been printed yet by the run in {run.root}.")
     return ends
 

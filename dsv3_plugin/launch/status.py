@@ -14,6 +14,7 @@ from typing import Any
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.metrics_file import number_in
 from dsv3_plugin.files.run_folder import JOB_SCRIPT, TRACKER, RunFolder
+from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, record_of
 from dsv3_plugin.launch.progress import Pace
 from dsv3_plugin.launch.queue import QueuedJob, queued
@@ -45,7 +46,7 @@ class RunStatus:
         restarts: of that job.
         saved_step: of the newest checkpoint; 0 if there is none.
         saved_at: when that was finished, in seconds since 1970.
-        why: a sentence on the end of its last start.
+        why: a sentence on the end of its last start, or that it has not begun.
     """
 
     folder: Path
@@ -136,25 +137,47 @@ def end_of_run(run: RunFolder) -> Callable[[], bool]:
     """A function that says, when it is asked, whether a run that is watched has come to its end.
 
     Where it was launched, that is the end of its job, which may wait or be put back into the queue
-    meanwhile; otherwise that of a process here. Of one on another machine nothing is known.
+    meanwhile; otherwise that of the process that trains it here, or that it is done. Of a process
+    on another machine nothing is known.
     """
-    was_held, asked_at, job_is_gone = False, -math.inf, False
+    was_held, asked_at, is_gone = False, -math.inf, False
 
     def is_over() -> bool:
-        nonlocal was_held, asked_at, job_is_gone
+        nonlocal was_held, asked_at, is_gone
         if run.is_held_here:
             was_held = True
             return False
-        record = record_of(run)
-        if record is None or shutil.which("squeue") is None:
-            return was_held
+        if was_held and not _has_job(run):
+            return True
         if time.monotonic() - asked_at >= _ASK_EVERY_S:
             asked_at = time.monotonic()
-            with contextlib.suppress(UserError):  # it does not answer now
-                job_is_gone = record.job not in queued([record.job])
-        return job_is_gone
+            with contextlib.suppress(UserError):  # Slurm does not answer now
+                is_gone = _is_gone(run)
+        return is_gone
 
     return is_over
+
+
+def _has_job(run: RunFolder) -> bool:
+    """Whether Slurm can be asked for the job of a run."""
+    return record_of(run) is not None and shutil.which("squeue") is not None
+
+
+def _is_gone(run: RunFolder) -> bool:
+    """Whether nothing goes on with a run that no process here holds.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    if _has_job(run):
+        job = record_of(run).job
+        return job not in queued([job])
+    if run.holder_is_gone:
+        return True
+    recipe = _recipe(run)
+    if recipe is None or _of(recipe, "total_steps") is None:
+        return False
+    return is_done(recipe.model_copy(update={"directory": str(run.root)}))  # it may have moved
 
 
 def jobs_of(runs: Sequence[RunFolder]) -> Iterator[str]:
@@ -195,7 +218,7 @@ def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob]) -> RunStatus:
         restarts=_restarts(record, starts, jobs),
         saved_step=run.steps_saved(),
         saved_at=run.saved_at(),
-        why=starts[-1].why if starts else "",
+        why=starts[-1].why if starts else _not_begun(run, record),
     )
 
 
@@ -212,6 +235,13 @@ def _state(
     if steps is not None and run.steps_saved() >= steps:
         return "done", False
     return "stopped", False
+
+
+def _not_begun(run: RunFolder, record: JobRecord | None) -> str:
+    """A sentence on a run of which there is nothing yet but its job."""
+    if record is None or not run.waits_to_begin:
+        return ""
+    return f"launched as job {record.job}, and not begun; what that prints is in {record.output}."
 
 
 def _restarts(
@@ -234,7 +264,7 @@ def _left(recipe: Recipe | None, records: Sequence[dict[str, Any]], since: float
 
 def _recipe(run: RunFolder) -> Recipe | None:
     """What the run is of; None where it is of another version of dsv3, and cannot be read."""
-    for kept in (run.recipe, run.launch / LAUNCHED):
+    for kept in (run.recipe, run.launched_with):
         if kept.is_file():
             try:
                 return load_recipe(kept)

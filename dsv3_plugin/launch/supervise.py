@@ -110,9 +110,10 @@ def refuse_missing_gpus(recipe: Recipe, machine: Machine) -> None:
     """Raise UserError if the ranks need more GPUs than the machine has."""
     if recipe.on_gpu(machine) and machine.gpus < recipe.parallel.processes:
         raise UserError(
-            f"the recipe takes {recipe.parallel.processes} GPUs and this machine has "
-            f"{machine.gpus}: start it with torchrun or srun on as many. What runs without a GPU "
-            f"is small, such as the recipe pretrain/tiny."
+            f"the recipe takes {recipe.parallel.processes:,} GPUs and this machine has "
+            f"{machine.gpus}: start it as a job, by dsv3 launch (dsv3 launch RECIPE --cluster FILE "
+            "--dry-run says here what that would do), or with torchrun or srun on as many. What "
+            "runs without a GPU is small, such as the recipe pretrain/tiny."
         )
 
 

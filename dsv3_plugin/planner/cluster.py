@@ -24,6 +24,9 @@ _BLACKWELL = ("B100", "B200", "B300", "GB200", "GB300")
 LEAST, MOST = 1e-6, 1e9
 """Bounds of whatever a device has or does, in the units of a cluster file."""
 LEAST_SHARE = 1e-3
+_OF_A_CLUSTER = {"gpu", "gpus", "gpus_per_node", "peak_tflops", "launch"}
+_OF_OTHERS = {"base", "model", "stage", "training", "parallel", "curves", "num_layers"}
+"""Keys by which a file that was named by mistake is told from a cluster's."""
 
 
 def _amount(value: float) -> float:
@@ -207,7 +210,18 @@ def load_cluster(name_or_path: str | Path) -> Cluster:
     """
     path = _find(str(name_or_path))
     data = yaml_text.read_mapping(path)
+    if data.keys() & _OF_OTHERS and not data.keys() & _OF_A_CLUSTER:
+        raise _another_file(path, "a model" if "num_layers" in data else "a recipe")
     return validate(Cluster, {"name": path.stem} | data, str(path))
+
+
+def _another_file(path: str | Path, what: str) -> UserError:
+    """The sentence on a file that is none of a cluster's."""
+    return UserError(
+        f"{path} is {what}, and a cluster's file is asked for, which says what nodes have and how "
+        f"jobs are started: name a cluster that comes with dsv3 ({', '.join(shipped_clusters())}) "
+        "or a copy of one; a recipe is named without --cluster."
+    )
 
 
 def _shipped_folder() -> Path:
@@ -223,4 +237,6 @@ def _find(name_or_path: str) -> Path:
             f"{path} is a folder, and a cluster is asked for: name a YAML file, or a cluster that "
             f"comes with dsv3 ({', '.join(shipped_clusters())})."
         )
+    if os.path.isfile(shipped.shipped_folder("recipes") / f"{name_or_path}.yaml"):
+        raise _another_file(name_or_path, "a recipe")
     raise shipped.no_such(name_or_path, "cluster", shipped_clusters())

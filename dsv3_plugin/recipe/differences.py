@@ -61,7 +61,8 @@ def whole_recipe(place: str) -> dict[str, Any]:
         UserError: there is none, or it cannot be read.
     """
     path = named(place)
-    if path.is_dir() and (run := run_at(path)) is not None and run.recipe.is_file():
-        # As it was kept: it may be of another version of dsv3.
-        return yaml_text.read_mapping(run.recipe)
+    if path.is_dir() and (run := run_at(path)) is not None:
+        kept = run.launched_with if run.waits_to_begin else run.recipe
+        if kept.is_file():  # read as it is: it may be of another version of dsv3
+            return yaml_text.read_mapping(kept)
     return yaml_text.parse(load_recipe(place).to_yaml(), place)

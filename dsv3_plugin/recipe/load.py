@@ -17,7 +17,7 @@ from typing import Any
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import is_name, named
-from dsv3_plugin.files.run_folder import RECIPE
+from dsv3_plugin.files.run_folder import RECIPE, RunFolder
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
@@ -55,12 +55,21 @@ def load_recipe(
             f"{path} is a model, and a recipe is asked for: name the model in one with "
             f"`model: {path.stem}`, or begin with the recipe pretrain/tiny."
         )
+    if not data.keys() & {"model", "stage"} and data.keys() & {"gpus", "gpus_per_node"}:
+        raise _is_a_cluster(path)
     where = str(path)
     given = [parse(text) for text in overrides]
     try:
         return _checked(data, path, given, machine)
     except UserError as error:
         raise UserError(_blaming(str(error), where, given)) from error
+
+
+def _is_a_cluster(name_or_path: str | Path) -> UserError:
+    return UserError(
+        f"{name_or_path} is a cluster, and a recipe is asked for: name a recipe first, such as "
+        f"pretrain/tiny, and this with --cluster {name_or_path}."
+    )
 
 
 def stage_of(name_or_path: str | Path, overrides: Sequence[str] = ()) -> type[Recipe]:
@@ -197,12 +206,19 @@ def find(
     path = named(name_or_path)
     if os.path.isdir(path) and folder != "models":
         inside = path / RECIPE
-        way_out = (
-            f"it is that of a run, whose recipe is {inside}"
-            if inside.is_file()
-            else ("name a YAML file, or a shipped recipe such as pretrain/tiny")
-        )
+        launched = RunFolder(path)
+        if inside.is_file():
+            way_out = f"it is that of a run, whose recipe is {inside}"
+        elif launched.waits_to_begin:
+            way_out = (
+                "it is that of a run that has not begun; it was launched with "
+                f"{launched.launched_with}"
+            )
+        else:
+            way_out = "name a YAML file, or a shipped recipe such as pretrain/tiny"
         raise UserError(f"{path} is a folder, and a recipe is asked for: {way_out}.")
+    if not folder and os.path.isfile(shipped.shipped_folder("launch/clusters") / f"{path}.yaml"):
+        raise _is_a_cluster(name_or_path)
     known = [name for name in shipped.names_in(within) if models or not name.startswith("models/")]
     what = "model" if folder == "models" else "recipe or model" if models else "recipe"
     raise shipped.no_such(name_or_path, what, [name.removeprefix("models/") for name in known])

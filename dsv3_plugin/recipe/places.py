@@ -54,10 +54,18 @@ def run_at(path: str | Path) -> RunFolder | None:
     if run is not None:
         return run
     run = run_in(path)
-    if run.metrics.path.is_file():
+    if run.metrics.path.is_file() or run.waits_to_begin:
         return run
     others = is_checkpoint(path) or (path / JOB_SCRIPT).exists()  # which have a recipe, too
     return run if run.recipe.is_file() and not others else None
+
+
+def refuse_not_begun(run: RunFolder) -> None:
+    """Raise UserError for a run that waits for its job, of which no number is known yet."""
+    if run.waits_to_begin:
+        raise UserError(
+            f"the run in {run.root} has not begun: dsv3 status {run.root} says how its job stands."
+        )
 
 
 def the_run_at(path: str | Path) -> RunFolder:

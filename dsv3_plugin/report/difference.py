@@ -7,6 +7,7 @@ from typing import Any
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.numbers import tokens_text
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.differences import MISSING, Difference, differences, whole_recipe
@@ -25,12 +26,15 @@ class Compared:
         a, b: as they were asked for.
         keys: in which they differ.
         losses: of each that is a run with steps; None otherwise.
+        not_begun: those that are runs and wait for their jobs: what is compared is the recipe that
+            they were launched with.
     """
 
     a: str
     b: str
     keys: list[Difference]
     losses: tuple[RunLosses | None, RunLosses | None]
+    not_begun: tuple[str, ...] = ()
 
     @property
     def common(self) -> float | None:
@@ -50,7 +54,8 @@ def compared(a: str, b: str) -> Compared:
         UserError: one of them is neither, or cannot be read.
     """
     keys = differences(whole_recipe(a), whole_recipe(b))
-    return Compared(a, b, keys, (_losses(a), _losses(b)))
+    waiting = [one for one in dict.fromkeys((a, b)) if (run := _run(one)) and run.waits_to_begin]
+    return Compared(a, b, keys, (_losses(a), _losses(b)), tuple(waiting))
 
 
 def lines(found: Compared) -> Iterator[str]:
@@ -64,8 +69,10 @@ def lines(found: Compared) -> Iterator[str]:
         else:
             yield from (f"{one.key}:", f"  {a}", f"  → {b}")
     runs = [run for run in found.losses if run is not None]
-    if runs:
+    if runs or found.not_begun:
         yield ""
+    for name in found.not_begun:
+        yield f"{name} has not begun: its recipe is the one that it was launched with."
     widest = max((len(run.name) for run in runs), default=0)
     for run in runs:
         held_out = f", held out {run.held_out[-1][1]:.4f}" if run.held_out else ""
@@ -93,9 +100,13 @@ def mapping(found: Compared) -> dict[str, Any]:
     }
 
 
-def _losses(place: str) -> RunLosses | None:
+def _run(place: str) -> RunFolder | None:
     path = named(place)
-    run = run_at(path) if path.is_dir() else None
+    return run_at(path) if path.is_dir() else None
+
+
+def _losses(place: str) -> RunLosses | None:
+    run = _run(place)
     try:
         return None if run is None else losses_of(run, place)
     except UserError:  # no step yet

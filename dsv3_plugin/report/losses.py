@@ -14,6 +14,7 @@ from dsv3_plugin.files.metrics_file import Record, number_in
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.common import Common
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.places import refuse_not_begun
 
 CURVES = {
     "learning_rate": "learning rate",
@@ -97,6 +98,7 @@ def losses_of(run: RunFolder, name: str) -> RunLosses:
     Raises:
         UserError: it has taken no step.
     """
+    refuse_not_begun(run)
     found = RunLosses(name, _recipe(run))
     for record in run.metrics.stream():
         found.add(record)

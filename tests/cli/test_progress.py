@@ -47,3 +47,34 @@ def test_the_bar_goes_to_stderr(monkeypatch, capsys):
     assert "verify" in said.err
     assert "3.0/4.0 GB" in said.err
     assert said.out == ""
+
+
+def test_processes_of_a_rehearsal_are_counted_in_a_log(clock, monkeypatch, capsys):
+    monkeypatch.setattr(Console, "is_terminal", False)
+    with progress.children_done(4) as done:
+        said = [capsys.readouterr()]
+        for seconds in (6, 1, 50, 1):  # not again so soon; but the last one always
+            clock[0] += seconds
+            done()
+            said.append(capsys.readouterr())
+    assert [one.err for one in said] == [
+        "rehearsing, in 4 processes: minutes, as a rule\n",
+        "rehearsing: 1 of 4 have ended, 6s\n",
+        "",
+        "rehearsing: 3 of 4 have ended, 57s\n",
+        "rehearsing: 4 of 4 have ended, 58s\n",
+    ]
+    assert not any(one.out for one in said)
+    with progress.children_done(1) as done:
+        done()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_phases_have_lines_in_a_log(clock, monkeypatch, capsys):
+    monkeypatch.setattr(Console, "is_terminal", False)
+    with progress.phases() as show:
+        for seconds, *said in ((1, "Reading", 5, None), (5, "Reading", 9000, None),
+                               (2, "Encoding", 1, 9000), (30, "Encoding", 4000, 9000)):  # fmt: skip
+            clock[0] += seconds
+            show(*said)
+    assert capsys.readouterr() == ("", "Reading: 9,000\nEncoding: 4,000 of 9,000\n")

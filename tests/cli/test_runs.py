@@ -1,6 +1,7 @@
 """`dsv3 status`, `logs` and `cancel` on folders of runs."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -175,6 +176,52 @@ def test_following_ends_with_the_job_and_waits_for_one_that_has_not_begun(dsv3, 
     said = dsv3("logs", "runs/small", "-f")
     assert (said.code, said.out) == (0, "job 7: begun\n"), said.err
     assert dsv3("logs", "runs/small", "-f").out.splitlines()[-1] == "begun"
+
+
+@pytest.mark.parametrize("left", ["signed", "done"])
+def test_following_a_run_without_a_job_ends_where_nothing_goes_on(
+    dsv3, run, no_slurm, left, monkeypatch
+):
+    """Nobody was seen to hold it: its last process was of this machine, or it is done."""
+    run.logs.mkdir()
+    (run.logs / "rank0.log").write_text("all\n")
+    if left == "signed":
+        (run.root / ".lock").write_text(f"process {2**22 + 1} on {os.uname().nodename}")
+    else:
+        (run.root / ".lock").write_text("process 1 on elsewhere")
+        monkeypatch.setattr(run_status, "is_done", lambda recipe: recipe.folder == run.root)
+    said = dsv3("logs", run.root, "-f")
+    assert (said.code, said.out.splitlines()[-1]) == (0, "all")
+    assert said.err == (
+        f"The run in {run.root} has ended (stopped): nothing more will be printed.\n"
+    )
+
+
+def test_a_run_that_waits_for_its_job_is_told_of_in_plain_words(dsv3, tmp_path, slurm, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    waits = RunFolder(tmp_path / "runs" / "new")
+    write_record(waits, JobRecord("7", "cpu", "runs/new/launch/job-7.out", 0.0))
+    waits.launched_with.write_text("base: pretrain/tiny\ntraining: {steps: 12}\n")
+    (waits.launch / "job.sbatch").write_text("")
+    slurm("7|PENDING|Priority|0|1:00:00||")
+    said = dsv3("status", "runs/new")
+    assert "PENDING (Priority)" in said.out
+    assert (
+        "runs/new: launched as job 7, and not begun; what that prints is in runs/new/launch/job-7"
+        in said.out
+    )
+    not_begun = "the run in runs/new has not begun: dsv3 status runs/new says how its job stands."
+    for verb in ("logs", "plot", "balance"):
+        said = dsv3(verb, "runs/new")
+        assert (said.code, said.out, said.err) == (2, "", f"dsv3: {not_begun}\n")
+    said = dsv3("diff", "pretrain/tiny", "runs/new")
+    assert said.code == 0, said.err
+    assert "training.steps" in said.out
+    assert said.out.endswith(
+        "runs/new has not begun: its recipe is the one that it was launched with.\n"
+    )
+    refused = dsv3("plan", "runs/new").err
+    assert "a run that has not begun; it was launched with runs/new/launch/recipe.yaml" in refused
 
 
 def test_what_cannot_be_shown_or_cancelled_is_a_sentence(dsv3, run, slurm, tmp_path):

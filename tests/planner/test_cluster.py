@@ -9,6 +9,7 @@ from dsv3_plugin.planner.cluster import Cluster, load_cluster, shipped_clusters
 from dsv3_plugin.planner.make import refuse_impossible
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.shipped import shipped_folder
 
 SHIPPED = ("b200", "cpu", "gb200", "gb300", "h100", "h200", "h800", "mi300x")
 
@@ -174,3 +175,32 @@ def test_what_is_no_mapping(text, sentence, tmp_path):
         load_cluster(file)
     assert str(error.value).startswith(str(file))
     assert sentence in str(error.value)
+
+
+def test_a_file_that_is_no_clusters_is_called_what_it_is(tmp_path):
+    (tmp_path / "best.yaml").write_text("base: pretrain/tiny\nparallel: {processes: 2}\n")
+    (tmp_path / "model.yaml").write_text("num_layers: 4\n")
+    for named, what in (
+        (tmp_path / "best.yaml", "a recipe"),
+        ("pretrain/tiny", "a recipe"),
+        (tmp_path / "model.yaml", "a model"),
+    ):
+        with pytest.raises(UserError) as refused:
+            load_cluster(named)
+        assert str(refused.value) == (
+            f"{named} is {what}, and a cluster's file is asked for, which says what nodes have and "
+            "how jobs are started: name a cluster that comes with dsv3 "
+            f"({', '.join(SHIPPED)}) or a copy of one; a recipe is named without --cluster."
+        )
+
+
+def test_a_cluster_in_the_place_of_a_recipe_is_called_what_it_is(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text((shipped_folder("launch/clusters") / "h100.yaml").read_text())
+    for named in (str(mine), "h100"):
+        with pytest.raises(UserError) as refused:
+            load_recipe(named)
+        assert str(refused.value) == (
+            f"{named} is a cluster, and a recipe is asked for: name a recipe first, such as "
+            f"pretrain/tiny, and this with --cluster {named}."
+        )

@@ -78,7 +78,10 @@ def test_a_launcher_with_other_ranks_is_refused_and_one_rank_says_so(recipe, tmp
 def test_more_gpus_than_there_are_is_refused_before_ranks_start(recipe, gpus):
     machine = Machine(gpus, transformer_engine=False)
     wanted = load_recipe(recipe, ["host=gpu"])
-    advice = "What runs without a GPU is small, such as the recipe pretrain/tiny"
+    advice = (
+        "dsv3 launch RECIPE --cluster FILE --dry-run says here .* "
+        "What runs without a GPU is small, such as the recipe pretrain/tiny"
+    )
     sentence = f"takes 2 GPUs and this machine has {gpus}: .*{advice}"
     with pytest.raises(UserError, match=sentence):
         refuse_missing_gpus(wanted, machine)

@@ -27,7 +27,7 @@ from dsv3_plugin.planner.cluster import Amount, Cluster, load_cluster
 from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.recipe.places import run_at
+from dsv3_plugin.recipe.places import refuse_not_begun, run_at
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.recipe.validation import validate
@@ -142,7 +142,9 @@ def read_measurements(path: str | Path, recipe: Recipe | None, cluster: Cluster)
     """
     path = named(path)
     if os.path.isdir(path):
-        path = (run_at(path) or RunFolder(path)).metrics.path
+        run = run_at(path) or RunFolder(path)
+        refuse_not_begun(run)
+        path = run.metrics.path
     if not os.path.isfile(path):
         raise UserError(
             f"{path}: no such file: calibrate from a run's metrics.jsonl, or from a table in YAML "
