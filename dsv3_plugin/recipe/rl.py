@@ -12,12 +12,13 @@ AtLeastNothing = Annotated[float, Field(ge=0.0)]
 
 
 class Curriculum(Section):
-    """Which prompts are asked, by how often each was answered rightly the last time."""
+    """Which prompts are asked, by how often each was answered rightly the last time. The bounds are
+    those by which PRIME's models were trained (arXiv 2502.01456), of answers sampled already."""
 
     low: Annotated[float, Field(ge=0.0, le=1.0)] = 0.2
-    """The least share of right answers: of less, the model cannot do it yet (PRIME)."""
+    """The least share of right answers: of less, the model cannot do it yet."""
     high: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
-    """The largest: of more, it can do it already (PRIME)."""
+    """The largest: of more, it can do it already."""
     again: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """How likely a prompt out of these bounds is asked when its turn comes, since the model may do
     better now, or worse."""

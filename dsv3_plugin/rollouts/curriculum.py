@@ -1,8 +1,13 @@
 """Prompts by how often they were answered rightly: neither what a model cannot do yet nor what it
 can do already teaches it anything.
 
-A prompt whose rate lies out of bounds is passed over, as PRIME filters its prompts (arXiv
-2502.01456), except now and then, so that its rate is measured again: the model has changed.
+A prompt whose rate lay out of bounds when it was asked last is passed over, except now and then, so
+that its rate is measured again: the model has changed.
+
+PRIME filters prompts, too, within the round that has sampled their answers (arXiv 2502.01456,
+section 3.3: by a range of accuracy that the paper does not tell; the cards of its models say 0.2 to
+0.8). Here nothing is sampled in vain, and rates are a round or more old. Of answers that were
+sampled, `rollouts.dynamic_sampling` leaves out those of equal rewards, as DAPO does.
 """
 
 from collections.abc import Mapping
