@@ -124,7 +124,8 @@ class Grpo(Section):
     routing_replay: bool = False
     """Whether training has each token go to the experts that it went to in the rollout (R3, arXiv
     2510.11370), which weigh it by their scores as they are. Where engine and trainer compute alike
-    there is nothing to mend; in BF16 a token may lie between two experts."""
+    there is nothing to mend; in BF16 a token may lie between two experts. A server has to tell
+    them: `dsv3 serve` does, and SGLang with `--enable-return-routed-experts`."""
     on_mismatch: Literal["warn", "correct", "stop"] = "warn"
     """What to do where the engine's log-probabilities differ from the trainer's by more than
     `mismatch_limit`: say so, weigh tokens by `correction`, or stop before the step."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.requests import FinishReason, SamplingParameters
+from dsv3_plugin.inference.routed_experts import Experts, decoded, decoded_flat
 from dsv3_plugin.web import Patience, Refused, Unanswered, Web
 
 LONG = Patience(attempt=3600.0, outage=600.0)
@@ -37,6 +38,7 @@ class Choice:
         tokens: of the answer, likewise.
         log_probs: of these, likewise.
         versions: of the weights that each comes from, as the server counts them, likewise.
+        experts: that tokens of prompt and answer went to, integers in the server's form, likewise.
     """
 
     text: str
@@ -46,6 +48,7 @@ class Choice:
     tokens: tuple[int, ...] | None
     log_probs: tuple[float, ...] | None
     versions: tuple[int, ...] | None
+    experts: Experts | None = field(default=None, compare=False)
 
 
 class Endpoint:
@@ -105,7 +108,12 @@ class Endpoint:
         return dict(self._web.repeated)
 
     def complete(
-        self, prompt: str | Sequence[int], sampling: SamplingParameters, *, reported: bool
+        self,
+        prompt: str | Sequence[int],
+        sampling: SamplingParameters,
+        *,
+        reported: bool,
+        experts: bool = False,
     ) -> "Future[Any]":
         """Answers to a text or to token ids; `choices_of` reads what comes.
 
@@ -115,6 +123,8 @@ class Endpoint:
             reported: with token ids and log-probabilities, of the distribution that tokens are
                 drawn from: `dsv3 serve` is asked for these, SGLang tells them, and vLLM has to be
                 started with `--logprobs-mode processed_logprobs`.
+            experts: with the experts that tokens went to: `dsv3 serve` tells them, and SGLang where
+                it was started with `--enable-return-routed-experts`.
         """
         body = {"model": self.model, "prompt": prompt, **_asked(sampling)}
         if reported:
@@ -122,6 +132,8 @@ class Endpoint:
             body |= {"logprobs": 1, "return_token_ids": True}
             if sampling.temperature != 1:
                 body["logprobs_mode"] = "processed_logprobs"
+        if experts:
+            body["return_routed_experts"] = True
         return self._web.post(f"{_VERSION}/completions", body)
 
     def chat(
@@ -218,7 +230,16 @@ def _choice(told: Mapping[str, Any]) -> Choice:
         tokens=_ids(tokens),
         log_probs=_log_probs(told.get("logprobs")),
         versions=_ids(told.get("weights_versions")),
+        experts=_experts(told),
     )
+
+
+def _experts(told: Mapping[str, Any]) -> Experts | None:
+    """As `dsv3 serve` tells them, or as SGLang does."""
+    if (text := told.get("routed_experts")) is not None:
+        return decoded(text)
+    flat = (told.get("sgl_ext") or {}).get("routed_experts")
+    return None if flat is None else decoded_flat(flat)
 
 
 def _ids(told: Any) -> tuple[int, ...] | None:

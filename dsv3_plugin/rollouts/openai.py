@@ -12,6 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from dsv3_plugin.data.tokenizer import TextTokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.requests import SamplingParameters
@@ -23,6 +25,7 @@ from dsv3_plugin.rollouts.endpoint import (
     sentence_of,
 )
 from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.rollouts.routing import Routing
 from dsv3_plugin.rollouts.same_tokenizer import refuse_other_tokenizer
 from dsv3_plugin.web import Unanswered
 
@@ -57,6 +60,8 @@ class OpenAi:
         vocabulary: tokens of that model.
         longest: tokens that the server takes.
         ends: tokens that end an answer; what a server writes behind one is cut off.
+        routing: of the model in training, where answers are wanted with the experts that their
+            tokens went to.
 
     Attributes:
         version: of the weights that the server was given, from 0.
@@ -75,13 +80,14 @@ class OpenAi:
         vocabulary: int,
         longest: int,
         ends: frozenset[int],
+        routing: Routing | None = None,
     ) -> None:
         self.endpoint, self.version = endpoint, 0
         self.made_again = 0
         self._given: _Given | None = None
         self.lost: Counter[str] = Counter()
         self._sampling, self._ends = sampling, ends
-        self._vocabulary = vocabulary
+        self._vocabulary, self._routing = vocabulary, routing
         refuse_other_tokenizer(endpoint, tokenizer, longest)
 
     def hand_on(self, folder: str, by: Update = "weights") -> None:
@@ -132,7 +138,10 @@ class OpenAi:
         """Answers to each prompt; None where some are of other weights than those given."""
         futures = [
             self.endpoint.complete(
-                list(one.tokens), replace(self._sampling, n=n, seed=seed), reported=True
+                list(one.tokens),
+                replace(self._sampling, n=n, seed=seed),
+                reported=True,
+                experts=self._routing is not None,
             )
             for one, seed in zip(asked, seeds, strict=True)
         ]
@@ -184,8 +193,29 @@ class OpenAi:
                 f"{self.endpoint.address} answers with token {max(tokens)}, which is none of the "
                 f"{self._vocabulary} of the model in training: it serves another model."
             )
+        experts = self._experts(choice, len(prompt) + len(tokens) - 1)
         reason = choice.finish_reason
         end = next((n for n, token in enumerate(tokens, start=1) if token in self._ends), None)
         if end is not None:
             tokens, values, reason = tokens[:end], values[:end], "stop"
-        return Rollout(prompt, tokens, values, reason, (self.version,) * len(tokens))
+            if experts is not None:
+                experts = experts[: len(prompt) + end - 1]
+        return Rollout(prompt, tokens, values, reason, (self.version,) * len(tokens), experts)
+
+    def _experts(self, choice: Choice, tokens: int) -> Tensor | None:
+        """Where so many tokens of prompt and answer went, if that is wanted."""
+        if self._routing is None:
+            return None
+        if choice.experts is None:
+            raise UserError(
+                f"{self.endpoint.address} does not tell where tokens went, which "
+                "grpo.routing_replay needs: take dsv3 serve, or SGLang with "
+                "--enable-return-routed-experts, or leave routing_replay out."
+            )
+        found = self._routing.of_tokens(choice.experts, tokens)
+        if found is None:
+            raise UserError(
+                f"{self.endpoint.address} tells of experts that are not those of {tokens} tokens "
+                "of the model in training: it serves another model."
+            )
+        return found

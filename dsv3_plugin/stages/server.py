@@ -22,6 +22,7 @@ from dsv3_plugin.rollouts.asked import Asked
 from dsv3_plugin.rollouts.endpoint import LONG, Endpoint
 from dsv3_plugin.rollouts.openai import OpenAi
 from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.rollouts.routing import Routing
 from dsv3_plugin.stages.round_numbers import Costs
 from dsv3_plugin.training.prompts import PromptData
 
@@ -73,6 +74,7 @@ class Server:
                 recipe.model.vocab_size,
                 wanted.max_prompt_tokens + wanted.max_tokens,
                 data.ends,
+                Routing.of(recipe.model) if recipe.grpo.routing_replay else None,
             )
         except BaseException:
             endpoint.close()

@@ -299,10 +299,16 @@ def test_pipelines_that_cannot_run(overrides, sentence):
     assert sentence in str(caught.value)
 
 
-def test_routing_is_replayed_where_it_is_known():
-    server = ["rollouts.kind=openai", "rollouts.url=http://127.0.0.1:1"]
-    with pytest.raises(UserError, match=r"leave it out, or set rollouts\.kind to embedded"):
-        load_recipe("rl/tiny", [*server, "grpo.routing_replay=true"])
+def test_routing_is_replayed_where_there_are_experts():
+    replay = ["grpo.routing_replay=true"]
+    of_experts = (
+        "num_moe_experts", "moe_ffn_hidden_size", "moe_router_topk", "moe_router_num_groups",
+        "moe_router_group_topk", "moe_shared_expert_intermediate_size",
+    )  # fmt: skip
+    dense = [f"model.{key}=null" for key in of_experts] + ["model.moe_layer_freq=[0]*2"]
+    with pytest.raises(UserError, match="needs a model with experts: set it to false"):
+        load_recipe("rl/tiny", [*replay, *dense])
+    load_recipe("rl/tiny", ["rollouts.kind=openai", "rollouts.url=http://127.0.0.1:1", *replay])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Answers of servers: those of ours, and of some that do this or that otherwise."""
 
+import base64
 import dataclasses
 import signal
 import time
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from starlette.applications import Starlette
 from starlette.requests import Request as Asked
 from starlette.responses import JSONResponse
@@ -25,9 +28,11 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
 from dsv3_plugin.inference.requests import Request, SamplingParameters
+from dsv3_plugin.inference.routed_experts import coded
 from dsv3_plugin.rollouts.endpoint import Endpoint
 from dsv3_plugin.rollouts.openai import OpenAi
 from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.rollouts.routing import Routing
 from dsv3_plugin.web import Patience
 from tests.served import free_port, served
 from tests.small_runs import Command, Trained
@@ -53,28 +58,31 @@ def tokenizer(trained: Trained) -> TextTokenizer:
 
 def rollouts(endpoint: Endpoint, tokenizer: TextTokenizer, **changes: Any) -> OpenAi:
     ends = changes.pop("ends", frozenset())
-    return OpenAi(endpoint, SAMPLING, tokenizer, VOCABULARY, LONGEST, ends)
+    return OpenAi(endpoint, SAMPLING, tokenizer, VOCABULARY, LONGEST, ends, **changes)
 
 
 def test_they_are_what_an_engine_of_ours_gives(
     server: str, tokenizer: TextTokenizer, trained: Trained
 ) -> None:
-    with Endpoint(server, patience=PATIENT) as endpoint:
-        assert endpoint.model == "small"
-        found = rollouts(endpoint, tokenizer).answers(PROMPTS, 3, [7, 8])
     with single_process():
-        model, _ = load_for_inference(trained.checkpoints)
-        engine = Engine(model, EngineSettings(2**24))
+        model, config = load_for_inference(trained.checkpoints)
+        engine = Engine(model, EngineSettings(2**24, record_experts=True))
         requests = [
             Request(prompt.tokens, dataclasses.replace(SAMPLING, n=3, seed=seed))
             for prompt, seed in zip(PROMPTS, (7, 8), strict=True)
         ]
         done = [Rollout.of(one) for one in engine.run(requests)]
+    with Endpoint(server, patience=PATIENT) as endpoint:
+        assert endpoint.model == "small"
+        source = rollouts(endpoint, tokenizer, routing=Routing.of(config))
+        found = source.answers(PROMPTS, 3, [7, 8])
     for group, alone in zip(found, (done[:3], done[3:]), strict=True):
         assert len({rollout.tokens for rollout in group}) == 3
         for mine, other in zip(group, alone, strict=True):
             assert mine.log_probs == pytest.approx(other.log_probs, abs=1e-5)
             assert dataclasses.replace(mine, log_probs=other.log_probs) == other
+            assert mine.experts.dtype == other.experts.dtype
+            assert torch.equal(mine.experts, other.experts)
 
 
 def test_a_server_that_is_killed_in_the_middle_is_waited_for(
@@ -315,6 +323,50 @@ def test_another_models_answers_are_refused(
 
     with other(tokenizer, change) as endpoint:
         source = rollouts(endpoint, tokenizer)
+        with pytest.raises(UserError, match=sentence):
+            source.answers(PROMPTS[:1], 1, [0])
+
+
+WITH_EXPERTS = Routing(layers=3, moe_layers=(1, 2), top_k=2, experts=8)
+
+
+def experts_of_sglang(reply: dict, body: dict) -> None:
+    """In the form of its interface: int32 [tokens but the last, layers, top-k], all layers."""
+    assert body["return_routed_experts"] is True
+    for choice in reply["choices"]:
+        tokens = len(body["prompt"]) + len(choice["token_ids"]) - 1
+        flat = np.arange(tokens * 3 * 2, dtype="<i4") % 8
+        choice["sgl_ext"] = {"routed_experts": base64.b64encode(flat.tobytes()).decode()}
+
+
+def test_experts_as_sglang_tells_them(tokenizer: TextTokenizer) -> None:
+    """They end with the answer."""
+    with other(tokenizer, experts_of_sglang) as endpoint:
+        source = rollouts(endpoint, tokenizer, ends=frozenset({3}), routing=WITH_EXPERTS)
+        ((rollout,),) = source.answers(PROMPTS[:1], 1, [0])
+    assert rollout.tokens == (9, 3)
+    assert torch.equal(rollout.experts, (torch.arange(30).view(5, 3, 2) % 8)[:4, 1:].int())
+
+
+def no_experts(_reply: dict, _body: dict) -> None: ...
+
+
+def experts_of_others(reply: dict, _body: dict) -> None:
+    reply["choices"][0]["routed_experts"] = coded(torch.zeros(5, 2, 3, dtype=torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (no_experts, "does not tell where tokens went, .*: take dsv3 serve, or SGLang with"),
+        (experts_of_others, "experts that are not those of 5 tokens of the model in training"),
+    ],
+)
+def test_a_server_that_does_not_tell_where_tokens_went_is_said(
+    tokenizer: TextTokenizer, change: Callable[[dict, dict], Any], sentence: str
+) -> None:
+    with other(tokenizer, change) as endpoint:
+        source = rollouts(endpoint, tokenizer, routing=WITH_EXPERTS)
         with pytest.raises(UserError, match=sentence):
             source.answers(PROMPTS[:1], 1, [0])
 

@@ -59,9 +59,12 @@ def test_a_run_goes_through_though_its_server_is_killed_in_mid_step(
 ) -> None:
     """And its numbers are those of the engine inside, whose answers are the same: each round's are
     of the weights at its beginning, also where that begins before the round before it is trained
-    on."""
+    on. Experts that tokens went to come with them."""
     steps = STEPS + 2 * older  # so that a round is asked for with the weights of step 2
-    words = ("train", asking, f"training.steps={steps}", f"rollouts.async={older}")
+    words = (
+        "train", asking, f"training.steps={steps}", f"rollouts.async={older}",
+        "grpo.routing_replay=true",
+    )  # fmt: skip
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     alone = Command.forked(*words, f"directory={inside}")
     with serving(trained, tmp_path) as server:

@@ -180,6 +180,7 @@ class Server:
             processed=body.logprobs_mode == "processed_logprobs",
             echo=self.words.decode if body.echo else None,
             token_ids=body.return_token_ids,
+            experts=self._known_experts(body),
         )
         asked = _Asked(request, body, replies, prompts, sampling, begin)
         return await self._answer(asked)
@@ -198,6 +199,7 @@ class Server:
             self.words.spelling,
             log_probs=body.logprobs,
             token_ids=body.return_token_ids,
+            experts=self._known_experts(body),
         )
         asked = _Asked(request, body, replies, [prompt], sampling, begin)
         return await self._answer(asked, partial(Thinking.behind, text))
@@ -244,6 +246,14 @@ class Server:
     def _require_model(self, name: str) -> None:
         if name != self.name:
             raise Refusal(404, f"There is no model {name!r} here; there is {self.name!r}.")
+
+    def _known_experts(self, body: CompletionRequest | ChatRequest) -> bool:
+        """Whether it is to be told where tokens went; refused where nothing routes."""
+        if body.return_routed_experts and not self._engine.settings.record_experts:
+            raise UserError(
+                "return_routed_experts: it is not known here where tokens go; leave it out."
+            )
+        return body.return_routed_experts
 
     def _allowed(self, sampling: SamplingParameters) -> SamplingParameters:
         """With the tokens that end an answer; refused where it would be too long."""

@@ -58,6 +58,8 @@ class _Common(_Section):
     frequency_penalty: Literal[0, 0.0] | None = None
     return_token_ids: bool = False
     """Reply with token ids beside the text."""
+    return_routed_experts: bool = False
+    """And with the experts that tokens went to, as SGLang calls it."""
 
     def _sampling(self, **more: Any) -> SamplingParameters:
         if self.stream_options is not None and not self.stream:

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from dsv3_plugin.inference.requests import Completion, TokenReport
+from dsv3_plugin.inference.routed_experts import coded
 from dsv3_plugin.inference.server.spelling import Spelling
 from dsv3_plugin.inference.server.thinking import Thinking
 from dsv3_plugin.inference.text import TextStream
@@ -76,6 +77,7 @@ class Replies:
         processed: of the distributions that tokens were drawn from, where there are.
         echo: text of a prompt, where it comes before the answer.
         token_ids: report them.
+        experts: report where tokens went.
     """
 
     kind: Kind
@@ -85,6 +87,7 @@ class Replies:
     processed: bool = False
     echo: Callable[[Sequence[int]], str] | None = None
     token_ids: bool = False
+    experts: bool = False
     _id: str = field(default_factory=lambda: uuid.uuid4().hex)
     _created: int = field(default_factory=lambda: int(time.time()))
 
@@ -142,7 +145,7 @@ class Replies:
         if self.token_ids:
             told["token_ids"] = [report.token for report in reports]
             told["weights_versions"] = [report.version for report in reports]
-        return self._reply(self._object_of_pieces, [told], reports[-1:])
+        return self._reply(self._object_of_pieces, [told | self._experts(choice)], reports[-1:])
 
     def _choice(self, choice: Choice) -> Json:
         told: Json = {"index": choice.index, "finish_reason": choice.finish_reason}
@@ -163,7 +166,15 @@ class Replies:
             told["prompt_token_ids"] = list(choice.prompt)
             told["token_ids"] = [report.token for report in choice.reports]
             told["weights_versions"] = [report.version for report in choice.reports]
-        return told
+        return told | self._experts(choice)
+
+    def _experts(self, choice: Choice) -> Json:
+        """Where the tokens of prompt and answer went, once it ended; the last one aside, which the
+        model never saw."""
+        done = choice.completion
+        if not self.experts or done is None:
+            return {}
+        return {"routed_experts": None if done.experts is None else coded(done.experts)}
 
     def _log_probs(
         self, reports: Sequence[TokenReport], begin: int, before: int | None = None

@@ -78,12 +78,15 @@ def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None])
     if drafts and not config.mtp_num_layers:
         raise UserError(f"{checkpoint} has no multi-token prediction layers; leave --drafts out.")
     predictors = config.mtp_num_layers if drafts else 0
-    shape = CacheShape.of(model.config, predictors=predictors)
+    routes = len(config.moe_layers)
+    shape = CacheShape.of(model.config, predictors=predictors, moe_layers=routes)
     running = EngineSettings.most_running
     cache_bytes = wanted.cache_bytes
     if cache_bytes is None:
         cache_bytes = default_cache(shape, running, model.max_sequence_length + 2 * drafts)
-    engine = Engine(model, EngineSettings(cache_bytes, drafts=drafts), text_of=tokenizer.decode)
+    # Where tokens go is remembered for those who train on answers: next to latents it is little.
+    settings = EngineSettings(cache_bytes, drafts=drafts, record_experts=routes > 0)
+    engine = Engine(model, settings, text_of=tokenizer.decode)
     body = _BYTES_OF_REST + _BYTES_OF_POSITION * model.max_sequence_length
     limits = Limits(body, running, wanted.answer_tokens, wanted.seconds, wanted.per_minute)
     root = wanted.weights_root

@@ -94,6 +94,8 @@ def rollouts(recipe: Recipe) -> Iterator[str]:
             "rollouts.async: 1 trains on answers of older weights, whose log-probabilities differ: "
             "set grpo.on_mismatch to warn, which looks at answers of the same weights alone"
         )
+    if recipe.grpo.routing_replay and not recipe.model.moe_layers:
+        yield "grpo.routing_replay needs a model with experts: set it to false"
     if settings.drafts and not recipe.model.mtp_num_layers:
         yield "rollouts.drafts needs a model with multi-token prediction: set it to 0"
 
@@ -108,11 +110,6 @@ def server(recipe: Recipe) -> Iterator[str]:
             yield "rollouts.kind: openai asks a server: give rollouts.url"
         elif not settings.url.startswith(("http://", "https://")):
             yield f"rollouts.url {settings.url} is no address: write http://HOST:PORT"
-        if recipe.grpo.routing_replay:
-            yield (
-                "grpo.routing_replay needs to know where tokens went, which servers do not tell "
-                "here: leave it out, or set rollouts.kind to embedded"
-            )
         for key in ("drafts", "cache_gb"):
             if getattr(settings, key):
                 yield f"rollouts.{key} is of the embedded engine: tell it the server, and not here"

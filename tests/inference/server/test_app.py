@@ -12,6 +12,7 @@ import torch
 from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.logits import main_logits
 from dsv3_plugin.inference.requests import Request, SamplingParameters
+from dsv3_plugin.inference.routed_experts import decoded
 from dsv3_plugin.inference.server.app import Server
 from dsv3_plugin.inference.server.limits import Limits
 from dsv3_plugin.inference.server.words import words_of
@@ -20,7 +21,8 @@ from tests.inference.server.serving import KEY, PATIENCE_S, listening
 
 @pytest.fixture(scope="module")
 def engine(model, tokenizer):
-    return Engine(model, EngineSettings(2**24), text_of=tokenizer.decode)
+    settings = EngineSettings(2**24, record_experts=True)
+    return Engine(model, settings, text_of=tokenizer.decode)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +71,28 @@ def test_a_completion_is_the_engines(client, tokenizer, alone):
     assert choice.text == tokenizer.backend.decode(expected, skip_special_tokens=True)
     assert choice.finish_reason == "length"
     assert (got.usage.prompt_tokens, got.usage.completion_tokens) == (len(prompt), 12)
+
+
+def test_experts_are_the_engines(client, model):
+    """In whole replies of either kind, and in the last piece of a stream."""
+    sampling = SamplingParameters(max_tokens=6, temperature=0.0)
+    settings = EngineSettings(2**24, record_experts=True)
+    (alone,) = Engine(model, settings).run([Request((5, 6, 7), sampling)])
+    asked = {
+        "model": "small", "prompt": [5, 6, 7], "max_tokens": 6, "temperature": 0,
+        "extra_body": {"return_routed_experts": True},
+    }  # fmt: skip
+    whole = client.completions.create(**asked).choices[0]
+    assert decoded(whole.routed_experts).tolist() == alone.experts.tolist()
+    *pieces, last = client.completions.create(**asked, stream=True)
+    assert not any("routed_experts" in piece.choices[0].model_extra for piece in pieces)
+    assert last.choices[0].routed_experts == whole.routed_experts
+
+    talk = [{"role": "user", "content": "f"}]
+    del asked["prompt"]
+    said = client.chat.completions.create(**asked, messages=talk)
+    told = decoded(said.choices[0].routed_experts)
+    assert told.shape == (said.usage.total_tokens - 1, *alone.experts.shape[1:])
 
 
 def test_ids_in_and_out_several_prompts_and_answers(client, alone):
