@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dsv3_plugin.dispatch.moe_layer import MoELayer
 from dsv3_plugin.inference.company import ExpertRanks
+from dsv3_plugin.model import rounded_once
 from dsv3_plugin.model.experts import GroupedExperts
 
 
@@ -38,8 +39,8 @@ def moe(layer: MoELayer, hidden: Tensor, ranks: ExpertRanks | None) -> tuple[Ten
 def _routed(
     experts: GroupedExperts, hidden: Tensor, chosen: Tensor, weights: Tensor, *, first: int
 ) -> Tensor:
-    """What the experts of this rank add to tokens [t, h], in FP64 where that is FP32 on a CPU:
-    ranks may add to it, and the sum is rounded once.
+    """What the experts of this rank add to tokens [t, h], in FP64 where sums are rounded once:
+    ranks may add to it first.
 
     Args:
         experts: of this rank.
@@ -56,8 +57,7 @@ def _routed(
     rows = hidden.index_select(0, token)
     counts = flat[order].bincount(minlength=experts.num_local_experts)
     out = _apply(experts, rows, counts, weights.flatten().index_select(0, order))
-    fp32_on_cpu = hidden.dtype == torch.float32 and not hidden.is_cuda
-    sums = torch.zeros_like(hidden, dtype=torch.float64 if fp32_on_cpu else hidden.dtype)
+    sums = torch.zeros_like(hidden, dtype=torch.float64 if rounded_once.here() else hidden.dtype)
     return sums.index_add_(0, token, out.to(sums.dtype))
 
 
