@@ -236,13 +236,22 @@ class Engine:
             return progress
         self.counters.steps += bool(step.parts)
         self.counters.computed += sum(part.count for part in step.parts)
+        self._cache_of_pages().prepare(step.fresh, step.copies)
+        batch, hidden = self.compute([self._span(part) for part in step.parts])
+        return progress + self._go_on(step.parts, batch, hidden)
+
+    def compute(self, spans: Several[Span]) -> tuple[Batch, Tensor | None]:
+        """Have the model compute tokens, which the cache has from then on; `step` does, and so may
+        who has pages without a scheduler. In company all ranks do at once.
+
+        Returns:
+            The rows, and the main model's last hidden states of them, [t, h], where its end is.
+        """
         cache = self._cache_of_pages()
-        cache.prepare(step.fresh, step.copies)
-        spans = [self._span(part) for part in step.parts]
         batch = batch_of(spans, self._absorbed, self._parts.device)
         hidden, experts = self._parts.hidden_states(batch, self._rotation, cache)
         cache.write_experts(batch.slots, experts)
-        return progress + self._go_on(step.parts, batch, hidden)
+        return batch, hidden
 
     def _orders(self) -> Orders:
         """What there is to tell."""
@@ -380,20 +389,10 @@ class Engine:
     ) -> Progress:
         sequence, experts = answer.sequence, None
         if self.settings.record_experts and sequence.computed:
-            experts = self._experts_of(sequence)
+            mine = self._cache_of_pages().read_experts(sequence.pages, sequence.computed)
+            experts = self._parts.of_all_layers(mine)
         self.scheduler.remove(sequence)
         del self._answers[sequence]
         if self._company.alone:
             self._rested = not self._answers
         return Progress(answer.request, answer.number, new, answer.completion(reason, experts))
-
-    def _experts_of(self, sequence: Sequence) -> Tensor:
-        """Where a text's computed tokens went in all layers of the model."""
-        mine = self._cache_of_pages().read_experts(sequence.pages, sequence.computed)
-        of_layer = {
-            layer: experts
-            for layers, read in self._company.of_pipeline((self._parts.moe_layers, mine))
-            for layer, experts in zip(layers, read.unbind(1), strict=True)
-        }
-        with torch.inference_mode(False):  # for whoever trains on them
-            return torch.stack([of_layer[layer].clone() for layer in sorted(of_layer)], dim=1)

@@ -155,6 +155,20 @@ class ModelParts:
         if self.expert_ranks is not None:
             self.expert_ranks.expect(len(batch.ids), self.device)
 
+    def of_all_layers(self, mine: Tensor) -> Tensor:
+        """Where tokens went in all layers of the model that route, [t, MoE layers, top-k].
+
+        Args:
+            mine: in those of this rank; the others of its pipeline ask for theirs at once.
+        """
+        of_layer = {
+            layer: experts
+            for layers, read in self.company.of_pipeline((self.moe_layers, mine))
+            for layer, experts in zip(layers, read.unbind(1), strict=True)
+        }
+        with torch.inference_mode(False):  # for whoever trains on them
+            return torch.stack([of_layer[layer].clone() for layer in sorted(of_layer)], dim=1)
+
     def _received(self, rows: int, place: int) -> Tensor:
         config, group = self.config, self.company.pipeline
         hidden = torch.empty(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from dsv3_plugin.inference.batch import Span, batch_of
+from dsv3_plugin.inference.batch import Span
 from dsv3_plugin.inference.cache import LatentCache
 from dsv3_plugin.inference.company import ExpertRanks
 from dsv3_plugin.inference.engine import Engine
@@ -85,9 +85,9 @@ def answered(model: Sequence[torch.nn.Module], recipe: Rl, storages: Storages) -
         settings = settings.model_copy(update={"drafts": 0})
     replay = recipe.grpo.routing_replay
     embedded = Embedded(model, settings, at_once, frozenset(), experts=replay)
-    _step(embedded._engine, recipe, at_once)
+    _step(embedded.engine, recipe, at_once)
     fullest = dict(storages.fullest)
-    embedded._engine.release_cache()
+    embedded.engine.release_cache()
     del embedded
     gc.collect()
     left = sum(storages.now.values()) - sum(before.values())
@@ -106,6 +106,4 @@ def _step(engine: Engine, recipe: Rl, at_once: int) -> None:
         Span([0] * tokens, end - tokens, [*range(number * pages, (number + 1) * pages)])
         for number in range(count)
     ]
-    cache = engine._cache_of_pages()
-    batch = batch_of(spans, engine._absorbed, engine._parts.device)
-    engine._parts.hidden_states(batch, engine._rotation, cache)
+    engine.compute(spans)

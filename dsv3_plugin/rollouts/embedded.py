@@ -28,6 +28,9 @@ class Embedded:
         ends: tokens that end an answer.
         experts: tell where tokens went.
 
+    Attributes:
+        engine: that makes them.
+
     Raises:
         UserError: the model is divided otherwise, or the cache holds too little.
     """
@@ -44,7 +47,7 @@ class Embedded:
         self._settings, self._ends = settings, ends
         self._guesses: tuple[tuple[int, ...], ...] = ((), ())
         self._parts = ModelParts(model)
-        self._engine = Engine(
+        self.engine = Engine(
             model,
             EngineSettings(
                 self._cache_bytes(self._parts, at_once),
@@ -58,7 +61,7 @@ class Embedded:
     @property
     def leads(self) -> bool:
         """Whether this rank speaks for those that have the model together, of a pipeline."""
-        return self._engine.leads
+        return self.engine.leads
 
     def answers(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> list[list[Rollout]]:
         """n answers to each prompt: in a pipeline to those of the first rank, and all get them.
@@ -71,9 +74,9 @@ class Embedded:
             n: answers to each.
             seeds: of each prompt's answers.
         """
-        counters = self._engine.counters
+        counters = self.engine.counters
         before = tuple(counters.guessed), tuple(counters.accepted)
-        self._engine.weights_changed()  # also those written where autograd does not look
+        self.engine.weights_changed()  # also those written where autograd does not look
         requests = (
             []
             if not self.leads
@@ -92,8 +95,8 @@ class Embedded:
             ]
         )
         with rounded_once(self._parts.config, self._parts.device):
-            done = [Rollout.of(answer) for answer in self._engine.run(requests)]
-        self._engine.release_cache()
+            done = [Rollout.of(answer) for answer in self.engine.run(requests)]
+        self.engine.release_cache()
         after = counters.guessed, counters.accepted
         self._guesses = tuple(
             tuple(map(operator.sub, now, earlier))
