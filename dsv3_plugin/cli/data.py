@@ -122,11 +122,15 @@ def show(
 def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
     """Build the data of a recipe, as its run would: for a machine that trains nothing.
 
+    Other data in the run's own folder give way, which is said; those that data.path names stay.
+
     The conversations of a fine-tuning are counted on the way, by which its steps are known.
     """
+    from dsv3_plugin.cli.progress import phases
     from dsv3_plugin.launch.conversations import prepare_data
 
-    prepare_data(recipe, overrides or [], note)
+    with phases() as progress:
+        prepare_data(recipe, overrides or [], note, progress)
 
 
 def summary(dataset: "Dataset") -> list[str]:

@@ -106,7 +106,7 @@ def _phase_lines() -> Callable[[str, int, int | None], None]:
 
     def show(phase: str, done: int, total: int | None) -> None:
         nonlocal due
-        if (now := time.monotonic()) < due:
+        if (now := time.monotonic()) < due or not done:
             return
         due = now + _LOG_SECONDS
         note(f"{phase}: {done:,}" if total is None else f"{phase}: {done:,} of {total:,}")

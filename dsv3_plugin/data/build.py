@@ -35,7 +35,7 @@ from dsv3_plugin.data.documents import SKIP, read_documents
 from dsv3_plugin.data.encode import EncodedDocument, Encoder, Text, encode_documents
 from dsv3_plugin.data.forms import TEXT, Form
 from dsv3_plugin.data.left_out import CANNOT_BE_READ, ROWS, Tally
-from dsv3_plugin.data.place import check_place, sole_builder, write_errors
+from dsv3_plugin.data.place import check_place, gives_way, sole_builder, write_errors
 from dsv3_plugin.data.progress import Progress, counted, silent
 from dsv3_plugin.data.survey import Survey, document_hash, held_out_below, refuse_share, survey
 from dsv3_plugin.data.tokenizer import (
@@ -121,6 +121,8 @@ def build_dataset(
             return _with_left_out(reusable, left_out)
         with write_errors(out_dir):
             check_place(out_dir, present, settings, replace)
+            if sentence := gives_way(out_dir, present, settings, corpus_names(corpus)):
+                (tell or note)(sentence)
         facts = CorpusFacts(
             named=corpus_names(corpus),
             file_signature=signature,

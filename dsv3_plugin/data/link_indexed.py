@@ -30,7 +30,7 @@ from dsv3_plugin.data.dataset_folder import (
     open_dataset,
 )
 from dsv3_plugin.data.index_file import Sequences, map_sequences, read_index, write_index
-from dsv3_plugin.data.place import check_place, sole_builder, write_errors
+from dsv3_plugin.data.place import check_place, gives_way, sole_builder, write_errors
 from dsv3_plugin.data.progress import Progress, counted, silent
 from dsv3_plugin.data.survey import Survey, held_out_below, refuse_share
 from dsv3_plugin.data.tokenizer import TextTokenizer
@@ -88,6 +88,8 @@ def link_indexed(
             return present  # the files were touched; the tokens are the same
         with write_errors(out_dir):
             check_place(out_dir, present, settings, replace)
+            if sentence := gives_way(out_dir, present, settings, [str(prefix)]):
+                (tell or note)(sentence)
         with write_errors(out_dir), whole_folder(out_dir) as folder:
             _fill(folder, prefix, sequences, tokenizer, settings, tokens, found)
     return open_dataset(out_dir)

@@ -166,6 +166,7 @@ def _make_room(folder: Path, replace: bool, tell: Callable[[str], None]) -> None
                 "another folder, or have it replaced (dsv3 data build --replace)."
             )
         with sole_builder(folder, tell):
+            tell(f"The dataset in {folder} gives way to those of a mixture.")
             for name in sorted(OWN_NAMES, key=lambda name: name != MANIFEST):
                 path = folder / name
                 if path.is_dir() and not path.is_symlink():

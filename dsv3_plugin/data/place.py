@@ -1,7 +1,7 @@
 """Where a dataset is built: one builder at a time, and nothing that is not ours gives way."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dsv3_plugin.data.dataset_folder import MANIFEST, OWN_NAMES, Dataset, Settings
@@ -59,6 +59,38 @@ def check_place(folder: Path, present: Dataset | None, settings: Settings, repla
             "not change: restore that, start anew in another folder, or have it replaced (dsv3 "
             "data build --replace)."
         )
+
+
+def gives_way(
+    folder: Path, present: Dataset | None, settings: Settings, names: Sequence[str]
+) -> str | None:
+    """The sentence on what lies where a dataset is to be built, and gives way; None: nothing.
+
+    Args:
+        folder: where.
+        present: the dataset that is there.
+        settings, names: of the one to come, and of its corpus.
+    """
+    if present is None:
+        if not any(path.name.startswith(_MEMBER) for path in _beside(folder)):
+            return None
+        was, why = "the datasets of a mixture", ""
+    else:
+        manifest = present.manifest
+        before, now = manifest.settings, settings
+        changes = [
+            f"{name} {value} in place of {getattr(before, name)}"
+            for name, value in now
+            if getattr(before, name) != value
+        ]
+        was = f"{manifest.train.tokens:,} tokens of {', '.join(manifest.corpus.named)}"
+        why = f", with {', '.join(changes)}" if changes else ""
+        if not changes and manifest.corpus.named == [*names]:
+            why = ", whose texts have changed"
+    return (
+        f"In {folder} are {was}: they give way to those of {', '.join(names)}{why}, once these are "
+        "whole."
+    )
 
 
 def _beside(folder: Path) -> set[Path]:

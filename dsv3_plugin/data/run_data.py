@@ -15,6 +15,7 @@ from dsv3_plugin.data.forms import Form, TextForm
 from dsv3_plugin.data.hub import tokenizer_folder_of
 from dsv3_plugin.data.members import Built, Choices, build_members
 from dsv3_plugin.data.place import write_errors
+from dsv3_plugin.data.progress import Progress
 from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, check_fits, open_tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
@@ -110,6 +111,7 @@ def ensure_data(
     trained_on: TrainedOn | None = None,
     accept: Callable[[TextTokenizer], None] | None = None,
     workers: int = 1,
+    progress: Progress | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> RunData:
     """Make sure that the dataset a recipe asks for is in `out_dir`. Call it on one process.
@@ -128,6 +130,7 @@ def ensure_data(
         accept: looks at the tokenizer before documents are encoded with it, and raises UserError
             if it does not belong to the weights; None: there are none.
         workers: processes that encode; 1 leaves it to the threads of the tokenizers library.
+        progress: told after every document of the corpus.
         tell: takes a sentence for the person meanwhile; None: it goes to standard error.
 
     Raises:
@@ -157,6 +160,7 @@ def ensure_data(
         workers=workers,
         replace=data.path is None,
         accept=accept,
+        progress=progress,
         tell=tell,
     )
     found = RunData(tuple(member.dataset for member in built))

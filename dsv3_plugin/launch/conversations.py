@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dsv3_plugin.data.progress import Progress
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.resolve import load_resolved
@@ -56,11 +57,17 @@ def count_first(name: str, overrides: list[str], machine: Machine) -> Counted:
     return Counted(process.returncode, frozenset(said))
 
 
-def prepare_data(name: str, overrides: list[str], tell: Callable[[str], None]) -> None:
+def prepare_data(
+    name: str,
+    overrides: list[str],
+    tell: Callable[[str], None],
+    progress: Progress | None = None,
+) -> None:
     """Build the data of a recipe, as its run would, and count its conversations; on a CPU.
 
     Args:
         tell: takes a sentence for the person.
+        progress: told after every document.
 
     Raises:
         UserError: for whatever is wrong with the recipe or the data.
@@ -76,7 +83,7 @@ def prepare_data(name: str, overrides: list[str], tell: Callable[[str], None]) -
     machine = Machine.here()
     recipe = uncounted(name, overrides, machine)
     with recipe.run_folder.held():
-        data, _, _ = prepare.prepare_data(Run(recipe, recipe.run_folder, machine), tell)
+        data, _, _ = prepare.prepare_data(Run(recipe, recipe.run_folder, machine), tell, progress)
         tell(f"The data are in {recipe.data_folder}: {data.train_tokens:,} tokens.")
         if isinstance(recipe, Sft):
             for sentence in conversation_notes(recipe, data):

@@ -13,6 +13,7 @@ from dsv3_plugin.checkpoint import trained_on
 from dsv3_plugin.checkpoint.tracker import Saved
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.data.dataset_folder import find_dataset
+from dsv3_plugin.data.progress import Progress
 from dsv3_plugin.data.run_data import RunData, ensure_data
 from dsv3_plugin.dispatch.topology import group_topology, grouping_note, ranks_per_node
 from dsv3_plugin.recipe import corpora
@@ -104,13 +105,14 @@ def begin(run: Run, tell: Callable[[str], None]) -> tuple[Path | None, Saved | N
 
 
 def prepare_data(
-    run: Run, tell: Callable[[str], None]
+    run: Run, tell: Callable[[str], None], progress: Progress | None = None
 ) -> tuple[RunData, Path | None, Saved | None]:
     """Put the data of a run in place, with the weights whose tokenizer encodes them.
 
     Args:
         run: the run.
         tell: takes a sentence for the person.
+        progress: told after every document.
 
     Returns:
         The data, the folder that describes the weights it begins or goes on with, and the
@@ -121,7 +123,7 @@ def prepare_data(
     """
     weights, saved = begin(run, tell)
     resumed = saved is not None and not saved.release
-    return _data(run.recipe, tell, weights, resuming=resumed), weights, saved
+    return _data(run.recipe, tell, weights, progress, resuming=resumed), weights, saved
 
 
 def _parents(run: Run, tell: Callable[[str], None]) -> Path | None:
@@ -195,7 +197,12 @@ def evaluation_note(
 
 
 def _data(
-    recipe: Recipe, tell: Callable[[str], None], weights: Path | None, *, resuming: bool
+    recipe: Recipe,
+    tell: Callable[[str], None],
+    weights: Path | None,
+    progress: Progress | None,
+    *,
+    resuming: bool,
 ) -> RunData:
     """The data, encoded with the tokenizer of the weights there are, in the folder `weights`."""
     folder, data = recipe.checkpoint_folder, recipe.data
@@ -213,5 +220,6 @@ def _data(
         resuming=resuming,
         trained_on=trained_on.read(folder) if resuming else None,
         accept=None if weights is None else partial(refuse_another_tokenizer, weights),
+        progress=progress,
         tell=tell,
     )

@@ -321,7 +321,9 @@ def test_a_second_build_says_that_it_waits_and_then_finds_the_first_ones_result(
         first.join()
         feed.close()
     output, errors = second.communicate()
-    assert (second.returncode, errors) == (0, "")
+    assert second.returncode == 0
+    # A slow machine has lines of how far it is.
+    assert not [line for line in errors.splitlines() if not line.startswith("Encoding documents: ")]
     assert "120 documents" in output
     assert set(os.listdir(tmp_path)) == {"corpus.jsonl", "pipe", "out"}
 

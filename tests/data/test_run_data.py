@@ -154,6 +154,32 @@ def test_a_folder_the_recipe_names_is_never_replaced(section, tiny, tmp_path):
     assert ensure_data(shared, tmp_path / "shared", tiny) == began
 
 
+def test_what_gives_way_in_a_runs_own_folder_is_said_before(section, tiny, tmp_path):
+    place = tmp_path / "data"
+
+    def told(asked) -> list[str]:
+        said = []
+        ensure_data(asked, place, tiny, tell=said.append)
+        return [sentence for sentence in said if "give way" in sentence]
+
+    assert told(section) == told(section) == []
+    tokens, named = open_dataset(place).manifest.train.tokens, section.corpus
+    start = f"In {place} are {tokens:,} tokens of {named}: they give way to those of "
+    assert told(changed(section, fim_rate=0.2)) == [
+        f"{start}{named}, with fim_rate 0.2 in place of 0.1, once these are whole."
+    ]
+    told(section)
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(TEXTS), encoding="utf-8")
+    elsewhere = changed(section, corpus=str(other), held_out=0.0)
+    assert told(elsewhere) == [
+        f"{start}{other}, with held_out 0.0 in place of 0.2, once these are whole."
+    ]
+    other.write_text("\n".join(TEXTS[1:]), encoding="utf-8")
+    [sentence] = told(elsewhere)
+    assert sentence.endswith(f"{other}, whose texts have changed, once these are whole.")
+
+
 def test_a_tokenizer_larger_than_the_vocabulary(section, tiny, tmp_path):
     small = tiny.model_copy(update={"vocab_size": 299})
     train_bpe(TEXTS, 300, tmp_path / "tokenizer")
