@@ -31,7 +31,7 @@ def status(
     from dsv3_plugin.cli.notes import note
     from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.queue import queued
-    from dsv3_plugin.launch.status import find_runs, jobs_of, runs_below, status_of
+    from dsv3_plugin.launch.status import find_runs, jobs_of, not_begun, runs_below, status_of
     from dsv3_plugin.terminal.lines import say_json
 
     asked = [named(run) for run in runs or ()] or runs_below(Path("runs"))
@@ -56,6 +56,8 @@ def status(
     for one in stand:
         if runs and one.why:
             console.line_of(f"{one.folder}: {one.why}")
+    if runs and len(found) == 1 and (sentence := not_begun(found[0])) is not None:
+        console.line_of(sentence)
 
 
 def status_table(stand: "list[RunStatus]") -> "Table":

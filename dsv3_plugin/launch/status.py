@@ -46,7 +46,7 @@ class RunStatus:
         restarts: of that job.
         saved_step: of the newest checkpoint; 0 if there is none.
         saved_at: when that was finished, in seconds since 1970.
-        why: a sentence on the end of its last start, or that it has not begun.
+        why: a sentence on the end of its last start.
     """
 
     folder: Path
@@ -218,7 +218,7 @@ def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob]) -> RunStatus:
         restarts=_restarts(record, starts, jobs),
         saved_step=run.steps_saved(),
         saved_at=run.saved_at(),
-        why=starts[-1].why if starts else _not_begun(run, record),
+        why=starts[-1].why if starts else "",
     )
 
 
@@ -237,11 +237,15 @@ def _state(
     return "stopped", False
 
 
-def _not_begun(run: RunFolder, record: JobRecord | None) -> str:
-    """A sentence on a run of which there is nothing yet but its job."""
+def not_begun(run: RunFolder) -> str | None:
+    """A sentence on a run of which there is nothing yet but its job; None: there is more."""
+    record = record_of(run)
     if record is None or not run.waits_to_begin:
-        return ""
-    return f"launched as job {record.job}, and not begun; what that prints is in {record.output}."
+        return None
+    return (
+        f"{run.root}: launched as job {record.job}, and not begun; what that prints is in "
+        f"{record.output}."
+    )
 
 
 def _restarts(

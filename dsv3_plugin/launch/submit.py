@@ -19,6 +19,7 @@ from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
 from dsv3_plugin.launch.job_script import script, torchrun
 from dsv3_plugin.launch.job_values import JobValues, of_sweep, values_of
+from dsv3_plugin.launch.needs import lacking
 from dsv3_plugin.launch.status import LAUNCHED
 from dsv3_plugin.launch.wanted import Wanted, wanted_runs
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
@@ -63,12 +64,15 @@ class Prepared:
         return (first.parent if self.values.is_array else first) / "launch"
 
 
-def prepare(wanted: Wanted, tell: Callable[[str], object]) -> Prepared:
+def prepare(
+    wanted: Wanted, tell: Callable[[str], object], *, is_submitted: bool = True
+) -> Prepared:
     """Look at each run's recipe, plan it, rehearse its configuration; nothing is written.
 
     Args:
         wanted: what is to be launched.
         tell: takes a sentence for the person.
+        is_submitted: whether a job of Slurm follows; otherwise what it would lack is only told.
 
     Raises:
         UserError: whatever would have cost the job, or one of its runs, its start.
@@ -100,6 +104,7 @@ def prepare(wanted: Wanted, tell: Callable[[str], object]) -> Prepared:
         values.append(one)
     job = values[0] if len(values) == 1 else of_sweep(values)
     tell(f"{recipes[0].name} on {cluster.name}: {job.sentence}.")
+    _look_for_needs(recipes, job, wanted, tell, is_submitted)
     for run, recipe in zip(runs, recipes, strict=True):
         with _naming(run.value):
             refuse_what_upstream_would(wanted.name, run.overrides, recipe, cluster.machine, tell)
@@ -215,6 +220,33 @@ def _cluster(wanted: Wanted) -> tuple[Cluster, str]:
         )
     is_path = os.path.isfile(named(name))
     return load_cluster(name), str(named(name).resolve()) if is_path else name
+
+
+def _look_for_needs(
+    recipes: Sequence[Recipe],
+    job: JobValues,
+    wanted: Wanted,
+    tell: Callable[[str], object],
+    is_submitted: bool,
+) -> None:
+    """Tell what a job may lack.
+
+    Raises:
+        UserError: it would be submitted, and certainly fail.
+    """
+    waits = wanted.after is not None
+    lacks = dict.fromkeys(
+        lack
+        for recipe in recipes
+        for lack in lacking(recipe, job.cluster.launch, job.place, job.folder, waits=waits)
+    )
+    certain = [lack.sentence for lack in lacks if lack.certain and is_submitted]
+    for lack in lacks:
+        if lack.sentence not in certain:
+            more = "; dsv3 launch queues nothing before" if lack.certain else ""
+            tell(f"Note: {lack.sentence}{more}.")
+    if certain:
+        raise UserError(f"{recipes[0].name}: {'; '.join(certain)}.")
 
 
 @contextlib.contextmanager

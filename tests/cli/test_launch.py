@@ -330,6 +330,19 @@ def test_without_slurm_there_is_a_sentence_and_nothing_is_left(dsv3, monkeypatch
     assert not Path("runs").exists()
 
 
+def test_what_a_job_would_certainly_lack_is_said_before_it_is_queued(dsv3, sbatch, tmp_path):
+    sbatch(f"touch {tmp_path}/queued; echo 12")
+    lacking = f"data.corpus: corpus does not exist in {tmp_path}: put it there, or name another"
+    said = dsv3(*LAUNCH, "data.corpus=corpus/")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.splitlines()[-1] == f"dsv3: tiny: {lacking}."
+    assert not (tmp_path / "queued").exists()
+    for way in ("--dry-run", "--torchrun"):  # which need nothing yet
+        said = dsv3(*LAUNCH, "data.corpus=corpus/", way)
+        assert said.code == 0
+        assert f"Note: {lacking}; dsv3 launch queues nothing before.\n" in said.err
+
+
 def test_slurms_refusal_is_passed_on(dsv3, sbatch):
     sbatch("echo 'sbatch: error: invalid partition specified: main' >&2; exit 1")
     said = dsv3(*LAUNCH)

@@ -1,0 +1,239 @@
+"""What a job needs that can be looked at from where it is submitted: data, tokenizer, environment.
+
+A login node does not see all that compute nodes see: a file system of theirs, an image. What lies
+in the folder a job is submitted from, or on its file system, is theirs too: that is what is said to
+be shared. So what is missing there is certainly missing; of anything else a sentence can only say
+that it was not seen. No torch here.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dsv3_plugin.data.dataset_folder import find_dataset
+from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, files_of, tokenizer_at
+from dsv3_plugin.files.named import named
+from dsv3_plugin.launch.job_values import Place
+from dsv3_plugin.planner.cluster_launch import Launch
+from dsv3_plugin.recipe import corpora
+from dsv3_plugin.recipe.continued import PARENT
+from dsv3_plugin.recipe.places import weights_at
+from dsv3_plugin.recipe.schema import Recipe
+
+Seen = Literal["there", "missing", "unseen", "not mounted"]
+
+_PATIENCE_S = 60
+"""For the interpreter of an environment, on a file system that is asleep."""
+_NO_PACKAGE = 42
+_LOOKS = (
+    "import importlib.util, sys; "
+    f"sys.exit({_NO_PACKAGE} if importlib.util.find_spec('dsv3_plugin') is None else 0)"
+)
+
+
+@dataclass(frozen=True)
+class Lack:
+    """Something that a job needs and that was not found.
+
+    Attributes:
+        sentence: what, and the way out.
+        certain: whether the job cannot have it: it would fail.
+    """
+
+    sentence: str
+    certain: bool
+
+
+@dataclass(frozen=True)
+class View:
+    """What ranks see of this machine's files, as far as it is known.
+
+    Attributes:
+        here: the folder that the job is submitted from, which all nodes share.
+        mounts: `FROM:TO` each, what an image sees; None: there is no image.
+    """
+
+    here: Path
+    mounts: Sequence[str] | None = None
+
+    def of(self, path: Path) -> Seen:
+        """Whether ranks will find a path."""
+        path = self.here / path
+        if self.mounts is None:
+            return self._on_nodes(path)
+        for mount in self.mounts:
+            source, target = [*mount.split(":"), mount][:2]
+            if path.is_relative_to(target):
+                return self._on_nodes(Path(source) / path.relative_to(target))
+        return "not mounted" if path.exists() else "unseen"
+
+    def _on_nodes(self, path: Path) -> Seen:
+        real = Path(os.path.realpath(path))
+        try:
+            real.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return "missing" if self._is_shared(real) else "unseen"
+        except OSError:
+            return "unseen"
+        return "there"
+
+    def _is_shared(self, path: Path) -> bool:
+        """Whether what is not here is not on the nodes either.
+
+        Not by the root's file system, on which nodes have other folders, and mount others.
+        """
+        here = Path(os.path.realpath(self.here))
+        if path.is_relative_to(here):
+            return True
+        nearest = next(parent for parent in path.parents if parent.exists())
+        device = nearest.stat().st_dev
+        return device == here.stat().st_dev != Path("/").stat().st_dev
+
+
+def lacking(
+    recipe: Recipe, launch: Launch, place: Place, here: Path, *, waits: bool
+) -> Iterator[Lack]:
+    """What a job of a recipe would not find.
+
+    Args:
+        recipe: the run.
+        launch: how jobs are started on the cluster.
+        place: where its commands run.
+        here: the folder that it is submitted from.
+        waits: whether it begins after another job, which may make what is missing.
+    """
+    view = View(here, None if launch.container is None else place.mounts)
+    for lack in (*_data(recipe, view), *_tokenizer(recipe, view), *_parent(recipe, waits)):
+        yield Lack(lack.sentence, lack.certain and not waits)
+    yield from _environment(place, view)
+
+
+def _data(recipe: Recipe, view: View) -> Iterator[Lack]:
+    """The corpus; and whether it is encoded, which is work for one rank while all others wait."""
+    data = recipe.data
+    prepared = all(find_dataset(one) for one in corpora.folders(recipe.data_folder, data.corpus))
+    if prepared and recipe.run_folder.steps_saved():
+        return  # a run goes on with the data that it has, without a look at the corpus
+    lacks = [
+        lack
+        for key, name in _texts(recipe)
+        for path in _files(name)
+        if (lack := _of(key, path, view)) is not None
+    ]
+    yield from lacks
+    if not lacks and not prepared and not _is_small(recipe):
+        yield Lack(
+            f"the data of {recipe.name} are not prepared in {recipe.data_folder}: a rank of the "
+            "job encodes them, while all others wait; dsv3 data prepare does so before",
+            certain=False,
+        )
+
+
+def _texts(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Key and name of all that data are read from."""
+    for _, member in corpora.drawn_from(recipe.data.corpus):
+        yield from (("data.corpus", name) for name in member.names if name != corpora.STDLIB)
+    for name, path in recipe.data.held_out_sets.items():
+        yield f"data.held_out_sets.{name}", str(path)
+
+
+def _files(name: str) -> list[Path]:
+    """What has to be there of a corpus: itself, or the two files of an encoded one."""
+    prefix = corpora.indexed_prefix(name)
+    if prefix is None:
+        return [named(name)]
+    return [prefix.with_name(prefix.name + suffix) for suffix in (".bin", ".idx")]
+
+
+def _is_small(recipe: Recipe) -> bool:
+    """Whether there is nothing to be encoded that takes long: no texts of anybody's own."""
+    return not any(
+        corpora.indexed_prefix(name) is None for key, name in _texts(recipe) if key == "data.corpus"
+    )
+
+
+def _tokenizer(recipe: Recipe, view: View) -> Iterator[Lack]:
+    choice = recipe.data.tokenizer
+    if not isinstance(choice, str) or choice == PARENT:
+        return
+    folder = named(choice)
+    if (lack := _of("data.tokenizer", folder, view)) is None:
+        if not files_of(tokenizer_at(folder), VOCABULARY_FILES):
+            yield Lack(
+                f"data.tokenizer: {choice} has no vocabulary ({', '.join(VOCABULARY_FILES[:3])}): "
+                "name the folder of a tokenizer",
+                certain=True,
+            )
+    elif choice.count("/") == 1 and not choice.endswith("/"):  # a name on the hub
+        yield Lack(
+            f"data.tokenizer: {choice} is no folder here, and is looked for on Hugging Face's hub: "
+            "on nodes without a network it has to be downloaded before",
+            certain=False,
+        )
+    else:
+        yield lack
+
+
+def _parent(recipe: Recipe, waits: bool) -> Iterator[Lack]:
+    """What a stage begins with, which may be made while the job is in the queue."""
+    parent = getattr(recipe, "from_", None)
+    if parent is None or waits or recipe.run_folder.steps_saved():
+        return
+    if not weights_at(parent).exists():
+        yield Lack(
+            f"from: {parent} is not there yet, and has to be when the job begins: "
+            "--after RUN has the job wait for that of a run",
+            certain=False,
+        )
+
+
+def _environment(place: Place, view: View) -> Iterator[Lack]:
+    if place.venv is None:
+        return
+    for name in ("bin/activate", "bin/python"):
+        lack = _of("launch.venv", Path(place.venv, name), view)
+        if lack is not None:
+            yield lack
+            return
+    command = [place.python, "-c", _LOOKS]
+    try:
+        code = subprocess.run(
+            command, cwd=view.here, capture_output=True, timeout=_PATIENCE_S, check=False
+        ).returncode
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = getattr(error, "strerror", None) or f"no answer in {_PATIENCE_S} s"
+        yield Lack(
+            f"launch.venv: {place.python} does not run here ({why}), so it is not known whether "
+            "dsv3 is installed in it",
+            certain=False,
+        )
+        return
+    if code == _NO_PACKAGE:
+        yield Lack(
+            f"launch.venv: dsv3 is not installed in {place.venv}: {place.venv}/bin/pip install it "
+            "there, or name another environment in the cluster's file",
+            certain=True,
+        )
+
+
+def _of(what: str, path: Path, view: View) -> Lack | None:
+    """What is to be said of a path, None where ranks will find it."""
+    match view.of(path):
+        case "there":
+            return None
+        case "missing":
+            where = "" if path.is_absolute() else f" in {view.here}"
+            return Lack(
+                f"{what}: {path} does not exist{where}: put it there, or name another", certain=True
+            )
+        case "not mounted":
+            return Lack(
+                f"{what}: {path} is here, and the image sees it only if it holds it itself: add it "
+                "to launch.container.mounts",
+                certain=False,
+            )
+        case "unseen":
+            return Lack(f"{what}: {path} cannot be seen from here; the nodes need it", False)

@@ -1,0 +1,138 @@
+"""What a job would lack, as far as it can be seen from where it is submitted."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from dsv3_plugin.launch.job_values import Place, place_on
+from dsv3_plugin.launch.needs import View, lacking
+from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.cluster_launch import Container, Launch
+from dsv3_plugin.recipe.load import load_recipe
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch, tmp_path) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lacks(*overrides: str, recipe: str = "pretrain/tiny", waits: bool = False, **launch):
+    keys = Launch(**launch)
+    cluster = load_cluster("cpu").model_copy(update={"launch": keys})
+    place = place_on(cluster, Path.cwd())
+    loaded = load_recipe(recipe, overrides)
+    found = lacking(loaded, keys, place, Path.cwd(), waits=waits)
+    return [(lack.sentence, lack.certain) for lack in found]
+
+
+def test_a_recipe_that_brings_its_data_lacks_nothing():
+    assert lacks() == []
+
+
+def test_texts_and_tokenizer_that_are_not_in_the_folder_are_certainly_missing(here):
+    words = ("data.corpus=corpus/", "data.tokenizer=tokenizer/")
+    missing = [
+        f"{key} does not exist in {here}: put it there, or name another"
+        for key in ("data.corpus: corpus", "data.tokenizer: tokenizer")
+    ]
+    assert lacks(*words) == [(sentence, True) for sentence in missing]
+    # The job before it may make them.
+    assert lacks(*words, waits=True) == [(sentence, False) for sentence in missing]
+    for name in ("corpus", "tokenizer"):
+        (here / name).mkdir()
+    (unprepared, is_certain), (without, has_none) = lacks(*words)
+    assert unprepared.startswith("the data of tiny are not prepared in runs/tiny/data: ")
+    assert without.startswith("data.tokenizer: tokenizer/ has no vocabulary (tokenizer.json, ")
+    assert (is_certain, has_none) == (False, True)
+    (here / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert len(lacks(*words)) == 1
+
+
+def test_an_encoded_corpus_is_two_files(here):
+    (here / "texts.bin").touch()
+    (here / "tokenizer").mkdir()
+    (here / "tokenizer" / "tokenizer.json").write_text("{}")
+    [(sentence, is_certain)] = lacks("data.corpus=texts.bin", "data.tokenizer=tokenizer")
+    assert sentence.startswith(f"data.corpus: texts.idx does not exist in {here}: ")
+    assert is_certain
+
+
+def test_what_is_on_another_file_system_may_be_on_the_nodes():
+    [(sentence, is_certain)] = lacks("data.corpus=/of-the-nodes/corpus")
+    assert sentence == (
+        "data.corpus: /of-the-nodes/corpus cannot be seen from here; the nodes need it"
+    )
+    assert not is_certain
+    [(sentence, is_certain)] = lacks("data.tokenizer=deepseek-ai/DeepSeek-V3")
+    assert "is looked for on Hugging Face's hub" in sentence
+    assert not is_certain
+
+
+def test_a_link_to_what_is_not_mounted_here_is_not_missing(here):
+    (here / "corpus").symlink_to("/of-the-nodes/corpus")
+    assert View(here).of(Path("corpus")) == "unseen"
+    (here / "corpus").unlink()
+    assert View(here).of(Path("corpus")) == "missing"
+
+
+def test_an_image_sees_what_is_mounted_into_it(here, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "corpus").mkdir()
+    image = Container(runtime="pyxis", image="x")
+    [(sentence, is_certain)] = lacks(f"data.corpus={elsewhere}/corpus", container=image)
+    assert sentence == (
+        f"data.corpus: {elsewhere}/corpus is here, and the image sees it only if it holds it "
+        "itself: add it to launch.container.mounts"
+    )
+    assert not is_certain
+    mounted = image.model_copy(update={"mounts": [f"{elsewhere}:/data"]})
+    view = View(here, place_on_image(mounted).mounts)
+    assert view.of(Path("/data/corpus")) == "there"
+    assert view.of(here / "corpus") == "missing"
+    assert view.of(Path("/opt/corpus")) == "unseen"
+
+
+def place_on_image(image: Container) -> Place:
+    cluster = load_cluster("cpu").model_copy(update={"launch": Launch(container=image)})
+    return place_on(cluster, Path.cwd())
+
+
+def test_a_parent_has_to_be_there_when_the_job_begins(here):
+    [(sentence, is_certain)] = lacks(recipe="extend/tiny-1k")
+    assert sentence.startswith("from: runs/tiny is not there yet, and has to be when the job begin")
+    assert not is_certain
+    assert lacks(recipe="extend/tiny-1k", waits=True) == []
+
+
+def venv(folder: Path, python: str) -> str:
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "activate").touch()
+    (folder / "bin" / "python").write_text(python)
+    (folder / "bin" / "python").chmod(0o755)
+    return str(folder)
+
+
+def test_an_environment_without_dsv3_is_found_out(here):
+    [(sentence, is_certain)] = lacks(venv=str(here / "venv"))
+    assert (sentence, is_certain) == (
+        f"launch.venv: {here}/venv/bin/activate does not exist: put it there, or name another",
+        True,
+    )
+    without = venv(here / "without", f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    assert lacks(venv=without) == [
+        (
+            f"launch.venv: dsv3 is not installed in {without}: {without}/bin/pip install it there, "
+            "or name another environment in the cluster's file",
+            True,
+        )
+    ]
+    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    has_it = f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} "$@"\n'
+    assert lacks(venv=venv(here / "with", has_it)) == []
+    # Of nodes with other processors.
+    [(sentence, is_certain)] = lacks(venv=venv(here / "other", "\x7fELF of another machine"))
+    assert "does not run here (Exec format error)" in sentence
+    assert not is_certain
