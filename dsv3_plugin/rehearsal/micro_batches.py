@@ -10,7 +10,7 @@ from typing import Any
 
 from dsv3_plugin.pipeline.rank_step import RankStep
 from dsv3_plugin.rehearsal.storages import ACTIVATIONS, Storages
-from dsv3_plugin.schedules.actions import FORWARD, Action, Overlap
+from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, WEIGHT, Action
 from dsv3_plugin.upstream.replace import Replacer
 
 _UPSTREAMS = "megatron.core.pipeline_parallel.schedules"
@@ -32,6 +32,7 @@ class MicroBatches:
         self._micro_batches = micro_batches
         self._begun: Counter[Hashable] = Counter()
         self._left: Counter[Hashable] = Counter()
+        self._on_their_way = self._most_on_their_way = 0
         self.kept: dict[int, int] = {}
 
     def follow(self, replacer: Replacer) -> None:
@@ -45,38 +46,50 @@ class MicroBatches:
         """Bytes that a micro-batch leaves behind for good.
 
         What every computation of a kind but the first leaves: a first one makes what is kept for
-        the rest, and what the last ones sent may be on its way.
+        the rest, and what the last ones sent may be on its way. What arrives after a computation is
+        for a later one, by as many as there are micro-batches on their way.
         """
         grown = 0
         for kind, times in self._begun.items():
-            left = (self._left[kind, number] for number in range(2, times))
-            grown += times * min(left, default=0)
+            computed = range(2, times)
+            arrived = range(2, times - self._most_on_their_way)
+            for numbers, behind in ((computed, False), (arrived, True)):
+                left = (self._left[kind, number, behind] for number in numbers)
+                grown += times * min(left, default=0)
         return grown // self._micro_batches
 
     def _begin(self, kind: Hashable) -> None:
         self._begun[kind] += 1
-        self._storages.era = (kind, self._begun[kind])
+        self._storages.era = (kind, self._begun[kind], False)
 
-    def _end(self) -> None:
-        self._left = Counter(self._storages.by_era)
+    def _end(self, *, begun: bool, over: bool) -> None:
+        """A computation has ended, with which a micro-batch is on its way here, or it is over."""
+        self._on_their_way += begun - over
+        self._most_on_their_way = max(self._most_on_their_way, self._on_their_way)
+        if over:
+            self._left = Counter(self._storages.by_era)
+        kind, number, _ = self._storages.era
+        self._storages.era = (kind, number, True)
 
     def _ours(self, original: Any) -> Any:
         def compute(step: RankStep, action: Action) -> None:
             self._begin(tuple((part.kind, part.stage) for part in action.parts))
             before = self._storages.now[ACTIVATIONS]
             original(step, action)
-            if isinstance(action, Overlap) or action.kind != FORWARD:
-                self._end()
-                return
-            kept = self._storages.now[ACTIVATIONS] - before
-            self.kept[action.stage] = min(kept, self.kept.get(action.stage, kept))
+            kinds = {part.kind for part in action.parts}
+            self._end(begun=FORWARD in kinds, over=bool(kinds & {BACKWARD, WEIGHT}))
+            if kinds == {FORWARD}:
+                kept = self._storages.now[ACTIVATIONS] - before
+                self.kept[action.stage] = min(kept, self.kept.get(action.stage, kept))
 
         return compute
 
     def _upstreams_forward(self, original: Any) -> Any:
         def forward_step(*args: Any, **kwargs: Any) -> Any:
             self._begin(("F", id(args[2])))  # the chunk
-            return original(*args, **kwargs)
+            output = original(*args, **kwargs)
+            self._end(begun=True, over=False)
+            return output
 
         return forward_step
 
@@ -84,7 +97,7 @@ class MicroBatches:
         def backward_step(*args: Any, **kwargs: Any) -> Any:
             self._begin("B")
             gradient = original(*args, **kwargs)
-            self._end()
+            self._end(begun=False, over=True)
             return gradient
 
         return backward_step

@@ -32,6 +32,16 @@ RECIPE = (
 )
 ENDS = (*RECIPE, "pipeline.schedule=1f1b", "pipeline.layout=Et|ttmL")
 """The first stage and the last lie on two ranks, which share the embedding."""
+BF16 = (*RECIPE, "precision.dtype=bf16")
+"""Where the stage before the last has the final norm, which weighs more beside its layers."""
+UPSTREAMS = (
+    *BF16,
+    "parallel.pipeline=4",
+    "parallel.expert=1",
+    "pipeline.executor=upstream",
+    "pipeline.schedule=1f1b",
+    "recompute=[]",
+)
 MESSAGE = 4 * TOKENS * load_model("tiny").hidden_size
 CASE = StepCase("all", "1f1b_v", micro_batches=40, folded=MICRO_BATCHES)
 
@@ -55,8 +65,11 @@ def _planned(words: tuple[str, ...]) -> Sequence[RankPlan]:
     return make_plan(recipe, cluster, cluster.machine).phases[-1].ranks
 
 
-def test_without_a_fault_nothing_is_found() -> None:
-    assert findings((0, 2, 3)) == []
+@pytest.mark.parametrize(
+    ("recipe", "ranks"), [(RECIPE, (0, 2, 3)), (BF16, (2,)), (UPSTREAMS, (2,))]
+)
+def test_without_a_fault_nothing_is_found(recipe: tuple[str, ...], ranks: tuple[int, ...]) -> None:
+    assert findings(ranks, recipe=recipe) == []
 
 
 @pytest.mark.parametrize(
