@@ -1,5 +1,6 @@
 # make demo        set up, train a tiny DeepSeek-V3 on real text, export it, check it in transformers
 # make test        set up, lint, test
+# make test-long   tests of whole jobs that take longest, apart from the rest
 # make test-wheel  build the wheel, install it outside the checkout, train there
 # make test-gpu    what only a GPU can show; skips with a reason where there is none
 # make test-harness  the engine and the server asked by lm-evaluation-harness, likewise apart
@@ -20,7 +21,7 @@ PIP := -m pip --disable-pip-version-check
 SET_ASIDE = .venv/share/dsv3_plugin/transformer_engine
 SITE = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-.PHONY: setup demo test lint test-wheel test-te test-gpu test-harness test-rl test-slurm clean
+.PHONY: setup demo test lint test-long test-wheel test-te test-gpu test-harness test-rl test-slurm clean
 
 setup: .venv/.installed
 
@@ -43,7 +44,10 @@ lint: setup
 
 # A worker for each processor, computing on one thread (tests/conftest.py).
 test: lint
-	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not harness and not rl and not slurm" --durations=25
+	@$(PY) -m pytest -n auto --dist loadscope --no-loadscope-reorder -m "not te and not gpu and not harness and not rl and not slurm and not long" --durations=25
+
+test-long: setup
+	@$(PY) -m pytest -n auto --dist loadscope -m long $$(grep -rl --include=*.py mark.long tests) --durations=10
 
 test-wheel: setup
 	@$(PY) tests/wheel/train_from_wheel.py

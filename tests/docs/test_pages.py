@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,24 @@ VERBS = typer.main.get_command(app)
 COMMANDS = [(page, command) for page in PAGES for command in page.commands()]
 
 
-def each(commands: list[tuple[Page, list[str]]]) -> Any:
-    """A test for each command, by the page that it is on."""
+def searches_ways(command: list[str]) -> bool:
+    """Whether a command looks for the best way of running what no laptop runs."""
+    return command[0] == "plan" and "--search" in command and "pretrain/tiny" not in command
+
+
+def each(
+    commands: list[tuple[Page, list[str]]], long: Callable[[list[str]], bool] = lambda words: False
+) -> Any:
+    """A test for each command, by the page that it is on; apart from the rest where it is long."""
     return pytest.mark.parametrize(
         ("page", "command"),
         [
-            pytest.param(page, words, id=f"{page.name}: {' '.join(words)}")
+            pytest.param(
+                page,
+                words,
+                id=f"{page.name}: {' '.join(words)}",
+                marks=[pytest.mark.long] if long(words) else [],
+            )
             for page, words in commands
         ],
     )
@@ -103,7 +116,7 @@ def quick_commands() -> list[tuple[Page, list[str]]]:
     return list(found.values())
 
 
-@each(quick_commands())
+@each(quick_commands(), searches_ways)
 @pytest.mark.usefixtures("beside_its_files")
 def test_a_quick_command_runs(page, command):
     answer = CliRunner().invoke(app, command)

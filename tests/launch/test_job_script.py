@@ -36,6 +36,7 @@ def shellcheck(folder: Path) -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
+@pytest.mark.long
 def test_every_shipped_recipe_and_cluster_passes_shellcheck(tmp_path):
     names = []
     for name, values in shipped_jobs():

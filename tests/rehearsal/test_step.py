@@ -71,6 +71,7 @@ def full() -> Callable[..., list[str]]:
     ]
 
 
+@pytest.mark.long
 def test_a_rank_of_the_full_recipe_is_as_planned_and_has_five_to_spare_where_experts_are_uneven(
     dsv3: Callable[..., Said], full: Callable[..., list[str]]
 ) -> None:
@@ -121,6 +122,7 @@ def test_without_transformer_engines_python_no_rank_is_begun(
     assert said.err.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("full")
 def test_without_a_compiler_a_rank_with_both_ends_of_the_model_is_as_with_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -44,6 +44,7 @@ def with_the_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.long
 def test_the_stage_of_the_page_trains(with_the_stage: Path, recipe: Path, tmp_path: Path) -> None:
     [written] = blocks("yaml")
     path = recipe.with_name("continuation.yaml")

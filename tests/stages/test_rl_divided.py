@@ -12,6 +12,8 @@ from dsv3_plugin.files.run_folder import RunFolder
 from tests.small_runs import Command, Trained, records
 from tests.stages.test_rl import written
 
+pytestmark = pytest.mark.long
+
 STEPS = 4
 SAME = 1e-6
 """Of losses, in nats, and of gradients beside the largest of all."""

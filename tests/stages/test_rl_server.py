@@ -53,6 +53,7 @@ def serving(trained: Trained, root: Path) -> Iterator[Serving]:
         server.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("older", [0, 1])
 def test_a_run_goes_through_though_its_server_is_killed_in_mid_step(
     asking: Path, trained: Trained, tmp_path: Path, older: int
