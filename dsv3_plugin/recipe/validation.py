@@ -1,6 +1,7 @@
 """Pydantic's verdict as one sentence: which file, which key, what is wrong, what would be right."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,17 @@ from pydantic.fields import FieldInfo
 from dsv3_plugin.errors import UserError
 
 _LONGEST_WORD = 100
+_UNITS = {
+    "gb_per_second": ("GB per second", ("gb/s", "gbps"), None),
+    "gb": ("GB", ("gb", "g"), None),
+    "us": ("microseconds", ("us", "µs"), None),
+    "hours": ("hours", ("h", "hour", "hours"), 3600),
+    "minutes": ("minutes", ("m", "min", "minute", "minutes"), 60),
+    "seconds": ("seconds", ("s", "sec", "second", "seconds"), 1),
+}
+"""How a key ends → the unit of its number, how people write that, its seconds if it is of time."""
+_CLOCK = re.compile(r"(\d{1,6}):([0-5]\d):([0-5]\d)")
+_MEASURED = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-zµ/]+)")
 
 
 def validate[T: pydantic.BaseModel](kind: type[T], data: Mapping[str, Any], where: str) -> T:
@@ -44,7 +56,7 @@ def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, wh
         case _:
             # A union reports each of its types: all of them are ways out.
             wanted = dict.fromkeys(_wanted(p) for p in problems if _keys(p) == path)
-            is_so, must = _shown(problem["input"]), _or(wanted) + _as_whole(problem)
+            is_so, must = _shown(problem["input"]), _or(wanted) + _as_number(problem)
             return f"{where}: '{dotted}' is {is_so}; it must {must}."
 
 
@@ -78,11 +90,22 @@ def _wanted(problem: Any) -> str:
     return message.removeprefix("input should ")
 
 
-def _as_whole(problem: Any) -> str:
-    """How a whole number is written that was given as a float (`1e3`)."""
-    value = problem["input"]
-    is_whole = problem["type"] == "int_type" and isinstance(value, float) and value.is_integer()
-    return f": write {value:.0f}" if is_whole else ""
+def _as_number(problem: Any) -> str:
+    """How a number is written that was given as a float (`1e3`), or with its unit (`80 GB`)."""
+    value, kind = problem["input"], problem["type"]
+    if kind == "int_type" and isinstance(value, float) and value.is_integer():
+        return f": write {value:.0f}"
+    unit = next((u for u in _UNITS if str(_keys(problem)[-1]).endswith(u)), None)
+    if kind not in ("float_type", "int_type") or not isinstance(value, str) or unit is None:
+        return ""
+    name, spellings, seconds = _UNITS[unit]
+    clock, measured = _CLOCK.fullmatch(value.strip()), _MEASURED.fullmatch(value.strip())
+    if clock and seconds:
+        hours, minutes, rest = map(int, clock.groups())
+        return f", of {name}: write {(3600 * hours + 60 * minutes + rest) / seconds:g}"
+    if measured and measured[2].lower() in spellings:
+        return f", of {name}: write {measured[1]}"
+    return f", of {name}, without a unit"
 
 
 def _or(phrases: Iterable[str]) -> str:

@@ -34,9 +34,20 @@ from tests.recipe.piped import PIPED
         (["training.steps=null"], "give either tokens or steps"),
         (["steps"], "'steps' is not an override"),
         (["[]=3"], "'[]=3' is not an override"),
-        (["parallel.expert=3"], "expert 3 does not divide 16 routed experts"),
-        (["parallel.processes=3"], "expert 2 does not divide the 3 ranks of a pipeline stage"),
-        (["parallel.tensor=4"], "2 processes do not divide by tensor 4"),
+        (
+            ["parallel.expert=3"],
+            "expert 3 does not divide 16 routed experts: take a number that does, such as 4.",
+        ),
+        (
+            ["parallel.processes=3"],
+            "expert 2 does not divide the 3 ranks of a pipeline stage (3 processes by pipeline 1): "
+            "take one that divides them and the experts, such as 1.",
+        ),
+        (
+            ["parallel.tensor=4"],
+            "2 processes do not divide by tensor 4 × pipeline 1 × context 1 = 4: take 4 processes, "
+            "or divide less.",
+        ),
         (["data.corpus=[a, ./a]"], "a twice: name it once"),
         (["data.corpus=[{path: a, weight: -1}, {path: b, weight: 2}]"], "gives a the weight -1"),
         (["data.corpus=[{path: a, wieght: 1}]"], "'data.corpus.0.wieght' (nearest: 'weight')"),
@@ -62,7 +73,8 @@ from tests.recipe.piped import PIPED
                 "parallel.context=2",
                 "data.seq_length=252",
             ],
-            "tensor 4 does not divide the 126 tokens of a sequence that context 2 leaves a rank",
+            "tensor 4 does not divide the 126 tokens of a sequence that context 2 leaves a rank: "
+            "take one that does, such as 3.",
         ),
         (["data.held_out_sets={a: x, A: y}"], "a and A are one name to some disks"),
         (["data.held_out_sets={a/b: x}"], "'a/b' is no name of a set"),
