@@ -16,13 +16,14 @@ from typing import Any
 
 from dsv3_plugin.checkpoint import tracker
 from dsv3_plugin.checkpoint.conversion import journal
+from dsv3_plugin.checkpoint.formats.broken_files import BrokenFiles
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, check_tensors, read_contents
 from dsv3_plugin.checkpoint.formats.hf_headers import (
     CONFIG,
     ITEMSIZE,
     pickled_files,
     read_config,
-    read_folder,
+    survey,
 )
 from dsv3_plugin.checkpoint.formats.model_file import (
     MODEL_FILE,
@@ -36,6 +37,8 @@ from dsv3_plugin.checkpoint.names import (
     WEIGHT_KEYS,
     Entry,
     layout,
+    shape_fields,
+    shape_keys,
     stacked_key,
     tied_head,
 )
@@ -47,6 +50,8 @@ from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.places import weights_at
 
 Shape = tuple[int, ...]
+
+_MISSING = ", MISSING"
 
 
 @dataclass
@@ -80,6 +85,10 @@ class Findings:
     misshapen: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     """Sentences on what cannot be read."""
+    broken_files: list[str] = field(default_factory=list)
+    """Files of weights that are missing, cut short or damaged; what they hold is not `missing`."""
+    advice: list[str] = field(default_factory=list)
+    """Ways out, a sentence each."""
 
     @property
     def complete(self) -> bool:
@@ -95,7 +104,7 @@ class Findings:
 def inspect(path: str | Path) -> Findings:
     """Looks at a Hugging Face folder, a Megatron checkpoint, one of its iterations, or a run's.
 
-    Raises UserError if it is none of these, or a file of it is damaged or cut short.
+    Raises UserError if it is none of these, or nothing can be said of it.
     """
     path = Path(path)
     if not path.is_dir():
@@ -148,21 +157,30 @@ def _inspect_unfinished(path: Path, mark: Path) -> Findings:
 
 def _inspect_folder(path: Path) -> Findings:
     findings = Findings(str(path), "Hugging Face folder")
-    described = read_folder(path)
+    found = survey(path)
+    described = found.tensors
     findings.files = len({d.file for d in described.values()})
     _count(findings, [(d.dtype, d.shape) for d in described.values()])
+    _note_broken(findings, found.broken)
+    findings.damaged += found.unlike
+    pickles: list[Path] = []
+    if not described and not found.broken:
+        try:
+            pickles = pickled_files(path)
+        except BrokenFiles as error:
+            _note_broken(findings, error.files)
     if not (path / CONFIG).is_file():
         findings.missing.append(CONFIG)
         return findings
-    if not described and not pickled_files(path):
+    if not (described or pickles or findings.broken_files):
         raise UserError(f"{path} holds no weights: it has neither *.safetensors nor *.bin files.")
-    if not described and (pickles := pickled_files(path)):
+    model = model_from_hf(read_config(path), path.resolve().name, path / CONFIG)
+    if not described:
         findings.pickled = [file.name for file in pickles]
         findings.files = len(pickles)
         findings.bytes = sum(file.stat().st_size for file in pickles)
-        _describe(findings, model_from_hf(read_config(path), path.resolve().name))
+        _describe(findings, model)
         return findings
-    model = model_from_hf(read_config(path), path.resolve().name)
     expected: dict[str, Shape] = {}
     if head := tied_head(model):
         expected[head.name] = head.shape
@@ -176,13 +194,29 @@ def _inspect_folder(path: Path) -> Findings:
             expected[entry.name + SCALE] = entry.scale().shape
             if entry.name + SCALE not in described:
                 findings.missing.append(entry.name + SCALE)
+    # Those of a file that is broken are there again with it.
+    findings.missing = [n for n in findings.missing if found.index.get(n) not in found.broken]
     for name, tensor in described.items():
         if name not in expected and not name.endswith(DERIVED) and tensor.nbytes:
             findings.foreign.append(name)
         elif name in expected and tensor.shape != expected[name]:
-            findings.misshapen.append(_misshapen(name, tensor.shape, expected[name]))
-    _describe(findings, model, "model.layers.{}.".format, described)
+            keys = shape_keys(name, tensor.shape, expected[name])
+            findings.misshapen.append(_misshapen(name, tensor.shape, expected[name], keys))
+    _describe(findings, model, "model.layers.{}.".format, {**found.index, **described})
+    layers = range(model.num_layers, model.num_layers + (model.mtp_num_layers or 0))
+    of_prediction = tuple(f"model.layers.{number}." for number in layers)
+    others = [name for name in findings.missing if not name.startswith(of_prediction)]
+    if findings.mtp.endswith(_MISSING) and not others:
+        findings.advice.append(
+            "of the multi-token prediction that config.json promises nothing is there, as "
+            "transformers saves this family: dsv3 import --without-mtp takes the folder without it."
+        )
     return findings
+
+
+def _note_broken(findings: Findings, files: dict[str, str]) -> None:
+    findings.broken_files += files
+    findings.damaged += files.values()
 
 
 def first_misfit(folder: Path, model: ModelConfig) -> str | None:
@@ -219,7 +253,11 @@ def fits(stored: Shape, shape: Shape, model: ModelConfig) -> bool:
 def _inspect_checkpoint(path: Path) -> Findings:
     folder = tracker.find(path)
     findings = Findings(str(path), f"Megatron checkpoint, {folder.name}")
-    contents = read_contents(folder)
+    try:
+        contents = read_contents(folder)
+    except BrokenFiles as error:
+        _note_broken(findings, error.files)
+        return findings
     check_tensors(folder, contents)
     weights = {k: t for k, t in contents.tensors.items() if k.startswith(WEIGHT_KEYS)}
     places = [place.file for tensor in contents.tensors.values() for _, _, place in tensor.chunks]
@@ -252,7 +290,8 @@ def _inspect_checkpoint(path: Path) -> Findings:
         for key, shape in found:
             stored = weights[key]
             if not fits(stored.shape, shape, model):
-                findings.misshapen.append(_misshapen(key, stored.shape, shape))
+                keys = shape_fields(entry, stored.shape, shape)
+                findings.misshapen.append(_misshapen(key, stored.shape, shape, keys))
             known.add(key)
             # A second name for the same bytes counts once.
             counted[stored.chunks[0][2]] = stored.dtype, stored.shape
@@ -305,7 +344,7 @@ def _describe(
         if names is not None:
             starts = tuple(prefix(model.num_layers + d) for d in range(model.mtp_num_layers))
             there = any(name.startswith(starts) for name in names)
-        findings.mtp = f"{model.mtp_num_layers} layer(s)" + ("" if there else ", MISSING")
+        findings.mtp = f"{model.mtp_num_layers} layer(s)" + ("" if there else _MISSING)
 
 
 def _shipped_name(model: ModelConfig) -> str | None:
@@ -316,5 +355,6 @@ def _shipped_name(model: ModelConfig) -> str | None:
     return None
 
 
-def _misshapen(name: str, shape: Shape, expected: Shape) -> str:
-    return f"{name}: {list(shape)} instead of {list(expected)}"
+def _misshapen(name: str, shape: Shape, expected: Shape, keys: list[str]) -> str:
+    by = f", by {' and '.join(keys)}" if keys else ""
+    return f"{name}: {list(shape)} instead of {list(expected)}{by}"

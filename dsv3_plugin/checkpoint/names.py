@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+from dsv3_plugin.recipe.fields import FIELDS
 from dsv3_plugin.recipe.model import ModelConfig
 
 BLOCK = 128
@@ -131,6 +132,19 @@ CONFIG_KEYS = {
     "expert": "n_routed_experts", "shared": "n_shared_experts", "mtp": "num_nextn_predict_layers",
 }  # fmt: skip
 """Scope → the key of `config.json` by which a model has its tensors or not."""
+
+AXIS_KEYS = {
+    "vocab": ("vocab_size",), "hidden": ("hidden_size",), "2_hidden": ("hidden_size",),
+    "q_rank": ("q_lora_rank",), "kv_rank": ("kv_lora_rank",),
+    "q_out": ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"),
+    "kv_in": ("kv_lora_rank", "qk_rope_head_dim"),
+    "kv_out": ("num_attention_heads", "qk_nope_head_dim", "v_head_dim"),
+    "o_in": ("num_attention_heads", "v_head_dim"),
+    "ffn": ("intermediate_size",), "experts": ("n_routed_experts",),
+    "expert_ffn": ("moe_intermediate_size",),
+    "shared_ffn": ("n_shared_experts", "moe_intermediate_size"),
+}  # fmt: skip
+"""Axis → the keys of `config.json` that its length is made of."""
 
 # Modules whose sharded state carries an `_extra_state` object. They are empty outside delayed-
 # scaling FP8, but upstream refuses a checkpoint that lacks one. Norms and the core attention have
@@ -257,9 +271,37 @@ def tied_head(model: ModelConfig) -> Entry | None:
 
 def config_key(name: str) -> str | None:
     """The key of `config.json` that says whether there is a tensor of this Hugging Face name."""
+    row = _row_of(name)
+    return row and CONFIG_KEYS.get(row.scope)
+
+
+def shape_keys(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> list[str]:
+    """The keys of `config.json` that the axes are made of in which two shapes of a tensor differ.
+
+    Args:
+        name: of the tensor, or of the scales of one, as Hugging Face has it.
+        shape, expected: the shapes.
+    """
+    row = _row_of(name)
+    if row is None:
+        return []
+    same = shape if len(shape) == len(expected) else (None,) * len(expected)
+    axes = [axis for axis, a, b in zip(row.shape, same, expected, strict=True) if a != b]
+    return list(dict.fromkeys(key for axis in axes for key in AXIS_KEYS[axis]))
+
+
+def shape_fields(entry: Entry, shape: tuple[int, ...], expected: tuple[int, ...]) -> list[str]:
+    """The same as fields of the model, of shapes that a distributed tensor may have."""
+    axes = len(entry.shape)
+    keys = shape_keys(entry.name, shape[-axes:], expected[-axes:])
+    return [field.ours for key in keys for field in FIELDS if field.hf_key == key]
+
+
+def _row_of(name: str) -> Row | None:
+    """The row of a tensor of this Hugging Face name, or of its scales."""
     name = re.sub(r"^model\.layers\.\d+\.", "", name.removesuffix(SCALE))
     name = re.sub(r"\.experts\.\d+\.", ".experts.{expert}.", name)
-    return next((CONFIG_KEYS.get(row.scope) for row in TABLE if row.hf == name), None)
+    return next((row for row in TABLE if row.hf == name), None)
 
 
 def hf_tensors(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], Precision]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dsv3_plugin.cli.convert import AllowPickle, WithoutMtp, Workers
+from dsv3_plugin.cli.notes import note
 from dsv3_plugin.cli.options import Json
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import bytes_text
@@ -103,7 +104,10 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="Hugging Face folder, checkpoint or run.")],
     as_json: Json = False,
 ) -> None:
-    """Say what is in a checkpoint or a Hugging Face folder, from headers alone."""
+    """Say what is in a checkpoint or a Hugging Face folder, from headers alone.
+
+    Exit code 1 if it is not complete, 2 if nothing can be said of it.
+    """
     from dsv3_plugin.checkpoint.inspect import inspect as look
 
     findings = look(path)
@@ -111,6 +115,7 @@ def inspect(
         show_text(json.dumps(findings.to_mapping(), indent=2) + "\n")
     else:
         print_findings(findings)
+    raise typer.Exit(0 if findings.complete else 1)
 
 
 def print_comparison(
@@ -121,11 +126,18 @@ def print_comparison(
     Args:
         by_manifest: the other side was a manifest, which counts every stored tensor.
     """
-    how = f"within {tolerance:g}" if tolerance else "bit for bit"
+    by_value = comparison.equal_by_value
     if by_manifest:
         say(f"{comparison.equal} tensors are as the conversion's manifest says.")
+    elif tolerance:
+        say(f"{comparison.equal} tensors are the same, within {tolerance:g}.")
+    elif by_value:
+        say(
+            f"{comparison.equal} tensors are the same, {comparison.equal - by_value} bit for bit "
+            f"and {by_value} by value, which are stored in unlike types."
+        )
     else:
-        say(f"{comparison.equal} tensors are the same, {how}.")
+        say(f"{comparison.equal} tensors are the same, bit for bit.")
     if comparison.scales:
         say(
             f"Not counted by themselves: {comparison.scales} scales. Each belongs to an FP8 "
@@ -209,6 +221,8 @@ def print_findings(findings: "Findings") -> None:
         if names:
             say(f"{title} ({len(names)}):")
             _print_list(names)
+    for sentence in findings.advice:
+        note(sentence)
     if findings.complete:
         say("complete: every tensor of the configuration is there, and nothing else.")
 

@@ -177,7 +177,9 @@ def said_before(verb: str, target: Path, ahead: "Ahead") -> None:
 
 def note_missing_tokenizer(hf_dir: Path) -> None:
     """Say on standard error that an exported model came without a tokenizer."""
-    if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, files_of
+
+    if not files_of(hf_dir, VOCABULARY_FILES):
         note(
             f"the checkpoint has no tokenizer, so {hf_dir} has none; put the model's own "
             "tokenizer files there before text goes in."

@@ -23,7 +23,8 @@ def logits(
     with single_process():
         from dsv3_plugin.inference.from_checkpoint import write_logits
 
-        write_logits(checkpoint, tokens, out, mtp=mtp)
+        shape = write_logits(checkpoint, tokens, out, mtp=mtp)
+    say(f"wrote the logits, float32 {list(shape)}, into {out}.")
 
 
 def generate(
@@ -65,6 +66,9 @@ def generate(
     ] = False,
 ) -> None:
     """Continue texts, or answer them."""
+    from dsv3_plugin.checkpoint.loadable import tokenizer_beside
+
+    tokenizer_beside(checkpoint)  # or nothing is worth the wait for a model
     from dsv3_plugin.distributed.world import single_process
 
     with single_process():

@@ -55,6 +55,17 @@ def serve(
     """
     if (checkpoint is None) == (hf is None):
         raise UserError("Name what is served: either --checkpoint or --hf.")
+    from dsv3_plugin.checkpoint.loadable import tokenizer_beside
+    from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, files_of
+
+    # Nothing is worth the wait for a model without one.
+    if checkpoint is not None:
+        tokenizer_beside(checkpoint)
+    elif hf.is_dir() and not files_of(hf, VOCABULARY_FILES):
+        raise UserError(
+            f"{hf} has no tokenizer, by which text becomes tokens: put the model's own tokenizer "
+            "files (tokenizer.json, tokenizer_config.json) there."
+        )
     from dsv3_plugin.distributed.world import single_process
 
     def said(line: str) -> None:

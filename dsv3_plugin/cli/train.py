@@ -79,6 +79,12 @@ def args_of_checkpoint(folder: Path, overrides: list[str]) -> None:
         spec=SPEC,
     )
     say_all(loading_command(flags))
+    if found.tokenizer is None:
+        note(
+            f"dsv3: {found.folder} has no tokenizer, so the command counts ids alone: in place of "
+            "--tokenizer-type NullTokenizer and --vocab-size name the model's own, with "
+            "--tokenizer-type HuggingFaceTokenizer --tokenizer-model FOLDER."
+        )
     note(
         "dsv3: tensor, pipeline and expert parallelism are free: the checkpoint loads under any. "
         "In place of --mock-data, name your own --data-path."

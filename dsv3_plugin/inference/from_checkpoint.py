@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from dsv3_plugin.checkpoint import tracker, trained_on
+from dsv3_plugin.checkpoint import trained_on
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import end_ids
 from dsv3_plugin.checkpoint.load import load_for_inference
+from dsv3_plugin.checkpoint.loadable import tokenizer_beside
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.data.chat.template import open_template
 from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer
@@ -21,11 +22,15 @@ from dsv3_plugin.inference.requests import Request, SamplingParameters
 from dsv3_plugin.inference.text import TextStream
 from dsv3_plugin.inference.token_file import new_array, read_tokens, require_place
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.places import weights_at
 
 
-def write_logits(checkpoint: Path, tokens: Path, out: Path, *, mtp: bool = False) -> None:
+def write_logits(
+    checkpoint: Path, tokens: Path, out: Path, *, mtp: bool = False
+) -> tuple[int, ...]:
     """Write the FP32 logits of token ids [b, s]: [b, s, vocab], or with `mtp` [b, s, depth, vocab].
+
+    Returns:
+        The shape of what was written.
 
     Raises:
         UserError: the checkpoint or the token file cannot be read, the model has no MTP layers, or
@@ -38,15 +43,11 @@ def write_logits(checkpoint: Path, tokens: Path, out: Path, *, mtp: bool = False
     ids = read_tokens(tokens, vocab_size=config.vocab_size, longest=config.max_position_embeddings)
     compute = mtp_logits if mtp else main_logits
     depth = (config.mtp_num_layers,) if mtp else ()
-    with new_array(out, (*ids.shape, *depth, config.vocab_size)) as array:
+    shape = (*ids.shape, *depth, config.vocab_size)
+    with new_array(out, shape) as array:
         for row, sequence in enumerate(ids):
             array[row] = compute(model, torch.from_numpy(sequence)[None])[0].cpu().numpy()
-
-
-def tokenizer_folder(checkpoint: Path) -> Path:
-    """The tokenizer of a checkpoint folder, or of one of its iterations."""
-    places = [checkpoint / "tokenizer", tracker.find(checkpoint).parent / "tokenizer"]
-    return next((place for place in places if place.is_dir()), places[0])
+    return shape
 
 
 def tokenizer_of_checkpoint(checkpoint: Path) -> TextTokenizer:
@@ -55,7 +56,7 @@ def tokenizer_of_checkpoint(checkpoint: Path) -> TextTokenizer:
     Raises:
         UserError: there is none, or it is another.
     """
-    folder = tokenizer_folder(weights_at(checkpoint))
+    folder = tokenizer_beside(checkpoint)
     trained_on.refuse_replaced_tokenizer(folder.parent)
     return open_tokenizer(folder)
 

@@ -41,37 +41,40 @@ def read_hf_model(path: Path) -> tuple[ModelConfig, list[str]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}).") from error
+        raise UserError(f"{path}: is not JSON ({error}): download it again.") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path}: holds no JSON object.")
+        raise UserError(f"{path}: holds no JSON object, as a model's does: download it again.")
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    model = model_from_hf(config, name)
+    model = model_from_hf(config, name, path)
     return model, assumed(config, model)
 
 
-def model_from_hf(config: Mapping[str, Any], name: str) -> ModelConfig:
+def model_from_hf(
+    config: Mapping[str, Any], name: str, where: str | Path | None = None
+) -> ModelConfig:
     """The model behind a parsed `config.json`.
 
     Args:
         config: the JSON object of a deepseek_v2, deepseek_v3 or kimi_k2 model.
-        name: the name that the model and error messages carry.
+        name: the name that the model carries.
+        where: the file, which error messages name; None: they name the model.
 
     Raises:
         UserError: a key is missing, or says something we would not compute as written.
     """
-    known = ", ".join(FAMILIES)
+    known, where = ", ".join(FAMILIES), str(where or name)
     kind = config.get("model_type")
     if kind is None:
-        raise UserError(f"{name}: the key 'model_type' is missing or null (known: {known}).")
+        raise UserError(f"{where}: the key 'model_type' is missing or null (known: {known}).")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
-            f"{name}: model_type '{kind}' is not of the DeepSeek family (known: {known})."
+            f"{where}: model_type '{kind}' is not of the DeepSeek family (known: {known})."
         )
     try:
         fields = _fields(published(config), FAMILIES[kind])
     except ValueError as error:
-        raise UserError(f"{name}: {error}.") from error
-    return validate(ModelConfig, {"name": name, **fields}, name)
+        raise UserError(f"{where}: {error}.") from error
+    return validate(ModelConfig, {"name": name, **fields}, where)
 
 
 def assumed(config: Mapping[str, Any], model: ModelConfig) -> list[str]:

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.cli.command import app
+from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY, train_bpe
+from dsv3_plugin.distributed import world
 from dsv3_plugin.numbers import bytes_text
 from tests.checkpoint.samples import random_tensors, small_model, write_folder
 
@@ -24,9 +26,44 @@ def test_keep_fp8_without_fp8_says_that_it_changed_nothing(tmp_path, form, said,
     assert done.code == 0
     assert "imported" in done.out
     note = f"Note: {tmp_path / form} has no FP8 weights, so --dtype keep-fp8 changed nothing."
-    ahead, *notes = done.err.splitlines()
+    ahead, without, *notes = done.err.splitlines()
     assert ahead.startswith("import: ")
+    assert without.startswith(f"Note: {tmp_path / form} has no tokenizer")
     assert notes == ([note] if said else [])
+
+
+def test_what_follows_of_a_folder_without_a_tokenizer(tmp_path, dsv3, monkeypatch):
+    """It is said, and text is refused before a model is loaded, or imported to be served."""
+    folder, checkpoint = tmp_path / "hf", tmp_path / "checkpoint"
+    write_folder(folder, MODEL, random_tensors(MODEL, "bf16"))
+    (folder / "generation_config.json").write_text("{}")
+    done = dsv3("import", folder, checkpoint)
+    assert done.err.splitlines()[1] == (
+        f"Note: {folder} has no tokenizer, so {checkpoint} has none: put the model's own tokenizer "
+        f"files into {checkpoint}/tokenizer before text goes in (dsv3 generate, serve, eval)."
+    )
+    monkeypatch.setattr(world, "single_process", None)
+    for words in (("generate", "--prompt", "a", "--checkpoint"), ("serve", "--checkpoint")):
+        for place in (checkpoint, checkpoint / "release"):
+            done = dsv3(*words, place)
+            assert (done.code, done.err) == (
+                2,
+                f"dsv3: {checkpoint} has no tokenizer, by which text becomes tokens: put the "
+                "model's own tokenizer files (tokenizer.json, tokenizer_config.json) into "
+                f"{checkpoint}/tokenizer.\n",
+            )
+    done = dsv3("serve", "--hf", folder)
+    assert (done.code, f"dsv3: {folder} has no tokenizer, by which" in done.err) == (2, True)
+
+    monkeypatch.chdir(tmp_path)
+    done = dsv3("args", "checkpoint")
+    assert f"--load {checkpoint} \\\n" in done.out
+    assert "--tokenizer-type NullTokenizer \\\n" in done.out
+    assert f"dsv3: {checkpoint} has no tokenizer, so the command counts ids alone" in done.err
+    train_bpe(["def f(x):\n    return x\n"] * 3, SMALLEST_VOCABULARY, checkpoint / "tokenizer")
+    done = dsv3("args", "checkpoint")
+    assert f"--tokenizer-model {checkpoint}/tokenizer \\\n" in done.out
+    assert "no tokenizer" not in done.err
 
 
 def test_verify_lists_twenty_differences_or_all(tmp_path, dsv3):
@@ -83,6 +120,7 @@ def test_what_was_done_as_json(tmp_path, dsv3):
     same = json.loads(dsv3("verify", tmp_path / "hf", tmp_path / "back", "--json").out)
     assert same == {
         "equal": exported["tensors"], "differences": [], "absent_copies": [], "scales": 0,
+        "equal_by_value": 0,
     }  # fmt: skip
 
 

@@ -115,6 +115,8 @@ def test_logits_equal_transformers(folders, tmp_path, mtp):
                 "--out", tmp_path / "out.npy", *(["--mtp"] if mtp else []))  # fmt: skip
     assert done.returncode == 0, done.stderr
     ours = np.load(tmp_path / "out.npy")
+    said = f"wrote the logits, float32 {[*ours.shape]}, into {tmp_path / 'out.npy'}.\n"
+    assert (done.stdout, done.stderr) == (said, "")
 
     theirs = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
     ids = torch.from_numpy(tokens)

@@ -35,6 +35,7 @@ from dsv3_plugin.checkpoint.conversion.stream import (
     TargetFolder,
     as_sentence,
     free_bytes,
+    refuse_taken,
     sole_writer,
 )
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import (
@@ -57,7 +58,7 @@ from dsv3_plugin.checkpoint.formats.sharding import Sharding
 from dsv3_plugin.checkpoint.formats.target import Target
 from dsv3_plugin.checkpoint.names import EMBEDDING, SCALE, extra_states
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER
-from dsv3_plugin.data.tokenizer_folder import copy_tokenizer, files_of
+from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, copy_tokenizer, files_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.folders import whole_folder
@@ -146,10 +147,11 @@ def import_hf(
     _require_consumed(source, jobs, {*source.stored} - {*source.dropped})
 
     header = header_of("import", source, dtype=dtype, dropped=source.dropped)
-    _announce(announce, jobs, layout.files, root)
     with sole_writer(root):
         is_done = resume and was_complete(root, header, workers, progress)
         if not is_done:
+            refuse_taken(root, resume=resume)
+            _announce(announce, jobs, layout.files, root)
             folder = TargetFolder(root, root / tracker.RELEASE, layout.files)
             try:
                 done = folder.begin(header, resume=resume)
@@ -166,7 +168,13 @@ def import_hf(
                 tracker.write_tracker(root, tracker.RELEASE)
                 folder.complete()
     report = _report(source, jobs, layout.targets.values(), began, is_done)
-    return replace(report, dropped=tuple(source.dropped), notes=tuple(source.notes()))
+    notes = source.notes()
+    if not files_of(root / TOKENIZER, VOCABULARY_FILES):
+        notes.append(
+            f"{source.path} has no tokenizer, so {root} has none: put the model's own tokenizer "
+            f"files into {root / TOKENIZER} before text goes in (dsv3 generate, serve, eval)."
+        )
+    return replace(report, dropped=tuple(source.dropped), notes=tuple(notes))
 
 
 def export_hf(
@@ -236,10 +244,11 @@ def export_hf(
         options["fp8_rule"] = fp8_rule  # a header of 0.1 has no such key
     options["shards_as"] = None if like is None else str(like.folder.resolve())
     header = header_of("export", source, **options)
-    _announce(announce, jobs, layout.files, root)
     with sole_writer(root):
         is_done = resume and was_complete(root, header, workers, progress)
         if not is_done:
+            refuse_taken(root, resume=resume)
+            _announce(announce, jobs, layout.files, root)
             folder = TargetFolder(root, root, layout.files)
             try:
                 if resume:

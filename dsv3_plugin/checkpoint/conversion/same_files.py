@@ -13,8 +13,11 @@ from dsv3_plugin.checkpoint.conversion.manifest_file import MANIFEST
 from dsv3_plugin.checkpoint.conversion.stream import BLOCK_BYTES, Progress
 from dsv3_plugin.checkpoint.conversion.verify import Difference
 from dsv3_plugin.checkpoint.conversion.workers import worker_threads
+from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.links import inside
+from dsv3_plugin.files.run_folder import is_checkpoint
+from dsv3_plugin.recipe.places import weights_at
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ def compare_files(
         progress: called with (bytes of `a` compared, bytes in all).
 
     Raises:
-        UserError: one is no folder, or not finished, or a link leads out of it.
+        UserError: one is no folder, or not finished, or a link leads out of it; one is a Hugging
+            Face folder and the other a checkpoint, which have no files in common.
     """
+    _require_one_form(Path(a), Path(b))
     left, right = _files(Path(a)), _files(Path(b))
     common = [name for name in left if name in right]
     differences, only = [], []
@@ -70,6 +75,18 @@ def compare_files(
             if progress:
                 progress(done, total)
     return FileComparison(equal, differences, only)
+
+
+def _require_one_form(a: Path, b: Path) -> None:
+    if is_checkpoint(weights_at(a)) == is_checkpoint(weights_at(b)):
+        return
+    hf, other = (b, a) if is_checkpoint(weights_at(a)) else (a, b)
+    if (hf / CONFIG).is_file():
+        raise UserError(
+            f"{hf} is a Hugging Face folder and {other} a checkpoint, which have no file in "
+            "common: leave --bytes out, and their tensors are compared, bit for bit; or export "
+            "the checkpoint and compare that folder."
+        )
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from zlib_ng.zlib_ng import crc32
 
-from dsv3_plugin.checkpoint.conversion import journal
+from dsv3_plugin.checkpoint.conversion import journal, manifest_file
 from dsv3_plugin.checkpoint.conversion.journal import Checksums
 from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.checkpoint.formats.target import Piece, Target
@@ -70,6 +70,31 @@ class Job:
     """Looks at the checksums of its targets; what it raises fails the job."""
 
 
+def refuse_taken(root: Path, *, resume: bool) -> None:
+    """Look whether a conversion can go into a folder, which is held; it need not be there.
+
+    Raises:
+        OtherTargetError: something else is there.
+        UserError: an unfinished conversion is, which is not to be continued.
+    """
+    if (root / INCOMPLETE).exists():
+        if resume:
+            return
+        raise UserError(
+            f"{root} holds an unfinished conversion: continue it with --resume, or remove the "
+            "folder."
+        )
+    # Of a mark a kill may have left less, which is swept.
+    if root.exists() and any(not p.name.startswith(f".{INCOMPLETE}.") for p in root.iterdir()):
+        other = "choose another folder"
+        if manifest_file.read(root):
+            raise journal.OtherTargetError(
+                f"{root} is not empty, it holds a conversion that is finished: check it with "
+                f"--resume, or {other}."
+            )
+        raise journal.OtherTargetError(f"{root} is not empty: {other}.")
+
+
 class TargetFolder:
     """The files of a conversion's target while they are written."""
 
@@ -92,15 +117,10 @@ class TargetFolder:
         done: Checksums = {}
         with as_sentence(self.root):
             sweep(mark)
-            if mark.exists() and resume:
+            if resume and mark.exists():
                 done = journal.read(mark, header)
-            elif mark.exists():
-                raise UserError(
-                    f"{self.root} holds an unfinished conversion: continue it with --resume, or "
-                    "remove the folder."
-                )
-            elif self.root.exists() and any(self.root.iterdir()):
-                raise journal.OtherTargetError(f"{self.root} is not empty: choose another folder.")
+            else:
+                refuse_taken(self.root, resume=resume)
             self._require_room()
             self.root.mkdir(parents=True, exist_ok=True)
             journal.begin(mark, header, done)
@@ -317,6 +337,8 @@ def sole_writer(root: Path) -> locks.FolderLock:
 
     Raises UserError if another one holds it, or it cannot be made.
     """
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root} is a file: name a new folder.")
     with as_sentence(root):
         lock = locks.take(root)
     if lock is None:

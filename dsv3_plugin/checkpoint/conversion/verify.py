@@ -52,6 +52,9 @@ class Comparison:
     """The MTP layer's copies that one side leaves out; no difference, as they say nothing new."""
     scales: int = 0
     """Scales of FP8 weights in either, which are not counted: each belongs to its weight."""
+    equal_by_value: int = 0
+    """Of the `equal`, those that are stored in unlike types: their values are the same in one of
+    the two, or in FP32, and not their bits."""
 
 
 def verify(
@@ -100,20 +103,22 @@ def verify(
             differences.append(Difference(name, shapes))
         elif holders:
             common.append(entry)
-    equal, done = 0, 0
+    equal, by_value, done = 0, 0, 0
     total = sum(left.stored[entry.name].nbytes for entry in common)
     with worker_threads(workers) as pool:
         found = pool.map(lambda entry: compare(left, right, entry, tolerance), common)
         for entry, difference in zip(common, found, strict=True):
             if difference is None:
                 equal += 1
+                stored = (side.stored[entry.name].dtype for side in (left, right))
+                by_value += len({*stored}) > 1
             else:
                 differences.append(difference)
             done += left.stored[entry.name].nbytes
             if progress:
                 progress(done, total)
     scales = {name for side in (left, right) for name in side.stored if name.endswith(SCALE)}
-    return Comparison(equal, differences, absent, len(scales))
+    return Comparison(equal, differences, absent, len(scales), by_value)
 
 
 def compare(left: Weights, right: Weights, entry: Entry, tolerance: float) -> Difference | None:

@@ -30,6 +30,8 @@ from dsv3_plugin.checkpoint.names import (
     Entry,
     config_key,
     layout,
+    shape_fields,
+    shape_keys,
     stacked_key,
     tied_head,
 )
@@ -77,7 +79,7 @@ class HFWeights:
         self.path = folder
         self.config = read_config(folder)
         said = self.config | ({"num_nextn_predict_layers": 0} if without_mtp else {})
-        self.model = model_from_hf(said, folder.resolve().name)
+        self.model = model_from_hf(said, folder.resolve().name, folder / CONFIG)
         self.trained_length = trained_length.of_conversion(folder)
         self._described = "config.json describes"
         if without_mtp:
@@ -172,9 +174,12 @@ class HFWeights:
     def _check_tensor(self, name: str, stored: Stored, entry: Entry) -> None:
         where = self.path / stored.file
         if stored.shape != entry.shape:
+            said, config = shape_keys(name, stored.shape, entry.shape), published(self.config)
+            by = " and ".join(f"{key} {json.dumps(config.get(key))}" for key in said)
             raise UserError(
-                f"{name} in {where} has shape {list(stored.shape)}; by config.json it is "
-                f"{list(entry.shape)}."
+                f"{name} in {where} has shape {list(stored.shape)}; by {by or 'what is said'} in "
+                f"{self.path / CONFIG} it is {list(entry.shape)}: take the config.json that "
+                "belongs to these weights."
             )
         is_scale = name.endswith(SCALE)
         allowed = (torch.float32,) if is_scale else FLOATS
@@ -263,9 +268,12 @@ class DistWeights:
         # Upstream pads the vocabulary; what is beyond the model's own is padding.
         padded = entry.shape[0] == self.model.vocab_size and shape[1:] == expected[1:]
         if shape != expected and not (padded and shape[0] > expected[0]):
+            fields = shape_fields(entry, shape, expected)
+            said = [f"{field} {getattr(self.model, field)}" for field in fields] or [MODEL_FILE]
             raise UserError(
                 f"{key} in {self.checkpoint.path / self.checkpoint.file(key)} has shape "
-                f"{list(shape)}; by {MODEL_FILE} it is {list(expected)}."
+                f"{list(shape)}; by {' and '.join(said)} it is {list(expected)}: put the "
+                f"{MODEL_FILE} back that belongs to these weights."
             )
         dtype = self.checkpoint.dtype(key)
         if dtype not in (*FLOATS, E4M3):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv3_plugin.checkpoint.formats.broken_files import BrokenFiles
 from dsv3_plugin.checkpoint.formats.containers import open_saved
 from dsv3_plugin.checkpoint.formats.extra_states import check_extra_state, is_extra_state
 from dsv3_plugin.checkpoint.formats.hf_headers import ITEMSIZE
@@ -26,6 +27,7 @@ from dsv3_plugin.files.run_folder import METADATA
 
 _MOST_METADATA = 1 << 27
 """Bytes; the weights of DeepSeek-V3 take a tenth of that."""
+_AGAIN = "copy it again from where the checkpoint was saved, or take another checkpoint"
 COMMON_FILE = "common.pt"
 """Where older versions of upstream keep the common state."""
 
@@ -70,7 +72,8 @@ def read_contents(folder: Path) -> Contents:
 
     Raises:
         ForeignSymbolError: the metadata or an object in the checkpoint names what could run code.
-        UserError: something is missing, damaged or cut short.
+        BrokenFiles: files are missing or cut short.
+        UserError: something is damaged.
     """
     path = folder / METADATA
     if not path.is_file():  # nor a device, which would never end
@@ -245,20 +248,28 @@ def _places(contents: Contents) -> Iterator[tuple[str, Place]]:
 
 
 def _check_files(folder: Path, contents: Contents) -> None:
+    """Raises BrokenFiles naming those that are not there whole."""
     last: dict[str, tuple[int, str]] = {}
     for key, place in _places(contents):
         end = place.position + place.length, key
         last[place.file] = max(last.get(place.file, (0, "")), end)
-    for file, (end, key) in last.items():
-        try:
-            found = inside(folder, file).stat()
-        except FileNotFoundError as error:
-            raise UserError(f"{folder / file} is missing; it holds {key}.") from error
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(f"{folder / file} is no file; it should hold {key}.")
-        size = found.st_size
-        if size < end:
-            raise UserError(
-                f"{folder / file} is cut short: {key} should end at byte {end}, the file has "
-                f"{size}."
-            )
+    broken = {
+        file: f"{folder / file} {what}: {_AGAIN}."
+        for file, (end, key) in last.items()
+        if (what := _not_whole(inside(folder, file), end, key))
+    }
+    if broken:
+        raise BrokenFiles(broken)
+
+
+def _not_whole(path: Path, end: int, key: str) -> str | None:
+    """What is wrong with a file that should hold what is stored under a key up to this byte."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return f"is missing, which holds {key}"
+    if not stat.S_ISREG(found.st_mode):
+        return f"is no file, and should hold {key}"
+    if found.st_size < end:
+        return f"is cut short, {key} should end at byte {end}, the file has {found.st_size}"
+    return None

@@ -1,14 +1,18 @@
 """What a Hugging Face folder holds, read from its index and its safetensors headers without torch.
 
 Reading checks that index, headers and file sizes tell one story: nothing is missing, cut short,
-listed twice or listed nowhere. What is wrong is one sentence with the tensor and the file in it.
+listed twice or listed nowhere. What is wrong is one sentence with the tensor and the file in it;
+`survey` collects them, `read_folder` ends with the first.
 """
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsv3_plugin.checkpoint.formats.broken_files import AGAIN, BrokenFiles
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import json_text
 from dsv3_plugin.files.links import inside, is_name
@@ -57,41 +61,102 @@ class Described:
         return math.prod(self.shape) * ITEMSIZE[self.dtype]
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What is in a folder, and what is wrong with it.
+
+    Attributes:
+        tensors: of the files that are whole.
+        index: tensor → file, as the folder's index has it; empty: it has none.
+        broken: files that are missing, cut short or damaged, each with a sentence.
+        unlike: sentences on what index and files say that the other does not.
+    """
+
+    tensors: dict[str, Described]
+    index: dict[str, str]
+    broken: dict[str, str]
+    unlike: list[str]
+
+
 def read_folder(folder: Path) -> dict[str, Described]:
-    """The tensors of all safetensors files of a folder; empty if it has none and no index."""
+    """The tensors of all safetensors files of a folder; empty if it has none and no index.
+
+    Raises:
+        BrokenFiles: some are missing, cut short or damaged.
+        UserError: index and files do not tell one story.
+    """
+    found = survey(folder)
+    if found.broken:
+        raise BrokenFiles(found.broken)
+    if found.unlike:
+        raise UserError(found.unlike[0])
+    return found.tensors
+
+
+def survey(folder: Path) -> Survey:
+    """The same, whatever is wrong with single files.
+
+    Raises:
+        UserError: the index is damaged, there is more than any model has, or a link leads out of
+            the folder.
+    """
     index = _read_index(inside(folder, INDEX))
-    files = sorted({*index.values()} if index else {p.name for p in folder.glob("*.safetensors")})
-    unlisted = {path.name for path in folder.glob("*.safetensors")}.difference(files)
-    if unlisted:
-        raise UserError(
-            f"{folder / min(unlisted)} is in no entry of {INDEX}: its tensors would be left out; "
-            "remove it if the model has none of them."
-        )
-    tensors: dict[str, Described] = {}
+    there = {path.name for path in folder.glob("*.safetensors")}
+    files = sorted({*index.values()} if index else there)
+    found = Survey({}, index, {}, [])
+    found.unlike.extend(
+        f"{folder / file} is in no entry of {INDEX}: its tensors would be left out; remove it if "
+        "the model has none of them."
+        for file in sorted(there.difference(files))
+    )
+    number = Counter(index.values())
+    first = {file: name for name, file in reversed(index.items())}
     for file in files:
         if not inside(folder, file).is_file():
-            name = next((name for name, shard in index.items() if shard == file), None)
-            if name is None:
-                raise UserError(f"{folder / file} is no file, but a folder or a link to nothing.")
-            raise UserError(f"{folder / file} is missing; {INDEX} says it holds {name}.")
-        for name, described in read_header(folder / file).items():
-            if name in tensors:
-                raise UserError(
-                    f"{name} is stored twice in {folder}: in {tensors[name].file} and in {file}; "
-                    "take the file away that is not of this model."
+            found.broken[file] = _missing(folder / file, number[file], first.get(file), INDEX)
+            continue
+        try:
+            header = read_header(folder / file)
+        except BrokenFiles as error:
+            found.broken[file] = str(error)
+            continue
+        for name, described in header.items():
+            if name in found.tensors:
+                found.unlike.append(
+                    f"{name} is stored twice in {folder}: in {found.tensors[name].file} and in "
+                    f"{file}; take the file away that is not of this model."
                 )
-            tensors[name] = described
-        if len(tensors) > _MOST_TENSORS:
+            found.tensors[name] = described
+        if len(found.tensors) > _MOST_TENSORS:
             raise UserError(
                 f"{folder} holds more than {_MOST_TENSORS:,} tensors, as no model does."
             )
-    for name, file in index.items():
-        if name not in tensors or tensors[name].file != file:
-            raise UserError(f"{INDEX} says {name} is in {folder / file}; it is not.")
-    for name, described in tensors.items() if index else ():
-        if name not in index:
-            raise UserError(f"{name} in {folder / described.file} is not in {INDEX}.")
-    return tensors
+    found.unlike.extend(_differences(folder, found) if index else ())
+    return found
+
+
+def _differences(folder: Path, found: Survey) -> Iterator[str]:
+    """Where index and headers of whole files differ, a sentence each."""
+    for name, file in found.index.items():
+        stored = found.tensors.get(name)
+        if file not in found.broken and (stored is None or stored.file != file):
+            yield f"{INDEX} says {name} is in {folder / file}; it is not: {AGAIN}, both of them."
+    for name, described in found.tensors.items():
+        if name not in found.index:
+            yield (f"{name} in {folder / described.file} is not in {INDEX}: {AGAIN}, both of them.")
+
+
+def _missing(path: Path, number: int, first: str | None, index: str) -> str:
+    """The sentence for a file that is not there.
+
+    Args:
+        number, first: of its tensors, by the index.
+        index: the name of the index.
+    """
+    if first is None:
+        return f"{path} is no file, but a folder or a link to nothing: {AGAIN}."
+    more = f" and {number - 1} more" if number > 1 else ""
+    return f"{path} is missing; {index} says it holds {first}{more}: {AGAIN}."
 
 
 def pickled_files(folder: Path) -> list[Path]:
@@ -102,10 +167,16 @@ def pickled_files(folder: Path) -> list[Path]:
     or a link out of the folder.
     """
     index = _read_index(inside(folder, PICKLE_INDEX))
-    for name, file in index.items():
-        if not (folder / file).is_file():
-            raise UserError(f"{folder / file} is missing; {PICKLE_INDEX} says it holds {name}.")
-    found = [folder / file for file in {*index.values()}] or [*folder.glob("pytorch_model*.bin")]
+    number = Counter(index.values())
+    first = {file: name for name, file in reversed(index.items())}
+    missing = {
+        file: _missing(folder / file, number[file], first[file], PICKLE_INDEX)
+        for file in sorted(first)
+        if not (folder / file).is_file()
+    }
+    if missing:
+        raise BrokenFiles(missing)
+    found = [folder / file for file in first] or [*folder.glob("pytorch_model*.bin")]
     found = found or [
         path
         for path in folder.glob("*")
@@ -115,16 +186,21 @@ def pickled_files(folder: Path) -> list[Path]:
 
 
 def read_header(path: Path) -> dict[str, Described]:
-    """The tensors of one safetensors file, which its header must describe to the last byte."""
+    """The tensors of one safetensors file, which its header must describe to the last byte.
+
+    Raises:
+        BrokenFiles: it is cut short or damaged.
+        UserError: it is too much, or cannot be read.
+    """
 
     if not path.is_file():  # a pipe would be waited for without end
-        raise UserError(f"{path} cannot be read: it is missing, or no file.")
+        raise _broken(path, f"{path} cannot be read, as it is missing, or no file")
     size = path.stat().st_size
     try:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if not 0 < length <= min(_LONGEST_HEADER, size - 8):
-                raise UserError(f"{path} is no whole safetensors file: its header is cut short.")
+                raise _broken(path, f"{path} is no whole safetensors file, its header is cut short")
             text = handle.read(length)
         content = json_text.parse(text)
         content.pop("__metadata__", None)
@@ -133,22 +209,25 @@ def read_header(path: Path) -> dict[str, Described]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except json_text.Repeated as error:
-        raise UserError(f"{error.key} is stored twice in {path}.") from error
+        raise _broken(path, f"{error.key} is stored twice in {path}") from error
     except json_text.TooMuch as error:
         raise UserError(f"{path} has a header that nobody means: {error}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no whole safetensors file: its header is damaged.") from error
+        raise _broken(
+            path, f"{path} is no whole safetensors file, its header is damaged"
+        ) from error
     end = start
     for name, described in sorted(tensors.items(), key=lambda item: item[1].position):
         if described.position != end:
-            raise UserError(f"{name} in {path} does not begin where the tensor before it ends.")
+            raise _broken(path, f"{name} in {path} does not begin where the tensor before it ends")
         end += described.nbytes
         if end > size:
-            raise UserError(
-                f"{path} is cut short: {name} should end at byte {end}, the file has {size}."
+            raise _broken(
+                path,
+                f"{path} is cut short, {name} should end at byte {end}, the file has {size}",
             )
     if end != size:
-        raise UserError(f"{path} has {size - end} bytes that no tensor accounts for.")
+        raise _broken(path, f"{path} has {size - end} bytes that no tensor accounts for")
     return tensors
 
 
@@ -158,11 +237,15 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     try:
         config = json_text.read(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: it says which model the tensors are.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
+        raise UserError(
+            f"{path} is missing, which says which model the tensors are: download it, too."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {AGAIN}.") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path} holds no JSON object.")
+        raise UserError(f"{path} holds no JSON object, as a model's does: {AGAIN}.")
     return config
 
 
@@ -172,16 +255,24 @@ def _described(path: Path, name: str, start: int, entry: dict[str, Any]) -> Desc
         not (all(map(_is_size, shape)) and _is_size(begin) and _is_size(end))
         or len(shape) > _MOST_AXES
     ):
-        raise UserError(f"{name} in {path} is damaged: its shape or place is no list of sizes.")
+        raise _broken(path, f"{name} in {path} is damaged, its shape or place is no list of sizes")
     if dtype not in DTYPES:
-        raise UserError(f"{name} in {path} has the unsupported type {dtype}.")
+        raise UserError(
+            f"{name} in {path} has the unsupported type {dtype}: take the model's weights in BF16, "
+            "FP16, FP32 or DeepSeek's FP8."
+        )
     described = Described(DTYPES[dtype], tuple(shape), path.name, start + begin)
     if end - begin != described.nbytes:
-        raise UserError(
-            f"{name} in {path} is damaged: its shape {shape} does not take the "
-            f"{end - begin} bytes it is given."
+        raise _broken(
+            path,
+            f"{name} in {path} is damaged, its shape {shape} does not take the {end - begin} bytes "
+            "it is given",
         )
     return described
+
+
+def _broken(path: Path, what: str) -> BrokenFiles:
+    return BrokenFiles({path.name: f"{what}: {AGAIN}."})
 
 
 def _is_size(value: Any) -> bool:
@@ -203,4 +294,4 @@ def _read_index(path: Path) -> dict[str, str]:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise UserError(f"{path} is damaged: it maps no tensors to files of its folder.")
+    raise UserError(f"{path} is damaged, it maps no tensors to files of its folder: {AGAIN}.")

@@ -10,11 +10,11 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from dsv3_plugin.checkpoint import import_hf
 from dsv3_plugin.checkpoint.conversion.weights import HFWeights, open_weights
 from dsv3_plugin.checkpoint.load import load_for_inference
+from dsv3_plugin.checkpoint.loadable import tokenizer_or_none
 from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer
 from dsv3_plugin.data.tokenizer_folder import files_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.engine import Engine
-from dsv3_plugin.inference.from_checkpoint import tokenizer_folder
 from dsv3_plugin.recipe.model import ModelConfig
 
 _OF_TRAINING = {
@@ -51,7 +51,7 @@ class NewWeights:
         weights = open_weights(folder)
         self._refuse_other(folder, weights.model)
         is_hf = isinstance(weights, HFWeights)
-        self._refuse_other_tokenizer(folder if is_hf else tokenizer_folder(folder))
+        self._refuse_other_tokenizer(folder if is_hf else tokenizer_or_none(folder))
         if not is_hf:
             return load_for_inference(folder)[0]
         with tempfile.TemporaryDirectory(prefix="dsv3-weights-") as whole:
@@ -85,8 +85,8 @@ class NewWeights:
                     f"one's {value}."
                 )
 
-    def _refuse_other_tokenizer(self, folder: Path) -> None:
-        if not folder.is_dir() or not files_of(folder):
+    def _refuse_other_tokenizer(self, folder: Path | None) -> None:
+        if folder is None or not files_of(folder):
             return
         if open_tokenizer(folder).digest != self.tokenizer.digest:
             raise UserError(f"{folder} has another tokenizer than the one that is served.")

@@ -16,7 +16,16 @@ from tests.checkpoint.samples import overwrite
 
 def test_missing_shard(source, tmp_path):
     (source / SECOND).unlink()
-    refused(source, tmp_path / "t", source / SECOND, "model.norm.weight", "missing")
+    refused(source, tmp_path / "t", source / SECOND, "model.norm.weight", "missing", "download it")
+
+
+def test_broken_shards_are_told_together(source, tmp_path):
+    (source / SECOND).unlink()
+    os.truncate(source / FIRST, 100)
+    refused(
+        source, tmp_path / "t", f"{source / FIRST} is no whole safetensors file",
+        "header is cut short: download it again (1 more are missing or damaged, too; dsv3 inspect",
+    )  # fmt: skip
 
 
 def test_truncated_shard(source, tmp_path):
@@ -166,15 +175,27 @@ def test_type_that_is_no_weight(source, tmp_path):
     [
         ({"num_hidden_layers": 4}, ["model.layers.3.", "no tensor of the model"]),
         ({"num_hidden_layers": 2}, ["model.layers.3.", "no tensor of the model"]),
-        ({"hidden_size": 128}, ["has shape", "by config.json"]),
-        ({"n_routed_experts": 8}, ["by config.json"]),
-        ({"model_type": "llama"}, ["llama"]),
+        ({"hidden_size": 128}, ["has shape", "by hidden_size 128 in", "take the config.json that"]),
+        ({"n_routed_experts": 8}, ["by n_routed_experts 8 in"]),
+        ({"v_head_dim": 24}, ["by num_attention_heads 4 and", "v_head_dim 24 in"]),
+        ({"model_type": "llama"}, ["source/config.json: model_type 'llama'"]),
+        ({"hidden_size": "many"}, ["source/config.json: hidden_size 'many' is not"]),
     ],
 )
 def test_config_that_disagrees_with_the_tensors(source, tmp_path, change, words):
     config = json.loads((source / "config.json").read_text()) | change
     (source / "config.json").write_text(json.dumps(config))
     refused(source, tmp_path / "t", *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "is not JSON (Expecting"), ("[]", "holds no JSON object, as a model")]
+)
+def test_config_that_is_none(source, tmp_path, text, words, dsv3):
+    (source / "config.json").write_text(text)
+    refused(source, tmp_path / "t", f"{source}/config.json {words}", ": download it again.")
+    said = dsv3("model", "from-hf", source)
+    assert (said.code, words in said.err, "download it again." in said.err) == (2, True, True)
 
 
 def test_no_config_and_no_folder(source, tmp_path):
@@ -188,9 +209,10 @@ def test_link_to_a_shard_that_is_gone(source, tmp_path):
     for file in (FIRST, SECOND, INDEX):
         (source / file).unlink()
     (source / FIRST).symlink_to(source / "blob")
-    for read in (inspect, lambda folder: import_hf(folder, tmp_path / "t")):
-        with pytest.raises(UserError, match=f"{FIRST} is no file, but a folder or a link to noth"):
-            read(source)
+    sentence = f"{source / FIRST} is no file, but a folder or a link to nothing: download it again."
+    with pytest.raises(UserError) as caught:
+        import_hf(source, tmp_path / "t")
+    assert [str(caught.value)] == inspect(source).damaged == [sentence]
 
 
 @pytest.mark.parametrize(
@@ -257,7 +279,6 @@ def test_links_in_a_checkpoint(source, tmp_path):
         ["export", "SOURCE", "TARGET", "--shard-size", "5Q"],
         ["verify", "SOURCE", "TARGET"],
         ["inspect", "TARGET"],
-        ["inspect", "SOURCE"],
     ],
 )
 def test_command_line_prints_the_sentence_and_exits_with_2(source, tmp_path, dsv3, words):

@@ -28,6 +28,24 @@ def test_target_that_is_in_use(source, tmp_path):
         import_hf(source, source)
 
 
+def test_target_that_is_taken_is_refused_before_a_plan_is_told(source, checkpoint, tmp_path, dsv3):
+    export_hf(checkpoint, tmp_path / "hf")
+    (tmp_path / "file").touch()
+    finished = "is not empty, it holds a conversion that is finished: check it with --resume, or"
+    for verb, reads, target, sentence in (
+        ("import", source, checkpoint, finished),
+        ("export", checkpoint, tmp_path / "hf", finished),
+        ("import", source, tmp_path / "file", "is a file: name a new folder."),
+        ("export", checkpoint, tmp_path / "file", "is a file: name a new folder."),
+        ("import", source, tmp_path, "lie inside each other"),
+    ):
+        said = dsv3(verb, reads, target)
+        assert (said.code, said.out, len(said.err.splitlines())) == (2, "", 1)
+        assert sentence in said.err
+    said = dsv3("export", checkpoint, tmp_path / "hf", "--resume")
+    assert (said.code, "was complete already" in said.out) == (0, True)
+
+
 def test_target_that_cannot_be_written(source, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written: not a directory"):

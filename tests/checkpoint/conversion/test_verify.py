@@ -1,6 +1,8 @@
 """verify finds what differs and nothing else; inspect tells what is there."""
 
 import json
+import os
+import shutil
 import sys
 
 import pytest
@@ -64,8 +66,6 @@ def test_other_weights_differ_by_name_and_size(root, tmp_path, dsv3):
 
 
 def test_one_changed_byte_is_found(root, tmp_path):
-    import shutil
-
     shutil.copytree(root / "from-fp32", tmp_path / "copy")
     overwrite(tmp_path / "copy", "decoder.layers.1.mlp.experts.experts.linear_fc2.weight", b"\x00")
     found = verify(root / "from-fp32", tmp_path / "copy")
@@ -180,6 +180,31 @@ def test_models_of_other_shape_differ_everywhere(root, tmp_path):
     assert whats["model.layers.2.eh_proj.weight"].startswith("only in")
 
 
+def test_what_is_the_same_by_value_is_not_told_as_bit_for_bit(root, tmp_path, dsv3):
+    """Router biases are FP32 on both sides."""
+    export_hf(root / "from-fp8", tmp_path / "hf", dtype="fp32")
+    tensors = random_tensors(MODEL, "bf16")
+    biases = sum(tensor.dtype == torch.float32 for tensor in tensors.values())
+    said = dsv3("verify", root / "out-bf16", tmp_path / "hf")
+    assert said.out.startswith(
+        f"{len(tensors)} tensors are the same, {biases} bit for bit and "
+        f"{len(tensors) - biases} by value, which are stored in unlike types.\n"
+    )
+    found = verify(root / "out-bf16", tmp_path / "hf")
+    assert (found.equal, found.equal_by_value) == (len(tensors), len(tensors) - biases)
+    said = dsv3("verify", root / "out-bf16", tmp_path / "hf", "--tolerance", "0.1")
+    assert f"{len(tensors)} tensors are the same, within 0.1.\n" in said.out
+    assert verify(root / "fp8", root / "kept-fp8").equal_by_value == 0
+
+
+def test_files_of_a_folder_and_of_a_checkpoint_are_not_compared(root, dsv3):
+    for pair in ((root / "fp8", root / "from-fp8"), (root / "from-fp8", root / "fp8")):
+        said = dsv3("verify", *pair, "--bytes")
+        assert (said.code, said.out) == (2, "")
+        assert f"{root}/fp8 is a Hugging Face folder and {root}/from-fp8 a checkpoint" in said.err
+        assert "leave --bytes out" in said.err
+
+
 def test_inspect_counts_what_is_there(root):
     found = inspect(root / "fp8")
     quantised = sum(t.dtype == torch.float8_e4m3fn for t in random_tensors(MODEL, "fp8").values())
@@ -206,10 +231,68 @@ def test_inspect_lists_what_does_not_fit(root, tmp_path, dsv3):
     assert found.misshapen[0].startswith(O_PROJ)
     assert "MISSING" in found.mtp
     said = dsv3("inspect", tmp_path / "odd")
-    assert said.code == 0
+    assert said.code == 1
     assert "foreign (1):\n  model.extra" in said.out
+    assert f"  {O_PROJ}: [135, 40] instead of [136, 40], by hidden_size\n" in said.out
+    assert said.err == ""
     said = dsv3("inspect", tmp_path / "odd", "--json")
-    assert json.loads(said.out)["complete"] is False
+    assert (said.code, json.loads(said.out)["complete"]) == (1, False)
+
+
+def test_inspect_says_where_without_mtp_helps(root, tmp_path, dsv3):
+    tensors = random_tensors(MODEL, "bf16")
+    write_folder(tmp_path / "hf", MODEL, {n: t for n, t in tensors.items() if "layers.3." not in n})
+    said = dsv3("inspect", tmp_path / "hf")
+    assert (said.code, said.err.count("dsv3 import --without-mtp takes the folder")) == (1, 1)
+    assert import_hf(tmp_path / "hf", tmp_path / "t", without_mtp=True).tensors
+    tensors.pop("model.layers.3.eh_proj.weight")  # which --without-mtp would not mend
+    write_folder(tmp_path / "half", MODEL, tensors)
+    assert inspect(tmp_path / "half").advice == []
+
+
+def test_inspect_lists_all_files_that_are_broken(root, tmp_path, dsv3):
+    """What they hold is not missing besides, and the rest is looked at."""
+    tensors = random_tensors(MODEL, "bf16")
+    write_folder(tmp_path / "hf", MODEL, tensors, shards=4)
+    first, second, third, last = sorted((tmp_path / "hf").glob("*.safetensors"))
+    second.unlink()
+    os.truncate(third, third.stat().st_size - 1)
+    held = [name for name, file in _index(tmp_path / "hf").items() if file == second.name]
+    said = dsv3("inspect", tmp_path / "hf", "--json")
+    found = json.loads(said.out)
+    assert (said.code, found["complete"], found["missing"]) == (1, False, [])
+    assert found["broken_files"] == [second.name, third.name]
+    assert found["damaged"][0] == (
+        f"{second} is missing; model.safetensors.index.json says it holds {held[0]} and "
+        f"{len(held) - 1} more: download it again."
+    )
+    assert found["damaged"][1].startswith(f"{third} is cut short, ")
+    assert found["tensors"] == len(tensors) - len(held) - len(held)
+    assert "MISSING" not in found["mtp"]
+    said = dsv3("inspect", tmp_path / "hf")
+    assert (said.code, said.err) == (1, "")
+    assert f"damaged (2):\n  {second} is missing" in said.out
+    for file in (first, last):
+        file.unlink()
+    assert len(inspect(tmp_path / "hf").broken_files) == 4
+
+
+def test_inspect_lists_all_files_of_a_checkpoint_that_are_broken(root, tmp_path, dsv3):
+    shutil.copytree(root / "from-fp32", tmp_path / "t")
+    first, second, *_ = sorted((tmp_path / "t" / "release").glob("*.distcp"))
+    os.truncate(first, 1000)
+    second.unlink()
+    said = dsv3("inspect", tmp_path / "t", "--json")
+    found = json.loads(said.out)
+    assert (said.code, {*found["broken_files"]}) == (1, {first.name, second.name})
+    cut, gone = sorted(found["damaged"])
+    assert cut.startswith(f"{first} is cut short, ")
+    assert gone.startswith(f"{second} is missing, which holds ")
+    assert gone.endswith("saved, or take another checkpoint.")
+
+
+def _index(folder):
+    return json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
 
 
 def test_inspect_knows_shipped_models_and_unfinished_targets(root, tmp_path):
@@ -254,8 +337,6 @@ def test_inspect_says_how_far_an_unfinished_conversion_came(
 
 
 def test_inspect_says_what_is_wrong_with_a_model_file(root, tmp_path, dsv3):
-    import shutil
-
     shutil.copytree(root / "from-fp32", tmp_path / "t")
     for content in (b"hidden_size: [", b"hidden_size: many\n", b"\xff\xfe\x00"):
         (tmp_path / "t" / "model.yaml").write_bytes(content)
@@ -280,7 +361,6 @@ def test_inspect_imports_no_torch(root):
 
 
 def _environment():
-    import os
     from pathlib import Path
 
     return os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
