@@ -39,6 +39,7 @@ class Manifest:
         accelerators: devices of a node, as SkyPilot calls them; None: CPUs.
         volumes: that a pod sees.
         cluster: what names the cluster, wherever that is read.
+        setup: the cluster's own lines of shell before that.
         torchrun: what a shell starts a node's ranks with, but for what they run.
         words: the recipe and its overrides.
     """
@@ -50,6 +51,7 @@ class Manifest:
     accelerators: str | None
     volumes: Sequence[Volume]
     cluster: str
+    setup: str
     torchrun: str
     words: Sequence[str]
 
@@ -108,6 +110,7 @@ def _rendered(
         accelerators=accelerators(values) if template.startswith("skypilot") else None,
         volumes=[_volume(number, mount) for number, mount in enumerate(values.place.mounts)],
         cluster=cluster,
+        setup="".join(f"eval {shlex.quote(line)} && " for line in launch.setup),
         torchrun=_torchrun(values, where),
         words=words,
     )

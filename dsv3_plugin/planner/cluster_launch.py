@@ -64,12 +64,16 @@ class Launch(Section):
     """Slurm's quality of service; null: its default."""
     time_limit_hours: Annotated[float, Field(gt=0, le=_MOST_HOURS)] | None = None
     """Of one job, in whole minutes; null: the partition's. Near its end the run is saved, and the
-    job goes back into the queue."""
+    job goes back into the queue. One in which a job could hardly do a step is refused."""
     exclusive: bool = True
     """Whether a job has its nodes for itself."""
     options: list[Annotated[str, Field(pattern=_OPTION)]] = Field(default=[])
     """Further options of sbatch, such as `--constraint=ib`; those that the script sets itself are
     refused."""
+    setup: list[OneLine] = Field(default=[])
+    """Lines of shell, each a command of its own, before anything else that a job starts: `module
+    load cuda/13.0`. What they export reaches every rank; `environment` and `venv` come after them,
+    and a line that fails ends the job."""
     venv: Place | None = None
     """The virtual environment that ranks run in; null: the Python that `dsv3 launch` runs with."""
     container: Container | None = None

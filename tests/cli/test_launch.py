@@ -66,6 +66,9 @@ def test_torchruns_lines_bring_what_the_clusters_file_says_of_ranks(dsv3, tmp_pa
     assert line.startswith(
         "NCCL_IB_HCA=mlx5 ODD='a '\"'\"'b'\"'\"'' TMPDIR=/local /v/bin/torchrun --nnod"
     )
+    write_cluster(tmp_path, {"setup": ["module load cuda"]})
+    line = dsv3(*LAUNCH, "--torchrun").out.splitlines()[1]
+    assert line.startswith("eval 'module load cuda' && torchrun --nnodes=1 ")
     write_cluster(tmp_path, {"container": {"runtime": "apptainer", "image": "x.sif"}})
     line = dsv3(*LAUNCH, "--torchrun").out.splitlines()[1]
     assert line.startswith("apptainer exec --bind=")

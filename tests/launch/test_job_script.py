@@ -18,6 +18,7 @@ EVERYTHING = {
     "partition": "batch", "account": "physics", "qos": "high", "time_limit_hours": 24.0,
     "options": ["--constraint=ib"], "environment": {"NCCL_IB_HCA": "mlx5", "ODD": "a 'b' *"},
     "scratch": "/local disk", "scratch_gb": 100.0, "spares": 1,
+    "setup": ["source /etc/profile.d/modules.sh", "module load 'cuda/13.0'  # it's there"],
 }  # fmt: skip
 WAYS = {
     "as it ships": {},
@@ -148,6 +149,28 @@ def test_bash_can_read_it_and_values_stay_one_word(way, tmp_path):
             ["bash", "-c", f'{export}; printf %s "$ODD"'], capture_output=True, text=True
         )
         assert said.stdout == "a 'b' *"
+
+
+@pytest.mark.parametrize(
+    ("setup", "code", "said"),
+    [
+        (["module() { export LOADED=$2; }", "module load cuda/13.0", "unset=$NOBODY"], 0, "13.0"),
+        (["false", "echo never"], 1, "dsv3: this line of launch.setup failed: false"),
+        (["echo 'never"], 1, "dsv3: this line of launch.setup failed: echo 'never"),
+    ],
+)
+def test_a_clusters_own_lines_of_shell_come_first_and_end_the_job_where_they_fail(
+    setup, code, said
+):
+    cluster = load_cluster("cpu").model_copy(update={"launch": Launch(setup=setup)})
+    before, _, after = script(job("pretrain/tiny", cluster)).partition("\nset -u\n")
+    assert "eval" not in after
+    answer = subprocess.run(
+        ["bash", "-c", f"{before}\nset -u\nenv | grep LOADED"], capture_output=True, text=True
+    )
+    assert answer.returncode == code
+    assert said in answer.stdout + answer.stderr
+    assert "never" not in answer.stdout
 
 
 def test_a_cluster_sets_none_of_the_scripts_own_variables():

@@ -28,6 +28,7 @@ def values():
     launch = {
         "container": IMAGE, "restarts": 7, "scratch": "/local disk", "spares": 1,
         "environment": {"NCCL_IB_HCA": "mlx5", "ODD": "a 'b' \"c\" #*"},
+        "setup": ["module load 'a' \"b\""],
     }  # fmt: skip
     return job("sft/deepseek-v3", on("h800", **launch))
 
@@ -63,6 +64,7 @@ def test_a_pytorchjob_says_what_the_jobs_script_says(values):
     assert {"/home/me/my work", "/local disk"} <= mounts.keys()
     *shell, line = rank["command"]
     assert shell == ["/bin/sh", "-c"]
+    assert shlex.split(line)[:4] == ["eval", "module load 'a' \"b\"", "&&", "exec"]
     assert started(line) == {
         "--nnodes": "64", "--nproc-per-node": "8", "--node-rank": "$RANK",
         "--master-addr": "$MASTER_ADDR", "--master-port": "$MASTER_PORT",
@@ -85,6 +87,7 @@ def test_a_task_of_skypilot_does_too(values):
     assert said["envs"] == {**values.cluster.launch.environment, "TMPDIR": "/local disk"}
     *before, line = said["run"].splitlines()
     assert before[0] == "cd '/home/me/my work' || exit 2"
+    assert shlex.split(before[1]) == ["eval", "module load 'a' \"b\"", "||", "exit", "2"]
     assert "doctor --node --cluster /shared/h800.yaml || exit" in said["run"]
     options = started(line)
     assert (options["--nnodes"], options["--nproc-per-node"]) == ("64", "8")
