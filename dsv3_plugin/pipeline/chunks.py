@@ -61,11 +61,6 @@ class PlacedLayout(PipelineParallelLayerLayout):
         """
         return False
 
-    @property
-    def last_decoder_stage(self) -> int:
-        """The stage of the model that its last decoder layer is on."""
-        return max(n for n, layers in enumerate(self.stages) if LayerType.decoder in layers)
-
     def inputs(self, vp_stage: int | None) -> StageInputs:
         """What a chunk of this rank reads of a batch."""
         rank = parallel_state.get_pipeline_model_parallel_rank()

@@ -196,8 +196,6 @@ def _unlike_stages(ranks: Sequence[SteppedRank]) -> Iterator[Finding]:
     kept: dict[object, tuple[int, int]] = {}
     for rank in ranks:
         for stage, size in zip(rank.planned.stages, rank.report.kept, strict=False):
-            if size is None:
-                continue
             other, expected = kept.setdefault(stage, (rank.report.rank, size))
             # What is sent is held by the one stage or by the other.
             if abs(size - expected) > UNLIKE * max(size, expected) + rank.message:

@@ -14,6 +14,7 @@ from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, WEIGHT, Action
 from dsv3_plugin.upstream.replace import Replacer
 
 _UPSTREAMS = "megatron.core.pipeline_parallel.schedules"
+_BLOCK = "megatron.core.transformer.transformer_block:TransformerBlock"
 
 
 class MicroBatches:
@@ -25,6 +26,9 @@ class MicroBatches:
 
     Attributes:
         kept: stage of the schedule → bytes of activations that one forward left, the least of all.
+            The final norm's are not among them: with multi-token prediction upstream puts it behind
+            the last decoder layer (`TransformerBlock.has_final_layernorm_in_this_stage`), where
+            layers have to keep what like layers do.
     """
 
     def __init__(self, storages: Storages, micro_batches: int) -> None:
@@ -33,11 +37,13 @@ class MicroBatches:
         self._begun: Counter[Hashable] = Counter()
         self._left: Counter[Hashable] = Counter()
         self._on_their_way = self._most_on_their_way = 0
+        self._of_norm = 0
         self.kept: dict[int, int] = {}
 
     def follow(self, replacer: Replacer) -> None:
         """Look on in our executor's steps and in upstream's."""
         replacer.wrap(f"{RankStep.__module__}:RankStep._compute", self._ours)
+        replacer.wrap(f"{_BLOCK}.__init__", self._with_norm)
         replacer.wrap(f"{_UPSTREAMS}:forward_step", self._upstreams_forward)
         replacer.wrap(f"{_UPSTREAMS}:backward_step", self._upstreams_backward)
 
@@ -60,6 +66,7 @@ class MicroBatches:
 
     def _begin(self, kind: Hashable) -> None:
         self._begun[kind] += 1
+        self._of_norm = 0
         self._storages.era = (kind, self._begun[kind], False)
 
     def _end(self, *, begun: bool, over: bool) -> None:
@@ -71,6 +78,21 @@ class MicroBatches:
         kind, number, _ = self._storages.era
         self._storages.era = (kind, number, True)
 
+    def _with_norm(self, original: Any) -> Any:
+        def count(times: int) -> Any:
+            def hook(*_: Any) -> None:
+                self._of_norm += times * self._storages.now[ACTIVATIONS]
+
+            return hook
+
+        def made(block: Any, *args: Any, **kwargs: Any) -> None:
+            original(block, *args, **kwargs)
+            if block.final_layernorm is not None:
+                block.final_layernorm.register_forward_pre_hook(count(-1))
+                block.final_layernorm.register_forward_hook(count(1))
+
+        return made
+
     def _ours(self, original: Any) -> Any:
         def compute(step: RankStep, action: Action) -> None:
             self._begin(tuple((part.kind, part.stage) for part in action.parts))
@@ -79,7 +101,7 @@ class MicroBatches:
             kinds = {part.kind for part in action.parts}
             self._end(begun=FORWARD in kinds, over=bool(kinds & {BACKWARD, WEIGHT}))
             if kinds == {FORWARD}:
-                kept = self._storages.now[ACTIVATIONS] - before
+                kept = self._storages.now[ACTIVATIONS] - before - self._of_norm
                 self.kept[action.stage] = min(kept, self.kept.get(action.stage, kept))
 
         return compute

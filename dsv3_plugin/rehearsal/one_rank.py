@@ -168,21 +168,12 @@ def _between_stages(issued: Sequence[Issued]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(form for form in forms if form))
 
 
-def _along_the_model(kept: dict[int, int], settings: trainer.Configured) -> tuple[int | None, ...]:
-    """What is kept of stages of the schedule, in the order of the model's.
-
-    None of the stage with the last decoder layer, which upstream gives the final norm where
-    multi-token prediction follows (`TransformerBlock.has_final_layernorm_in_this_stage`).
-    """
-    config = settings.model.transformer
-    layout = config.pipeline_model_parallel_layout
+def _along_the_model(kept: dict[int, int], settings: trainer.Configured) -> tuple[int, ...]:
+    """What is said of stages of the schedule, in the order of the model's."""
+    layout = settings.model.transformer.pipeline_model_parallel_layout
     if not kept or not isinstance(layout, PlacedLayout):
         return ()
-    order = sorted(kept, key=layout.placement.model_stage)
-    normed = layout.last_decoder_stage if config.mtp_num_layers else None
-    return tuple(
-        None if layout.placement.model_stage(stage) == normed else kept[stage] for stage in order
-    )
+    return tuple(kept[stage] for stage in sorted(kept, key=layout.placement.model_stage))
 
 
 class _Watch(Hook):

@@ -159,8 +159,7 @@ class RankReport:
         moments: moment → bytes at its fullest.
         answered: the engine's part, where the run has one.
         operations: of the step.
-        kept: bytes that a micro-batch keeps of each stage here, along the model; None of one that
-            keeps something beside its layers.
+        kept: bytes that a micro-batch keeps of each stage here, along the model.
         growth: bytes that each micro-batch left behind for good.
         sums: parameter → the groups over which its gradient was summed in the step.
         without_gradient: parameters that train, and whose gradient nothing in the step wrote.
@@ -186,7 +185,7 @@ class RankReport:
     moments: dict[Moment, int] = field(default_factory=dict)
     answered: Answered | None = None
     operations: Operations | None = None
-    kept: tuple[int | None, ...] = ()
+    kept: tuple[int, ...] = ()
     growth: int = 0
     sums: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     without_gradient: tuple[str, ...] = ()

@@ -86,7 +86,6 @@ def test_stages_of_like_layers_keep_alike(kept: tuple[int, ...], unlike: int):
     found = list(between_ranks([stepped(0, stages, kept=kept)]))
     assert len(found) == unlike
     elsewhere = stepped(4, (Stage(moe=2),), kept=(1100,))
-    assert not list(between_ranks([stepped(0, stages, kept=(1000, None, 7))]))
     first, *_ = between_ranks([stepped(0, stages, kept=(1000, 1000, 7)), elsewhere])
     assert "1.0 kB on rank 0, 1.1 kB on rank 4" in first.sentence
 
