@@ -128,7 +128,7 @@ class Web:
 
         Args:
             path: behind the address.
-            body: as JSON.
+            body: as JSON; bytes as they are.
             patient: whether attempts that fail are repeated.
         """
         return self._portal.start_task_soon(self._asked, "POST", path, body, patient)
@@ -198,9 +198,11 @@ class Web:
         self, method: str, path: str, body: Any
     ) -> tuple[int, httpx2.Headers, bytes]:
         parts, size = [], 0
-        content = None if body is None else json.dumps(body).encode()
+        plain = isinstance(body, bytes)
+        content = body if body is None or plain else json.dumps(body).encode()
+        kind = {"content-type": "application/octet-stream"} if plain else None
         url = self.address + path
-        async with self._client.stream(method, url, content=content) as response:
+        async with self._client.stream(method, url, content=content, headers=kind) as response:
             async for part in response.aiter_bytes():
                 size += len(part)
                 if size > _MOST_BYTES:

@@ -29,16 +29,20 @@ class Rollouts(Section):
 
     kind: Literal["embedded", "openai"] = "embedded"
     """Who answers: an engine in the training ranks, which computes with the weights where they lie;
-    or a server that speaks OpenAI's language (`dsv3 serve`, vLLM, SGLang), which is given them."""
+    or a server that speaks OpenAI's language (`dsv3 serve`, SGLang), which is given them."""
     url: str | None = None
     """Of the server."""
     model: str | None = None
     """Its name there; null: the only one."""
     key_variable: str | None = None
     """The environment variable that holds the key that the server wants to know."""
-    update: Literal["weights", "sglang"] = "weights"
+    update: Literal["weights", "sglang", "buckets"] = "weights"
     """How the server is told to take weights from a folder: at `/v1/weights`, as `dsv3 serve
-    --weights-root` is, or at `/update_weights_from_disk`, as SGLang is."""
+    --weights-root` is, or at `/update_weights_from_disk`, as SGLang is. buckets: `dsv3 serve
+    --weights-root` is sent them in pieces, and need not see the folder."""
+    bucket_gb: PositiveFloat = 1.0
+    """GB of such a piece, at most; what servers load together is not parted, and goes alone where
+    it is larger."""
     folder: str | None = None
     """Where they are written for it, as a Hugging Face folder that it sees by the same path, one
     run's alone; null: `served` in the run's folder."""

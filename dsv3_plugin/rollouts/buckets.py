@@ -2,8 +2,9 @@
 
 Servers fuse some tensors of a Hugging Face folder into one, or compute another from them when they
 have come: an FP8 weight and its scales; MLA's two projections down, which read the same input
-(vLLM's and SGLang's `fused_qkv_a_proj_with_mqa`); the gate and up projections of an MLP or expert.
-Half of such a pair in one piece and half in the next is loaded wrongly, or not at all.
+(vLLM's and SGLang's `fused_qkv_a_proj_with_mqa`); the gate and up projections of an MLP; the three
+of a routed expert, which kernels of grouped products want laid out together. A part of such in one
+piece and the rest in the next is loaded wrongly, or not at all.
 """
 
 import re
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 _SCALES = re.compile(r"(_scale_inv|_scale)$")
 _PARTNERS = (
     (re.compile(r"\.(q_a_proj|kv_a_proj_with_mqa)\.weight$"), ".qkv_a_proj.weight"),
+    (re.compile(r"(\.experts\.\d+)\.(gate|up|down)_proj\.weight$"), r"\1.weight"),
     (re.compile(r"\.(gate_proj|up_proj)\.weight$"), ".gate_up_proj.weight"),
 )
 

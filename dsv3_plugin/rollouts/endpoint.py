@@ -3,19 +3,22 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.requests import FinishReason, SamplingParameters
 from dsv3_plugin.inference.routed_experts import Experts, decoded, decoded_flat
+from dsv3_plugin.rollouts.pushing import push
 from dsv3_plugin.web import Patience, Refused, Unanswered, Web
 
 LONG = Patience(attempt=3600.0, outage=600.0)
 """With a server that makes long answers, and may be started again meanwhile."""
 
-Update = Literal["weights", "sglang"]
-"""How a server is told to take weights from a folder: as `dsv3 serve` is, or as SGLang."""
+Update = Literal["weights", "sglang", "buckets"]
+"""How a server is told to take weights from a folder: as `dsv3 serve` is, or as SGLang; or `dsv3
+serve` is sent them in pieces."""
 _UPDATES: Mapping[Update, tuple[str, str]] = {
     "weights": ("/v1/weights", "path"),
     "sglang": ("/update_weights_from_disk", "model_path"),
@@ -61,6 +64,7 @@ class Endpoint:
         patience: with it.
         at_once: requests at most.
         may_be_starting: whether it is waited for at first, too.
+        bucket_bytes: of weights that it is sent at once, at most.
 
     Attributes:
         model: its name.
@@ -78,8 +82,10 @@ class Endpoint:
         patience: Patience = LONG,
         at_once: int = 64,
         may_be_starting: bool = True,
+        bucket_bytes: int = 10**9,
     ) -> None:
         self.address = address.rstrip("/").removesuffix(_VERSION)
+        self._bucket_bytes = bucket_bytes
         self._web = Web(self.address, key=key, patience=patience, at_once=at_once)
         try:
             names = self._models(may_be_starting)
@@ -158,7 +164,8 @@ class Endpoint:
         """Have the server take other weights of its model; returns once it serves them.
 
         Args:
-            folder: of Hugging Face's form (of `dsv3 serve` a checkpoint, too), as it is there.
+            folder: of Hugging Face's form (of `dsv3 serve` a checkpoint, too), as it is there; one
+                here, where it is sent.
             by: how it is told.
 
         Returns:
@@ -167,9 +174,12 @@ class Endpoint:
         Raises:
             UserError: it does not take them.
         """
-        path, key = _UPDATES[by]
         try:
-            said = self._web.post(path, {key: folder}).result()
+            if by == "buckets":
+                said = push(self._post, Path(folder), self._bucket_bytes)
+            else:
+                path, key = _UPDATES[by]
+                said = self._post(path, {key: folder})
         except Unanswered as error:
             raise UserError(
                 f"{self.address} does not take the weights of {folder}: it {sentence_of(error)}."
@@ -181,6 +191,9 @@ class Endpoint:
             )
         version = said.get("version")
         return version if type(version) is int else None
+
+    def _post(self, path: str, body: Any) -> Any:
+        return self._web.post(path, body).result()
 
     def _models(self, patient: bool) -> list[str]:
         """Names of the models that are served."""

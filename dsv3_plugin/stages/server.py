@@ -64,7 +64,7 @@ class Server:
         patience = replace(LONG, attempt=wanted.seconds, outage=wanted.outage)
         endpoint = Endpoint(
             wanted.url, model=wanted.model, key=_key(wanted.key_variable), patience=patience,
-            at_once=wanted.at_once,
+            at_once=wanted.at_once, bucket_bytes=int(wanted.bucket_gb * 1e9),
         )  # fmt: skip
         try:
             self._source = OpenAi(

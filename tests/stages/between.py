@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from tests.served import served
 
-ASKED, TAKEN = "/v1/completions", "/v1/weights"
+ASKED = "/v1/completions"
 _BROKEN = 502
 
 

@@ -13,10 +13,12 @@ from dsv3_plugin.rollouts.rollout import Rollout
 from dsv3_plugin.stages.server import Server
 from tests.served import free_port
 from tests.small_runs import Command, Trained, records, steps_taken
-from tests.stages.between import ASKED, TAKEN, between
+from tests.stages.between import ASKED, between
 from tests.stages.test_rl import written
 
 STEPS = 4
+TAKEN = {"weights": "/v1/weights", "buckets": "/finish"}
+"""How the path ends by which a server is told to take weights."""
 KEY = {"DSV3_API_KEY": "secret"}
 
 
@@ -54,13 +56,14 @@ def serving(trained: Trained, root: Path) -> Iterator[Serving]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("older", [0, 1])
+@pytest.mark.parametrize(("older", "update"), [(0, "weights"), (1, "buckets")])
 def test_a_run_goes_through_though_its_server_is_killed_in_mid_step(
-    asking: Path, trained: Trained, tmp_path: Path, older: int
+    asking: Path, trained: Trained, tmp_path: Path, older: int, update: str
 ) -> None:
     """And its numbers are those of the engine inside, whose answers are the same: each round's are
     of the weights at its beginning, also where that begins before the round before it is trained
-    on. Experts that tokens went to come with them."""
+    on. Experts that tokens went to come with them. Weights are read from the run's folder, or sent
+    in pieces to a server that does not see it."""
     steps = STEPS + 2 * older  # so that a round is asked for with the weights of step 2
     words = (
         "train", asking, f"training.steps={steps}", f"rollouts.async={older}",
@@ -68,12 +71,13 @@ def test_a_run_goes_through_though_its_server_is_killed_in_mid_step(
     )  # fmt: skip
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     alone = Command.forked(*words, f"directory={inside}")
-    with serving(trained, tmp_path) as server:
+    (root := tmp_path / "root").mkdir()
+    with serving(trained, tmp_path if update == "weights" else root) as server:
         killed: list[int] = []
 
         def kill(paths: list[str]) -> None:
             """Before the second request of the round whose weights are those of step 2."""
-            taken = [place for place, path in enumerate(paths) if path == TAKEN]
+            taken = [place for place, path in enumerate(paths) if path.endswith(TAKEN[update])]
             if not killed and len(taken) == 2 and paths[taken[1] :].count(ASKED) == 2:
                 killed.append(steps_taken(outside))
                 server.kill()
@@ -82,7 +86,8 @@ def test_a_run_goes_through_though_its_server_is_killed_in_mid_step(
         with between(server.address, kill) as address:
             run = Command.forked(
                 *words, f"directory={outside}", "rollouts.kind=openai", "rollouts.at_once=1",
-                f"rollouts.url={address}", "rollouts.key_variable=DSV3_API_KEY", **KEY,
+                f"rollouts.url={address}", "rollouts.key_variable=DSV3_API_KEY",
+                f"rollouts.update={update}", "rollouts.bucket_gb=1e-4", **KEY,
             )  # fmt: skip
             ended = run.end(seconds=300)
     assert ended.code == 0, ended.output

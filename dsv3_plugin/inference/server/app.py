@@ -29,10 +29,13 @@ from dsv3_plugin.inference.server.new_weights import NewWeights, take_over
 from dsv3_plugin.inference.server.protocol import (
     ChatRequest,
     CompletionRequest,
+    WeightsBegin,
+    WeightsFinish,
     WeightsRequest,
     json_of,
     read,
 )
+from dsv3_plugin.inference.server.pushed_weights import PushedWeights
 from dsv3_plugin.inference.server.refusals import (
     Refusal,
     fault,
@@ -78,6 +81,10 @@ class Server:
         self._rate = None if limits.per_minute is None else Rate(limits.per_minute)
         self._reading = 0
         self._new_weights, self._loading = new_weights, asyncio.Lock()
+        self._pushed = None
+        if new_weights is not None:
+            self._pushed = PushedWeights(new_weights.root, new_weights.config)
+        self._finished: tuple[str, int] | None = None
 
     def application(self) -> Starlette:
         """What a web server runs."""
@@ -86,6 +93,13 @@ class Server:
             Route("/v1/chat/completions", self._guarded(self.chat), methods=["POST"]),
             Route("/v1/models", self._guarded(self.models)),
             Route("/v1/weights", self._guarded(self.weights), methods=["GET", "POST"]),
+            Route("/v1/weights/begin", self._guarded(self.begin_weights), methods=["POST"]),
+            Route(
+                "/v1/weights/{update}/finish", self._guarded(self.finish_weights), methods=["POST"]
+            ),
+            Route(
+                "/v1/weights/{update}/{number:int}", self._guarded(self.bucket), methods=["POST"]
+            ),
             Route("/metrics", self._guarded(self.metrics)),
             Route("/health", self.health),
         ]
@@ -102,6 +116,8 @@ class Server:
             yield
         finally:
             await asyncio.to_thread(self._worker.stop)
+            if self._pushed is not None:
+                self._pushed.drop()
 
     def _guarded(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def guarded(request: Request) -> Response:
@@ -149,17 +165,57 @@ class Server:
         """Which weights are served; with a POST, once those of a folder are."""
         version = self._engine.version
         if request.method == "POST":
-            if self._new_weights is None:
-                raise Refusal(
-                    403, "Weights are not changed here: start the server with --weights-root."
-                )
-            body = read(WeightsRequest, await self._json(request))
-            if self._loading.locked():
-                raise Refusal(409, "Other weights are being loaded: ask again when they are.")
-            async with self._loading:
-                new = await asyncio.to_thread(self._new_weights.read, body.path)
-                version = await self._worker.ask(lambda engine: take_over(engine, new))
+            self._require_changeable()
+            version = await self._take_over(read(WeightsRequest, await self._json(request)).path)
         return JSONResponse({"object": "weights", "version": version})
+
+    async def begin_weights(self, request: Request) -> Response:
+        """Weights are to come in pieces."""
+        self._require_changeable()
+        body = read(WeightsBegin, await self._json(request))
+        self._require_not_loading()
+        update = await asyncio.to_thread(self._pushed.begin, body.config)
+        return JSONResponse({"object": "weights.update", "update": update})
+
+    async def bucket(self, request: Request) -> Response:
+        """A piece of them."""
+        self._require_changeable()
+        self._require_not_loading()
+        update, number = (request.path_params[name] for name in ("update", "number"))
+        async with self._in_time():
+            tensors = await self._pushed.take(update, number, request.stream())
+        return JSONResponse({"object": "weights.bucket", "tensors": len(tensors)})
+
+    async def finish_weights(self, request: Request) -> Response:
+        """All have come: once they are served. Who has not heard so may ask again."""
+        self._require_changeable()
+        update = request.path_params["update"]
+        read(WeightsFinish, await self._json(request))
+        if self._finished is None or self._finished[0] != update:
+            self._require_not_loading()  # these, perhaps, whose sender has lost patience
+            self._pushed.folder(update)
+            try:
+                self._finished = update, await self._take_over(update)
+            finally:
+                self._pushed.drop()
+        return JSONResponse({"object": "weights", "version": self._finished[1]})
+
+    def _require_changeable(self) -> None:
+        if self._new_weights is None:
+            raise Refusal(
+                403, "Weights are not changed here: start the server with --weights-root."
+            )
+
+    def _require_not_loading(self) -> None:
+        if self._loading.locked():
+            raise Refusal(409, "Other weights are being loaded: ask again when they are.")
+
+    async def _take_over(self, folder: str) -> int:
+        """Serve the weights of a folder below the root: their version."""
+        self._require_not_loading()
+        async with self._loading:
+            new = await asyncio.to_thread(self._new_weights.read, folder)
+            return await self._worker.ask(lambda engine: take_over(engine, new))
 
     async def metrics(self, _request: Request) -> Response:
         """What the engine does."""
@@ -218,12 +274,17 @@ class Server:
     async def _json(self, request: Request) -> Any:
         """The body of a request whose client may ask; no larger and no slower than allowed."""
         self._require_turn(request)
+        async with self._in_time():
+            body = await self._body(request)
+        return json_of(body)
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self.limits.seconds):
-                body = await self._body(request)
+                yield
         except TimeoutError:
             raise Refusal(408, f"The body has not come within {self.limits.seconds:g} s.") from None
-        return json_of(body)
 
     async def _body(self, request: Request) -> bytes:
         announced = request.headers.get("content-length", "")

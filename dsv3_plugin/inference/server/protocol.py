@@ -170,6 +170,17 @@ class WeightsRequest(_Section):
     """Of a checkpoint or a Hugging Face folder, from the root that weights are taken from."""
 
 
+class WeightsBegin(_Section):
+    """A body of /v1/weights/begin."""
+
+    config: dict[str, Any]
+    """`config.json` of the model that weights are to come of."""
+
+
+class WeightsFinish(_Section):
+    """A body of /v1/weights/UPDATE/finish, which says nothing."""
+
+
 def json_of(body: bytes) -> Any:
     """What a body says.
 

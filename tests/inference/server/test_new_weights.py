@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import threading
 import urllib.error
@@ -22,6 +23,9 @@ from dsv3_plugin.inference.server.limits import Limits
 from dsv3_plugin.inference.server.new_weights import NewWeights
 from dsv3_plugin.inference.server.serve import ServerSettings, serve
 from dsv3_plugin.inference.server.words import words_of
+from dsv3_plugin.rollouts.endpoint import Endpoint
+from dsv3_plugin.rollouts.pushing import bodies
+from dsv3_plugin.web import Patience
 from tests.inference.server.serving import KEY, PATIENCE_S, listening
 from tests.inference.test_from_checkpoint import MODEL, write_hf_folder
 
@@ -118,6 +122,95 @@ def test_an_answer_that_is_under_way_goes_on_with_the_new_ones(served, root):
         sampling = SamplingParameters(max_tokens=50 - behind, temperature=0.0)
         request = Request((5, 6, 7, *tokens[:behind]), sampling)
         assert Engine(model, EngineSettings(2**22)).run([request])[0].tokens == tokens[behind:]
+
+
+@pytest.fixture
+def endpoint(served):
+    address = str(served.base_url).removesuffix("/v1/")
+    with Endpoint(address, key=KEY, patience=Patience(outage=0), bucket_bytes=20_000) as opened:
+        yield opened
+
+
+def test_weights_come_in_pieces_from_where_the_server_sees_nothing(
+    served, endpoint, root, expected, tmp_path
+):
+    there = shutil.copytree(root / "second", tmp_path / "there")
+    assert len([*bodies(there, 20_000)]) > 3
+    (root / ".dsv3-pushed-by-one-that-was-killed").mkdir()
+    assert endpoint.take_weights(str(there), "buckets") == 1
+    answer = ask(served)
+    assert answer.choices[0].token_ids == expected["second"]
+    assert answer.choices[0].weights_versions == [1] * 12
+    assert not [*root.glob(".dsv3-pushed-*")]
+
+
+def piece(served, path, body):
+    return served.post(f"/weights/{path}", content=body, cast_to=object)
+
+
+def begun(served, folder):
+    config = json.loads((folder / "config.json").read_text())
+    return served.post("/weights/begin", body={"config": config}, cast_to=object)["update"]
+
+
+def finished(served, update):
+    return served.post(f"/weights/{update}/finish", body={}, cast_to=object)["version"]
+
+
+def test_pieces_may_come_again_in_any_order_and_their_end_be_asked_for_again(
+    served, root, expected
+):
+    one, *more = [*bodies(root / "second", 20_000)]
+    update = begun(served, root / "second")
+    for number, body in [*enumerate(more, start=1)][::-1]:
+        assert piece(served, f"{update}/{number}", body)["tensors"] > 0
+    piece(served, f"{update}/0", more[0][:-1] + b"?")  # to be replaced
+    piece(served, f"{update}/0", one)
+    assert [finished(served, update), finished(served, update)] == [1, 1]
+    assert ask(served).choices[0].token_ids == expected["second"]
+    with pytest.raises(openai.NotFoundError, match="begin again"):
+        piece(served, f"{update}/0", one)
+
+
+def test_pieces_that_make_no_weights_are_refused_and_nothing_is_lost(
+    served, root, expected, tmp_path
+):
+    second, other = root / "second", shutil.copytree(root / "second", tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rope_theta": 5000.0}))
+    first, *more = [*bodies(second, 20_000)]
+
+    def sent(folder, pieces):
+        update = begun(served, folder)
+        for number, body in enumerate(pieces):
+            piece(served, f"{update}/{number}", body)
+        return update
+
+    def since():
+        update = begun(served, second)
+        begun(served, second)
+        piece(served, f"{update}/0", first)
+
+    for status, sentence, what in (
+        (400, "cut short", lambda: sent(second, [first[:-8]])),
+        (400, "no tensor accounts for", lambda: sent(second, [first + b"more"])),
+        (413, "larger than .* bytes, which the model takes", lambda: sent(second, [b"x" * 10**7])),
+        (400, "is missing", lambda: finished(served, sent(second, more))),
+        (
+            400,
+            "is of another model: its rotary_base is 5000.0",
+            lambda: finished(served, sent(other, [first, *more])),
+        ),
+        (404, "were not begun here, or others were since: begin again", since),
+    ):
+        with pytest.raises(openai.APIStatusError) as refused:
+            what()
+        said = refused.value.response.json()["error"]["message"]
+        assert re.search(sentence, said), said
+        assert refused.value.status_code == status
+    answer = ask(served)
+    assert answer.choices[0].token_ids == expected["first"]
+    assert answer.system_fingerprint == "weights-0"
 
 
 def other_model(folder, root):
