@@ -8,6 +8,18 @@ For a program that drives Megatron-LM itself:
 Nothing heavy is imported until then.
 """
 
+import sys
+import warnings
+
+if not sys.warnoptions:
+    # Modules of Megatron say, as they are imported, what they do without. On a CPU that is our own
+    # choice, and on GPUs `dsv3 doctor` tells it once. Whoever asks for warnings (-W) sees them.
+    for _said in (
+        r"(Transformer Engine and )?Apex (is|are) not installed",
+        r"Only transformer-engine>=1\.7\.0 supports MoE experts",
+    ):
+        warnings.filterwarnings("ignore", _said, module=r"megatron\.")
+
 
 def register() -> None:
     """Apply the plugin's patches to Megatron in this process. Twice is harmless.

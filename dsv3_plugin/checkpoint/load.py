@@ -14,6 +14,7 @@ from dsv3_plugin.model.build import build_model
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.places import weights_at
 from dsv3_plugin.upstream import patching
+from dsv3_plugin.upstream.quiet import without_warnings
 
 
 def load_for_inference(
@@ -48,7 +49,9 @@ def load_for_inference(
     model = build_model(config, dtype=dtype, perform_initialization=False)
     iteration = str(weights.checkpoint.path)
     try:
-        with restricted_reading():
+        # Megatron calls torch's reader in an old way, and for one process alone.
+        quiet = without_warnings("torch.distributed is disabled", "The argument order of load has")
+        with restricted_reading(), quiet:
             metadata = dist_checkpointing.load_content_metadata(iteration) or {}
             sharded = model.sharded_state_dict(metadata=metadata)
             wanted = {n: value for n, value in sharded.items() if not n.endswith("_extra_state")}

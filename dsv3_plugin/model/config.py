@@ -15,6 +15,7 @@ from megatron.core.utils import init_method_normal
 
 from dsv3_plugin.recipe import fields
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.upstream.quiet import without_warnings
 
 Backend = Literal["local", "transformer_engine"]
 
@@ -49,7 +50,8 @@ def transformer_config(
         "bias_dropout_fusion": True,
         "masked_softmax_fusion": False,
     }
-    config = MLATransformerConfig(**architecture | overrides)
+    with without_warnings("full scope is deprecated"):  # its own default
+        config = MLATransformerConfig(**architecture | overrides)
     mend_config(config)
     return config
 

@@ -131,13 +131,54 @@ def test_logits_equal_transformers(folders, tmp_path, mtp):
     assert float((torch.from_numpy(ours) - expected).abs().max()) <= 1e-5
 
 
-def test_generate_continues_the_prompt(folders):
+CELL = """
+import sys
+import warnings
+
+import torch
+
+from dsv3_plugin.upstream import cpu_host
+
+cpu_host.enable()
+
+import dsv3_plugin
+from dsv3_plugin.checkpoint.load import load_for_inference
+from dsv3_plugin.distributed.world import single_process
+from dsv3_plugin.inference.logits import main_logits
+
+dsv3_plugin.register()
+with single_process():
+    model, _ = load_for_inference(sys.argv[4])
+    main_logits(model, torch.arange(8)[None])
+for sentence in ("Apex is not installed", "The argument order of load has been changed"):
+    warnings.warn(f"{sentence}, says the cell", stacklevel=1)
+del sys.argv[0]
+
+from dsv3_plugin.cli import main
+
+main()
+"""
+"""Python as a person types it, and a verb behind it."""
+
+
+def test_generate_continues_the_prompt_and_no_library_warns(folders):
+    """Nor in a cell of Python before, whose own warnings are shown."""
     _, checkpoint = folders
-    done = executed("generate", "--checkpoint", checkpoint, "--prompt", "def f(x",
-                    "--max-new-tokens", 5)  # fmt: skip
+    words = ["dsv3", "generate", "--checkpoint", checkpoint, "--prompt", "def f(x",
+             "--max-new-tokens", 5]  # fmt: skip
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONWARNINGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", CELL, *map(str, words)],
+        capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("def f(x")
     assert len(done.stdout.rstrip("\n")) > len("def f(x")
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("  ")]
+    assert [line.partition(" UserWarning: ")[2] for line in lines] == [
+        "Apex is not installed, says the cell",
+        "The argument order of load has been changed, says the cell",
+    ], done.stderr
 
 
 def test_generate_takes_an_iterations_folder_as_logits_and_export_do(folders):
