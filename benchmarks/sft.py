@@ -93,17 +93,18 @@ def answers(run: Path, rows: dict[str, Rows], into: Path) -> dict[str, list[str]
 def answer(run: Path, into: Path) -> None:
     """The greedy answers of a run's newest model to prompts from standard input; no world is left
     to train in, so this is a process of its own."""
+    from dsv3_plugin.checkpoint.loadable import tokenizer_beside
     from dsv3_plugin.data.chat.conversation import Conversation
     from dsv3_plugin.data.chat.template import open_template
     from dsv3_plugin.distributed.world import single_process
-    from dsv3_plugin.inference.from_checkpoint import tokenizer_folder, tokenizer_of_checkpoint
+    from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
 
     with single_process():
         from dsv3_plugin.evaluation.checkpoint import Evaluated, Place
 
         place = Place.named(run)
         model, tokenizer = Evaluated.load(place), tokenizer_of_checkpoint(place.folder)
-        template = open_template(tokenizer_folder(place.folder), None, {}, "all")
+        template = open_template(tokenizer_beside(place.folder), None, {}, "all")
 
         def said(prompt: str) -> str:
             turn = Conversation([{"role": "user", "content": prompt}])
