@@ -9,7 +9,7 @@ import torch
 from dsv3_plugin.checkpoint import trained_on
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import end_ids
 from dsv3_plugin.checkpoint.load import load_for_inference
-from dsv3_plugin.checkpoint.loadable import tokenizer_beside
+from dsv3_plugin.checkpoint.loadable import loadable, tokenizer_beside
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.data.chat.template import open_template
 from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer
@@ -37,10 +37,11 @@ def write_logits(
             the result cannot be written.
     """
     require_place(out)
-    model, config = load_for_inference(checkpoint)
+    config = loadable(checkpoint).model  # what is wrong is said before the wait for the weights
     if mtp and not config.mtp_num_layers:
         raise UserError(f"{checkpoint} has no multi-token prediction layers; leave --mtp out.")
     ids = read_tokens(tokens, vocab_size=config.vocab_size, longest=config.max_position_embeddings)
+    model, config = load_for_inference(checkpoint)
     compute = mtp_logits if mtp else main_logits
     depth = (config.mtp_num_layers,) if mtp else ()
     shape = (*ids.shape, *depth, config.vocab_size)
@@ -96,9 +97,9 @@ def continue_texts(
         UserError: the checkpoint or its tokenizer cannot be read, or the tokens do not fit.
     """
     tokenizer = tokenizer_of_checkpoint(checkpoint)
-    model, config = load_for_inference(checkpoint)
-    if drafts and not config.mtp_num_layers:
+    if drafts and not loadable(checkpoint).model.mtp_num_layers:
         raise UserError(f"{checkpoint} has no multi-token prediction layers; leave --drafts out.")
+    model, config = load_for_inference(checkpoint)
     # With the tokenizer's own special tokens: DeepSeek's begins every text with one, and so does
     # its chat template.
     texts = [_asked(tokenizer, prompt) for prompt in prompts] if chat else prompts

@@ -20,6 +20,7 @@ from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY, train_bpe
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference import from_checkpoint
 from dsv3_plugin.inference.engine import Engine
 from dsv3_plugin.inference.from_checkpoint import continue_texts, write_logits
 from dsv3_plugin.inference.generate import generate
@@ -246,7 +247,7 @@ def test_text_is_shown_while_it_is_made(folders, monkeypatch):
     assert len(set(seen)) > 5
 
 
-def test_guessing_without_predictors_is_refused(tmp_path, folders):
+def test_guessing_without_predictors_is_refused(tmp_path, folders, monkeypatch):
     hf, _ = folders
     plain = shutil.copytree(hf, tmp_path / "hf")
     config = json.loads((plain / "config.json").read_text()) | {"num_nextn_predict_layers": 0}
@@ -258,6 +259,7 @@ def test_guessing_without_predictors_is_refused(tmp_path, folders):
     }
     save_file(main, plain / "model.safetensors", {"format": "pt"})
     import_hf(plain, tmp_path / "checkpoint")
+    monkeypatch.setattr(from_checkpoint, "load_for_inference", None)
     with pytest.raises(UserError, match="no multi-token prediction layers; leave --drafts out"):
         next(continue_texts(tmp_path / "checkpoint", ["x"], SamplingParameters(), drafts=1))
 
@@ -291,6 +293,15 @@ def test_a_request_that_is_too_long_prints_nothing(folders):
 def test_a_place_that_does_not_do_is_refused_before_the_model_is_loaded(tmp_path, out, sentence):
     with pytest.raises(UserError, match=sentence):
         write_logits(tmp_path / "no checkpoint", tmp_path / "no tokens", tmp_path / out)
+
+
+def test_tokens_that_do_not_do_are_refused_before_the_model_is_loaded(
+    folders, tmp_path, monkeypatch
+):
+    _, checkpoint = folders
+    monkeypatch.setattr(from_checkpoint, "load_for_inference", None)
+    with pytest.raises(UserError, match=r"none.npy does not exist"):
+        write_logits(checkpoint, tmp_path / "none.npy", tmp_path / "out.npy")
 
 
 def test_an_export_without_a_tokenizer_says_so(folders, tmp_path):

@@ -12,6 +12,7 @@ import uvicorn
 
 from dsv3_plugin.checkpoint import import_hf
 from dsv3_plugin.checkpoint.load import load_for_inference
+from dsv3_plugin.checkpoint.loadable import loadable
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.cache import CacheShape
 from dsv3_plugin.inference.cache_budget import default_cache
@@ -73,10 +74,11 @@ def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None])
     if wanted.weights_root is not None:
         _require_guarded(wanted.weights_root, key)
     tokenizer = tokenizer_of_checkpoint(checkpoint)
-    listening, drafts = _listen(wanted.host, wanted.port), wanted.drafts
-    model, config = load_for_inference(checkpoint)
-    if drafts and not config.mtp_num_layers:
+    drafts = wanted.drafts
+    if drafts and not loadable(checkpoint).model.mtp_num_layers:
         raise UserError(f"{checkpoint} has no multi-token prediction layers; leave --drafts out.")
+    listening = _listen(wanted.host, wanted.port)
+    model, config = load_for_inference(checkpoint)
     predictors = config.mtp_num_layers if drafts else 0
     routes = len(config.moe_layers)
     shape = CacheShape.of(model.config, predictors=predictors, moe_layers=routes)
