@@ -20,7 +20,7 @@ from anyio.from_thread import start_blocking_portal
 
 from dsv3_plugin.errors import UserError
 
-_MOST_BYTES = 2**28
+MOST_BYTES = 2**28
 """Of an answer: 1,024 texts of 128K tokens at 2 bytes each; reports of a token take some 100."""
 _SAID = 200
 """Characters of a refusal that are told."""
@@ -88,6 +88,7 @@ class Web:
         key: sent as a bearer's.
         patience: with it.
         at_once: requests at most.
+        most_bytes: of an answer.
 
     Attributes:
         repeated: how often attempts failed and were made again, by the reason.
@@ -97,13 +98,19 @@ class Web:
     """
 
     def __init__(
-        self, address: str, *, key: str | None = None, patience: Patience, at_once: int = 64
+        self,
+        address: str,
+        *,
+        key: str | None = None,
+        patience: Patience,
+        at_once: int = 64,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
         refuse_address(address)
         self.address, self.patience = address.rstrip("/"), patience
         self.repeated: Counter[str] = Counter()
         self._failing_since: float | None = None
-        self._at_once = at_once
+        self._at_once, self._most_bytes = at_once, most_bytes
         self._headers = {"content-type": "application/json"}
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
@@ -205,8 +212,8 @@ class Web:
         async with self._client.stream(method, url, content=content, headers=kind) as response:
             async for part in response.aiter_bytes():
                 size += len(part)
-                if size > _MOST_BYTES:
-                    raise Unanswered(f"answered with more than {_MOST_BYTES} bytes")
+                if size > self._most_bytes:
+                    raise Unanswered(f"answered with more than {self._most_bytes} bytes")
                 parts.append(part)
             return response.status_code, response.headers, b"".join(parts)
 

@@ -26,6 +26,9 @@ _UPDATES: Mapping[Update, tuple[str, str]] = {
 
 _REASONS: Mapping[Any, FinishReason] = {"stop": "stop", "length": "length"}
 _VERSION = "/v1"
+_MOST_BYTES = 2**30
+"""Of an answer: 32 texts of 32K tokens, each of which takes some 100 for its reports, and 620 where
+DeepSeek-V3's experts are told."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ class Endpoint:
     ) -> None:
         self.address = address.rstrip("/").removesuffix(_VERSION)
         self._bucket_bytes = bucket_bytes
-        self._web = Web(self.address, key=key, patience=patience, at_once=at_once)
+        self._web = Web(
+            self.address, key=key, patience=patience, at_once=at_once, most_bytes=_MOST_BYTES
+        )
         try:
             names = self._models(may_be_starting)
             if model is None and len(names) != 1:
