@@ -64,8 +64,9 @@ def rehearse(
         raise UserError(
             how_to_get_it().removesuffix(".") + "; --configuration rehearses without it."
         )
+    on_devices = devices(run.cluster, run.recipe.on_gpu(run.machine))
     with children_done(wanted.children) as done:
-        found = rehearsed(wanted, devices(run.cluster, run.recipe.on_gpu(run.machine)), done)
+        found = rehearsed(wanted, on_devices, done)
     if html is not None:
         from dsv3_plugin.report.rehearsal.page import write_page
 

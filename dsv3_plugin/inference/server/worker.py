@@ -20,6 +20,8 @@ from dsv3_plugin.inference.engine import Engine, Progress
 from dsv3_plugin.inference.generate import generate
 from dsv3_plugin.inference.requests import Request
 
+_Told = Progress | Exception
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -41,11 +43,28 @@ class _Listener:
 
     Attributes:
         answers: so many.
-        tell: what became of one, or why none will.
+        loop: in which it waits.
+        arrived: what became of one, or why none will.
     """
 
     answers: int
-    tell: Callable[[Progress | Exception], None]
+    loop: asyncio.AbstractEventLoop
+    arrived: asyncio.Queue[_Told]
+
+    def tell(self, error: Exception) -> None:
+        """Why none will."""
+        _hand_on(self.loop, [(self, error)])
+
+
+def _hand_on(loop: asyncio.AbstractEventLoop, told: list[tuple[_Listener, _Told]]) -> None:
+    """Tell listeners of one loop, which is woken once for all of them."""
+
+    def put() -> None:
+        for listener, one in told:
+            listener.arrived.put_nowait(one)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+        loop.call_soon_threadsafe(put)
 
 
 class EngineThread:
@@ -111,17 +130,13 @@ class EngineThread:
         loop, arrived = asyncio.get_running_loop(), asyncio.Queue()
         numbers: list[int] = []
 
-        def tell(told: Progress | Exception) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
-                loop.call_soon_threadsafe(arrived.put_nowait, told)
-
         def add(engine: Engine) -> None:
             wanted = sum(request.sampling.n for request in requests)
             if engine.scheduler.waiting + wanted > self._most_waiting:
                 raise Busy
             numbers.extend(engine.add_all(requests))
             for number, request in zip(numbers, requests, strict=True):
-                self._listeners[number] = _Listener(request.sampling.n, tell)
+                self._listeners[number] = _Listener(request.sampling.n, loop, arrived)
 
         async def progress() -> AsyncIterator[tuple[int, Progress]]:
             left = sum(request.sampling.n for request in requests)
@@ -164,9 +179,12 @@ class EngineThread:
             _LOG.exception("A step of the engine failed.")
             self._drop_what_failed()
             return
+        told: dict[asyncio.AbstractEventLoop, list[tuple[_Listener, _Told]]] = {}
         for one in progress:
-            if one.request in self._listeners:
-                self._listeners[one.request].tell(one)
+            if (listener := self._listeners.get(one.request)) is not None:
+                told.setdefault(listener.loop, []).append((listener, one))
+        for loop, of_loop in told.items():
+            _hand_on(loop, of_loop)
 
     def _drop_what_failed(self) -> None:
         """End all answers that the failed step may have touched, and forget what was computed.
