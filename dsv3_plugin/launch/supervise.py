@@ -6,6 +6,7 @@ save and stop: the ranks finish the step they are in, write a checkpoint and end
 them at once.
 """
 
+import math
 import os
 import signal
 import time
@@ -35,6 +36,8 @@ from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.terminal.lines import note
 from dsv3_plugin.training.resume import refuse_another_parent, refuse_what_does_not_go_on
 
+_ONE_REQUEST_S = 1.0
+"""Within which the same signal again is the same request."""
 _POLL_SECONDS = 0.2
 
 _OTHERS_SECONDS = 0.3
@@ -160,8 +163,15 @@ def _supervise(
     stop_requests = 0
     hung_up = False
 
+    asked_at: dict[int, float] = {}
+
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        """Somebody wants it to stop; who signals a process and its group (timeout) does so once."""
         nonlocal stop_requests
+        now = time.monotonic()
+        if now - asked_at.get(number, -math.inf) < _ONE_REQUEST_S:
+            return
+        asked_at[number] = now
         stop_requests += 1
         if ranks is not None:
             ranks.signal(signal.SIGTERM if stop_requests == 1 else signal.SIGKILL)

@@ -27,6 +27,9 @@ from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
 from dsv3_plugin.recipe.validation import fields_of, validate
 
 _YAML = {".yaml", ".yml"}
+_OF_MODELS_ALONE = fields_of(ModelConfig).keys() - {
+    key for kind in STAGES.values() for key in fields_of(kind)
+}
 
 
 def shipped_folder() -> Path:
@@ -53,7 +56,7 @@ def load_recipe(
     if "model" not in data and data.keys() & {"num_layers", "hidden_size"}:
         raise UserError(
             f"{path} is a model, and a recipe is asked for: name the model in one with "
-            f"`model: {path.stem}`, or begin with the recipe pretrain/tiny."
+            f"`model: {path.name}`, or begin with the recipe pretrain/tiny."
         )
     if not data.keys() & {"model", "stage"} and data.keys() & {"gpus", "gpus_per_node"}:
         raise _is_a_cluster(path)
@@ -135,11 +138,13 @@ def _refuse_what_no_file_can_hold(data: Any, where: str, path: str = "") -> None
 def _blaming(sentence: str, where: str, overrides: Sequence[Override]) -> str:
     """A sentence on a recipe, with the overrides in it that it is about."""
     wrong = sentence.partition(" (nearest: ")[0]
-    about = [
-        override.text
-        for override in overrides
-        if re.search(rf"(?<![\w.-]){re.escape(override.path)}(?![\w-])", wrong)
-    ]
+
+    def names(words: str) -> bool:
+        return re.search(rf"(?<![\w.-]){re.escape(words)}(?![\w-])", wrong) is not None
+
+    about = [override.text for override in overrides if names(override.path)]
+    # A model speaks of its own keys, which may contradict what the file says of others.
+    about = about or [one.text for one in overrides if names(str(one.keys[-1]))]
     if not about or not sentence.startswith(f"{where}: "):
         return sentence
     return f"{where} with {' '.join(about)}{sentence.removeprefix(where)}"
@@ -168,8 +173,10 @@ def _check(recipe: Recipe, machine: Machine | None, where: str) -> None:
 
 
 def load_model(name_or_path: str | Path) -> ModelConfig:
-    """The model of a shipped name (`tiny`, `deepseek-v3`) or of a YAML file's path."""
-    return ModelConfig.read(find(str(name_or_path), "models"))
+    """The model of a shipped name (`tiny`, `deepseek-v3`) or of a YAML file's path, which may build
+    on another (`base:`)."""
+    path = find(str(name_or_path), "models")
+    return validate(ModelConfig, _model_with_bases(path, ()), str(path))
 
 
 def load_recipe_or_model(
@@ -177,16 +184,20 @@ def load_recipe_or_model(
 ) -> Recipe | ModelConfig:
     """A recipe or a model, whichever the name or the file is.
 
-    A model's name wins over a recipe's; a file is a recipe if it names a model or a base.
+    A model's name wins over a recipe's; a file is a model if it has keys of one and names none.
     """
     if (shipped_folder() / "models" / f"{name_or_path}.yaml").is_file():
         name_or_path = f"models/{name_or_path}"
     path = find(name_or_path, models=True)
-    if _read(path).keys() & {"model", "base"}:
+    keys = _read(path).keys()
+    if "model" in keys or ("base" in keys and not keys & _OF_MODELS_ALONE):
         return load_recipe(path, overrides, machine)
     if overrides:
-        raise UserError(f"{path} is a model, which takes no overrides.")
-    return ModelConfig.read(path)
+        raise UserError(
+            f"{path} is a model, which takes no overrides: name a recipe, such as pretrain/tiny, "
+            f"with model={name_or_path} and model.KEY=VALUE."
+        )
+    return load_model(path)
 
 
 def find(
@@ -308,6 +319,23 @@ def _inline_model(model: Any, where: str) -> Any:
     base = model["base"]
     if not isinstance(base, str):
         raise UserError(f"{where}: 'model.base' must be the name or path of a model.")
-    path = find(base, "models")
     changes = {key: value for key, value in model.items() if key != "base"}
-    return {"name": path.stem, **yaml_text.read_mapping(path), **changes}
+    return {**_model_with_bases(find(base, "models"), ()), **changes}
+
+
+def _model_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The mapping of a model's file laid over its base's; named by the file where it says none."""
+    if path.resolve() in seen:
+        raise UserError(f"{path}: builds on itself through base.")
+    data = yaml_text.read_mapping(path)
+    base = data.pop("base", None)
+    if base is None:
+        return {"name": path.stem, **data}
+    if not isinstance(base, str):
+        raise UserError(f"{path}: 'base' must be the name or path of a model.")
+    below = find(base, "models", beside=path.parent)
+    return {
+        **_model_with_bases(below, (*seen, path.resolve())),
+        "name": path.stem,
+        **data,
+    }

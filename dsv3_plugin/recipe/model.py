@@ -146,6 +146,11 @@ class ModelConfig(Section):
         """Whether the MTP layers are MoE: they copy the kind of the last main layer."""
         return bool(self.moe_layer_freq[-1])
 
+    def _pattern_of_all(self) -> list[int]:
+        """The layer pattern, its last kind repeated to all layers there are, or cut off there."""
+        more = self.num_layers - len(self.moe_layer_freq)
+        return (self.moe_layer_freq + self.moe_layer_freq[-1:] * more)[: self.num_layers]
+
     @classmethod
     def read(cls, path: str | Path) -> Self:
         """The model a YAML file describes; anything wrong is a `UserError` naming file and key."""
@@ -211,7 +216,8 @@ class ModelConfig(Section):
         if len(self.moe_layer_freq) != self.num_layers:
             raise ValueError(
                 f"moe_layer_freq describes {len(self.moe_layer_freq)} layers, "
-                f"num_layers says {self.num_layers}"
+                f"num_layers says {self.num_layers}: write moe_layer_freq="
+                f"{format_layer_pattern(self._pattern_of_all())}, or the like"
             )
         if self.qk_pos_emb_head_dim % 2:
             raise ValueError(f"qk_pos_emb_head_dim {self.qk_pos_emb_head_dim} must be even")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import TrainedTokenizer
 
+_CURVES = ("learning_rate", "batch_size", "router_bias_speed", "mtp_weight")
 _PADDED_TO = 128
 """Up to so many ids more than a tokenizer has are upstream's padding
 (`--make-vocab-size-divisible-by`)."""
@@ -16,17 +17,32 @@ def regrets(recipe: Recipe) -> list[str]:
 
 
 def _curves_beyond_the_end(recipe: Recipe) -> Iterator[str]:
-    """Curves that were written for a longer run: their last pieces are never reached."""
+    """Curves that were written for a longer run, which never come to their end."""
     reached = {}
-    for name in ("learning_rate", "batch_size", "router_bias_speed", "mtp_weight"):
+    for name in _CURVES:
         starts = [segment.start for segment in getattr(recipe.curves, name).segments]
         if (begun := sum(start < recipe.total_tokens for start in starts)) < len(starts):
             reached[name] = f"{name} {begun} of {len(starts)}"
+    unfinished = [name for name in _CURVES if name not in reached and _unfinished(recipe, name)]
+    if unfinished:
+        yield (
+            f"the last piece of {' and of '.join(unfinished)} goes on beyond the run's end, and "
+            "never comes to its value: lengths that are shares of it (for: 10%) end with it"
+        )
     if reached:
         yield (
             f"the run ends in the middle of its curves (pieces begun: {', '.join(reached.values())}"
             "): lengths that are shares of it (for: 10%) give a shorter run the same shape"
         )
+
+
+def _unfinished(recipe: Recipe, name: str) -> bool:
+    """Whether a curve is still on its way to another value when the run ends."""
+    return any(
+        piece.end is not None and piece.first != piece.last and piece.shape != "constant"
+        and piece.start < recipe.total_tokens < piece.end
+        for piece in getattr(recipe.curves, name).segments
+    )  # fmt: skip
 
 
 def _intervals_beyond_the_end(recipe: Recipe) -> Iterator[str]:
@@ -39,8 +55,8 @@ def _intervals_beyond_the_end(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _small_tokenizer(recipe: Recipe) -> Iterator[str]:
-    """Rows of the embedding and of the head that no text ever uses."""
+def _other_vocabulary(recipe: Recipe) -> Iterator[str]:
+    """Rows of the embedding and of the head that no text ever uses; or ids without one."""
     tokenizer, vocabulary = recipe.data.tokenizer, recipe.model.vocab_size
     if isinstance(tokenizer, TrainedTokenizer) and tokenizer.vocab_size + _PADDED_TO <= vocabulary:
         yield (
@@ -48,10 +64,16 @@ def _small_tokenizer(recipe: Recipe) -> Iterator[str]:
             f"rest are never used, and cost as much; model.vocab_size={tokenizer.vocab_size} "
             f"leaves them out"
         )
+    if isinstance(tokenizer, TrainedTokenizer) and tokenizer.vocab_size > vocabulary:
+        yield (
+            f"data.tokenizer may have {tokenizer.vocab_size:,} ids and the model {vocabulary:,}: "
+            f"it is refused when it has more; take bpe:{vocabulary}, or model.vocab_size="
+            f"{tokenizer.vocab_size}"
+        )
 
 
 _LOOKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _curves_beyond_the_end,
     _intervals_beyond_the_end,
-    _small_tokenizer,
+    _other_vocabulary,
 )

@@ -108,8 +108,30 @@ def test_models_and_recipes_by_name_or_path(tmp_path):
         load_recipe_or_model("tiny", ["a=1"])
 
 
+def test_a_models_file_may_build_on_another(tmp_path, monkeypatch):
+    (tmp_path / "wide.yaml").write_text("base: tiny\nhidden_size: 256\n")
+    (tmp_path / "wider.yaml").write_text("base: wide.yaml\nmoe_router_topk: 2\n")
+    (tmp_path / "round.yaml").write_text("base: round.yaml\nhidden_size: 256\n")
+    changes = {"name": "wider", "hidden_size": 256, "moe_router_topk": 2}
+    wider = load_model("tiny").model_copy(update=changes)
+    assert load_recipe_or_model(str(tmp_path / "wider.yaml")) == wider
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("pretrain/tiny", ["model=wider.yaml"]).model == wider
+    with pytest.raises(UserError, match="builds on itself through base"):
+        load_model("round.yaml")
+
+
+def test_what_contradicts_the_rest_is_named_with_its_override():
+    with pytest.raises(UserError) as refusal:
+        load_recipe("pretrain/tiny", ["training.steps=3", "model.num_layers=6"])
+    assert str(refusal.value).endswith(
+        "tiny.yaml with model.num_layers=6: model: moe_layer_freq describes 4 layers, num_layers "
+        "says 6: write moe_layer_freq=[0]*1+[1]*5, or the like."
+    )
+
+
 def test_a_model_is_no_recipe_to_train():
-    with pytest.raises(UserError, match=r"tiny.yaml is a model, and a recipe is asked for: name"):
+    with pytest.raises(UserError, match=r"is a model, and .* `model: tiny.yaml`"):
         load_recipe("models/tiny")
     with pytest.raises(UserError) as refusal:
         load_recipe("nosuch")

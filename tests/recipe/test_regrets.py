@@ -31,6 +31,14 @@ def test_nothing_is_to_be_regretted_of_what_ships(name: str):
             "data.tokenizer has 2,048 ids and the model 4,096: the rest are never used, and cost "
             "as much; model.vocab_size=2048 leaves them out",
         ),
+        (
+            ["data.tokenizer=bpe:8000"],
+            "data.tokenizer may have 8,000 ids and the model 4,096: it is refused when it has more",
+        ),
+        (
+            ["curves.learning_rate=[{linear: 1e-3, from: 0, for: 5000 steps}]"],
+            "the last piece of learning_rate goes on beyond the run's end, and never comes to its",
+        ),
     ],
 )
 def test_it_is_said(overrides: list[str], sentence: str):
