@@ -143,8 +143,9 @@ def _blaming(sentence: str, where: str, overrides: Sequence[Override]) -> str:
         return re.search(rf"(?<![\w.-]){re.escape(words)}(?![\w-])", wrong) is not None
 
     about = [override.text for override in overrides if names(override.path)]
-    # A model speaks of its own keys, which may contradict what the file says of others.
-    about = about or [one.text for one in overrides if names(str(one.keys[-1]))]
+    if not about and wrong.startswith(f"{where}: model: "):
+        # A model speaks of its keys alone, which may contradict what the file says of others.
+        about = [one.text for one in overrides if one.keys[0] == "model" and names(one.keys[-1])]
     if not about or not sentence.startswith(f"{where}: "):
         return sentence
     return f"{where} with {' '.join(about)}{sentence.removeprefix(where)}"
