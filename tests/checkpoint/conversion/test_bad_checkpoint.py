@@ -13,7 +13,7 @@ from tests.checkpoint.samples import small_model
 def test_truncated_checkpoint(checkpoint, tmp_path):
     data = checkpoint / "release" / "__0_0.distcp"
     os.truncate(data, data.stat().st_size - 100)
-    with pytest.raises(UserError, match=r"__0_0.distcp is cut short: .* should end at byte"):
+    with pytest.raises(UserError, match=r"__0_0.distcp is cut short, .* should end at byte"):
         export_hf(checkpoint, tmp_path / "out")
     data.unlink()
     with pytest.raises(UserError, match=r"__0_0.distcp is missing; it holds"):
