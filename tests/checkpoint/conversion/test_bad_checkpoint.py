@@ -16,7 +16,7 @@ def test_truncated_checkpoint(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"__0_0.distcp is cut short, .* should end at byte"):
         export_hf(checkpoint, tmp_path / "out")
     data.unlink()
-    with pytest.raises(UserError, match=r"__0_0.distcp is missing; it holds"):
+    with pytest.raises(UserError, match=r"__0_0.distcp is missing, which holds"):
         export_hf(checkpoint, tmp_path / "out")
 
 
