@@ -15,6 +15,7 @@ from typing import Literal
 
 from dsv3_plugin.data.dataset_folder import find_dataset
 from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, files_of, tokenizer_at
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.launch.job_values import Place
 from dsv3_plugin.planner.cluster_launch import Launch
@@ -54,10 +55,12 @@ class View:
     Attributes:
         here: the folder that the job is submitted from, which all nodes share.
         mounts: `FROM:TO` each, what an image sees; None: there is no image.
+        whole: whether ranks run on this machine, and see what is seen here.
     """
 
     here: Path
     mounts: Sequence[str] | None = None
+    whole: bool = False
 
     def of(self, path: Path) -> Seen:
         """Whether ranks will find a path."""
@@ -86,11 +89,19 @@ class View:
         Not by the root's file system, on which nodes have other folders, and mount others.
         """
         here = Path(os.path.realpath(self.here))
-        if path.is_relative_to(here):
+        if self.whole or path.is_relative_to(here):
             return True
         nearest = next(parent for parent in path.parents if parent.exists())
         device = nearest.stat().st_dev
         return device == here.stat().st_dev != Path("/").stat().st_dev
+
+
+def refuse_missing_texts(recipe: Recipe) -> None:
+    """Raise UserError for a corpus or a tokenizer that a run on this machine would not find."""
+    view = View(Path.cwd(), whole=True)
+    for lack in (*_data(recipe, view), *_tokenizer(recipe, view)):
+        if lack.certain:
+            raise UserError(f"{recipe.name}: {lack.sentence}.")
 
 
 def lacking(

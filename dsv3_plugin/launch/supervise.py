@@ -23,6 +23,7 @@ from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
 from dsv3_plugin.launch.made_first import make_parent, missing_parent
 from dsv3_plugin.launch.nccl_watchdog import after, lost_sentence
+from dsv3_plugin.launch.needs import refuse_missing_texts
 from dsv3_plugin.launch.place import under_a_launcher
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.launch.rank import be_rank
@@ -97,6 +98,8 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
         refuse_another_parent(recipe)
     else:
         console.line_of(f"It would train {parent} first, into {recipe.from_}.")
+    if not recipe.data.made_by:
+        refuse_missing_texts(recipe)
     console.print(summary(recipe))
     if is_done(recipe):
         console.line_of(nothing_to_do(recipe))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.job_values import Place, place_on
-from dsv3_plugin.launch.needs import View, lacking
+from dsv3_plugin.launch.needs import View, lacking, refuse_missing_texts
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.cluster_launch import Container, Launch
 from dsv3_plugin.recipe.load import load_recipe
@@ -30,6 +31,19 @@ def lacks(*overrides: str, recipe: str = "pretrain/tiny", waits: bool = False, *
 
 def test_a_recipe_that_brings_its_data_lacks_nothing():
     assert lacks() == []
+
+
+@pytest.mark.parametrize(
+    ("override", "refused"),
+    [
+        ("data.corpus=/nowhere/texts", "data.corpus: /nowhere/texts does not exist: put it there"),
+        ("data.tokenizer=gpt9", "data.tokenizer: gpt9 does not exist in "),
+    ],
+)
+def test_a_run_here_sees_what_is_seen_here(override: str, refused: str):
+    with pytest.raises(UserError, match=refused):
+        refuse_missing_texts(load_recipe("pretrain/tiny", [override]))
+    refuse_missing_texts(load_recipe("pretrain/tiny", ["data.tokenizer=deepseek-ai/DeepSeek-V3"]))
 
 
 def test_texts_and_tokenizer_that_are_not_in_the_folder_are_certainly_missing(here):
