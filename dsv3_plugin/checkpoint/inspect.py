@@ -107,8 +107,7 @@ def inspect(path: str | Path) -> Findings:
     Raises UserError if it is none of these, or nothing can be said of it.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path} is no folder.")
+    tracker.refuse_no_folder(path)
     with _without_collector():
         return _inspect(weights_at(path))
 

@@ -145,6 +145,18 @@ def neither(path: Path) -> UserError:
     )
 
 
+def refuse_no_folder(path: Path) -> None:
+    """Raises UserError if there is no folder at `path`, in which weights could be."""
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UserError(f"{path} is a file, and no folder: name the one that it lies in.")
+    raise UserError(
+        f"{path} does not exist: name a Hugging Face folder, a checkpoint, or the folder of a run, "
+        "such as runs/tiny."
+    )
+
+
 def refuse_unfinished(directory: Path) -> None:
     """Raises UserError if a conversion into `directory` was not finished."""
     if (directory / INCOMPLETE).exists():

@@ -223,4 +223,4 @@ def _calibrated(path: Path, recipe: Recipe, cluster: Cluster) -> "Calibration":
 
 def _say_if_it_cannot_be_exported(model: ModelConfig) -> None:
     if (reason := why_not_exported(model)) is not None:
-        note(f"dsv3: it could be trained, and not exported: {reason}")
+        note(f"Warning: it can be trained, and its checkpoints cannot be exported: {reason}")

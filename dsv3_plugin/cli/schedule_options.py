@@ -46,7 +46,7 @@ class Choice:
         """
         for option, value in (("--pp", self.pp), ("--micro-batches", self.micro_batches)):
             if value is None:
-                raise UserError(f"a schedule needs its {option}")
+                raise UserError(f"a schedule needs its {option}: --pp 4 --micro-batches 8, say")
             if value < 1:
                 raise UserError(f"{option} must be at least 1, not {value}")
         assert self.pp is not None
@@ -63,8 +63,8 @@ class Choice:
         if self.from_csv is not None:
             return self._in_file(self.from_csv)
         if self.name is None:
-            raise UserError("name a schedule, or give a file with --from-csv")
-        pp, micro_batches = self.size()
+            known = ", ".join(SCHEDULES)
+            raise UserError(f"name a schedule ({known}) or a recipe, or give --from-csv FILE")
         kind = SCHEDULES.get(self.name)
         if kind is None:
             known = ", ".join(SCHEDULES)
@@ -72,6 +72,7 @@ class Choice:
             raise UserError(
                 f"no schedule '{self.name}'{near}; there are {known}, and --from-csv FILE"
             )
+        pp, micro_batches = self.size()
         if (self.vp is not None and not kind.takes_stages_per_rank) or (
             self.overlap and kind.make_overlapped is None
         ):

@@ -1,13 +1,16 @@
 """In which keys two recipes differ."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
-from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.places import run_at
+from dsv3_plugin.recipe.validation import nearest
 
 OWN = ("name", "directory")
 """Keys that every recipe has for itself."""
@@ -65,4 +68,13 @@ def whole_recipe(place: str) -> dict[str, Any]:
         kept = run.launched_with if run.waits_to_begin else run.recipe
         if kept.is_file():  # read as it is: it may be of another version of dsv3
             return yaml_text.read_mapping(kept)
+    if (
+        not os.path.lexists(path)
+        and shipped.existing(place, shipped.shipped_folder("recipes")) is None
+    ):
+        near = nearest(place, shipped.what_ships()["recipes"])
+        raise UserError(
+            f"{place} is neither the folder of a run, such as runs/tiny, nor a recipe{near}: dsv3 "
+            "runs lists those in runs/, dsv3 recipes the recipes that ship."
+        )
     return yaml_text.parse(load_recipe(place).to_yaml(), place)

@@ -15,7 +15,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import json_text
 from dsv3_plugin.recipe.families import FAMILIES, Family, family_of
 from dsv3_plugin.recipe.fields import FIELDS, ROPE_SCALING, without_experts
-from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.model import ModelConfig, format_layer_pattern
 from dsv3_plugin.recipe.validation import validate
 
 _COMPUTED = {
@@ -237,21 +237,40 @@ def _require_expressible(model: ModelConfig, family: Family) -> None:
         raise UserError(f"{model.name} has no Hugging Face {family.form} form: {reason}.")
 
     if not model.moe_layers:
-        refuse("it has no MoE layer")
+        refuse("it has no MoE layer; moe_layer_freq makes some")
     dense = model.moe_layer_freq.count(0)
     if any(model.moe_layer_freq[:dense]):
-        refuse("its dense layers do not all come first")
+        refuse(
+            "its dense layers do not all come first; moe_layer_freq: "
+            f"{format_layer_pattern(sorted(model.moe_layer_freq))} has as many that do"
+        )
     if model.moe_shared_expert_intermediate_size is None:
-        refuse("it has no shared expert (n_shared_experts 0)")
+        refuse(
+            "it has no shared expert (n_shared_experts 0); one is "
+            f"moe_shared_expert_intermediate_size: {model.moe_ffn_hidden_size}"
+        )
     if model.mscale != 1.0 and model.mscale_all_dim == 0.0:
-        refuse("mscale without mscale_all_dim means something else there")
+        refuse("mscale without mscale_all_dim means something else there; set both, or mscale: 1")
     if model.mtp_num_layers and "num_nextn_predict_layers" in family.unknown:
-        refuse("it has multi-token prediction")
+        refuse(
+            f"it has multi-token prediction (mtp_num_layers: {model.mtp_num_layers}), which there "
+            "goes with moe_router_score_function: sigmoid alone; "
+            "mtp_num_layers: null leaves it out"
+        )
     if family.score_function == "sigmoid":
         if not model.moe_router_enable_expert_bias:
-            refuse("its router has no bias (moe_router_enable_expert_bias)")
+            refuse(
+                "its router has no bias; moe_router_enable_expert_bias: true gives it one, which "
+                "stays 0 with curves.router_bias_speed: 0"
+            )
     else:
         if not model.moe_router_pre_softmax:
-            refuse("its gates are renormalised over the chosen experts (moe_router_pre_softmax)")
+            refuse(
+                "its gates are renormalised over the chosen experts; moe_router_pre_softmax: true "
+                "leaves them as they are"
+            )
         if model.hidden_size % model.num_attention_heads:
-            refuse("hidden_size is not a multiple of num_attention_heads")
+            refuse(
+                f"hidden_size {model.hidden_size} is not a multiple of num_attention_heads "
+                f"{model.num_attention_heads}; change one of them"
+            )

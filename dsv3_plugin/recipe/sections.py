@@ -188,7 +188,7 @@ class CurveSpecs(Section):
     router_bias_speed: CurveSpec = Field(default=0.001, validate_default=True)
     """γ of auxiliary-loss-free balancing: by how much an expert's bias moves per step."""
     mtp_weight: CurveSpec = Field(default=0.3, validate_default=True)
-    """λ of the multi-token-prediction loss."""
+    """λ of the multi-token-prediction loss; of D layers that predict, each has λ / D."""
 
 
 @dataclass(frozen=True)

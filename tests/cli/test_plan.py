@@ -53,8 +53,9 @@ def test_what_could_not_be_exported_is_said_before_anything_is_spent_on_it(dsv3)
     said = dsv3("plan", "pretrain/tiny", "model.moe_shared_expert_intermediate_size=null")
     assert said.code == 0
     assert said.err == (
-        "dsv3: it could be trained, and not exported: tiny has no Hugging Face deepseek_v3 form: "
-        "it has no shared expert (n_shared_experts 0).\n"
+        "Warning: it can be trained, and its checkpoints cannot be exported: tiny has no Hugging "
+        "Face deepseek_v3 form: it has no shared expert (n_shared_experts 0); one is "
+        "moe_shared_expert_intermediate_size: 48.\n"
     )
     assert dsv3("plan", "pretrain/tiny").err == ""
 

@@ -161,11 +161,27 @@ def test_config_we_cannot_honour_is_refused_by_key(name, change, key):
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [
-        ("tiny", {"moe_layer_freq": "[1]*1+[0]*1+[1]*2"}, "do not all come first"),
+        (
+            "tiny",
+            {"moe_layer_freq": "[1]*1+[0]*1+[1]*2"},
+            r"do not all come first; moe_layer_freq: \[0\]\*1\+\[1\]\*3 has",
+        ),
         ("tiny", {"moe_shared_expert_intermediate_size": None}, "no shared expert"),
-        ("tiny", {"moe_router_enable_expert_bias": False}, "router has no bias"),
-        ("deepseek-v2", {"moe_router_pre_softmax": False}, "renormalised"),
-        ("deepseek-v2", {"mtp_num_layers": 1}, "multi-token prediction"),
+        (
+            "tiny",
+            {"moe_router_enable_expert_bias": False},
+            "no bias; moe_router_enable_expert_bias: true gives",
+        ),
+        (
+            "deepseek-v2",
+            {"moe_router_pre_softmax": False},
+            "renormalised over the chosen experts; moe_router_pre_softmax: true leaves",
+        ),
+        (
+            "deepseek-v2",
+            {"mtp_num_layers": 1},
+            "mtp_num_layers: 1.*; mtp_num_layers: null leaves it out",
+        ),
     ],
 )
 def test_model_without_hf_form_is_refused(name, change, reason):

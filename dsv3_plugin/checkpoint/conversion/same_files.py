@@ -91,8 +91,7 @@ def _require_one_form(a: Path, b: Path) -> None:
 
 def _files(folder: Path) -> dict[str, Path]:
     """The files of a folder and those below it, by name, that are compared."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder.")
+    tracker.refuse_no_folder(folder)
     tracker.refuse_unfinished(folder)
     return dict(_below(folder))
 

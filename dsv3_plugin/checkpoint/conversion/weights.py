@@ -298,8 +298,7 @@ def open_weights(
 
     Raises UserError if it is neither, or marked as unfinished.
     """
-    if not path.is_dir():
-        raise UserError(f"{path} is no folder.")
+    tracker.refuse_no_folder(path)
     tracker.refuse_unfinished(path)
     if is_checkpoint(path):
         return DistWeights(path, model)

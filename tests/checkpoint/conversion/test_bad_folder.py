@@ -198,11 +198,21 @@ def test_config_that_is_none(source, tmp_path, text, words, dsv3):
     assert (said.code, words in said.err, "download it again." in said.err) == (2, True, True)
 
 
-def test_no_config_and_no_folder(source, tmp_path):
+def test_no_config_and_no_folder(source, tmp_path, dsv3):
     (source / "config.json").unlink()
     refused(source, tmp_path / "t", "config.json")
-    with pytest.raises(UserError, match="is no folder"):
-        import_hf(tmp_path / "nowhere", tmp_path / "t")
+    for verb in (("inspect",), ("verify",), ("verify", "--bytes"), ("export",)):
+        words = (*verb, tmp_path / "nowhere", *([tmp_path / "t"] if verb != ("inspect",) else []))
+        said = dsv3(*words)
+        assert (said.code, "nowhere does not exist: name a Hugging Face folder" in said.err) == (
+            2,
+            True,
+        )
+    said = dsv3("inspect", file := source / FIRST)
+    assert (said.code, said.err) == (
+        2,
+        f"dsv3: {file} is a file, and no folder: name the one that it lies in.\n",
+    )
 
 
 def test_link_to_a_shard_that_is_gone(source, tmp_path):
