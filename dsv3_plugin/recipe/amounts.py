@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import pydantic
 
+from dsv3_plugin.recipe.yaml_text import quoted
+
 _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _AMOUNT = re.compile(
     r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})\s*([KMBT]?)(?:\s+(tokens|steps|epochs?))?", re.IGNORECASE
@@ -65,7 +67,9 @@ def parse_extent(text: Any) -> int | Steps | Epochs | Share:
         return share
     match = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
-        raise ValueError(f"{text!r} is not an amount; write for example 120M, 469B or 2000 steps")
+        raise ValueError(
+            f"{quoted(text)} is not an amount; write for example 120M, 469B or 2000 steps"
+        )
     amount = Fraction(match[1].rstrip(".")) * _SUFFIX[match[2].upper()]
     if amount.denominator != 1:
         raise ValueError(f"'{text}' is not a whole number")

@@ -25,6 +25,7 @@ import pydantic
 
 from dsv3_plugin.recipe.amounts import Epochs, Extent, Share, Steps
 from dsv3_plugin.recipe.section import Section
+from dsv3_plugin.recipe.yaml_text import quoted
 
 Shape = Literal["linear", "constant", "cosine"]
 _SHAPES: tuple[Shape, ...] = ("linear", "constant", "cosine")
@@ -72,8 +73,30 @@ def _as_pieces(written: Any) -> Any:
     if isinstance(written, int | float) and not isinstance(written, bool):
         return [{"constant": float(written)}]
     if not isinstance(written, list) or not written:
-        raise ValueError(f"{written!r} is not a curve; write a number or a list of pieces")
+        if isinstance(written, dict):
+            raise ValueError(
+                f"{quoted(written)} is one piece of a curve: put it in brackets, [{{…}}]"
+            )
+        raise ValueError(
+            f"{quoted(written)} is not a curve; write a number or a list of pieces, such as "
+            f"[{{linear: 1e-4, from: 0, for: 10%}}, {{constant: 1e-4}}]"
+        )
+    for number, piece in enumerate(written, start=1):
+        if isinstance(piece, str | int | float | list | None):
+            raise ValueError(f"piece {number} is {quoted(piece)}: write {_as_mapping(piece)}")
     return written
+
+
+def _as_mapping(piece: Any) -> str:
+    """How a piece is written that was given as a number, or as a pair of place and value."""
+    match piece:
+        case bool() | [bool(), _] | [_, bool()]:
+            pass
+        case int() | float():
+            return f"{{constant: {piece:g}, until: 10%}}, or another shape and length"
+        case [int() | str() as place, int() | float() as value] if place:
+            return f"{{linear: {value:g}, until: {place}}}, or another shape"
+    return "a mapping such as {constant: 1e-4, until: 10%}"
 
 
 def _as_written(pieces: list[Piece]) -> float | list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from dsv3_plugin.recipe.families import FAMILIES, Family, family_of
 from dsv3_plugin.recipe.fields import FIELDS, ROPE_SCALING, without_experts
 from dsv3_plugin.recipe.model import ModelConfig, format_layer_pattern
 from dsv3_plugin.recipe.validation import validate
+from dsv3_plugin.recipe.yaml_text import quoted
 
 _COMPUTED = {
     "hidden_act": "silu",
@@ -98,7 +99,7 @@ def published(config: Mapping[str, Any]) -> dict[str, Any]:
     config = FAMILIES[config["model_type"]].published(config)
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
-        raise ValueError(f"rope_scaling {scaling!r} is not an object")
+        raise ValueError(f"rope_scaling {quoted(scaling)} is not an object")
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if scaling.get("rope_theta") is not None:
         config["rope_theta"] = scaling["rope_theta"]
@@ -116,7 +117,7 @@ def _fields(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """
     for key, value in (_COMPUTED | _ASSUMED).items():
         if config.get(key, value) != value:
-            raise ValueError(f"{key} {config[key]!r} is not supported, only {value!r}")
+            raise ValueError(f"{key} {quoted(config[key])} is not supported, only {quoted(value)}")
     fields = {
         field.ours: field.from_hf(config, field.hf_key, family)
         for field in FIELDS

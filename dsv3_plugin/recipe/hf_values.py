@@ -9,6 +9,7 @@ from typing import Any
 
 from dsv3_plugin.recipe.families import Family, family_of
 from dsv3_plugin.recipe.model import MOST_LAYERS, ModelConfig
+from dsv3_plugin.recipe.yaml_text import quoted
 
 Config = Mapping[str, Any]
 Reader = Callable[[Config, str, Family], Any]
@@ -47,7 +48,7 @@ def number(config: Config, key: str, family: Family) -> float:
     if value is None:
         raise ValueError(f"the key '{key}' is missing or null")
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise ValueError(f"{key.rpartition('.')[2]} {value!r} is not a number")
+        raise ValueError(f"{key.rpartition('.')[2]} {quoted(value)} is not a number")
     try:
         return float(value)
     except OverflowError:
@@ -72,7 +73,7 @@ def _whole(value: Any, key: str) -> int:
     if value is None:
         raise ValueError(f"the key '{key}' is missing or null")
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{key} {value!r} is not a whole number")
+        raise ValueError(f"{key} {quoted(value)} is not a whole number")
     if abs(value) >= 2**63:
         raise ValueError(f"{key} is a number of more than 19 digits, as no size is")
     return value

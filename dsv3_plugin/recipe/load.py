@@ -24,7 +24,9 @@ from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.overrides import Override, parse
 from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
+from dsv3_plugin.recipe.unset import without_unset
 from dsv3_plugin.recipe.validation import fields_of, validate
+from dsv3_plugin.recipe.yaml_text import quoted
 
 _YAML = {".yaml", ".yml"}
 _OF_MODELS_ALONE = fields_of(ModelConfig).keys() - {
@@ -97,14 +99,20 @@ def _checked(
     where = str(path)
     kind = _stage_with(data, overrides, where)
     for override in overrides:
+        if override.keys == ("base",):
+            raise UserError(
+                f"{where} with {override.text}: base is a key of files alone: name "
+                f"{override.value or 'the other recipe'} in place of {where}, or give it in a file."
+            )
         data = merge(data, override.read(kind))
-    data.setdefault("name", path.stem)
-    if isinstance(data["name"], str):
-        data.setdefault("directory", f"runs/{data['name']}")
+    if data.get("name") is None:
+        data["name"] = path.stem
+    if isinstance(data["name"], str) and data.get("directory") is None:
+        data["directory"] = f"runs/{data['name']}"
     if "model" in data:
         data["model"] = _inline_model(data["model"], where)
     _refuse_what_no_file_can_hold(data, where)
-    recipe = validate(kind, data, where)
+    recipe = validate(kind, without_unset(kind, data), where)
     _check(recipe, machine, where)
     return recipe
 
@@ -118,7 +126,7 @@ def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     data = recipe.model_dump(mode="json") | {"model": recipe.model.to_mapping()}
     for text in overrides:
         data = merge(data, parse(text).read(type(recipe)))
-    over = validate(type(recipe), data, recipe.name)
+    over = validate(type(recipe), without_unset(type(recipe), data), recipe.name)
     _check(over, None, recipe.name)
     return over
 
@@ -143,6 +151,11 @@ def _blaming(sentence: str, where: str, overrides: Sequence[Override]) -> str:
         return re.search(rf"(?<![\w.-]){re.escape(words)}(?![\w-])", wrong) is not None
 
     about = [override.text for override in overrides if names(override.path)]
+    if not about and (
+        unknown := re.match(r"unknown key '([^']*)'", wrong.removeprefix(f"{where}: "))
+    ):
+        # A section that does not exist, around the key that was written.
+        about = [one.text for one in overrides if one.path.startswith(f"{unknown[1]}.")]
     if not about and wrong.startswith(f"{where}: model: "):
         # A model speaks of its keys alone, which may contradict what the file says of others.
         about = [one.text for one in overrides if one.keys[0] == "model" and names(one.keys[-1])]
@@ -153,9 +166,11 @@ def _blaming(sentence: str, where: str, overrides: Sequence[Override]) -> str:
 
 def _stage(data: Mapping[str, Any], where: str) -> type[Recipe]:
     """The class of the recipe's stage."""
-    name = data.get("stage", DEFAULT_STAGE)
+    name = DEFAULT_STAGE if data.get("stage") is None else data["stage"]
     if not isinstance(name, str) or name not in STAGES:
-        raise UserError(f"{where}: there is no stage {name!r}; the stages are {', '.join(STAGES)}.")
+        raise UserError(
+            f"{where}: there is no stage {quoted(name)}; the stages are {', '.join(STAGES)}."
+        )
     return STAGES[name]
 
 
@@ -177,7 +192,8 @@ def load_model(name_or_path: str | Path) -> ModelConfig:
     """The model of a shipped name (`tiny`, `deepseek-v3`) or of a YAML file's path, which may build
     on another (`base:`)."""
     path = find(str(name_or_path), "models")
-    return validate(ModelConfig, _model_with_bases(path, ()), str(path))
+    data = without_unset(ModelConfig, _model_with_bases(path, ()))
+    return validate(ModelConfig, data, str(path))
 
 
 def load_recipe_or_model(

@@ -183,7 +183,8 @@ class ModelConfig(Section):
         layers = data.get("num_layers")
         if isinstance(layers, int) and 0 < layers <= MOST_LAYERS:
             default = 1 if data.get("num_moe_experts") is not None else f"[0]*{layers}"
-            pattern = data.get("moe_layer_freq", default)
+            pattern = data.get("moe_layer_freq")
+            pattern = default if pattern is None else pattern
             if isinstance(pattern, int | str) and not isinstance(pattern, bool):
                 data["moe_layer_freq"] = parse_layer_pattern(pattern, layers)
         # One spelling for each way of saying "none", so that equal models compare equal.

@@ -7,17 +7,15 @@ A key that takes text and nothing else takes `12` and `[exp1]` as text too.
 """
 
 import re
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Union
+from typing import Any
 
 import pydantic
+from pydantic.fields import FieldInfo
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe import yaml_text
-from dsv3_plugin.recipe.validation import fields_of, model_in
+from dsv3_plugin.recipe.validation import fields_of, model_in, types_in
 
 _BRACKETS = {"[": "]", "{": "}"}
 
@@ -47,9 +45,18 @@ class Override:
             kind: the schema, which says what the key takes.
 
         Raises:
-            UserError: brackets that open and close, with something else than YAML between them.
+            UserError: brackets that open and close, with something else than YAML between them;
+                brackets that only open; no value, and the key takes no null.
         """
-        takes = _types_at(kind, self.keys)
+        field = _field_at(kind, self.keys)
+        takes = set() if field is None else {*types_in(field.annotation)}
+        if field is not None and not self.value and type(None) not in takes:
+            default = takes != {str} and not field.is_required()
+            raise UserError(
+                f"'{self.text}' has no value: give it one{', or null for its default' * default}."
+            )
+        if takes and takes != {str}:
+            self._refuse_open_brackets()
         value = self._as_yaml() if takes != {str} else self.value
         if str in takes and not isinstance(value, tuple(takes)):
             value = self.value
@@ -59,6 +66,20 @@ class Override:
         for key in reversed(self.keys):
             nested = {key: nested}
         return nested
+
+    def _refuse_open_brackets(self) -> None:
+        """Raise UserError for a list or a mapping without its end.
+
+        `[draft] a.txt` and `[0]*1+[1]*3` are text.
+        """
+        text = self.value.strip()
+        end = _BRACKETS.get(text[:1])
+        if end is None or end in text:
+            return
+        raise UserError(
+            f"'{self.text}' lacks the {end} at its end: a shell takes it whole in quotes, "
+            f"'{self.path}={text[0]}…{end}'."
+        )
 
     def _as_yaml(self) -> Any:
         text = self.value.strip()
@@ -75,32 +96,17 @@ def parse(text: str) -> Override:
     """
     path, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", path):
-        raise UserError(f"'{text}' is not an override; write it like training.steps=100.")
+        raise UserError(
+            f"'{text}' is not an override; write it like training.steps=100, in quotes if it has "
+            "spaces."
+        )
     return Override(text, tuple(path.split(".")), value)
 
 
-def _types_at(kind: type[pydantic.BaseModel] | None, keys: tuple[str, ...]) -> set[type]:
-    """The types that a key takes; empty where there is no such key."""
+def _field_at(kind: type[pydantic.BaseModel] | None, keys: tuple[str, ...]) -> FieldInfo | None:
+    """The schema's field of a key; None where there is no such key."""
     *outer, last = keys
     for key in outer:
         field = fields_of(kind).get(key)
         kind = None if field is None else model_in(field.annotation)
-    field = fields_of(kind).get(last)
-    return set() if field is None else set(_types_in(field.annotation))
-
-
-def _types_in(annotation: Any) -> typing.Iterator[type]:
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        yield from _types_in(inner[0])
-    elif origin in (Union, types.UnionType):
-        for one in inner:
-            yield from _types_in(one)
-    elif origin is typing.Literal:
-        yield from map(type, inner)
-    elif isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-        yield dict
-    elif isinstance(origin or annotation, type):
-        yield dict if issubclass(origin or annotation, Mapping) else origin or annotation
-    elif annotation is None:
-        yield type(None)
+    return fields_of(kind).get(last)

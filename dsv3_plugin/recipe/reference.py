@@ -32,7 +32,8 @@ parallel: {processes: 2, expert: 2}
 ```
 
 - **`base:`** names the recipe that this one builds on. Mappings merge key by key; everything else
-  is replaced. `name` and `directory` are never inherited.
+  is replaced. `name` and `directory` are never inherited. `key: null` takes back what was said of
+  a key, which has its default then; where null is a value of the key, it has that.
 - **Overrides** on the command line win over the file: `dsv3 train pretrain/tiny training.steps=50
   curves.learning_rate=1e-3`.
 - **Where names are found**: recipes, models, clusters and schedule files are looked for beside the

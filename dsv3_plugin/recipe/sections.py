@@ -167,14 +167,14 @@ class Training(Section):
         budgets = {"steps": self.steps, "tokens": self.tokens, "epochs": self.epochs}
         given = {name: value for name, value in budgets.items() if value is not None}
         if not given:
-            raise ValueError("give either tokens or steps")
+            raise ValueError("there is no budget: give training.steps or training.tokens")
         if len(given) > 1:
             # One of them may be inherited, and the person never saw it.
             there = " and ".join(f"{name} {value:,}" for name, value in given.items())
             ways = " or ".join(f"training.{name}=null" for name in given)
             raise ValueError(f"give either tokens or steps: there are {there}; set {ways}")
         if self.tokens == 0:
-            raise ValueError("tokens must be more than 0")
+            raise ValueError("tokens must be more than 0: give it such as 100M")
         return self
 
 

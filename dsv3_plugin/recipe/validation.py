@@ -2,13 +2,16 @@
 
 import difflib
 import re
+import types
+import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Union
 
 import pydantic
 from pydantic.fields import FieldInfo
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.yaml_text import quoted
 
 _LONGEST_WORD = 100
 _UNITS = {
@@ -20,6 +23,10 @@ _UNITS = {
     "seconds": ("seconds", ("s", "sec", "second", "seconds"), 1),
 }
 """How a key ends → the unit of its number, how people write that, its seconds if it is of time."""
+_MEANT = dict.fromkeys(("yes", "on", "y", "1"), "true") | dict.fromkeys(
+    ("no", "off", "n", "0"), "false"
+)
+"""What YAML 1.1 and others take for a boolean."""
 _CLOCK = re.compile(r"(\d{1,6}):([0-5]\d):([0-5]\d)")
 _MEASURED = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-zµ/]+)")
 
@@ -56,8 +63,11 @@ def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, wh
         case _:
             # A union reports each of its types: all of them are ways out.
             wanted = dict.fromkeys(_wanted(p) for p in problems if _keys(p) == path)
-            is_so, must = _shown(problem["input"]), _or(wanted) + _as_number(problem)
-            return f"{where}: '{dotted}' is {is_so}; it must {must}."
+            way_out = _as_written(problem)
+            if not way_out and takes_null(_annotation_at(kind, path)):
+                wanted["be null"] = None
+            is_so = _shown(problem["input"])
+            return f"{where}: '{dotted}' is {is_so}; it must {_or(wanted)}{way_out}."
 
 
 def _most_telling(problems: list[Any]) -> Any:
@@ -90,9 +100,18 @@ def _wanted(problem: Any) -> str:
     return message.removeprefix("input should ")
 
 
-def _as_number(problem: Any) -> str:
-    """How a number is written that was given as a float (`1e3`), or with its unit (`80 GB`)."""
+def _as_written(problem: Any) -> str:
+    """How a number is written that was given as a float (`1e3`), or with its unit (`80 GB`); a
+    list that was given without brackets; and a yes."""
     value, kind = problem["input"], problem["type"]
+    if kind == "bool_type" and str(value).lower() in _MEANT:
+        return f": write {_MEANT[str(value).lower()]}"
+    if (
+        kind == "list_type"
+        and isinstance(value, str)
+        and re.fullmatch(r"[\w.-]+(,\s*[\w.-]+)*", value)
+    ):
+        return f": write [{', '.join(re.split(r',\s*', value))}]"
     if kind == "int_type" and isinstance(value, float) and value.is_integer():
         return f": write {value:.0f}"
     unit = next((u for u in _UNITS if str(_keys(problem)[-1]).endswith(u)), None)
@@ -180,6 +199,43 @@ def model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
     return None
 
 
+def types_in(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation allows: of `list[int] | None`, list and NoneType; a schema of
+    ours is a dict, as it stands in a file."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        yield from types_in(inner[0])
+    elif origin in (Union, types.UnionType):
+        for one in inner:
+            yield from types_in(one)
+    elif origin is typing.Literal:
+        yield from map(type, inner)
+    elif isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        yield dict
+    elif isinstance(origin or annotation, type):
+        yield dict if issubclass(origin or annotation, Mapping) else origin or annotation
+    elif annotation is None:
+        yield type(None)
+
+
+def takes_null(annotation: Any) -> bool:
+    """Whether null is a value of what is annotated so."""
+    return bool({type(None), Any} & {*types_in(annotation)})
+
+
+def _annotation_at(kind: type[pydantic.BaseModel], path: list[int | str]) -> Any:
+    """The annotation of what a path leads to; that of nothing where it leads nowhere."""
+    annotation: Any = kind
+    for part in path:
+        section = model_in(annotation)
+        field = fields_of(section).get(str(part))
+        if isinstance(part, int):
+            annotation = section or typing.Never
+        else:
+            annotation = typing.Never if field is None else field.annotation
+    return annotation
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = quoted(value)
     return text if len(text) <= 60 else text[:57] + "..."

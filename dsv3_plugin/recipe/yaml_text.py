@@ -133,6 +133,20 @@ def scalar(text: str) -> Any:
     return text
 
 
+def quoted(value: Any) -> str:
+    """A value as a sentence names it: as YAML writes it (null, true, .inf), texts in quotes."""
+    match value:
+        case None | bool():
+            return str(value).lower().replace("none", "null")
+        case float() if not math.isfinite(value):
+            return ("-" if value < 0 else "") + (".nan" if math.isnan(value) else ".inf")
+        case list() | tuple():
+            return f"[{', '.join(map(quoted, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{key}: {quoted(inner)}' for key, inner in value.items())}}}"
+    return repr(value)
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The mapping a YAML file holds (an empty file is an empty mapping)."""
     try:

@@ -92,7 +92,7 @@ def changed(path: str, value: object) -> dict:
         ("efficiency.gemm_bf16.value", 80, "80 is no share of a peak, between 0.001 and 1"),
         ("memory_gb", -80, "memory_gb: -80 is no amount between 1e-06 and 1e+09"),
         ("memory_gb", 1e300, "memory_gb: 1e+300 is no amount"),
-        ("memory_gb", float("inf"), "'memory_gb' is inf; it must be a finite number"),
+        ("memory_gb", float("inf"), "'memory_gb' is .inf; it must be a finite number"),
         ("memory_gb", "80 GB", "is '80 GB'; it must be a valid number, of GB: write 80."),
         ("memory_gb", "80 GiB", "is '80 GiB'; it must be a valid number, of GB, without a unit."),
         ("launch", {"time_limit_hours": "24:00:00"}, "it must be a valid number, of hours: wri"),

@@ -115,8 +115,8 @@ def test_dense_model_needs_no_expert_fields():
         ({"moe_router_num_groups": 16, "moe_router_topk": 2}, "have one each"),
         ({"moe_ffn_hidden_size": None}, "needs moe_ffn_hidden_size"),
         ({"moe_router_load_balancing_type": "none"}, "needs moe_router_load_balancing_type"),
-        ({"layernorm_epsilon": math.inf}, "'layernorm_epsilon' is inf; it must be a finite"),
-        ({"rope_type": "yarn", "mscale": math.nan}, "'mscale' is nan; it must be a finite number"),
+        ({"layernorm_epsilon": math.inf}, "'layernorm_epsilon' is .inf; it must be a finite"),
+        ({"rope_type": "yarn", "mscale": math.nan}, "'mscale' is .nan; it must be a finite number"),
     ],
 )
 def test_refused_in_one_sentence(change, sentence, tmp_path):

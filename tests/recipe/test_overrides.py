@@ -31,7 +31,7 @@ def test_text_is_taken_as_written(text):
         ("training.steps=10", 10), ("training.steps=null", None), ("training.tokens=10M", "10M"),
         ("optimizer.eps=1e-9", 1e-9), ("parallel.zero1=true", True), ("parallel.zero1=yes", "yes"),
         ("data.path=null", None), ("data.path=", None), ("data.path=1 #2", "1 #2"),
-        ("directory=", None), ("data.corpus=[a, 'b #']", ["a", "b #"]), ("data.corpus=12", "12"),
+        ("data.corpus=[a, 'b #']", ["a", "b #"]), ("data.corpus=12", "12"),
         ("data.corpus=[a]/b", "[a]/b"), ("pipeline.timeout=.5", 0.5),
         ("curves.learning_rate=[{constant: 1e-3}]", [{"constant": 1e-3}]),
         ("megatron_args.seed=3", 3), ("megatron_args.run-name=3 #1", "3 #1"), ("unknown=1", 1),

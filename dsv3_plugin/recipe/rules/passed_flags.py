@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.fields import FIELDS
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.yaml_text import quoted
 
 _KEYS = {
     "curves.learning_rate": "lr min-lr lr-decay-style lr-decay-iters lr-decay-samples "
@@ -61,9 +62,14 @@ def said_once(recipe: Recipe) -> Iterator[str]:
     for flag, (key, value) in _said_in_the_recipe(recipe).items():
         if flags.get(flag, False) not in (False, value):
             yield (
-                f"megatron_args: {flag} {flags[flag]} contradicts {key}, which is {value}: say it "
+                f"megatron_args: {flag} {_said(flags[flag])} contradicts {key}, which is "
+                f"{_said(value)}: say it "
                 "there, not here"
             )
+
+
+def _said(value: object) -> str:
+    return value if isinstance(value, str) else quoted(value)
 
 
 def _said_in_the_recipe(recipe: Recipe) -> dict[str, tuple[str, int | str | None]]:

@@ -6,6 +6,7 @@ from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.continued import PARENT
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.yaml_text import quoted
 
 _WHOLE = ("tensor", "context")
 """Divisions that no engine of ours computes."""
@@ -142,7 +143,7 @@ def rewards(recipe: Recipe) -> Iterator[str]:
             if not given and name == owner:
                 yield f"rewards.{name} needs a {key}: give rewards.{name}.{key}"
         if reward.cap is not None and reward.cap[0] > reward.cap[1]:
-            yield f"rewards.{name}.cap has its bounds the wrong way round: {reward.cap}"
+            yield f"rewards.{name}.cap has its bounds the wrong way round: {quoted(reward.cap)}"
         if reward.margin is not None and reward.margin > recipe.rollouts.max_tokens:
             yield (
                 f"rewards.{name}.margin {reward.margin} is more than rollouts.max_tokens "
