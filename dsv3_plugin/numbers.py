@@ -18,6 +18,11 @@ def count_text(number: int, decimals: int = 1) -> str:
     return str(number)
 
 
+def number_of(number: int, one: str, more: str | None = None) -> str:
+    """So many things: `1 rank`, `2 ranks`, and with the other word given `2,048 processes`."""
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
+
+
 def tokens_text(tokens: float) -> str:
     """Tokens, in four digits without trailing zeros: 14800000000000 as 14.8T."""
     for unit, size in _UNITS:

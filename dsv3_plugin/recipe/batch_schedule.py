@@ -93,10 +93,10 @@ def batch_schedule(curve: Curve, multiple: int, seq_length: int) -> BatchSchedul
         ValueError: with the sentence; the curve asks for less than one `multiple`, or begins or
             ends a piece at a size that is no multiple.
     """
-    for segment in curve.segments:
-        for value in (segment.first, segment.last):
-            if value < multiple or value % multiple:
-                raise ValueError(f"batch size {value:g} is not a multiple of {multiple} sequences")
+    if (size := odd_size(curve, multiple)) is not None:
+        if size < 1:
+            raise ValueError(f"batch size {size:g} is less than 1, and a step has sequences")
+        raise ValueError(f"batch size {size:g} is not a multiple of {multiple} sequences")
     entries: list[tuple[int, int]] = []
     for segment in curve.segments:
         for sample, batch in _levels(segment, multiple, seq_length):
@@ -106,6 +106,16 @@ def batch_schedule(curve: Curve, multiple: int, seq_length: int) -> BatchSchedul
     if last.end is not None and entries[-1][1] != int(last.last):
         entries.append((-(-last.end // seq_length) * seq_length, int(last.last)))
     return BatchSchedule(tuple(entries), seq_length)
+
+
+def sizes(curve: Curve) -> list[float]:
+    """What the pieces of a batch-size curve begin and end with."""
+    return [size for segment in curve.segments for size in (segment.first, segment.last)]
+
+
+def odd_size(curve: Curve, multiple: int) -> float | None:
+    """The first size of a batch-size curve's pieces that is no multiple of so many sequences."""
+    return next((size for size in sizes(curve) if size < multiple or size % multiple), None)
 
 
 def _levels(segment: Segment, multiple: int, seq_length: int) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ of steps, the placement of the model's stages) are properties. Which combination
 said by `dsv3_plugin.recipe.rules`, which `load` looks at.
 """
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,12 @@ from pydantic import Field
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe import yaml_text
-from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule
+from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule, odd_size, sizes
 from dsv3_plugin.recipe.curve import Curve, resolve
 from dsv3_plugin.recipe.epochs_counted import EpochsCounted, epochs_counted
+from dsv3_plugin.recipe.fitting import divisor, multiples
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.places import data_at
 from dsv3_plugin.recipe.section import Section
@@ -207,10 +210,26 @@ class Common(Section):
         try:
             return batch_schedule(curve, micro * ranks * together, self.data.seq_length)
         except ValueError as error:
-            reason = f"micro_batch_size {micro} × {ranks} data-parallel ranks"
+            reason = f"training.micro_batch_size {micro} × {number_of(ranks, 'data-parallel rank')}"
             if together > 1:
                 reason += f" × {together} micro-batches at once in {self.pipeline.schedule}"
-            raise ValueError(f"curves.batch_size: {error} ({reason})") from error
+            way_out = self._batch_that_fits(curve)
+            raise ValueError(f"curves.batch_size: {error} ({reason}){way_out}") from error
+
+    def _batch_that_fits(self, curve: Curve) -> str:
+        """The end of a sentence about a batch that no whole micro-batches make."""
+        micro, others = (
+            self.training.micro_batch_size,
+            self.data_parallel * self.micro_batches_together,
+        )
+        odd = odd_size(curve, micro * others)
+        if odd is None:
+            return ""
+        way_out = f": take {multiples(odd, micro * others)}"
+        common = math.gcd(*(int(size) for size in sizes(curve)))
+        if odd < 1 or common % others or any(size % 1 for size in sizes(curve)):
+            return way_out
+        return f"{way_out}, or training.micro_batch_size {divisor(common // others, micro)}"
 
     @property
     def micro_batches_together(self) -> int:

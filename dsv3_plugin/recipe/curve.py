@@ -208,7 +208,8 @@ def resolve(
         least = position if isinstance(_extent(piece), Share) else position + 1
         if end is not None and end < least:
             raise ValueError(
-                f"piece {number}: ends at {end} tokens, where the piece before ends at {position}"
+                f"piece {number}: ends at {end:,} tokens, and the piece before at {position:,}: "
+                "give it a later until, or a length with for"
             )
         segments.append(Segment(piece.shape, position, end, first, piece.to))
         position, value = end, piece.to

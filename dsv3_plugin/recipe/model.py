@@ -20,6 +20,7 @@ from pydantic import Field, PositiveFloat
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.fitting import divisors, multiples, nearest
 from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.recipe.validation import validate
 
@@ -221,39 +222,57 @@ class ModelConfig(Section):
                 f"{format_layer_pattern(self._pattern_of_all())}, or the like"
             )
         if self.qk_pos_emb_head_dim % 2:
-            raise ValueError(f"qk_pos_emb_head_dim {self.qk_pos_emb_head_dim} must be even")
+            raise ValueError(
+                f"qk_pos_emb_head_dim {self.qk_pos_emb_head_dim} must be even: take "
+                f"{multiples(self.qk_pos_emb_head_dim, 2)}"
+            )
         if self.moe_layers:
             self._moe_rules()
         elif self.num_moe_experts is not None:
             raise ValueError(
-                f"num_moe_experts is {self.num_moe_experts} but moe_layer_freq has no MoE layer"
+                f"num_moe_experts is {self.num_moe_experts} but moe_layer_freq has no MoE layer: "
+                f"set num_moe_experts to null, or write moe_layer_freq=[1]*{self.num_layers}, or "
+                "the like"
             )
         return self
 
     def _moe_rules(self) -> None:
         for key in ("num_moe_experts", "moe_ffn_hidden_size", "moe_router_topk"):
             if getattr(self, key) is None:
-                raise ValueError(f"a model with MoE layers needs {key}")
+                raise ValueError(
+                    f"a model with MoE layers needs {key}: give it, or have dense layers alone "
+                    f"with moe_layer_freq=[0]*{self.num_layers} and num_moe_experts=null"
+                )
         experts, topk = self.num_moe_experts, self.moe_router_topk
         layers = len(self.moe_layers) + (self.mtp_num_layers or 0)
         if layers * experts > MOST_EXPERTS:
             raise ValueError(
-                f"{layers} layers of {experts} routed experts are {layers * experts:,} experts, "
-                f"and {MOST_EXPERTS:,} are the most that a model may have"
+                f"{layers} layers of {experts} routed experts (num_moe_experts) are "
+                f"{layers * experts:,} experts, and {MOST_EXPERTS:,} are the most that a model may "
+                f"have: take {MOST_EXPERTS // layers} or fewer"
             )
         if topk > experts:
-            raise ValueError(f"moe_router_topk {topk} is more than the {experts} routed experts")
+            groups, allowed = self.moe_router_num_groups or 1, self.moe_router_group_topk or 1
+            raise ValueError(
+                f"moe_router_topk {topk} is more than the {experts} routed experts "
+                f"(num_moe_experts): take {min(allowed, groups) * experts // groups} or fewer"
+            )
         shared = self.moe_shared_expert_intermediate_size
         if shared is not None and shared % self.moe_ffn_hidden_size:
             raise ValueError(
                 f"moe_shared_expert_intermediate_size {shared} is not a whole number of experts "
-                f"of width {self.moe_ffn_hidden_size}"
+                f"of width {self.moe_ffn_hidden_size} (moe_ffn_hidden_size): take "
+                f"{multiples(shared, self.moe_ffn_hidden_size)}, or null for no shared expert"
             )
         if self.moe_router_score_function == "sigmoid" and self.moe_router_pre_softmax:
-            raise ValueError("moe_router_pre_softmax needs moe_router_score_function: softmax")
+            raise ValueError(
+                "moe_router_pre_softmax needs moe_router_score_function: softmax, or set it to "
+                "false"
+            )
         if self.moe_router_score_function == "softmax" and self.moe_router_enable_expert_bias:
             raise ValueError(
-                "moe_router_enable_expert_bias needs moe_router_score_function: sigmoid"
+                "moe_router_enable_expert_bias needs moe_router_score_function: sigmoid; with "
+                "softmax set it to false"
             )
         self._group_rules()
 
@@ -262,24 +281,47 @@ class ModelConfig(Section):
         groups, allowed = self.moe_router_num_groups, self.moe_router_group_topk
         if (groups is None) != (allowed is None):
             raise ValueError(
-                "moe_router_num_groups and moe_router_group_topk come together or not at all"
+                "moe_router_num_groups and moe_router_group_topk come together or not at all: "
+                "give both, or set both to null"
             )
         if groups is None:
             return
         if experts % groups:
-            raise ValueError(f"{experts} routed experts do not divide into {groups} groups")
+            raise ValueError(
+                f"{experts} routed experts (num_moe_experts) do not divide into {groups} groups "
+                f"(moe_router_num_groups): take a number that divides them, such as "
+                f"{self._fitting_groups()}"
+            )
         if allowed > groups:
-            raise ValueError(f"moe_router_group_topk {allowed} is more than the {groups} groups")
+            raise ValueError(
+                f"moe_router_group_topk {allowed} is more than the {groups} groups "
+                f"(moe_router_num_groups): take {groups} or fewer"
+            )
         if topk > allowed * (experts // groups):
+            enough = -(-topk // (experts // groups))
             raise ValueError(
                 f"moe_router_topk {topk} is more than the {allowed * (experts // groups)} experts "
-                f"of {allowed} allowed groups"
+                f"of {allowed} allowed groups: take {allowed * (experts // groups)} or fewer, or "
+                f"moe_router_group_topk={enough}"
             )
         if self.moe_router_score_function == "sigmoid" and experts // groups < 2:
             raise ValueError(
-                f"sigmoid routing scores a group by its best two experts, and {groups} groups of "
-                f"{experts} experts have one each"
+                f"sigmoid routing scores a group by its best two experts, and {groups} groups "
+                f"(moe_router_num_groups) of {experts} experts have one each: take "
+                f"{self._fitting_groups()} groups or fewer, or null for no groups"
             )
+
+    def _fitting_groups(self) -> int:
+        """The number of groups that is the nearest to the one given, of those that would do."""
+        experts, topk = self.num_moe_experts, self.moe_router_topk
+        groups, allowed = self.moe_router_num_groups, self.moe_router_group_topk
+        least = 2 if self.moe_router_score_function == "sigmoid" else 1
+        would_do = [
+            number
+            for number in divisors(experts)
+            if number >= allowed and max(-(-topk // allowed), least) <= experts // number
+        ]
+        return nearest(would_do or divisors(experts), groups)
 
 
 def _is_number(value: Any) -> bool:

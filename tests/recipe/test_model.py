@@ -100,20 +100,49 @@ def test_dense_model_needs_no_expert_fields():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"num_moe_experts": 18}, "18 routed experts do not divide into 4 groups"),
-        ({"moe_router_topk": 9}, "moe_router_topk 9 is more than the 8 experts of 2 allowed"),
-        ({"moe_router_group_topk": 5}, "more than the 4 groups"),
-        ({"moe_router_group_topk": None}, "come together"),
+        (
+            {"num_moe_experts": 18},
+            "18 routed experts (num_moe_experts) do not divide into 4 groups "
+            "(moe_router_num_groups): take a number that divides them, such as 3.",
+        ),
+        (
+            {"moe_router_topk": 9},
+            "is more than the 8 experts of 2 allowed groups: take 8 or fewer, or "
+            "moe_router_group_topk=3.",
+        ),
+        ({"moe_router_topk": 99}, "16 routed experts (num_moe_experts): take 8 or fewer."),
+        (
+            {"moe_router_group_topk": 5},
+            "more than the 4 groups (moe_router_num_groups): take 4 or fewer.",
+        ),
+        (
+            {"moe_router_group_topk": None},
+            "together or not at all: give both, or set both to null.",
+        ),
         ({"moe_layer_freq": "[0]*1+[1]*4"}, "describes 5 layers, num_layers says 4"),
         ({"moe_layer_freq": "0,1"}, "is not a layer pattern"),
         ({"num_layers": "4"}, "'num_layers' is '4'; it must be a valid integer"),
         ({"hidden_size": 0}, "'hidden_size' is 0; it must be greater than 0"),
         ({"hidden_sise": 8}, "unknown key 'hidden_sise' (nearest: 'hidden_size')"),
-        ({"moe_shared_expert_intermediate_size": 65}, "not a whole number of experts"),
-        ({"qk_pos_emb_head_dim": 15}, "must be even"),
-        ({"moe_router_score_function": "softmax"}, "needs moe_router_score_function: sigmoid"),
-        ({"moe_router_num_groups": 16, "moe_router_topk": 2}, "have one each"),
-        ({"moe_ffn_hidden_size": None}, "needs moe_ffn_hidden_size"),
+        (
+            {"moe_shared_expert_intermediate_size": 65},
+            "not a whole number of experts of width 48 "
+            "(moe_ffn_hidden_size): take 48 or 96, or null for no shared expert.",
+        ),
+        ({"qk_pos_emb_head_dim": 15}, "must be even: take 14 or 16."),
+        ({"moe_router_score_function": "softmax"}, "sigmoid; with softmax set it to false."),
+        ({"moe_router_pre_softmax": True}, "score_function: softmax, or set it to false."),
+        ({"num_moe_experts": 60_000}, "may have: take 16384 or fewer."),
+        ({"moe_layer_freq": "[0]*4"}, "num_moe_experts to null, or write moe_layer_freq=[1]*4, or"),
+        (
+            {"moe_router_num_groups": 16, "moe_router_topk": 2},
+            "have one each: take 8 groups or fewer, or",
+        ),
+        (
+            {"moe_ffn_hidden_size": None},
+            "needs moe_ffn_hidden_size: give it, or have dense layers "
+            "alone with moe_layer_freq=[0]*4 and num_moe_experts=null.",
+        ),
         ({"moe_router_load_balancing_type": "none"}, "needs moe_router_load_balancing_type"),
         ({"layernorm_epsilon": math.inf}, "'layernorm_epsilon' is .inf; it must be a finite"),
         ({"rope_type": "yarn", "mscale": math.nan}, "'mscale' is .nan; it must be a finite number"),

@@ -20,7 +20,7 @@ from tests.recipe.piped import PIPED
         (["curves.mtp_weight=[{linaer: 1}]"], "'curves.mtp_weight.0.linaer' (nearest: 'linear')"),
         (["training.seed=x"], "'training.seed' is 'x'; it must be a valid integer"),
         (["training.steps=1e3"], "is 1000.0; it must be a valid integer: write 1000."),
-        (["training.steps=1.5"], "'training.steps' is 1.5; it must be a valid integer."),
+        (["training.steps=1.5"], "'training.steps' is 1.5; it must be a valid integer or null."),
         (["training.seed=true"], "'training.seed' is true; it must be a valid integer"),
         (["precision.dtype=fp16"], "'precision.dtype' is 'fp16'; it must be 'fp32' or 'bf16'"),
         (["training=3"], "'training' is 3; it must be a mapping"),
@@ -56,28 +56,35 @@ from tests.recipe.piped import PIPED
         (["[]=3"], "'[]=3' is not an override"),
         (
             ["parallel.expert=3"],
-            "expert 3 does not divide 16 routed experts: take a number that does, such as 4.",
+            "parallel.expert 3 does not divide 16 routed experts: take a number that does, such as "
+            "4.",
         ),
         (
             ["parallel.processes=3"],
-            "expert 2 does not divide the 3 ranks of a pipeline stage (3 processes by pipeline 1): "
-            "take one that divides them and the experts, such as 1.",
+            "parallel.expert 2 does not divide the 3 ranks of a pipeline stage (3 processes by "
+            "pipeline 1): take one that divides them and the experts, such as 1, or set "
+            "parallel.processes to 2 or 4.",
+        ),
+        (
+            ["parallel.processes=1"],
+            "the 1 rank of a pipeline stage (1 process by pipeline 1): take one that divides them "
+            "and the experts, such as 1, or set parallel.processes to 2.",
         ),
         (
             ["parallel.tensor=4"],
-            "2 processes do not divide by tensor 4 × pipeline 1 × context 1 = 4: take 4 processes, "
-            "or divide less.",
+            "2 processes do not divide by tensor 4 × pipeline 1 × context 1 = 4: set "
+            "parallel.processes to 4, or divide less.",
         ),
         (["data.corpus=[a, ./a]"], "a twice: name it once"),
         (["data.corpus=[{path: a, weight: -1}, {path: b, weight: 2}]"], "gives a the weight -1"),
         (["data.corpus=[{path: a, wieght: 1}]"], "'data.corpus.0.wieght' (nearest: 'weight')"),
         (
             ["data.corpus=[{path: a, weight: .nan}, {path: b, weight: 1}]"],
-            "'data.corpus.0.weight' is .nan; it must be a finite number.",
+            "'data.corpus.0.weight' is .nan; it must be a finite number or null.",
         ),
         (
             ["data.corpus=[a, {path: b, weight: much}]"],
-            "'data.corpus.1.weight' is 'much'; it must be a valid number.",
+            "'data.corpus.1.weight' is 'much'; it must be a valid number or null.",
         ),
         (["data.corpus=[{weight: 1}]"], "the key 'data.corpus.0.path' is missing."),
         (["data.corpus=[1]"], "'data.corpus.0' is 1; it must be a valid string or a mapping"),
@@ -113,7 +120,7 @@ from tests.recipe.piped import PIPED
             ["parallel={processes: 3, context: 3, expert: 1}", "curves.batch_size=9"],
             "data.seq_length 256 does not divide by twice context 3",
         ),
-        (["data.seq_length=2048"], "more than the model's 1024 positions"),
+        (["data.seq_length=2048"], "more than the model's 1024 positions: take as many or fewer"),
         (
             [
                 "data.seq_length=1024",
@@ -130,9 +137,20 @@ from tests.recipe.piped import PIPED
         ),
         (
             ["training.micro_batch_size=3"],
-            "batch size 8 is not a multiple of 6 sequences (micro_batch_size 3 × 2 data-par",
+            "batch size 8 is not a multiple of 6 sequences (training.micro_batch_size 3 × 2 data-"
+            "parallel ranks): take 6 or 12, or training.micro_batch_size 4.",
         ),
-        (["curves.learning_rate=-1"], "curves.learning_rate goes below 0"),
+        (
+            ["curves.batch_size=0"],
+            "curves.batch_size: batch size 0 is less than 1, and a step has sequences (training."
+            "micro_batch_size 4 × 2 data-parallel ranks): take 8.",
+        ),
+        (
+            ["curves.batch_size=9", "parallel={processes: 1, expert: 1}"],
+            "sequences (training.micro_batch_size 4 × 1 data-parallel rank): take 8 or 12, or "
+            "training.micro_batch_size 3.",
+        ),
+        (["curves.learning_rate=-1"], "learning_rate goes below 0 (-1): give values of 0 or more."),
         (["curves.learning_rate=x"], "curves.learning_rate: 'x' is not a curve"),
         (["curves.learning_rate={linear: 1}"], "{linear: 1} is one piece of a curve: put it in br"),
         (
@@ -154,7 +172,7 @@ from tests.recipe.piped import PIPED
         (["precision.moments=bf16"], "precision.moments: bf16 needs parallel.zero1"),
         (["precision.swiglu_input=fp8"], "swiglu_input: fp8 needs backend: transformer_engine"),
         (["dispatch.kind=deepep"], "dispatch.kind: deepep needs a GPU"),
-        (["model.hidden_size=62"], "hidden_size 62 is not a multiple of 4, which the grouped"),
+        (["model.hidden_size=62"], "backend: local need in fp32: take 60 or 64."),
         (
             [
                 "precision.dtype=bf16",
@@ -187,10 +205,10 @@ from tests.recipe.piped import PIPED
         ),
         (["pipeline.schedule=dualpype"], "pipeline.schedule 'dualpype' is unknown"),
         (["pipeline.schedule=interleaved"], "needs pipeline.virtual_stages of 2 or more"),
-        (["pipeline.virtual_stages=2"], "belongs to the interleaved schedule, not to 1f1b"),
+        (["pipeline.virtual_stages=2"], "not to 1f1b: leave it out, or set"),
         (
             ["pipeline.executor=upstream", "pipeline.schedule=zbv"],
-            "pipeline.executor: upstream runs 1f1b and interleaved, not zbv",
+            "upstream runs 1f1b and interleaved, not zbv: set it to ours, or leave it out.",
         ),
         (
             ["parallel.pipeline=2", "pipeline.devices=4"],
@@ -213,13 +231,13 @@ def test_refused_in_one_sentence(overrides, sentence):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["pipeline.schedule=dualpipe", "pipeline.devices=1"], "needs an even number of devices"),
+        (["pipeline.schedule=dualpipe", "pipeline.devices=1"], "not 1: set pipeline.devices to 2."),
         (
             ["pipeline.schedule=dualpipe_v", "training.micro_batch_size=4"],
             "dualpipe_v on 2 devices needs 4 micro-batches, and the smallest batch gives 1",
         ),
-        (["pipeline.layout=Et|tt|L"], "pipeline.layout has 3 stages, which 2 devices do not"),
-        (["pipeline.layout=Et|ttL"], "pipeline.layout has 3 layers (t), and the model has 4"),
+        (["pipeline.layout=Et|tt|L"], "which 2 devices do not divide: write 2 or 4 ("),
+        (["pipeline.layout=Et|ttL"], "3 layers (t), and the model has 4: write as many"),
         (["pipeline.layout=tt|ttL"], "is not a layout"),
         (
             ["pipeline.layout=balanced", "pipeline.devices=1"],
@@ -236,15 +254,16 @@ def test_refused_in_one_sentence(overrides, sentence):
         (["pipeline.layout=balance"], "pipeline.layout 'balance' is not a layout"),
         (
             ["pipeline.schedule=zbv", "pipeline.devices=4", "parallel.processes=8"],
-            "8 pipeline stages need as many layers, and the model has 4",
+            "8 pipeline stages need as many layers, and the model has 4: take fewer pipeline.dev",
         ),
         (
             ["pipeline.schedule=zbv", "megatron_args={cuda-graph-impl: local}"],
-            "cannot run under CUDA graphs (cuda-graph-impl)",
+            "graphs (cuda-graph-impl), since its order changes per step: leave it out, or set "
+            "pipeline.schedule to 1f1b or interleaved, which upstream runs.",
         ),
         (
             ["pipeline.executor=ours", "megatron_args={enable_cuda_graph: true}"],
-            "cannot run under CUDA graphs (enable-cuda-graph)",
+            "changes per step: leave it out, or set pipeline.executor to upstream.",
         ),
         (
             ["pipeline.schedule=zbv", "megatron_args={--defer-embedding-wgrad-compute: true}"],
@@ -305,7 +324,7 @@ def test_refused_in_one_sentence(overrides, sentence):
         ),
         (
             ["pipeline.schedule=zbv", "pipeline.layout=Ett|ttmL"],
-            "pipeline.layout has 2 stages, and zbv on 2 devices has 4",
+            "pipeline.layout has 2 stages, and zbv on 2 devices has 4: write as many (parted by |)",
         ),
         (
             ["pipeline.schedule=zbv", "pipeline.layout=Et|t|t|t||mL"],
@@ -317,7 +336,7 @@ def test_refused_in_one_sentence(overrides, sentence):
         ),
         (
             ["pipeline.schedule=zbv", "pipeline.layout=Et|t|t|tL"],
-            "has 0 multi-token-prediction layers (m), and the model has 1",
+            "layers (m), and the model has 1 (mtp_num_layers): write as many.",
         ),
         (
             ["pipeline.schedule=zbv", "pipeline.layout=Et|t|ttm|L"],
@@ -330,12 +349,12 @@ def test_refused_in_one_sentence(overrides, sentence):
         ),
         (
             ["pipeline.layout=Et|ttmtL"],
-            "has a layer (t) after multi-token prediction (m), which comes last",
+            "after multi-token prediction (m), which comes last: end it in mL.",
         ),
         (
             ["pipeline.schedule=interleaved", "pipeline.virtual_stages=2",
              "curves.batch_size=6"],
-            "is not a multiple of 4 sequences (micro_batch_size 1 × 2 data-parallel ranks × 2",
+            "a multiple of 4 sequences (training.micro_batch_size 1 × 2 data-parallel ranks × 2",
         ),
     ],
 )  # fmt: skip
@@ -361,9 +380,9 @@ def test_routing_is_replayed_where_there_are_experts():
     ("text", "sentence"),
     [
         ("0F0,0B0\n1F0\n", "rank 1, slot 0: 1F0 has no backward"),
-        ("0F0,0B0\n", "is of 1 ranks, and the recipe has 2 pipeline devices: set pipeline.dev"),
-        ("0F0,0B0\n1F0,1B0\n", "is of 1 micro-batches, and a batch of curves.batch_size gives 4"),
-        ("0F0,2F0,2B0,0B0\n1F0,1B0\n", "puts different numbers of stages on its ranks"),
+        ("0F0,0B0\n", "is of 1 rank, and the recipe has 2 pipeline devices: set pipeline.dev"),
+        ("0F0,0B0\n1F0,1B0\n", "is of 1 micro-batch, and a batch of curves.batch_size gives 4"),
+        ("0F0,2F0,2B0,0B0\n1F0,1B0\n", "Megatron builds as many on each: name another file"),
         ("0F0,0B0,2F1,2B1\n1F0,1B0,3F1,3B1\n", "that are not each other's mirror image"),
     ],
 )

@@ -166,11 +166,12 @@ def test_answers_of_older_weights_are_the_same_after_a_kill(learning: Path, tmp_
     [
         (["data.packing=stream"], "stage rl reads prompts"),
         (["rollouts.max_tokens=60"], "are more than a sequence: raise data.seq_length 64 to 84"),
-        (["rollouts.prompts=5"], "rollouts.prompts 5 does not divide by 2 data-parallel ranks"),
+        (["rollouts.prompts=5"], "5 does not divide by 2 data-parallel ranks: take 4 or 6."),
         (["rollouts.top_p=0.9"], "rollouts.top_p 0.9 would never draw tokens that the loss"),
         (
             ["rollouts.curriculum.low=0.9"],
-            "rollouts.curriculum has its bounds the wrong way round: low 0.9 and high 0.8",
+            "rollouts.curriculum has its bounds the wrong way round: low 0.9 and high 0.8: "
+            "give low the smaller one.",
         ),
         (["rollouts.async=1", "grpo.on_mismatch=stop"], "set grpo.on_mismatch to warn"),
         (["parallel.context=2"], "set parallel.context to 1, not to 2"),

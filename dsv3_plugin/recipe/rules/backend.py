@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from dsv3_plugin.recipe.fitting import multiples
 from dsv3_plugin.recipe.schema import Recipe
 
 
@@ -42,6 +43,7 @@ def torch_backend(recipe: Recipe) -> Iterator[str]:
     for name in ("hidden_size", "moe_ffn_hidden_size"):
         if (width := getattr(recipe.model, name)) % row:
             yield (
-                f"{name} {width} is not a multiple of {row}, which the grouped matrix products of "
-                f"backend: local need in {recipe.precision.dtype}"
+                f"model.{name} {width} is not a multiple of {row}, which the grouped matrix "
+                f"products of backend: local need in {recipe.precision.dtype}: take "
+                f"{multiples(width, row)}"
             )

@@ -15,4 +15,4 @@ def curves(recipe: Recipe) -> Iterator[str]:
     for name in ("learning_rate", "router_bias_speed", "mtp_weight"):
         lowest = getattr(resolved, name).minimum
         if lowest < 0:
-            yield f"curves.{name} goes below 0 ({lowest:g})"
+            yield f"curves.{name} goes below 0 ({lowest:g}): give values of 0 or more"

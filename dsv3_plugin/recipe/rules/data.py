@@ -16,7 +16,8 @@ def sequence(recipe: Recipe) -> Iterator[str]:
     if length > model.max_position_embeddings:
         yield (
             f"data.seq_length {length} is more than the model's "
-            f"{model.max_position_embeddings} positions (max_position_embeddings)"
+            f"{model.max_position_embeddings} positions: take as many or fewer, or raise "
+            "model.max_position_embeddings"
         )
     original, factor = model.original_max_position_embeddings, model.rotary_scaling_factor
     if model.rope_type == "yarn" and length > original * factor:
@@ -50,7 +51,10 @@ def conversations(recipe: Recipe) -> Iterator[str]:
     if isinstance(recipe, Sft) and not packed:
         yield f"stage sft reads conversations: set data.packing to that, not to {data.packing}"
     if packed and not isinstance(recipe, Sft):
-        yield f"data.packing: conversations is for stage sft, and the stage is {recipe.stage}"
+        yield (
+            f"data.packing: conversations is for stage sft, and the stage is {recipe.stage}: set "
+            "data.packing to stream or whole"
+        )
     if not packed:
         if training.epochs is not None:
             yield "training.epochs counts passes over conversations: give training.tokens or steps"

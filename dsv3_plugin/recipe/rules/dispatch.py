@@ -14,7 +14,7 @@ def dispatch(recipe: Recipe) -> Iterator[str]:
     if wanted.precision == "fp8" and wanted.kind != "two_hop":
         yield f"dispatch.precision: fp8 needs dispatch.kind: two_hop, not {wanted.kind}"
     if wanted.kind != "alltoall" and recipe.model.num_moe_experts is None:
-        yield f"dispatch.kind: {wanted.kind} needs a model with experts"
+        yield f"dispatch.kind: {wanted.kind} needs a model with experts: leave it out"
     if wanted.hide_shared_expert and "shared_experts" in recipe.recompute:
         yield (
             "dispatch.hide_shared_expert computes the shared expert in parts, and recompute: "

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.schedules.registry import SCHEDULES
 
-_NO_GRAPHS = "cannot run under CUDA graphs ({flag}): its order changes per step"
+_NO_GRAPHS = "cannot run under CUDA graphs ({flag}), since its order changes per step"
 _NO_OVERLAP = (
-    "cannot overlap the data-parallel reduction ({flag}): upstream starts it at the input "
+    "cannot overlap the data-parallel reduction ({flag}), which upstream starts at the input "
     "gradient, before the weight gradient is there"
 )
 _FLAGS = {
@@ -24,12 +25,12 @@ _FLAGS = {
         "compute them"
     ),
     "variable-seq-lengths": (
-        "sends tensors of one shape, known beforehand ({flag}): every sequence has data.seq_length "
-        "tokens"
+        "sends tensors of one shape, known beforehand ({flag}), since every sequence has "
+        "data.seq_length tokens"
     ),
     "defer-embedding-wgrad-compute": (
-        "cannot defer the embedding's weight gradient ({flag}): the schedule itself places weight "
-        "gradients"
+        "cannot defer the embedding's weight gradient ({flag}), since the schedule itself "
+        "places weight gradients"
     ),
     "overlap-grad-reduce": _NO_OVERLAP,
     "overlap-param-gather": _NO_OVERLAP,
@@ -45,9 +46,19 @@ def executor(recipe: Recipe) -> Iterator[str]:
     flags = recipe.passed_flags
     for flag, why in _FLAGS.items():
         if flags.get(flag) and flags[flag] != "none":
-            yield f"{what} {why.format(flag=flag)}"
+            out = "" if "leave out" in why else f": leave it out{_or_upstreams(recipe)}"
+            yield f"{what} {why.format(flag=flag)}{out}"
     if recipe.parallel.tensor > 1 or flags.get("sequence-parallel"):
         yield (
             f"{what} sends whole sequences between stages, and tensor parallelism divides them "
-            "(sequence-parallel): parallel.tensor must be 1"
+            "(sequence-parallel): set parallel.tensor to 1"
         )
+
+
+def _or_upstreams(recipe: Recipe) -> str:
+    """The other way out, where upstream has the schedule or another."""
+    kind = recipe.schedule_kind
+    if kind is not None and kind.runs_upstream:
+        return ", or set pipeline.executor to upstream"
+    theirs = [other.name for other in SCHEDULES.values() if other.runs_upstream]
+    return f", or set pipeline.schedule to {' or '.join(theirs)}, which upstream runs"

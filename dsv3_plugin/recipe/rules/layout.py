@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from dsv3_plugin.numbers import number_of
+from dsv3_plugin.recipe.fitting import multiples
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import BALANCED
 from dsv3_plugin.recipe.stage_layout import expand, stage_count
@@ -17,7 +19,10 @@ def layout(recipe: Recipe) -> Iterator[str]:
     if written is None:
         stages = recipe.pipeline_stages
         if stages > layers:
-            yield f"{stages} pipeline stages need as many layers, and the model has {layers}"
+            yield (
+                f"{stages} pipeline stages need as many layers, and the model has {layers}: take "
+                "fewer pipeline.devices, a schedule with fewer stages, or more model.num_layers"
+            )
         return
     try:
         stages = stage_count(written)
@@ -25,15 +30,24 @@ def layout(recipe: Recipe) -> Iterator[str]:
         yield str(error)
         return
     if stages % devices:
-        yield f"pipeline.layout has {stages} stages, which {devices} devices do not divide"
+        yield (
+            f"pipeline.layout has {stages} stages, which {devices} devices do not divide: write "
+            f"{multiples(stages, devices)} (parted by |)"
+        )
         return
     name = recipe.pipeline.schedule
     wanted = recipe.placement(name).depth
     if stages != wanted:
-        yield f"pipeline.layout has {stages} stages, and {name} on {devices} devices has {wanted}"
+        yield (
+            f"pipeline.layout has {stages} stages, and {name} on {number_of(devices, 'device')} "
+            f"has {wanted}: write as many (parted by |)"
+        )
     held = expand(written).count("t")
     if held != layers:
-        yield f"pipeline.layout has {held} layers (t), and the model has {layers}"
+        yield (
+            f"pipeline.layout has {held} layers (t), and the model has {layers}: write as many, or "
+            f"set model.num_layers to {held}"
+        )
     yield from _prediction_layers(recipe, expand(written).split("|"))
 
 
@@ -62,7 +76,7 @@ def _prediction_layers(recipe: Recipe, stages: list[str]) -> Iterator[str]:
     if held != count:
         yield (
             f"pipeline.layout has {held} multi-token-prediction layers (m), and the model has "
-            f"{count} (mtp_num_layers)"
+            f"{count} (mtp_num_layers): write as many"
         )
     if not held:
         return
@@ -79,4 +93,7 @@ def _prediction_layers(recipe: Recipe, stages: list[str]) -> Iterator[str]:
             "last of its device"
         )
     if "t" in "".join(stages).partition("m")[2]:
-        yield "pipeline.layout has a layer (t) after multi-token prediction (m), which comes last"
+        yield (
+            "pipeline.layout has a layer (t) after multi-token prediction (m), which comes last: "
+            "end it in mL"
+        )

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator
 
+from dsv3_plugin.numbers import number_of
+from dsv3_plugin.recipe.fitting import divisor, multiples
 from dsv3_plugin.recipe.schema import Recipe
 
 
@@ -12,9 +14,9 @@ def processes(recipe: Recipe) -> Iterator[str]:
     together = parallel.tensor * parallel.pipeline * parallel.context
     if parallel.processes % together:
         yield (
-            f"{parallel.processes} processes do not divide by tensor {parallel.tensor} × "
-            f"pipeline {parallel.pipeline} × context {parallel.context} = {together}: take "
-            f"{_multiples(parallel.processes, together)} processes, or divide less"
+            f"{_processes(recipe)} by tensor {parallel.tensor} × pipeline {parallel.pipeline} × "
+            f"context {parallel.context} = {together}: set parallel.processes to "
+            f"{multiples(parallel.processes, together)}, or divide less"
         )
 
 
@@ -24,20 +26,23 @@ def experts(recipe: Recipe) -> Iterator[str]:
     if parallel.expert == 1:
         return
     if count is None:
-        yield f"expert {parallel.expert} needs a model with experts"
+        yield f"parallel.expert {parallel.expert} needs a model with experts: set it to 1"
         return
     if count % parallel.expert:
         yield (
-            f"expert {parallel.expert} does not divide {count} routed experts: take a number that "
-            f"does, such as {_divisor(count, parallel.expert)}"
+            f"parallel.expert {parallel.expert} does not divide {count} routed experts: take a "
+            f"number that does, such as {divisor(count, parallel.expert)}"
         )
     ranks = parallel.processes // parallel.pipeline
     if ranks % parallel.expert:
         both = math.gcd(count, ranks)
+        whole = math.lcm(parallel.tensor * parallel.context, parallel.expert) * parallel.pipeline
+        enough = multiples(parallel.processes, whole)
         yield (
-            f"expert {parallel.expert} does not divide the {ranks} ranks of a pipeline stage "
-            f"({parallel.processes} processes by pipeline {parallel.pipeline}): take one that "
-            f"divides them and the experts, such as {_divisor(both, parallel.expert)}"
+            f"parallel.expert {parallel.expert} does not divide the {number_of(ranks, 'rank')} of "
+            f"a pipeline stage ({number_of(parallel.processes, 'process', 'processes')} by "
+            f"pipeline {parallel.pipeline}): take one that divides them and the experts, such as "
+            f"{divisor(both, parallel.expert)}, or set parallel.processes to {enough}"
         )
 
 
@@ -52,19 +57,15 @@ def tensor(recipe: Recipe) -> Iterator[str]:
     ):
         if amount % size:
             yield (
-                f"tensor {size} does not divide the {amount} {what}: take one that does, such as "
-                f"{_divisor(amount, size)}"
+                f"parallel.tensor {size} does not divide the {amount} {what}: take one that "
+                f"does, such as {divisor(amount, size)}"
             )
 
 
-def _divisor(amount: int, wanted: int) -> int:
-    """The divisor of an amount that is the nearest to a number which is none."""
-    small = [n for n in range(1, math.isqrt(amount) + 1) if amount % n == 0]
-    divisors = {*small, *(amount // n for n in small)}
-    return min(divisors, key=lambda n: (abs(math.log(n / wanted)), n))
-
-
-def _multiples(amount: int, of: int) -> str:
-    """The multiples of a number between which an amount lies."""
-    below = amount // of * of
-    return f"{below} or {below + of}" if below else str(of)
+def _processes(recipe: Recipe) -> str:
+    """That there are so many, and that they do not divide."""
+    return (
+        "1 process does not divide"
+        if recipe.parallel.processes == 1
+        else f"{recipe.parallel.processes} processes do not divide"
+    )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.continued import PARENT
+from dsv3_plugin.recipe.fitting import divisor, multiples
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.yaml_text import quoted
@@ -20,7 +21,10 @@ def prompts(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
     if not isinstance(recipe, Rl):
         if data.packing == "prompts":
-            yield f"data.packing: prompts is for stage rl, and the stage is {recipe.stage}"
+            yield (
+                f"data.packing: prompts is for stage rl, and the stage is {recipe.stage}: set "
+                f"data.packing to {'conversations' if recipe.stage == 'sft' else 'stream'}"
+            )
         return
     if data.packing != "prompts":
         yield f"stage rl reads prompts: set data.packing to that, not to {data.packing}"
@@ -71,12 +75,13 @@ def rollouts(recipe: Recipe) -> Iterator[str]:
     if settings.prompts % recipe.data_parallel:
         yield (
             f"rollouts.prompts {settings.prompts} does not divide by {recipe.data_parallel} "
-            f"data-parallel ranks"
+            f"data-parallel ranks: take {multiples(settings.prompts, recipe.data_parallel)}"
         )
     if settings.prompts % recipe.grpo.mini_batches:
         yield (
             f"rollouts.prompts {settings.prompts} does not divide into grpo.mini_batches "
-            f"{recipe.grpo.mini_batches}"
+            f"{recipe.grpo.mini_batches}: take "
+            f"{divisor(settings.prompts, recipe.grpo.mini_batches)} of them"
         )
     if settings.top_p < 1:
         yield (
@@ -88,7 +93,7 @@ def rollouts(recipe: Recipe) -> Iterator[str]:
     if wanted is not None and wanted.low > wanted.high:
         yield (
             f"rollouts.curriculum has its bounds the wrong way round: low {wanted.low:g} and high "
-            f"{wanted.high:g}"
+            f"{wanted.high:g}: give low the smaller one"
         )
     if settings.async_ and recipe.grpo.on_mismatch == "stop":
         yield (
@@ -143,9 +148,10 @@ def rewards(recipe: Recipe) -> Iterator[str]:
             if not given and name == owner:
                 yield f"rewards.{name} needs a {key}: give rewards.{name}.{key}"
         if reward.cap is not None and reward.cap[0] > reward.cap[1]:
-            yield f"rewards.{name}.cap has its bounds the wrong way round: {quoted(reward.cap)}"
+            there, right = quoted(reward.cap), quoted(reward.cap[::-1])
+            yield f"rewards.{name}.cap {there} has its bounds the wrong way round: write {right}"
         if reward.margin is not None and reward.margin > recipe.rollouts.max_tokens:
             yield (
                 f"rewards.{name}.margin {reward.margin} is more than rollouts.max_tokens "
-                f"{recipe.rollouts.max_tokens}"
+                f"{recipe.rollouts.max_tokens}: take as many or fewer"
             )

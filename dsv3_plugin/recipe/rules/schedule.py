@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.numbers import number_of
+from dsv3_plugin.recipe.fitting import multiples
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.validation import nearest
 from dsv3_plugin.schedules.placement import placement_of
@@ -25,17 +27,26 @@ def schedule(recipe: Recipe) -> Iterator[str]:
         )
     if wanted.executor == "upstream" and not (kind and kind.runs_upstream):
         theirs = " and ".join(other.name for other in SCHEDULES.values() if other.runs_upstream)
-        yield f"pipeline.executor: upstream runs {theirs}, not {name}"
+        yield (
+            f"pipeline.executor: upstream runs {theirs}, not {name}: set it to ours, or leave it "
+            "out"
+        )
     if kind is not None and kind.takes_stages_per_rank:
         if (wanted.virtual_stages or 1) < 2:
             yield f"pipeline.schedule: {name} needs pipeline.virtual_stages of 2 or more"
         if devices < 2:
-            yield f"pipeline.schedule: {name} needs 2 pipeline devices or more"
+            yield f"pipeline.schedule: {name} needs pipeline.devices of 2 or more, not {devices}"
     elif wanted.virtual_stages is not None:
         takers = " and ".join(k.name for k in SCHEDULES.values() if k.takes_stages_per_rank)
-        yield f"pipeline.virtual_stages belongs to the {takers} schedule, not to {name}"
+        yield (
+            f"pipeline.virtual_stages belongs to the {takers} schedule, not to {name}: leave it "
+            f"out, or set pipeline.schedule to {takers}"
+        )
     if kind is not None and kind.even_ranks and devices % 2:
-        yield f"pipeline.schedule: {name} needs an even number of devices, not {devices}"
+        yield (
+            f"pipeline.schedule: {name} needs an even number of devices, not {devices}: set "
+            f"pipeline.devices to {multiples(devices, 2)}"
+        )
 
 
 def schedule_file(recipe: Recipe) -> Iterator[str]:
@@ -50,21 +61,21 @@ def schedule_file(recipe: Recipe) -> Iterator[str]:
         return
     if written.pp != devices:
         yield (
-            f"pipeline.schedule {name} is of {written.pp} ranks, and the recipe has {devices} "
-            f"pipeline devices: set pipeline.devices to {written.pp}"
+            f"pipeline.schedule {name} is of {number_of(written.pp, 'rank')}, and the recipe has "
+            f"{number_of(devices, 'pipeline device')}: set pipeline.devices to {written.pp}"
         )
     depths = {len(stream) for stream in written.streams}
     placed = placement_of(written)
     if len(depths) > 1 or placed.copies > 2:
         yield (
             f"pipeline.schedule {name} has {placed.copies} pipelines of {sorted(depths)} stages; "
-            "there may be one, or two over the same number of stages"
+            "there may be one, or two over the same number of stages: name another file"
         )
         return
     if len({len(chunks) for chunks in placed.chunks}) > 1:
         yield (
-            f"pipeline.schedule {name} puts different numbers of stages on its ranks; Megatron "
-            "builds as many on each"
+            f"pipeline.schedule {name} puts different numbers of stages on its ranks, and Megatron "
+            "builds as many on each: name another file"
         )
     # The gradients of the two copies are added by ranks that face each other.
     if placed.copies == 2 and any(
@@ -73,7 +84,8 @@ def schedule_file(recipe: Recipe) -> Iterator[str]:
     ):
         yield (
             f"pipeline.schedule {name} runs two pipelines that are not each other's mirror image: "
-            "stage s of the second must lie on rank P-1-r where the first's lies on rank r"
+            "stage s of the second must lie on rank P-1-r where the first's lies on rank r; name "
+            "another file"
         )
 
 
@@ -88,7 +100,8 @@ def micro_batches(recipe: Recipe) -> Iterator[str]:
         holds = recipe.schedule_file.num_micro_batches
         for other in set(batches) - {holds}:
             yield (
-                f"pipeline.schedule {name} is of {holds} micro-batches, and a batch of "
+                f"pipeline.schedule {name} is of "
+                f"{number_of(holds, 'micro-batch', 'micro-batches')}, and a batch of "
                 f"curves.batch_size gives {other}: make the batch {holds * per_micro_batch} "
                 "sequences, or name a pipeline.ramp_schedule for the others"
             )
@@ -96,8 +109,8 @@ def micro_batches(recipe: Recipe) -> Iterator[str]:
     needed = 1 if kind is None else kind.least_micro_batches(devices)
     if fewest < needed and not wanted.ramp_schedule:
         yield (
-            f"{name} on {devices} devices needs {needed} micro-batches, and the smallest "
-            f"batch gives {fewest}: raise the batch, or name a pipeline.ramp_schedule"
+            f"{name} on {number_of(devices, 'device')} needs {needed} micro-batches, and the "
+            f"smallest batch gives {fewest}: raise the batch, or name a pipeline.ramp_schedule"
         )
 
 
