@@ -2,7 +2,11 @@
 
 EXAMPLES = {
     "recipes": ("dsv3 recipes",),
-    "explain": ("dsv3 explain training.eval_steps", "dsv3 explain curves pretrain/deepseek-v3"),
+    "explain": (
+        "dsv3 explain experts",
+        "dsv3 explain training.eval_steps",
+        "dsv3 explain curves pretrain/deepseek-v3",
+    ),
     "init": ("dsv3 init mine --corpus texts/ --tokens 20M", "dsv3 init long --from extend/tiny-1k"),
     "train": (
         "dsv3 train pretrain/tiny training.steps=20 directory=runs/short",

@@ -1,15 +1,17 @@
 """`dsv3 recipes` and `dsv3 explain`: what ships, and what the keys of a recipe mean."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dsv3_plugin.cli.options import Json
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.terminal.lines import say, say_all, say_json
 
 if TYPE_CHECKING:
-    from dsv3_plugin.recipe.explained import Explained
+    from dsv3_plugin.recipe.explained import Explained, Place
+    from dsv3_plugin.recipe.key_tables import Told
     from dsv3_plugin.recipe.schema import Recipe
 
 
@@ -28,23 +30,48 @@ def recipes(as_json: Json = False) -> None:
 
 
 def explain(
-    key: Annotated[str, typer.Argument(help="A key (training.eval_steps) or a section (data).")],
+    key: Annotated[
+        str | None,
+        typer.Argument(
+            help="A key (training.eval_steps), a section (data), or a word to look for (experts); "
+            "by default what there is."
+        ),
+    ] = None,
     recipe: Annotated[
         str | None, typer.Argument(help="Say what it is in this recipe, too (name or path).")
     ] = None,
 ) -> None:
     """Explain a key of a recipe: what it takes, its default, what it means."""
-    from dsv3_plugin.recipe.explained import explained
+    from dsv3_plugin.recipe.explained import Place, explained, having, sections
     from dsv3_plugin.recipe.load import load_recipe
-    from dsv3_plugin.recipe.schema import STAGES
 
-    meanings = explained(key)
+    if key is None:
+        say("A recipe is made of these; dsv3 explain KEY says more of one, such as data:")
+        say_all(_one_line_each(sections()))
+        return
+    try:
+        meanings = explained(key)
+    except UserError:
+        if recipe is not None or not (found := having(key)):
+            raise
+        say(f"No key of a recipe is '{key}'; these are called so, or speak of it:")
+        say_all(_one_line_each(found))
+        return
     loaded = load_recipe(recipe) if recipe is not None else None
     for meaning, stages in meanings.items():
-        say(key if len(stages) == len(STAGES) else f"{key} (stage: {', '.join(stages)})")
+        say(Place(key, tuple(stages)).title)
         say_all(_lines(meaning))
     if loaded is not None:
         say_all(["", f"in {recipe}:", *_in_yaml(loaded, key)])
+
+
+def _one_line_each(found: "Mapping[Place, Told]") -> Iterator[str]:
+    """Keys, and what each means."""
+    from dsv3_plugin.recipe.key_tables import plain
+
+    widest = max(len(place.title) for place in found)
+    for place, told in found.items():
+        yield f"  {place.title:{widest}}  {plain(told.meaning)}"
 
 
 def _lines(meaning: "Explained") -> Iterator[str]:

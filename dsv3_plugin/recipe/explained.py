@@ -1,5 +1,6 @@
 """One key of a recipe explained, as `docs/recipes.md` has it: what it takes, and what it means."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,25 @@ class Explained:
     keys: tuple[Told, ...]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a key is.
+
+    Attributes:
+        path: the key with its sections.
+        stages: that have it.
+    """
+
+    path: str
+    stages: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """The path, and the stages where not all have it."""
+        every = len(self.stages) == len(STAGES)
+        return self.path if every else f"{self.path} (stage: {', '.join(self.stages)})"
+
+
 def explained(path: str) -> dict[Explained, list[str]]:
     """What a key of a recipe means, by each meaning the stages that give it.
 
@@ -41,8 +61,56 @@ def explained(path: str) -> dict[Explained, list[str]]:
         every = dict.fromkeys(known for kind in STAGES.values() for known in paths(kind))
         called_so = [known for known in every if known.rpartition(".")[2] == path]
         near = f" (nearest: {', '.join(map(repr, called_so))})" if called_so else ""
-        raise UserError(f"no recipe has a key '{path}'{near or nearest(path, every)}")
+        near = near or nearest(path, every) or ": dsv3 explain, alone, says which there are"
+        raise UserError(f"no recipe has a key '{path}'{near}")
     return found
+
+
+def sections() -> dict[Place, Told]:
+    """What is told of each key and section at the top of a recipe, of whichever stage."""
+    return {place: told for place, told in _all_told().items() if "." not in place.path}
+
+
+def having(word: str) -> dict[Place, Told]:
+    """What is told of the keys that have a word in their names, then of those that speak of it.
+
+    Args:
+        word: one or several, in any case; less than two letters or digits are in no key.
+    """
+    sought = _plain(word)
+    if len(re.findall(r"\w", sought)) < 2:
+        return {}
+    every = _all_told()
+    named = [
+        place
+        for place in every
+        if sought in _plain(place.path if "." in word else place.path.rpartition(".")[2])
+    ]
+    spoken = [place for place, told in every.items() if sought in _plain(told.meaning)]
+    return {place: every[place] for place in dict.fromkeys(named + spoken)}
+
+
+def _all_told() -> dict[Place, Told]:
+    """What is told of every key, as the first stage has it that has it."""
+    first: dict[str, Told] = {}
+    stages: dict[str, list[str]] = {}
+    for stage, kind in STAGES.items():
+        for path, told in _told_in(kind):
+            first.setdefault(path, told)
+            stages.setdefault(path, []).append(stage)
+    return {Place(path, tuple(stages[path])): told for path, told in first.items()}
+
+
+def _told_in(kind: type[Section], above: str = "") -> Iterator[tuple[str, Told]]:
+    for one in TABLES.told(kind, above):
+        yield above + one.key, one
+        if (section := model_in(fields_of(kind)[one.key].annotation)) is not None:
+            yield from _told_in(section, f"{above}{one.key}.")
+
+
+def _plain(text: str) -> str:
+    """A text in which words are found however a key spells them."""
+    return text.casefold().replace("_", " ").strip()
 
 
 def paths(kind: type[Section], above: str = "") -> Iterator[str]:

@@ -26,6 +26,14 @@ _WIDTH = 100
 _UNTOLD = {"name", "directory", "pipeline.devices"}
 """Keys that follow from the name of the file, or from others."""
 
+_ARCHITECTURE = (
+    "num_layers", "moe_layer_freq", "hidden_size", "ffn_hidden_size", "num_attention_heads",
+    "q_lora_rank", "kv_lora_rank", "num_moe_experts", "moe_ffn_hidden_size",
+    "moe_shared_expert_intermediate_size", "moe_router_topk", "moe_router_num_groups",
+    "moe_router_group_topk", "mtp_num_layers",
+)  # fmt: skip
+"""Keys of a model that are shown to whoever may want another."""
+
 
 def written_anew(recipe: Recipe, origin: str, tokens: int | None = None) -> str:
     """The text of a recipe that does what another does, each key with what it means.
@@ -58,19 +66,38 @@ def written_anew(recipe: Recipe, origin: str, tokens: int | None = None) -> str:
         f"A recipe written from {origin}. `dsv3 explain KEY` says more of a key, and which others "
         "there are; what is not said here has its default."
     )
-    text = "\n".join([*_comment(head), "", *_keys(type(recipe), said)])
+    lines = list(_keys(type(recipe), said))
+    if isinstance(said["model"], dict) and "base" in said["model"]:
+        base = lines.index(f"  base: {recipe.model.name}")
+        own = len(said["model"]) - 1  # keys, each in a line
+        shown = _what_could_be_changed(recipe.model, said["model"])
+        lines[base + 1 : base + 1 + own] = [*shown, *lines[base + 1 : base + 1 + own], ""]
+    text = "\n".join([*_comment(head), "", *lines])
     return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
 
 
-def _model(recipe: Recipe) -> str | dict[str, Any]:
-    """A shipped model by its name, with what is changed of it; else all of its keys."""
+def _model(recipe: Recipe) -> dict[str, Any]:
+    """A shipped model as a base, with what is changed of it; else all of its keys."""
     model = recipe.model
     if model.name not in shipped.what_ships()["models"]:
         return model.to_mapping()
     base, own = load_model(model.name).to_mapping(), model.to_mapping()
     changes = {key: value for key, value in own.items() if base.get(key) != value}
     changes |= {key: None for key in base.keys() - own.keys()}
-    return {"base": model.name} | changes if changes else model.name
+    return {"base": model.name} | changes
+
+
+def _what_could_be_changed(model: ModelConfig, said: Mapping[str, Any]) -> Iterator[str]:
+    """The keys by which models mostly differ, as comments that can be made keys by themselves."""
+    meanings = {told.key: plain(told.meaning) for told in TABLES.told(ModelConfig, "model.")}
+    mapping = model.to_mapping()
+    yield from _comment("To change it, take the # off a line and give it another value:", "  ")
+    for key in _ARCHITECTURE:
+        if key in said or mapping.get(key) is None:
+            continue
+        line = f"  # {yaml_text.dump({key: mapping[key]}).strip()}"
+        beside = f"{line}  # {meanings[key]}"
+        yield beside if len(beside) <= _WIDTH else line
 
 
 def _curves(recipe: Recipe) -> dict[str, Any]:

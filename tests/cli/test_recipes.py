@@ -45,6 +45,39 @@ def test_a_key_is_explained_with_its_value_in_a_recipe():
     ]
 
 
+def test_what_can_be_explained_is_said_a_line_each():
+    _, *lines = answer("explain").splitlines()
+    keys = dict(line.split(maxsplit=1) for line in lines)
+    assert list(keys)[:3] == ["name", "stage", "model"]
+    assert keys["optimizer"] == "AdamW."
+    assert keys["grpo"].split(maxsplit=2) == ["(stage:", "rl)", "The loss."]
+
+
+@pytest.mark.parametrize(
+    ("word", "first", "among"),
+    [
+        # Names before meanings, whichever section they are in.
+        ("experts", "model.num_moe_experts", "parallel.expert"),
+        ("learning rate", "curves.learning_rate", "optimizer.weight_decay"),
+        ("eval_steps", "training.eval_steps", "training.eval_steps"),
+    ],
+)
+def test_a_word_that_is_no_key_is_looked_for(word: str, first: str, among: str):
+    head, *lines = answer("explain", word).splitlines()
+    assert head.startswith(f"No key of a recipe is '{word}'; ")
+    keys = [line.split()[0] for line in lines]
+    assert keys[0] == first
+    assert among in keys
+    assert len(keys) == len(set(keys)) < 20
+
+
+@pytest.mark.parametrize("words", [("x",), ("qqqq",), ("experts", "pretrain/tiny")])
+def test_what_is_nowhere_is_refused_with_a_way_out(words, dsv3):
+    said = dsv3("explain", *words)
+    assert (said.code, said.out) == (2, "")
+    assert f"no recipe has a key '{words[0]}': dsv3 explain, alone, says which" in said.err
+
+
 @pytest.mark.parametrize(
     ("key", "line"),
     [

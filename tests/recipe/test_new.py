@@ -1,5 +1,7 @@
 """A recipe written anew says what the one says that it is written from."""
 
+import re
+
 import pytest
 
 from dsv3_plugin.errors import UserError
@@ -78,5 +80,23 @@ def test_what_is_changed_of_a_shipped_model_is_said(tmp_path):
         "pretrain/tiny", ["model.num_layers=6", "model.moe_layer_freq=[0]*1+[1]*5"]
     )
     text = written_anew(changed, "it")
-    assert "model:\n  base: tiny\n  num_layers: 6\n  moe_layer_freq: '[0]*1+[1]*5'\n" in text
+    assert "\nmodel:\n  base: tiny\n  # To change it, " in text
+    assert "\n  num_layers: 6\n  moe_layer_freq: '[0]*1+[1]*5'\n" in text
+    assert "# num_layers" not in text
     assert read_back(text, tmp_path).model == changed.model
+
+
+@pytest.mark.parametrize("name", ["pretrain/tiny", "pretrain/deepseek-v3"])
+def test_keys_of_the_model_that_are_shown_can_be_taken_as_they_are(name, tmp_path):
+    origin = load_recipe(name)
+    text = written_anew(origin, name)
+    above, model, below = re.split(r"^(?=model:|# What computes)", text, flags=re.MULTILINE)
+    shown = re.findall(r"^  # (\w+: .+)$", model, re.MULTILINE)
+    assert len(shown) == 14
+    assert f"num_moe_experts: {origin.model.num_moe_experts}  # Routed experts of an" in "".join(
+        shown
+    )
+    taken = re.sub(r"^  # (\w+: .+)$", r"  \1", model, flags=re.MULTILINE)
+    assert read_back(above + taken + below, tmp_path).model == origin.model
+    larger = text.replace(f"  # hidden_size: {origin.model.hidden_size}", "  hidden_size: 256")
+    assert read_back(larger, tmp_path).model.hidden_size == 256
