@@ -2,6 +2,7 @@
 
 PyYAML follows YAML 1.1, where `1e-4` is a string, `no` is false, `1:30` is ninety and `2026-11-25`
 a date. Recipes are full of learning rates and names, so scalars are read by YAML 1.2's core rules.
+Keys are words. `<<` merges mappings as YAML 1.1 has it, for which YAML 1.2 has nothing else.
 
 A recipe may be a stranger's. Tags beyond those rules are refused, and so is what is larger, deeper
 or (through aliases of aliases) longer than anything a person writes, before it costs anything.
@@ -40,6 +41,7 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self._depth = self._nodes = 0
         self._written_out: dict[int, int] = {}
+        self._merged: set[int] = set()
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         """A node, as long as there are not too many; an alias counts as all that it stands for."""
@@ -62,20 +64,35 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """What `<<` names becomes keys of the mapping, where it has none of its own.
+
+        Keys are looked at before, once: then each stands there as it is written.
+        """
+        if id(node) in self._merged:
+            return
+        self._merged.add(id(node))
         seen = set()
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict):
-                raise ConstructorError(
-                    None, None, "a key must be a plain word", key_node.start_mark
-                )
+        for key_node, _ in node.value:
+            key = self._key(key_node)
             if key in seen:
                 raise ConstructorError(
                     None, None, f"the key '{key}' is given twice", key_node.start_mark
                 )
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        super().flatten_mapping(node)
+
+    def _key(self, node: yaml.Node) -> str:
+        """A key, which is a word."""
+        key = self.construct_object(node, deep=True)
+        if isinstance(key, str):
+            return key
+        problem = "a key must be a plain word"
+        if not isinstance(key, list | dict):
+            problem = (
+                f"the key {node.value or 'null'} must be a word: put it in quotes to make it one"
+            )
+        raise ConstructorError(None, None, problem, node.start_mark)
 
     def construct_core(self, node: yaml.ScalarNode) -> bool | int | float:
         """A boolean or a number, whether its tag was written or found."""
@@ -95,12 +112,15 @@ class _Loader(yaml.SafeLoader):
 _Loader.yaml_implicit_resolvers = {
     first: kept
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    if (kept := [row for row in resolvers if row[0] == _TAG + "null"])
+    if (kept := [row for row in resolvers if row[0] in (_TAG + "null", _TAG + "merge")])
 }
 _Loader.yaml_constructors = {
     _TAG + kind: yaml.SafeLoader.yaml_constructors[_TAG + kind]
     for kind in ("null", "str", "seq", "map")
-} | {None: yaml.SafeLoader.yaml_constructors[None]}
+} | {
+    None: yaml.SafeLoader.yaml_constructors[None],
+    _TAG + "merge": yaml.SafeLoader.construct_yaml_str,  # "<<" where it is no key
+}
 for _kind, _pattern, _first in (
     ("bool", _BOOL, "tTfF"),
     ("int", _INT, "-+0123456789"),
@@ -118,6 +138,8 @@ def parse(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "this is not YAML"
+        if problem == "but found another document":
+            problem = "another document begins (---), and one is all that there may be"
         raise UserError(f"{where}{line}: {problem}.") from error
 
 

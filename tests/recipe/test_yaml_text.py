@@ -4,6 +4,7 @@ import contextlib
 import itertools
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,6 +39,14 @@ def bomb(inner: str) -> str:
         ("!!map [1]", "expected a mapping node"),
         ('a: "\\UFFFFFFFF"', "this is not YAML"),
         ("<<: {a: 1}\n<<: {b: 1}", "the key '<<' is given twice"),
+        ("<<: {a: 1, a: 2}", "the key 'a' is given twice"),
+        ("a: 1\n<<: 3", "line 2: expected a mapping or list of mappings for merging"),
+        ("a: 1\n1: 2", "line 2: the key 1 must be a word: put it in quotes to make it one"),
+        ("a: {true: 2}", "line 1: the key true must be a word"),
+        ("~: 2", "line 1: the key ~ must be a word"),
+        ("[a]: 2", "line 1: a key must be a plain word"),
+        ("a: 1\n---\nb: 2", "line 2: another document begins (---), and one is all that there may"),
+        ("a: &a {b: 1}\nc: &c {<<: *a, b: *c}", "an alias stands inside what it names"),
     ],
 )
 def test_what_nobody_means_is_refused(text, problem):
@@ -53,10 +62,27 @@ def test_what_nobody_means_is_refused(text, problem):
         ("yes", "yes"), ("1e3", 1000.0), ("1_000", 1000), ("007", "007"), ("~", None),
         ("!!str 12", "12"), ("!!float 3", 3.0), ("-.inf", float("-inf")), ("True", True),
         ("[&x 1, *x]", [1, 1]),
+        ("[<<, '<<']", ["<<", "<<"]), ("{'1': 2, 007: 3}", {"1": 2, "007": 3}),
     ],
 )  # fmt: skip
 def test_scalars(text, value):
     assert yaml_text.parse(text, "file") == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a {x: 1, y: {z: 2}}\nb: {<<: *a, x: 3}",
+        "b: {x: 3, <<: *a}\n",
+        "a: &a {x: 1}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, w: 1}\nd: {x: 4, <<: *b}",
+        "a: &a {x: 1}\nb: &b {x: 2, y: 5}\nc: {<<: [*a, *b]}\nd: {<<: [*b, *a], y: 0}",
+        "a: &a {x: 1}\n<<: *a\nb: {<<: {y: 1}}",
+    ],
+)
+def test_mappings_are_merged_as_pyyaml_does(text):
+    if text.startswith("b"):
+        text = "a: &a {x: 1, y: 2}\n" + text
+    assert yaml_text.parse(text, "file") == yaml.safe_load(text)
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.text(max_size=6)
