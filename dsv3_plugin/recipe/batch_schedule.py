@@ -8,6 +8,7 @@ A schedule is a short list of (tokens, batch) entries, the form of upstream's
 import bisect
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 
 from dsv3_plugin.recipe.curve import Curve, Segment
 
@@ -62,7 +63,7 @@ class BatchSchedule:
         return found
 
     def _index(self, tokens: int) -> int:
-        return bisect.bisect_right([start for start, _ in self.entries], tokens) - 1
+        return bisect.bisect_right(self.entries, tokens, key=itemgetter(0)) - 1
 
     def _stride(self, position: int, limit: float) -> tuple[int, float]:
         """(tokens of a step, steps of that size) until the batch changes or `limit` is reached."""

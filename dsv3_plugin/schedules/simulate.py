@@ -5,6 +5,7 @@ has arrived. A result leaves when its action ends (an overlapped pair delivers b
 long it is under way, its links say. Time has the unit of the costs.
 """
 
+from operator import itemgetter
 from typing import Literal
 
 from dsv3_plugin.schedules.actions import (
@@ -109,7 +110,7 @@ class Program:
 
     def makespan(self, costs: StageCosts) -> float:
         """When the last action ends."""
-        return max(end for _, end in self.times(costs))
+        return max(map(itemgetter(1), self.times(costs)))
 
 
 _Step = tuple[int, int, tuple[int, ...], tuple[tuple[int, int], ...]]

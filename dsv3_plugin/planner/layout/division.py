@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from dsv3_plugin.planner.stages import Stage
 
@@ -66,7 +67,7 @@ class Division:
 
     def stages(self, layers: Sequence[int]) -> list[Stage]:
         """The stages that hold these numbers of decoder layers, along the model."""
-        firsts = [sum(layers[:number]) for number in range(self.depth)]
+        firsts = [0, *accumulate(layers)]
         return [self.stage(n, firsts[n], layers[n]) for n in range(self.depth)]
 
     def busy(self, layers: Sequence[int]) -> list[float]:
@@ -87,10 +88,22 @@ class Division:
 
     def too_much(self, group: int, stages: Sequence[Stage]) -> tuple[int, float] | None:
         """The rank that these stages of a group do not fit into, and their bytes there."""
-        held = dict(zip(self.groups[group], stages, strict=True))
-        for rank, own in enumerate(self.ranks):
-            if held.keys() == set(own):
-                needed = self.memory(rank, [held[s] for s in own])
-                if needed > self.limit:
-                    return rank, needed
+        if self.limit == math.inf:
+            return None
+        for rank, places in self._holders[group]:
+            needed = self.memory(rank, [stages[place] for place in places])
+            if needed > self.limit:
+                return rank, needed
         return None
+
+    @cached_property
+    def _holders(self) -> list[list[tuple[int, list[int]]]]:
+        """Of each group the ranks that hold it, and the places in it of their stages, in order."""
+        return [
+            [
+                (rank, [group.index(stage) for stage in held])
+                for rank, held in enumerate(self.ranks)
+                if set(held) == set(group)
+            ]
+            for group in self.groups
+        ]

@@ -14,7 +14,7 @@ from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.layout.balanced import balanced
 from dsv3_plugin.planner.layout.division import Division
 from dsv3_plugin.planner.layout.filling import DoesNotFit
-from dsv3_plugin.planner.memory.peak import rank_orders
+from dsv3_plugin.planner.memory.peak import RankOrder, rank_orders
 from dsv3_plugin.planner.memory.ranks import rank_memory
 from dsv3_plugin.planner.recipe_schedules import Schedules, schedule_name, schedules_of
 from dsv3_plugin.planner.setting import Setting
@@ -70,7 +70,7 @@ def balanced_layout(
             )
         return pipeline.seconds(stage_costs(setting, cluster, stages, copies=placement.copies))
 
-    orders = rank_orders(pipeline.schedule, placement)
+    orders = _orders(pipeline.schedule, placement)
 
     @functools.cache
     def held(rank: int, stages: tuple[Stage, ...]) -> int:
@@ -125,7 +125,7 @@ class _Pipeline:
         self.micro_batches, self._pp = micro_batches, pp
         self._schedules = schedules
         self.numbers = simulated(pp, micro_batches) if repeats else (micro_batches,)
-        self._program = functools.cache(lambda number: Program(schedules(number)))
+        self._program = functools.cache(lambda number: _program(schedules(number)))
 
     @property
     def schedule(self) -> Schedule:
@@ -160,3 +160,14 @@ class _Pipeline:
         if len(self.numbers) == 1:
             return timed(*self.numbers).makespan
         return repeated_pipeline_times(timed, self._pp, self.micro_batches).makespan
+
+
+# A search balances many ways of dividing a recipe, of which few differ in their schedule.
+@functools.lru_cache(maxsize=64)
+def _program(schedule: Schedule) -> Program:
+    return Program(schedule)
+
+
+@functools.lru_cache(maxsize=64)
+def _orders(schedule: Schedule, placement: Placement) -> tuple[RankOrder, ...]:
+    return rank_orders(schedule, placement)

@@ -13,8 +13,9 @@ gradients with the backward, which no recipe's key asks for.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 from dsv3_plugin.planner.memory.tensors import Tensor, rank_chunks
 from dsv3_plugin.planner.setting import BYTES, Setting
@@ -39,7 +40,6 @@ def gradients(setting: Setting, stages: tuple[Stage, ...]) -> int:
     return sum(bucket.values for bucket in _buckets(setting, stages)) * _MAIN
 
 
-@cache
 def optimizer(
     setting: Setting, stages: tuple[Stage, ...], dense_rank: int = 0, expert_rank: int = 0
 ) -> int:
@@ -52,13 +52,20 @@ def optimizer(
             lies at the end, so none owns more than the first.
         expert_rank: which of those that share the routed experts.
     """
+    return _optimizer(_of_states(setting), stages, dense_rank, expert_rank)
+
+
+@cache
+def _optimizer(
+    setting: Setting, stages: tuple[Stage, ...], dense_rank: int, expert_rank: int
+) -> int:
     per_value = 2 * BYTES[setting.moments] + _master(setting)
     total = 0
     for bucket in _buckets(setting, stages):
-        owned = bucket.owned_by(expert_rank if bucket.routed else dense_rank)
-        total += sum(owned) * per_value
+        values, number = bucket.owned_by(expert_rank if bucket.routed else dense_rank)
+        total += values * per_value
         if setting.backend == "local":
-            total += len(owned) * _STEP
+            total += number * _STEP
     return total
 
 
@@ -75,7 +82,6 @@ def _master(setting: Setting) -> int:
     return _MAIN - setting.width if remainders else _MAIN
 
 
-@cache
 def fp8_copies(setting: Setting, stages: tuple[Stage, ...]) -> int:
     """Bytes of the quantised weights that Transformer Engine keeps from step to step.
 
@@ -84,6 +90,11 @@ def fp8_copies(setting: Setting, stages: tuple[Stage, ...]) -> int:
     them which micro-batch is a step's first, so they are quantised once a step and kept). The
     recipes with one scale a tensor keep the transposed one on Hopper alone; it is counted.
     """
+    return _fp8_copies(_of_states(setting), stages)
+
+
+@cache
+def _fp8_copies(setting: Setting, stages: tuple[Stage, ...]) -> int:
     if setting.fp8 is None:
         return 0
     return sum(
@@ -115,33 +126,75 @@ def _scales(recipe: str, rows: int, columns: int) -> int:
     return 4
 
 
+class _Run(NamedTuple):
+    """Alike parameters, one after the other.
+
+    Attributes:
+        first: where the first begins, in values.
+        values: of each.
+        apart: from where one begins to where the next does.
+        number: of them.
+    """
+
+    first: int
+    values: int
+    apart: int
+    number: int
+
+    @property
+    def last(self) -> int:
+        """Where the last ends."""
+        return self.first + (self.number - 1) * self.apart + self.values
+
+    def within(self, begin: int, end: int) -> tuple[int, int]:
+        """How many values lie between two places, and of how many of the parameters."""
+        one = max(0, (begin - self.first - self.values) // self.apart + 1)
+        after = min(self.number, -((self.first - end) // self.apart))
+        if one >= after:
+            return 0, 0
+        cut_off = max(0, begin - (self.first + one * self.apart))
+        left_over = max(0, self.first + (after - 1) * self.apart + self.values - end)
+        return (after - one) * self.values - cut_off - left_over, after - one
+
+
 @dataclass(frozen=True)
 class _Bucket:
     """Parameters of a chunk that lie one after the other.
 
     Attributes:
-        places: where each begins and ends, in values.
+        runs: the parameters, in their order.
         values: all of it, padding included.
         ranks: how many own a part of it each; 1 where all own all.
         routed: routed experts' parameters, or all others.
     """
 
-    places: tuple[tuple[int, int], ...]
+    runs: tuple[_Run, ...]
     values: int
     ranks: int
     routed: bool
 
-    def owned_by(self, rank: int) -> list[int]:
-        """How many values of each parameter a rank owns, as far as it owns any."""
+    def owned_by(self, rank: int) -> tuple[int, int]:
+        """How many values a rank owns, and of how many parameters."""
         part = self.values // self.ranks
         begin = rank % self.ranks * part
-        end = begin + part
-        overlaps = (min(end, last) - max(begin, first) for first, last in self.places)
-        return [values for values in overlaps if values > 0]
+        owned = [run.within(begin, begin + part) for run in self.runs]
+        return sum(values for values, _ in owned), sum(number for _, number in owned)
+
+
+def _buckets(setting: Setting, stages: tuple[Stage, ...]) -> tuple[_Bucket, ...]:
+    return _buckets_of(_of_states(setting), stages)
 
 
 @cache
-def _buckets(setting: Setting, stages: tuple[Stage, ...]) -> tuple[_Bucket, ...]:
+def _of_states(setting: Setting) -> Setting:
+    """One setting for all that differ in what no state depends on, as a search varies it."""
+    return replace(
+        setting, micro_batch=1, recompute=frozenset(), dispatcher="alltoall", wire="bf16"
+    )
+
+
+@cache
+def _buckets_of(setting: Setting, stages: tuple[Stage, ...]) -> tuple[_Bucket, ...]:
     return tuple(
         bucket
         for chunk in rank_chunks(setting, stages)
@@ -170,13 +223,14 @@ def _of_buffer(setting: Setting, tensors: list[Tensor], routed: bool) -> Iterato
 
 def _bucket(setting: Setting, tensors: list[Tensor], ranks: int, routed: bool) -> _Bucket:
     start, end = (_PARAMETER_START, math.lcm(ranks, _BUCKET_END)) if setting.zero1 else (1, 1)
-    places, last = [], 0
+    runs, last = [], 0
     for tensor in tensors:
-        for _ in range(tensor.number):
-            first = _up(last, start)
-            last = first + tensor.values
-            places.append((first, last))
-    return _Bucket(tuple(places), _up(last, end), ranks, routed)
+        if not tensor.number * tensor.values:
+            continue
+        run = _Run(_up(last, start), tensor.values, _up(tensor.values, start), tensor.number)
+        runs.append(run)
+        last = run.last
+    return _Bucket(tuple(runs), _up(last, end), ranks, routed)
 
 
 def _router_buffers(setting: Setting, stages: tuple[Stage, ...]) -> int:

@@ -1,9 +1,11 @@
 """Bytes of model states against exact counts and published ones."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dsv3_plugin.planner.counts import parameter_counts
-from dsv3_plugin.planner.memory.states import fp8_copies, gradients, optimizer, weights
+from dsv3_plugin.planner.memory.states import _Run, fp8_copies, gradients, optimizer, weights
 from dsv3_plugin.planner.memory.tensors import rank_chunks
 from dsv3_plugin.planner.stages import Stage, stages_of
 from dsv3_plugin.recipe.load import load_model
@@ -104,3 +106,14 @@ def test_a_rank_of_the_published_analysis() -> None:
         data=32, dtype="bf16",
     )  # fmt: skip
     assert weights(setting, (Stage(moe=4),)) == pytest.approx(11.64 * 2**30, rel=0.02)
+
+
+@given(*(st.integers(low, 30) for low in (0, 1, 0, 1, 0, 1)))
+def test_what_a_rank_owns_of_alike_parameters_is_what_counting_each_value_says(
+    first: int, values: int, padding: int, number: int, begin: int, length: int
+) -> None:
+    run = _Run(first, values, values + padding, number)
+    each = [range(first + n * run.apart, first + n * run.apart + values) for n in range(number)]
+    owned = [sum(begin <= value < begin + length for value in parameter) for parameter in each]
+    assert run.within(begin, begin + length) == (sum(owned), sum(map(bool, owned)))
+    assert run.last == each[-1].stop
