@@ -26,10 +26,12 @@ def init(
 ) -> None:
     """Write a recipe of your own, from one there is: complete, each key with its meaning."""
     from dsv3_plugin.data.new_recipe import write_recipe
+    from dsv3_plugin.launch.needs import missing_texts
+    from dsv3_plugin.recipe.load import load_recipe
 
     path, minded = write_recipe(
         name, origin, model=model, corpus=corpus, tokenizer=tokenizer, tokens=tokens
     )
     say(f"{path} is written: `dsv3 train {path} --dry-run` says what it will do.")
-    for sentence in minded:
+    for sentence in (*minded, *missing_texts(load_recipe(path))):
         note(f"Note: {sentence}.")

@@ -34,6 +34,7 @@ def rehearse(
     from dsv3_plugin.cli.plan_cases import Asked, Conditions
     from dsv3_plugin.cli.plan_output import refuse_no_page
     from dsv3_plugin.cli.progress import children_done
+    from dsv3_plugin.launch.needs import missing_texts
     from dsv3_plugin.recipe.load import load_recipe
     from dsv3_plugin.rehearsal.cases import chosen_ranks, company_for
     from dsv3_plugin.rehearsal.children import devices
@@ -59,6 +60,7 @@ def rehearse(
         ranks=() if configuration else tuple(chosen_ranks(run.recipe, ranks)),
         company=() if configuration else tuple(company_for(run.recipe, ranks)),
         imbalance=run.imbalance,
+        missing=tuple(missing_texts(run.recipe)),
     )
     if wanted.ranks and wanted.needs_te_python and te_python() is None:
         raise UserError(

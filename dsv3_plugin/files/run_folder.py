@@ -1,6 +1,7 @@
 """What a run leaves behind, and where: read and written here alone."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -210,6 +211,23 @@ class RunFolder:
         except OSError:
             return None
 
+    def refuse_unwritable(self) -> None:
+        """Raise UserError where a run could not write, and leave everything as it is.
+
+        A folder that is not there is made, and goes again.
+        """
+        folders = [(self.root, "run", "directory")]
+        if self.elsewhere is not None:
+            folders.append((self.elsewhere, "checkpoint", "checkpoint.directory"))
+        for folder, what, key in folders:
+            if not folder.exists():
+                with _locked(folder, what, key):
+                    pass
+            elif not folder.is_dir():
+                raise _unwritable(folder, what, key, _NO_FOLDER[FileExistsError])
+            elif not os.access(folder, os.W_OK | os.X_OK):
+                raise _unwritable(folder, what, key, os.strerror(errno.EACCES))
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder and that of the checkpoints for as long as the block lasts.
@@ -245,14 +263,18 @@ def is_checkpoint(directory: Path) -> bool:
     return any(re.fullmatch(r"iter_\d{7,}", path.name) for path in directory.glob("iter_*"))
 
 
+def _unwritable(folder: Path, what: str, key: str, why: str) -> UserError:
+    return UserError(
+        f"the {what} folder {folder} cannot be written ({why}): choose another with {key}=PATH."
+    )
+
+
 def _locked(folder: Path, what: str, key: str) -> locks.FolderLock:
     try:
         lock = locks.take(folder, _LOCK)
     except OSError as error:
         why = _NO_FOLDER.get(type(error)) or reason(error)
-        raise UserError(
-            f"the {what} folder {folder} cannot be written ({why}): choose another with {key}=PATH."
-        ) from error
+        raise _unwritable(folder, what, key, why) from error
     if lock is None:
         raise InUse(folder, key, locks.signature(folder / _LOCK) or "another process")
     job = os.environ.get("SLURM_JOB_ID")

@@ -96,12 +96,22 @@ class View:
         return device == here.stat().st_dev != Path("/").stat().st_dev
 
 
-def refuse_missing_texts(recipe: Recipe) -> None:
-    """Raise UserError for a corpus or a tokenizer that a run on this machine would not find."""
+def missing_texts(recipe: Recipe) -> list[str]:
+    """A sentence for each corpus or tokenizer that a run on this machine would not find.
+
+    What `data.made_by` makes is not missing.
+    """
+    if recipe.data.made_by:
+        return []
     view = View(Path.cwd(), whole=True)
-    for lack in (*_data(recipe, view), *_tokenizer(recipe, view)):
-        if lack.certain:
-            raise UserError(f"{recipe.name}: {lack.sentence}.")
+    lacks = (*_data(recipe, view), *_tokenizer(recipe, view))
+    return [lack.sentence for lack in lacks if lack.certain]
+
+
+def refuse_missing_texts(recipe: Recipe) -> None:
+    """Raise UserError for the first of them."""
+    for sentence in missing_texts(recipe):
+        raise UserError(f"{recipe.name}: {sentence}.")
 
 
 def lacking(

@@ -30,6 +30,7 @@ from dsv3_plugin.launch.rank import be_rank
 from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.launch.witness import WATCHDOGS_SECONDS
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.planner.recipe_schedules import schedules_on, searches
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.schema import Recipe
@@ -98,8 +99,8 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
         refuse_another_parent(recipe)
     else:
         console.line_of(f"It would train {parent} first, into {recipe.from_}.")
-    if not recipe.data.made_by:
-        refuse_missing_texts(recipe)
+    refuse_missing_texts(recipe)
+    recipe.run_folder.refuse_unwritable()
     console.print(summary(recipe))
     if is_done(recipe):
         console.line_of(nothing_to_do(recipe))
@@ -107,7 +108,7 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
     saved, ranks = recipe.run_folder.steps_saved(), recipe.parallel.processes
     where = f"go on from step {saved:,}" if saved else "begin anew"
     console.line_of(
-        f"It would {where}, with {ranks} {'process' if ranks == 1 else 'processes'} on this "
+        f"It would {where}, with {number_of(ranks, 'process', 'processes')} on this "
         f"machine; nothing was started or written."
     )
 

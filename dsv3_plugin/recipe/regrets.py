@@ -45,6 +45,15 @@ def _unfinished(recipe: Recipe, name: str) -> bool:
     )  # fmt: skip
 
 
+def _nothing_is_learned(recipe: Recipe) -> Iterator[str]:
+    """A run that ends with the weights that it began with."""
+    if recipe.curves.learning_rate.maximum == 0:
+        yield (
+            "curves.learning_rate is 0 from beginning to end, so that nothing is learned: give it "
+            "a value, such as curves.learning_rate=1e-4"
+        )
+
+
 def _intervals_beyond_the_end(recipe: Recipe) -> Iterator[str]:
     """What happens every so many steps, and so never."""
     every, steps = recipe.training.eval_interval, recipe.total_steps
@@ -74,6 +83,7 @@ def _other_vocabulary(recipe: Recipe) -> Iterator[str]:
 
 _LOOKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _curves_beyond_the_end,
+    _nothing_is_learned,
     _intervals_beyond_the_end,
     _other_vocabulary,
 )

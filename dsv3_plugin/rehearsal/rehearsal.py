@@ -81,6 +81,7 @@ class Wanted:
         ranks: of the world; none: the configuration alone.
         company: ranks that take the shortest step, for what others do at the same time.
         imbalance: load of each rank's experts over the mean.
+        missing: what a run would miss here and a rehearsal does without, a sentence each.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Wanted:
     ranks: tuple[int, ...]
     company: tuple[int, ...]
     imbalance: float
+    missing: tuple[str, ...] = ()
 
     @property
     def children(self) -> int:
@@ -178,6 +180,7 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
         ]
     findings = [
         *configuration.findings,
+        *(_of_missing(sentence) for sentence in wanted.missing),
         *_of_devices(wanted, devices),
         *of_ranks(stepped),
         *between_ranks(stepped),
@@ -194,6 +197,12 @@ def rehearse(wanted: Wanted, devices: Devices, done: Callable[[], None]) -> Rehe
         pipelines=tuple(pipelines),
         findings=tuple(sorted(dict.fromkeys(findings), key=lambda finding: not finding.stops)),
     )
+
+
+def _of_missing(sentence: str) -> Finding:
+    """Of texts: they may be on the cluster, and not where it is rehearsed."""
+    what, _, way_out = sentence.rpartition(": ")
+    return Finding(f"{what}, which a rehearsal does without", way_out, stops=False)
 
 
 def _of_layout(wanted: Wanted) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import pytest
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.job_values import Place, place_on
-from dsv3_plugin.launch.needs import View, lacking, refuse_missing_texts
+from dsv3_plugin.launch.needs import View, lacking, missing_texts, refuse_missing_texts
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.cluster_launch import Container, Launch
 from dsv3_plugin.recipe.load import load_recipe
@@ -44,6 +44,15 @@ def test_a_run_here_sees_what_is_seen_here(override: str, refused: str):
     with pytest.raises(UserError, match=refused):
         refuse_missing_texts(load_recipe("pretrain/tiny", [override]))
     refuse_missing_texts(load_recipe("pretrain/tiny", ["data.tokenizer=deepseek-ai/DeepSeek-V3"]))
+
+
+def test_all_that_a_run_here_misses_is_told_but_what_it_makes(here):
+    words = ["data.corpus=texts", "data.tokenizer=gpt9"]
+    assert missing_texts(load_recipe("pretrain/tiny", words)) == [
+        f"data.corpus: texts does not exist in {here}: put it there, or name another",
+        f"data.tokenizer: gpt9 does not exist in {here}: put it there, or name another",
+    ]
+    assert missing_texts(load_recipe("pretrain/tiny", [*words, "data.made_by=mine.write"])) == []
 
 
 def test_texts_and_tokenizer_that_are_not_in_the_folder_are_certainly_missing(here):

@@ -130,6 +130,26 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("key", "folder", "refused"),
+    [
+        (
+            "directory",
+            "/proc/x",
+            r"the run folder /proc/x cannot be written \(nothing can be made ",
+        ),
+        ("checkpoint.directory", "/proc/x", "another with checkpoint.directory=PATH"),
+        ("directory", "{here}/file", r"file cannot be written \(there is a file of that name\)"),
+    ],
+)
+def test_a_dry_run_refuses_a_folder_that_cannot_be(key, folder, refused, tmp_path):
+    (tmp_path / "file").touch()
+    words = [f"directory={tmp_path}/run", f"{key}={folder.format(here=tmp_path)}"]
+    with pytest.raises(UserError, match=refused):
+        supervise.dry_run("pretrain/tiny", words)
+    assert [*tmp_path.iterdir()] == [tmp_path / "file"]
+
+
 def test_a_dry_run_refuses_what_a_run_does(tmp_path):
     with pytest.raises(UserError, match="takes 2 GPUs and this machine has 0"):
         supervise.dry_run("pretrain/tiny", [f"directory={tmp_path}/run", "host=gpu"])

@@ -25,6 +25,10 @@ def test_nothing_is_to_be_regretted_of_what_ships(name: str):
             "the run ends in the middle of its curves (pieces begun: learning_rate 2 of 5, "
             "router_bias_speed 1 of 2, mtp_weight 1 of 2): ",
         ),
+        (
+            ["curves.learning_rate=0"],
+            "curves.learning_rate is 0 from beginning to end, so that noth",
+        ),
         (["training.eval_interval=300"], "training.eval_interval 300 is more than the 240 steps"),
         (
             ["data.tokenizer=bpe:2048"],

@@ -53,8 +53,20 @@ def test_a_layout_that_idles_is_a_finding(
         assert sentences.sentence(finding) == f"· {finding.text}."
 
 
+def test_texts_that_are_on_the_cluster_alone_do_not_stop_a_rehearsal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = "data.corpus: texts does not exist in /here: put it there, or name another"
+    found, _ = _rehearsed((), monkeypatch, missing)
+    assert found.would_run
+    assert [sentences.sentence(finding) for finding in found.findings] == [
+        "· data.corpus: texts does not exist in /here, which a rehearsal does without "
+        "(put it there, or name another)."
+    ]
+
+
 def _rehearsed(
-    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, *missing: str
 ) -> tuple[Rehearsal, list[Request]]:
     """A rehearsal whose children say nothing, and what they were asked."""
     cluster = load_cluster("cpu").model_copy(update={"gpus": 4})
@@ -68,6 +80,6 @@ def _rehearsed(
     monkeypatch.setattr(rehearsal, "rehearsed", reported)
     wanted = Wanted(
         "pretrain/tiny", words, "cpu", cluster, cluster.machine, recipe,
-        tuple(ranks_of_each_kind(recipe)), tuple(company_of(recipe)), 1.0,
+        tuple(ranks_of_each_kind(recipe)), tuple(company_of(recipe)), 1.0, missing,
     )  # fmt: skip
     return rehearse(wanted, Devices({}, "the CPU host"), lambda: None), asked
