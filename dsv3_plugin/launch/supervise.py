@@ -8,6 +8,7 @@ them at once.
 
 import math
 import os
+import shlex
 import signal
 import time
 from collections.abc import Collection
@@ -102,6 +103,8 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
     refuse_missing_texts(recipe)
     recipe.run_folder.refuse_unwritable()
     console.print(summary(recipe))
+    if overrides:
+        console.line_of(f"That is {name} with {shlex.join(overrides)}.")
     if is_done(recipe):
         console.line_of(nothing_to_do(recipe))
         return

@@ -26,6 +26,7 @@ class RunLine:
         stage: which part of a model's life it is.
         state: as `dsv3 status` has it.
         step, tokens, loss: of the last step.
+        saved_step: of the newest checkpoint, from which the run goes on; 0 if there is none.
         steps: of the whole run.
         held_out_loss: of the last evaluation.
         tokens_per_second: as it is in the middle of the last steps.
@@ -36,6 +37,7 @@ class RunLine:
     stage: str | None
     state: str
     step: int
+    saved_step: int
     steps: int | None
     tokens: int
     loss: float | None
@@ -60,6 +62,7 @@ def line_of(run: RunFolder, status: RunStatus) -> RunLine:
         stage=_stage(run),
         state=status.state,
         step=status.step,
+        saved_step=status.saved_step,
         steps=status.steps,
         tokens=status.tokens,
         loss=status.loss,
@@ -90,7 +93,7 @@ def table(lines: Iterable[RunLine]) -> "Table":
     shown = Table(box=None, pad_edge=False)
     for heading in ("run", "stage", "state"):
         shown.add_column(heading)
-    for heading in ("step", "tokens", "loss", "held out", "tokens/s", "last step"):
+    for heading in ("step", "saved", "tokens", "loss", "held out", "tokens/s", "last step"):
         shown.add_column(heading, justify="right")
     for line in lines:
         age = since(line.changed_at)
@@ -99,6 +102,7 @@ def table(lines: Iterable[RunLine]) -> "Table":
             line.stage or "",
             line.state,
             f"{line.step:,}" + ("" if line.steps is None else f"/{line.steps:,}"),
+            f"{line.saved_step:,}" if line.saved_step else "never",
             tokens_text(line.tokens),
             _number(line.loss),
             _number(line.held_out_loss),

@@ -24,6 +24,8 @@ def test_runs_are_listed(dsv3, two):
     lines = [json.loads(line) for line in dsv3("runs", "runs", "--json").out.splitlines()]
     assert [line["folder"] for line in lines] == ["runs/a", "runs/b"]
     assert lines[0]["step"] == STEPS
+    assert lines[0]["saved_step"] == 0
+    assert said.out.splitlines()[1].split()[3:5] == [f"{STEPS:,}/{lines[0]['steps']:,}", "never"]
     assert lines[0]["held_out_loss"] == 2.5
     assert lines[0]["tokens_per_second"] == 120.5
     (alone,) = dsv3("runs", "runs/b", "--json").out.splitlines()

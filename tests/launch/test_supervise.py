@@ -127,6 +127,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     assert said.endswith(
         "It would begin anew, with 2 processes on this machine; nothing was started or written.\n"
     )
+    assert f"\nThat is pretrain/tiny with directory={folder} training.steps=20.\n" in said
     assert not list(tmp_path.iterdir())
 
 
