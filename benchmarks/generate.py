@@ -212,7 +212,7 @@ def trained(layers: int, work: Path, overrides: list[str]) -> Path:
 
 def prompts_of(folder: Path, count: int, length: int) -> torch.Tensor:
     """Pieces of Python's argparse, [count, length]."""
-    from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
+    from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 
     ids = tokenizer_of_checkpoint(folder).backend.encode(inspect.getsource(argparse)).ids
     starts = torch.linspace(0, len(ids) - length, count).long()

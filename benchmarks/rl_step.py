@@ -79,7 +79,7 @@ WAYS = (
 
 def prompts_of(count: int, length: int) -> list[tuple[int, ...]]:
     """Lines of counting one after the other, cut to a length."""
-    from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
+    from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 
     recipe = load_recipe(BASE)
     backend = tokenizer_of_checkpoint(recipe.checkpoint_folder).backend

@@ -97,7 +97,7 @@ def answer(run: Path, into: Path) -> None:
     from dsv3_plugin.data.chat.conversation import Conversation
     from dsv3_plugin.data.chat.template import open_template
     from dsv3_plugin.distributed.world import single_process
-    from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
+    from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 
     with single_process():
         from dsv3_plugin.evaluation.checkpoint import Evaluated, Place

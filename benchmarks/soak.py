@@ -1,9 +1,8 @@
 """`dsv3 serve` under many clients: what it answers, how fast, and what is left of it afterwards.
 
     python benchmarks/soak.py [--requests 2000] [--at-once 32] [--threads 2]
-    python benchmarks/soak.py --throughput [--streams 32] [--new 64] [--rounds 5]
 
-The first form asks a server of a small random model (3 layers, hidden 64, multi-token prediction
+It asks a server of a small random model (3 layers, hidden 64, multi-token prediction
 guessing ahead) random things: completions and chats, whole and streamed, of text and of ids, with
 shared beginnings, several answers, log-probabilities, echo, a third of them drawn and half with
 more than 200 tokens. The clients of a third go away before they have their answer; with every
@@ -12,11 +11,7 @@ each answer is made again by an engine that does nothing else, without guessing 
 token differs, the two best of its place (logits, with the noise that it is drawn with) have to lie
 within 1e-5 of each other; such places are counted.
 
-The second compares the tokens a second of a server with as many streams, asked by a client in
-another process, with those of an engine that gets the same prompts at once (the model of
-`generate.py`, prompts of 32 tokens, greedy). They take turns, a round each.
-
-Both end with a line of JSON.
+It ends with a line of JSON.
 """
 
 import argparse
@@ -29,7 +24,6 @@ import math
 import multiprocessing
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -54,8 +48,6 @@ from dsv3_plugin.distributed.world import single_process
 
 NEAR = 1e-5
 """Between the two best of a place where another token is no fault."""
-PROMPT = 32
-"""Tokens of a prompt whose answers are timed."""
 REFUSED_EVERY = 5
 
 
@@ -208,8 +200,8 @@ def replay(work: tuple[Path, list[tuple[Asked, Got]]]) -> tuple[int, int, list[s
     from dsv3_plugin.checkpoint.conversion.tokenizer_files import end_ids
     from dsv3_plugin.checkpoint.load import load_for_inference
     from dsv3_plugin.data.chat.conversation import Conversation
+    from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
     from dsv3_plugin.inference.engine import Engine, EngineSettings
-    from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
     from dsv3_plugin.inference.requests import Request
     from dsv3_plugin.inference.server.words import words_of
 
@@ -331,87 +323,16 @@ def percentiles(seconds: list[float]) -> list[float]:
     return [ordered[math.ceil(share * len(ordered)) - 1] for share in (0.5, 0.9, 0.99)]
 
 
-async def streams_of(address: str, name: str, prompts: list[list[int]], new: int) -> int:
-    """Tokens that come of as many streams as prompts."""
-    body = {"model": name, "max_tokens": new, "temperature": 0, "stream": True}
-    body |= {"return_token_ids": True, "logit_bias": {"1": -100.0}}  # to its greatest length
-    limits = httpx2.Limits(max_connections=None)
-    async with httpx2.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
-
-        async def one(number: int, prompt: list[int]) -> Got:
-            asked = Asked(number, "completions", body | {"prompt": prompt}, False, "")
-            return await ask(client, asked, random.Random(number))
-
-        got = await asyncio.gather(*(one(n, prompt) for n, prompt in enumerate(prompts)))
-    return sum(len(tokens) for one in got for tokens in one.tokens.values())
-
-
-def throughput(streams: int, new: int, rounds: int, threads: int) -> dict[str, Any]:
-    """Tokens a second of a server and of an engine, by turns."""
-    from dsv3_plugin.checkpoint.load import load_for_inference
-    from dsv3_plugin.inference.cache import CacheShape
-    from dsv3_plugin.inference.engine import Engine, EngineSettings
-    from dsv3_plugin.inference.requests import Request, SamplingParameters
-
-    torch.set_num_threads(threads)
-    rates: dict[str, list[float]] = {"engine": [], "server": []}
-    draw = torch.Generator().manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder, single_process():
-        dsv3_plugin.register()
-        checkpoint = write_checkpoint(model_config(1), Path(folder))
-        model, config = load_for_inference(checkpoint)
-        budget = CacheShape.of(model.config).bytes_for([PROMPT + new] * streams)
-        sampling = SamplingParameters(max_tokens=new, temperature=0.0, logit_bias={1: -100.0})
-        with served(checkpoint, threads) as (name, address):
-            for round_ in range(rounds + 1):
-                size = (streams, PROMPT)
-                prompts = torch.randint(5, config.vocab_size, size, generator=draw).tolist()
-                begin = time.perf_counter()
-                engine = Engine(model, EngineSettings(budget))
-                engine.run([Request(tuple(prompt), sampling) for prompt in prompts])
-                between = time.perf_counter()
-                tokens = asyncio.run(streams_of(address, name, prompts, new))
-                end = time.perf_counter()
-                if tokens != streams * new:
-                    raise SystemExit(f"the server gave {tokens} tokens, not {streams * new}")
-                if round_:  # the first is for both to get going
-                    rates["engine"].append(tokens / (between - begin))
-                    rates["server"].append(tokens / (end - between))
-    ratios = [b / a for a, b in zip(rates["engine"], rates["server"], strict=True)]
-    table = Table(title=f"{streams} streams of {new} tokens, tokens/s, medians of {rounds}")
-    for heading in ("engine", "server", "server / engine", "in a round"):
-        table.add_column(heading, justify="right")
-    medians = [statistics.median(values) for values in rates.values()]
-    low, high = min(ratios), max(ratios)
-    table.add_row(
-        *(f"{rate:.0f}" for rate in medians),
-        f"{medians[1] / medians[0]:.2f}",
-        f"{low:.2f} to {high:.2f}",
-    )
-    Console().print(table)
-    return {"streams": streams, "new": new, "rates": rates, "ratio": medians[1] / medians[0]}
-
-
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--at-once", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--throughput", action="store_true")
-    parser.add_argument("--streams", type=int, default=32)
-    parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
     wanted = parser.parse_args()
     logging.disable(logging.WARNING)  # upstream says every parameter's name
-    if wanted.throughput:
-        result = throughput(wanted.streams, wanted.new, wanted.rounds, wanted.threads)
-        good = result["ratio"] >= 0.9
-    else:
-        result = soak(wanted.requests, wanted.at_once, wanted.threads)
-        good = not any(
-            result[name] for name in ("faults", "not refused as they should", "pages held")
-        )
+    result = soak(wanted.requests, wanted.at_once, wanted.threads)
+    good = not any(result[name] for name in ("faults", "not refused as they should", "pages held"))
     print(json.dumps(result))
     if not good:
         raise SystemExit(1)

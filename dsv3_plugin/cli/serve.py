@@ -66,27 +66,25 @@ def serve(
             f"{hf} has no tokenizer, by which text becomes tokens: put the model's own tokenizer "
             "files (tokenizer.json, tokenizer_config.json) there."
         )
-    from dsv3_plugin.distributed.world import single_process
 
     def said(line: str) -> None:
         say(line)
         finish()  # somebody may wait for it behind a pipe
 
-    with single_process():
-        from dsv3_plugin.inference.server import serve as servers
+    from dsv3_plugin.inference.server import serve as servers
 
-        budget = None if cache_gib is None else int(cache_gib * 2**30)
-        wanted = servers.ServerSettings(
-            host=host,
-            port=port,
-            cache_bytes=budget,
-            drafts=drafts,
-            answer_tokens=max_tokens,
-            seconds=request_seconds or None,
-            per_minute=requests_per_minute,
-            weights_root=weights_root,
-        )
-        if checkpoint is not None:
-            servers.serve(checkpoint, wanted, said)
-        else:
-            servers.serve_hf(hf, wanted, said)
+    budget = None if cache_gib is None else int(cache_gib * 2**30)
+    wanted = servers.ServerSettings(
+        host=host,
+        port=port,
+        cache_bytes=budget,
+        drafts=drafts,
+        answer_tokens=max_tokens,
+        seconds=request_seconds or None,
+        per_minute=requests_per_minute,
+        weights_root=weights_root,
+    )
+    if checkpoint is not None:
+        servers.serve(checkpoint, wanted, said)
+    else:
+        servers.serve_hf(hf, wanted, said)

@@ -11,7 +11,7 @@ from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.data.tokenizer import TextTokenizer, encode_texts
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
+from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 from dsv3_plugin.inference.generate import generate
 from dsv3_plugin.recipe import overrides
 from dsv3_plugin.recipe.model import ModelConfig

@@ -19,8 +19,9 @@ from dsv3_plugin.evaluation.checkpoint import Evaluated, Place
 from dsv3_plugin.evaluation.scoring import completions, scored
 from dsv3_plugin.inference.cache import CacheShape
 from dsv3_plugin.inference.cache_budget import default_cache
+from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 from dsv3_plugin.inference.engine import Engine, EngineSettings
-from dsv3_plugin.inference.from_checkpoint import refuse_unknown_tokens, tokenizer_of_checkpoint
+from dsv3_plugin.inference.from_checkpoint import refuse_unknown_tokens
 from dsv3_plugin.inference.requests import Request, SamplingParameters
 from dsv3_plugin.inference.text import TextStream
 

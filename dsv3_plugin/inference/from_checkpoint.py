@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from dsv3_plugin.checkpoint import trained_on
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import end_ids
 from dsv3_plugin.checkpoint.load import load_for_inference
-from dsv3_plugin.checkpoint.loadable import loadable, tokenizer_beside
+from dsv3_plugin.checkpoint.loadable import loadable
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.data.chat.template import open_template
-from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer
+from dsv3_plugin.data.tokenizer import TextTokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.cache import CacheShape
+from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 from dsv3_plugin.inference.engine import Engine, EngineSettings, Progress
 from dsv3_plugin.inference.generate import require_positions
 from dsv3_plugin.inference.logits import main_logits, mtp_logits
@@ -49,17 +49,6 @@ def write_logits(
         for row, sequence in enumerate(ids):
             array[row] = compute(model, torch.from_numpy(sequence)[None])[0].cpu().numpy()
     return shape
-
-
-def tokenizer_of_checkpoint(checkpoint: Path) -> TextTokenizer:
-    """The tokenizer that a model was trained with, from beside its checkpoint.
-
-    Raises:
-        UserError: there is none, or it is another.
-    """
-    folder = tokenizer_beside(checkpoint)
-    trained_on.refuse_replaced_tokenizer(folder.parent)
-    return open_tokenizer(folder)
 
 
 def refuse_unknown_tokens(

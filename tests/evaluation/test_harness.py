@@ -13,10 +13,9 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.evaluation.checkpoint import Evaluated
 from dsv3_plugin.evaluation.harness import Wanted, adapter_of, evaluate
 from dsv3_plugin.inference.engine import Engine, EngineSettings
-from dsv3_plugin.inference.server.app import Server
 from dsv3_plugin.inference.server.limits import Limits
 from dsv3_plugin.inference.server.words import words_of
-from tests.inference.server.serving import listening
+from tests.inference.server.serving import listening, server_of
 from tests.inference.test_from_checkpoint import MODEL, write_hf_folder
 
 pytestmark = [
@@ -159,7 +158,7 @@ def test_the_server_answers_its_local_completions(world, checkpoint, folder, tas
     ours = asked(adapter_of(shorter, tokenizer), tasks)
     engine = Engine(model, EngineSettings(2**22), text_of=tokenizer.decode)
     limits = Limits(2**20, 64)
-    with listening(Server("small", engine, words_of(tokenizer), limits, None)) as address:
+    with listening(server_of(engine, words_of(tokenizer), limits)) as address:
         arguments = {
             "base_url": f"{address}/v1/completions", "model": "small", "tokenizer": str(folder),
             "tokenizer_backend": "huggingface", "num_concurrent": 4,

@@ -25,8 +25,8 @@ from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer, train_bpe
 from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 from dsv3_plugin.inference.engine import Engine, EngineSettings
-from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
 from dsv3_plugin.inference.requests import Request, SamplingParameters
 from dsv3_plugin.inference.routed_experts import coded
 from dsv3_plugin.rollouts.endpoint import Endpoint
@@ -352,7 +352,7 @@ def no_experts(_reply: dict, _body: dict) -> None: ...
 
 
 def experts_of_others(reply: dict, _body: dict) -> None:
-    reply["choices"][0]["routed_experts"] = coded(torch.zeros(5, 2, 3, dtype=torch.int32))
+    reply["choices"][0]["routed_experts"] = coded(np.zeros((5, 2, 3), np.int32))
 
 
 @pytest.mark.parametrize(

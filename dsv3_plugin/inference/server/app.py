@@ -20,12 +20,11 @@ from starlette.routing import Route
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference import requests as engine_requests
-from dsv3_plugin.inference.engine import Engine
 from dsv3_plugin.inference.requests import SamplingParameters
 from dsv3_plugin.inference.server.growing import Stream, growing, pieces, to_the_end, unless_left
 from dsv3_plugin.inference.server.limits import Limits, Rate
+from dsv3_plugin.inference.server.messages import Busy, Failed, Stopped
 from dsv3_plugin.inference.server.metrics import registry_of
-from dsv3_plugin.inference.server.new_weights import NewWeights, take_over
 from dsv3_plugin.inference.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -46,7 +45,7 @@ from dsv3_plugin.inference.server.refusals import (
 from dsv3_plugin.inference.server.replies import Choice, Replies
 from dsv3_plugin.inference.server.thinking import Thinking
 from dsv3_plugin.inference.server.words import Words
-from dsv3_plugin.inference.server.worker import Busy, EngineThread, Failed, Stopped
+from dsv3_plugin.inference.server.worker import Worker
 from dsv3_plugin.inference.text import TextStream
 
 _CLIENT_LEFT = 499
@@ -58,32 +57,28 @@ class Server:
 
     Args:
         name: of the model.
-        engine: that answers; the server's thread has it from now on.
+        worker: asks the engine that answers; it begins with the server, and ends with it.
         words: its tokenizer.
         limits: see there.
         key: what clients have to know; None: nothing.
-        new_weights: reads weights that take the place of those that are served; None: none do.
+        pushed: gathers weights that take the place of those that are served; None: none do.
     """
 
     def __init__(
         self,
         name: str,
-        engine: Engine,
+        worker: Worker,
         words: Words,
         limits: Limits,
         key: str | None,
-        new_weights: NewWeights | None = None,
+        pushed: PushedWeights | None = None,
     ) -> None:
         self.name, self.words, self.limits = name, words, limits
         self._key = key
-        self._engine, self._worker = engine, EngineThread(engine, limits.waiting)
-        self._registry = registry_of(engine)
+        self._worker, self._registry = worker, registry_of(worker)
         self._rate = None if limits.per_minute is None else Rate(limits.per_minute)
         self._reading = 0
-        self._new_weights, self._loading = new_weights, asyncio.Lock()
-        self._pushed = None
-        if new_weights is not None:
-            self._pushed = PushedWeights(new_weights.root, new_weights.config)
+        self._pushed, self._loading = pushed, asyncio.Lock()
         self._finished: tuple[str, int] | None = None
 
     def application(self) -> Starlette:
@@ -115,7 +110,7 @@ class Server:
         try:
             yield
         finally:
-            await asyncio.to_thread(self._worker.stop)
+            await self._worker.stop()
             if self._pushed is not None:
                 self._pushed.drop()
 
@@ -163,7 +158,7 @@ class Server:
 
     async def weights(self, request: Request) -> Response:
         """Which weights are served; with a POST, once those of a folder are."""
-        version = self._engine.version
+        version = self._worker.state.version
         if request.method == "POST":
             self._require_changeable()
             version = await self._take_over(read(WeightsRequest, await self._json(request)).path)
@@ -201,7 +196,7 @@ class Server:
         return JSONResponse({"object": "weights", "version": self._finished[1]})
 
     def _require_changeable(self) -> None:
-        if self._new_weights is None:
+        if self._pushed is None:
             raise Refusal(
                 403, "Weights are not changed here: start the server with --weights-root."
             )
@@ -214,8 +209,7 @@ class Server:
         """Serve the weights of a folder below the root: their version."""
         self._require_not_loading()
         async with self._loading:
-            new = await asyncio.to_thread(self._new_weights.read, folder)
-            return await self._worker.ask(lambda engine: take_over(engine, new))
+            return await self._worker.load(folder)
 
     async def metrics(self, _request: Request) -> Response:
         """What the engine does."""
@@ -247,7 +241,7 @@ class Server:
         body = read(ChatRequest, await self._json(request))
         self._require_model(body.model)
         text, prompt = await asyncio.to_thread(self._conversation, body)
-        room = self._engine.model.max_sequence_length - len(prompt)
+        room = self._worker.about.positions - len(prompt)
         sampling = self._allowed(body.sampling(min(room, self.limits.answer_tokens or room)))
         replies = Replies(
             "chat.completion",
@@ -310,7 +304,7 @@ class Server:
 
     def _known_experts(self, body: CompletionRequest | ChatRequest) -> bool:
         """Whether it is to be told where tokens went; refused where nothing routes."""
-        if body.return_routed_experts and not self._engine.settings.record_experts:
+        if body.return_routed_experts and not self._worker.about.knows_experts:
             raise UserError(
                 "return_routed_experts: it is not known here where tokens go; leave it out."
             )

@@ -9,10 +9,10 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 
-from dsv3_plugin.inference.engine import Progress
+from dsv3_plugin.inference.requests import Progress
+from dsv3_plugin.inference.server.messages import Failed, Stopped
 from dsv3_plugin.inference.server.refusals import Refusal, refusal_of, told
 from dsv3_plugin.inference.server.replies import Choice, Json, Replies
-from dsv3_plugin.inference.server.worker import Failed, Stopped
 
 Grown = tuple[Choice, str, str, Progress]
 """A choice, what a step added to its thinking and to its text, and of which tokens."""

@@ -6,19 +6,19 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dsv3_plugin.inference.engine import Engine
+from dsv3_plugin.inference.server.worker import Worker
 
 
 class EngineCollector(Collector):
-    """Reads an engine's counters. They are numbers that its thread alone writes."""
+    """Tells an engine's counters, as they were last heard of."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
 
     def collect(self) -> Iterator[Metric]:
         """The state now."""
-        engine = self._engine
-        counters, scheduler = engine.counters, engine.scheduler
+        state = self._worker.state
+        counters = state.counters
         for name, text, value in (
             ("steps", "Steps that computed something", counters.steps),
             ("computed_tokens", "Tokens that went through the model", counters.computed),
@@ -35,18 +35,18 @@ class EngineCollector(Collector):
                 family.add_metric([str(place)], number)
             yield family
         for name, text, value in (
-            ("running", "Sequences that have pages", scheduler.running),
-            ("waiting", "Sequences that have none", scheduler.waiting),
-            ("pages", "Pages of the cache", scheduler.pages.count),
-            ("pages_held", "Pages that sequences hold", scheduler.held),
-            ("pages_known", "Pages of prompts that are known", len(scheduler.prefixes)),
-            ("weights_version", "Version of the weights", engine.version),
+            ("running", "Sequences that have pages", state.running),
+            ("waiting", "Sequences that have none", state.waiting),
+            ("pages", "Pages of the cache", state.pages),
+            ("pages_held", "Pages that sequences hold", state.held),
+            ("pages_known", "Pages of prompts that are known", state.known),
+            ("weights_version", "Version of the weights", state.version),
         ):
             yield GaugeMetricFamily(f"dsv3_{name}", text, value)
 
 
-def registry_of(engine: Engine) -> CollectorRegistry:
+def registry_of(worker: Worker) -> CollectorRegistry:
     """A registry of this engine alone."""
     registry = CollectorRegistry()
-    registry.register(EngineCollector(engine))
+    registry.register(EngineCollector(worker))
     return registry

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.server.worker import Busy, Failed, Stopped
+from dsv3_plugin.inference.server.messages import Busy, Failed, Stopped
 
 
 class Refusal(Exception):

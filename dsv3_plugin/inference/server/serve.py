@@ -10,19 +10,16 @@ from pathlib import Path
 
 import uvicorn
 
-from dsv3_plugin.checkpoint import import_hf
-from dsv3_plugin.checkpoint.load import load_for_inference
-from dsv3_plugin.checkpoint.loadable import loadable
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.cache import CacheShape
-from dsv3_plugin.inference.cache_budget import default_cache
-from dsv3_plugin.inference.engine import Engine, EngineSettings
-from dsv3_plugin.inference.from_checkpoint import tokenizer_of_checkpoint
+from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 from dsv3_plugin.inference.server.app import Server
 from dsv3_plugin.inference.server.connections import HEAD_S, closing_idle, most_connections
+from dsv3_plugin.inference.server.engine_process import engine_process
 from dsv3_plugin.inference.server.limits import Limits
-from dsv3_plugin.inference.server.new_weights import NewWeights
+from dsv3_plugin.inference.server.messages import EngineOrder
+from dsv3_plugin.inference.server.pushed_weights import PushedWeights
 from dsv3_plugin.inference.server.words import words_of
+from dsv3_plugin.inference.settings import EngineSettings
 
 KEY_VARIABLE = "DSV3_API_KEY"
 _BYTES_OF_POSITION = 64
@@ -70,41 +67,7 @@ def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None])
     Raises:
         UserError: the checkpoint cannot be loaded, the address cannot be had, or the key is none.
     """
-    key = key_of(os.environ)
-    if wanted.weights_root is not None:
-        _require_guarded(wanted.weights_root, key)
-    tokenizer = tokenizer_of_checkpoint(checkpoint)
-    drafts = wanted.drafts
-    if drafts and not loadable(checkpoint).model.mtp_num_layers:
-        raise UserError(f"{checkpoint} has no multi-token prediction layers; leave --drafts out.")
-    listening = _listen(wanted.host, wanted.port)
-    model, config = load_for_inference(checkpoint)
-    predictors = config.mtp_num_layers if drafts else 0
-    routes = len(config.moe_layers)
-    shape = CacheShape.of(model.config, predictors=predictors, moe_layers=routes)
-    running = EngineSettings.most_running
-    cache_bytes = wanted.cache_bytes
-    if cache_bytes is None:
-        cache_bytes = default_cache(shape, running, model.max_sequence_length + 2 * drafts)
-    # Where tokens go is remembered for those who train on answers: next to latents it is little.
-    settings = EngineSettings(cache_bytes, drafts=drafts, record_experts=routes > 0)
-    engine = Engine(model, settings, text_of=tokenizer.decode)
-    body = _BYTES_OF_REST + _BYTES_OF_POSITION * model.max_sequence_length
-    limits = Limits(body, running, wanted.answer_tokens, wanted.seconds, wanted.per_minute)
-    root = wanted.weights_root
-    new_weights = None if root is None else NewWeights(root, config, tokenizer)
-    server = Server(config.name, engine, words_of(tokenizer), limits, key, new_weights)
-    address, bound = listening.getsockname()[:2]
-    said(f"{config.name} at http://{address}:{bound}/v1")
-    settings = uvicorn.Config(
-        server.application(),
-        log_level="warning",
-        http=closing_idle(HEAD_S),
-        limit_concurrency=most_connections(),
-        timeout_graceful_shutdown=_GRACE_S,
-    )
-    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
-        uvicorn.Server(settings).run([listening])
+    _serve(checkpoint, None, wanted, said)
 
 
 def serve_hf(folder: Path, wanted: ServerSettings, said: Callable[[str], None]) -> None:
@@ -114,9 +77,38 @@ def serve_hf(folder: Path, wanted: ServerSettings, said: Callable[[str], None]) 
         UserError: it cannot be imported.
     """
     with tempfile.TemporaryDirectory(prefix="dsv3-serve-") as whole:
-        checkpoint = Path(whole) / "checkpoint"
-        import_hf(folder, checkpoint)
-        serve(checkpoint, wanted, said)
+        _serve(Path(whole) / "checkpoint", folder, wanted, said)
+
+
+def _serve(
+    checkpoint: Path, hf: Path | None, wanted: ServerSettings, said: Callable[[str], None]
+) -> None:
+    key = key_of(os.environ)
+    root = wanted.weights_root
+    if root is not None:
+        _require_guarded(root, key)
+    if hf is None:
+        tokenizer_of_checkpoint(checkpoint)  # before anybody waits for the model
+    running = EngineSettings.most_running
+    order = EngineOrder(checkpoint, hf, wanted.cache_bytes, wanted.drafts, running, root)
+    with _listen(wanted.host, wanted.port) as listening, engine_process(order) as worker:
+        about = worker.about
+        body = _BYTES_OF_REST + _BYTES_OF_POSITION * about.positions
+        limits = Limits(body, running, wanted.answer_tokens, wanted.seconds, wanted.per_minute)
+        pushed = None if root is None else PushedWeights(root, about.model)
+        words = words_of(tokenizer_of_checkpoint(checkpoint))
+        server = Server(about.model.name, worker, words, limits, key, pushed)
+        address, bound = listening.getsockname()[:2]
+        said(f"{about.model.name} at http://{address}:{bound}/v1")
+        settings = uvicorn.Config(
+            server.application(),
+            log_level="warning",
+            http=closing_idle(HEAD_S),
+            limit_concurrency=most_connections(),
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
+            uvicorn.Server(settings).run([listening])
 
 
 def key_of(environment: Mapping[str, str]) -> str | None:

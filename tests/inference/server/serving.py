@@ -3,7 +3,13 @@
 from contextlib import AbstractContextManager
 
 from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY
+from dsv3_plugin.inference.engine import Engine
 from dsv3_plugin.inference.server.app import Server
+from dsv3_plugin.inference.server.engine_loop import EngineLoop, about_engine, in_thread
+from dsv3_plugin.inference.server.limits import Limits
+from dsv3_plugin.inference.server.new_weights import NewWeights
+from dsv3_plugin.inference.server.pushed_weights import PushedWeights
+from dsv3_plugin.inference.server.words import Words
 from tests import oracles
 from tests.served import served
 
@@ -19,3 +25,18 @@ PATIENCE_S = 300
 def listening(server: Server) -> AbstractContextManager[str]:
     """The server's address, while the block runs."""
     return served(server.application())
+
+
+def server_of(
+    engine: Engine,
+    words: Words,
+    limits: Limits,
+    key: str | None = None,
+    *,
+    name: str = "small",
+    weights: NewWeights | None = None,
+) -> Server:
+    """A server whose engine runs in a thread beside the test."""
+    loop = EngineLoop(engine, limits.waiting, weights)
+    pushed = None if weights is None else PushedWeights(weights.root, weights.config)
+    return Server(name, in_thread(loop, about_engine(engine, CONFIG)), words, limits, key, pushed)

@@ -13,10 +13,9 @@ from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.logits import main_logits
 from dsv3_plugin.inference.requests import Request, SamplingParameters
 from dsv3_plugin.inference.routed_experts import decoded
-from dsv3_plugin.inference.server.app import Server
 from dsv3_plugin.inference.server.limits import Limits
 from dsv3_plugin.inference.server.words import words_of
-from tests.inference.server.serving import KEY, PATIENCE_S, listening
+from tests.inference.server.serving import KEY, PATIENCE_S, listening, server_of
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +26,7 @@ def engine(model, tokenizer):
 
 @pytest.fixture(scope="module")
 def address(engine, tokenizer):
-    server = Server(
-        "small", engine, words_of(tokenizer), Limits(20_000, 50, answer_tokens=2000), KEY
-    )
+    server = server_of(engine, words_of(tokenizer), Limits(20_000, 50, answer_tokens=2000), KEY)
     with listening(server) as where:
         yield where
 
@@ -220,7 +217,7 @@ def test_half_of_a_character_is_no_text(address):
     assert post(address, b'{"model": "small", "prompt": "x", "temperature": NaN}')[0] == 400
 
 
-def test_what_is_null_is_not_there(client):
+def test_what_is_null_is_not_there(client, tokenizer):
     fields = (
         "n",
         "seed",
@@ -231,7 +228,8 @@ def test_what_is_null_is_not_there(client):
         "max_tokens",
         "presence_penalty",
     )
-    body = {"model": "small", "prompt": "x"} | dict.fromkeys(fields)
+    endless = {str(end): -100 for end in words_of(tokenizer).ends}
+    body = {"model": "small", "prompt": "x", "logit_bias": endless} | dict.fromkeys(fields)
     got = client.post("/completions", body=body, cast_to=object)
     assert got["usage"]["completion_tokens"] == 16
 

@@ -18,10 +18,9 @@ from dsv3_plugin.checkpoint import import_hf
 from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.data.tokenizer import open_tokenizer
 from dsv3_plugin.inference.engine import Engine, EngineSettings
-from dsv3_plugin.inference.server.app import Server
 from dsv3_plugin.inference.server.limits import Limits
 from dsv3_plugin.inference.server.words import words_of
-from tests.inference.server.serving import PATIENCE_S, listening
+from tests.inference.server.serving import PATIENCE_S, listening, server_of
 from tests.inference.test_from_checkpoint import write_hf_folder
 
 pytestmark = [
@@ -75,7 +74,7 @@ def ours(folder, world, tmp_path_factory):
     model, _ = load_for_inference(checkpoint)
     tokenizer = open_tokenizer(folder)
     engine = Engine(model, EngineSettings(2**22), text_of=tokenizer.decode)
-    server = Server(str(folder), engine, words_of(tokenizer), Limits(20_000, 50), None)
+    server = server_of(engine, words_of(tokenizer), Limits(20_000, 50), name=str(folder))
     with listening(server) as address:
         yield openai.OpenAI(base_url=f"{address}/v1", api_key="any")
 

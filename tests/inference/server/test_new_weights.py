@@ -18,7 +18,6 @@ from dsv3_plugin.data.tokenizer import open_tokenizer, train_bpe
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.requests import Request, SamplingParameters
-from dsv3_plugin.inference.server.app import Server
 from dsv3_plugin.inference.server.limits import Limits
 from dsv3_plugin.inference.server.new_weights import NewWeights
 from dsv3_plugin.inference.server.serve import ServerSettings, serve
@@ -26,7 +25,7 @@ from dsv3_plugin.inference.server.words import words_of
 from dsv3_plugin.rollouts.endpoint import Endpoint
 from dsv3_plugin.rollouts.pushing import bodies
 from dsv3_plugin.web import Patience
-from tests.inference.server.serving import KEY, PATIENCE_S, listening
+from tests.inference.server.serving import KEY, PATIENCE_S, listening, server_of
 from tests.inference.test_from_checkpoint import MODEL, write_hf_folder
 
 
@@ -67,7 +66,7 @@ def served(root, world):
     tokenizer = open_tokenizer(root / "first")
     engine = Engine(model, EngineSettings(2**22, drafts=1), text_of=tokenizer.decode)
     weights = NewWeights(root, config, tokenizer)
-    server = Server("small", engine, words_of(tokenizer), Limits(20_000, 50), KEY, weights)
+    server = server_of(engine, words_of(tokenizer), Limits(20_000, 50), KEY, weights=weights)
     with (
         listening(server) as address,
         openai.OpenAI(base_url=f"{address}/v1", api_key=KEY, max_retries=0) as client,
@@ -280,7 +279,7 @@ def test_names_of_nothing(served, path):
 
 def test_weights_change_where_it_was_asked_for_alone(root, model, tokenizer, monkeypatch):
     engine = Engine(model, EngineSettings(2**22), text_of=tokenizer.decode)
-    server = Server("small", engine, words_of(tokenizer), Limits(20_000, 50), None)
+    server = server_of(engine, words_of(tokenizer), Limits(20_000, 50))
     with listening(server) as address:
         request = urllib.request.Request(f"{address}/v1/weights", b'{"path": "second"}')
         with pytest.raises(urllib.error.HTTPError) as refused:

@@ -13,10 +13,9 @@ import pytest
 
 from dsv3_plugin.data.tokenizer import open_tokenizer
 from dsv3_plugin.inference.engine import Engine, EngineSettings
-from dsv3_plugin.inference.server.app import Server
 from dsv3_plugin.inference.server.limits import Limits
 from dsv3_plugin.inference.server.words import words_of
-from tests.inference.server.serving import PATIENCE_S, listening
+from tests.inference.server.serving import PATIENCE_S, listening, server_of
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def serving(model, tokenizer):
     @contextlib.contextmanager
     def start(**limits):
         engine = Engine(model, EngineSettings(2**24), text_of=tokenizer.decode)
-        server = Server("small", engine, words_of(tokenizer), Limits(20_000, 50, **limits), None)
+        server = server_of(engine, words_of(tokenizer), Limits(20_000, 50, **limits))
         with (
             listening(server) as address,
             openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client,
@@ -121,7 +120,7 @@ def test_a_tokenizer_without_a_template_says_so_where_it_is_asked_to_chat(
     (tmp_path / "plain" / "chat_template.jinja").unlink()
     plain = open_tokenizer(tmp_path / "plain")
     engine = Engine(model, EngineSettings(2**24), text_of=plain.decode)
-    with listening(Server("small", engine, words_of(plain), Limits(20_000, 50), None)) as address:
+    with listening(server_of(engine, words_of(plain), Limits(20_000, 50))) as address:
         body = {"model": "small", "messages": [{"role": "user", "content": "x"}]}
         request = urllib.request.Request(
             f"{address}/v1/chat/completions", json.dumps(body).encode()

@@ -7,29 +7,72 @@ import subprocess
 import sys
 import urllib.request
 
+import psutil
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.server.serve import KEY_VARIABLE, key_of
+from dsv3_plugin.inference.server.serve import KEY_VARIABLE, ServerSettings, key_of, serve_hf
+from tests.inference.server.serving import PATIENCE_S
 from tests.inference.test_from_checkpoint import write_hf_folder
 
 
-def test_serves_a_hugging_face_folder_until_it_is_interrupted(tmp_path):
+@pytest.fixture
+def process(tmp_path):
+    """`dsv3 serve` of a Hugging Face folder."""
     write_hf_folder(tmp_path)
     arguments = ["serve", "--hf", str(tmp_path), "--port", "0", "--drafts", "1"]
     command = [sys.executable, "-m", "dsv3_plugin.cli", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            name, _, address = process.stdout.readline().split()
-            body = {"model": name, "prompt": "def f(x", "max_tokens": 4}
-            request = urllib.request.Request(f"{address}/completions", json.dumps(body).encode())
-            with urllib.request.urlopen(request, timeout=300) as reply:
-                assert json.load(reply)["usage"]["completion_tokens"] == 4
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=300) == 0
-        finally:
-            process.kill()
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as begun:
+        yield begun
+        begun.kill()
+
+
+def engine_of(process):
+    """The process that has the model, or is to have it."""
+    while True:
+        for child in psutil.Process(process.pid).children():
+            if "spawn_main" in "".join(child.cmdline()):
+                return child
+
+
+def test_serves_a_hugging_face_folder_until_it_is_interrupted(process):
+    name, _, address = process.stdout.readline().split()
+    body = {"model": name, "prompt": "def f(x", "max_tokens": 4}
+    request = urllib.request.Request(f"{address}/completions", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
+        assert json.load(reply)["usage"]["completion_tokens"] == 4
+    engine = engine_of(process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=PATIENCE_S) == 0
+    engine.wait(PATIENCE_S)
+    assert process.stderr.read() == ""
+
+
+def test_the_engine_ends_with_who_serves(process):
+    engine = engine_of(process)
+    process.kill()
+    engine.wait(PATIENCE_S)
+
+
+def test_an_engine_that_is_killed_while_it_loads_is_said(process):
+    engine_of(process).kill()
+    assert process.wait(timeout=PATIENCE_S) == 2
+    assert "The engine's process was ended by SIGKILL" in process.stderr.read()
+
+
+def test_what_serves_needs_no_torch():
+    """It has little to do, and begins while the engine's process loads."""
+    code = "import sys, dsv3_plugin.inference.server.serve; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False"]
+
+
+def test_why_the_engine_is_not_made_is_said_by_who_serves(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json"):
+        serve_hf(tmp_path, ServerSettings(port=0), print)
 
 
 @pytest.mark.parametrize("key", ["", " ", "a ", "a\n", "\t"])
