@@ -71,8 +71,11 @@ def test_a_pytorchjob_says_what_the_jobs_script_says(values):
         "--shutdown-timeout": str(values.notice_s), "command": ["train", *WORDS],
     }  # fmt: skip
     assert pod["terminationGracePeriodSeconds"] == values.notice_s
-    assert check["command"][1:] == [
-        "-m", "dsv3_plugin.cli", "doctor", "--node", "--cluster", "/shared/h800.yaml",
+    *shell, looked = check["command"]
+    assert shell == ["/bin/sh", "-c"]
+    assert shlex.split(looked) == [
+        "eval", "module load 'a' \"b\"", "&&", "exec", "python3", "-m", "dsv3_plugin.cli", "doctor",
+        "--node", "--cluster", "/shared/h800.yaml",
     ]  # fmt: skip
 
 
