@@ -8,9 +8,21 @@ from dsv3_plugin.numbers import (
     count_text,
     figure_text,
     money_text,
+    number_of,
     time_text,
     tokens_text,
 )
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (1, ("rank",), "1 rank"), (0, ("rank",), "0 ranks"), (2048, ("GPU",), "2,048 GPUs"),
+        (1, ("process", "processes"), "1 process"), (2, ("process", "processes"), "2 processes"),
+    ],
+)  # fmt: skip
+def test_one_thing_is_singular(number, words, text):
+    assert number_of(number, *words) == text
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dsv3_plugin.cli.convert import AllowPickle, WithoutMtp, Workers
 from dsv3_plugin.cli.notes import note
 from dsv3_plugin.cli.options import Json
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.numbers import bytes_text, number_of
 from dsv3_plugin.terminal.lines import say, say_all, say_json, show_text
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def verify_files(a: Path, b: Path, workers: int, most: int | None, *, as_json: b
     if as_json:
         say_json(asdict(found))
     else:
-        say(f"{found.equal} files are the same, byte for byte.")
+        say(f"{_the_same(found.equal, 'file')}, byte for byte.")
         if found.only:
             say(f"{len(found.only)} that hold no weights are in one folder alone:")
             _print_list(found.only, most)
@@ -130,14 +130,14 @@ def print_comparison(
     if by_manifest:
         say(f"{comparison.equal} tensors are as the conversion's manifest says.")
     elif tolerance:
-        say(f"{comparison.equal} tensors are the same, within {tolerance:g}.")
+        say(f"{_the_same(comparison.equal, 'tensor')}, within {tolerance:g}.")
     elif by_value:
         say(
             f"{comparison.equal} tensors are the same, {comparison.equal - by_value} bit for bit "
             f"and {by_value} by value, which are stored in unlike types."
         )
     else:
-        say(f"{comparison.equal} tensors are the same, bit for bit.")
+        say(f"{_the_same(comparison.equal, 'tensor')}, bit for bit.")
     if comparison.scales:
         say(
             f"Not counted by themselves: {comparison.scales} scales. Each belongs to an FP8 "
@@ -197,7 +197,8 @@ def print_findings(findings: "Findings") -> None:
             else ""
         ),
         "tensors": (
-            f"{findings.tensors:,} in {findings.files} files, {bytes_text(findings.bytes)}"
+            f"{findings.tensors:,} in {number_of(findings.files, 'file')}, "
+            f"{bytes_text(findings.bytes)}"
             if findings.tensors
             else ""
         ),
@@ -209,7 +210,9 @@ def print_findings(findings: "Findings") -> None:
         ),
     }
     for dtype, count in findings.dtypes.items():
-        rows[f"  {dtype}"] = f"{count['tensors']:,} tensors, {bytes_text(count['bytes'])}"
+        rows[f"  {dtype}"] = (
+            f"{number_of(count['tensors'], 'tensor')}, {bytes_text(count['bytes'])}"
+        )
     for name, value in rows.items():
         if value:
             table.add_row(name, value)
@@ -232,3 +235,7 @@ def _state(findings: "Findings") -> str:
     if findings.unfinished:
         return f", UNFINISHED: {findings.written:,} tensors are sure to be written"
     return ", pickled: what is in it is not known" if findings.pickled else ""
+
+
+def _the_same(number: int, one: str) -> str:
+    return f"{number_of(number, one)} {'is' if number == 1 else 'are'} the same"

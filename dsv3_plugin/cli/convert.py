@@ -10,7 +10,7 @@ import typer
 from dsv3_plugin.cli.notes import note
 from dsv3_plugin.cli.options import Json
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.numbers import bytes_text, time_text
+from dsv3_plugin.numbers import bytes_text, number_of, time_text
 from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.lines import say
 
@@ -132,7 +132,7 @@ def outcome(verb: str, target: Path, report: "Report", *, as_json: bool = False)
         return json.dumps({"folder": str(target), **asdict(report)})
     if report.was_complete:
         return (
-            f"{target} was complete already: {report.tensors} tensors, "
+            f"{target} was complete already: {number_of(report.tensors, 'tensor')}, "
             f"{bytes_text(report.target_bytes)}, are as its manifest says "
             f"(checked in {report.seconds:.1f} s)."
         )
@@ -161,9 +161,9 @@ def tensors_text(verb: str, report: "Report") -> str:
         ]
         why = "; ".join(filter(None, [", ".join(filter(None, less)), of_fp8 and f"with {of_fp8}"]))
         return f"{written} of {there} tensors" + (f" ({why})" if why else "")
-    more = [f"{report.copies} copies" if report.copies else "", of_fp8]
+    more = [number_of(report.copies, "copy", "copies") if report.copies else "", of_fp8]
     why = " and ".join(filter(None, more))
-    return f"{written} tensors" + (f" ({why} among them)" if why else "")
+    return number_of(written, "tensor") + (f" ({why} among them)" if why else "")
 
 
 def said_before(verb: str, target: Path, ahead: "Ahead") -> None:

@@ -9,7 +9,7 @@ import typer
 from dsv3_plugin.cli.examples import examples
 from dsv3_plugin.cli.options import Overrides, Recipe
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.numbers import bytes_text, number_of
 from dsv3_plugin.terminal.lines import note, say_all, show_text
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def summary(dataset: "Dataset") -> list[str]:
     held_out = _part(manifest.held_out) if manifest.held_out else "nothing"
     return [
         f"dataset    {dataset.folder}",
-        f"corpus     {', '.join(corpus.named)}: {corpus.documents:,} documents, "
+        f"corpus     {', '.join(corpus.named)}: {number_of(corpus.documents, 'document')}, "
         f"{bytes_text(corpus.bytes)}",
         f"tokenizer  {tokenizer.size:,} tokens, token {tokenizer.eos_id} ends a document",
         f"train      {_part(manifest.train)}, {manifest.train.fim_documents:,} of them cut for "
@@ -195,4 +195,4 @@ def _table(head: Sequence[str], rows: Iterable[tuple[str, *tuple[int, ...]]]) ->
 
 
 def _part(part: "Part") -> str:
-    return f"{part.tokens:,} tokens in {part.documents:,} documents"
+    return f"{number_of(part.tokens, 'token')} in {number_of(part.documents, 'document')}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.make import make_plan
 from dsv3_plugin.planner.resolve import resolve
@@ -156,8 +157,9 @@ class Conditions:
         imbalance, ranks = self.imbalance or 1.0, recipe.parallel.expert
         if imbalance > ranks:
             raise UserError(
-                f"--imbalance {imbalance:g} is more than one of {ranks} ranks has when all tokens "
-                f"go to its experts (parallel.expert of {asked.name})"
+                f"--imbalance {imbalance:g} is more than one of {number_of(ranks, 'rank')} has "
+                "when all "
+                f"tokens go to its experts (parallel.expert of {asked.name})"
             )
         calibration = None
         if self.calibrate is not None:

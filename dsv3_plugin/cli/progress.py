@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from dsv3_plugin.numbers import bytes_text, time_text
+from dsv3_plugin.numbers import bytes_text, number_of, time_text
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.terminal.lines import note
 
@@ -176,7 +176,7 @@ def _children_lines(total: int) -> Callable[[], None]:
     began = last = time.monotonic()
     ended, one_at_a_time = 0, threading.Lock()
     if total > 1:
-        note(f"rehearsing, in {total:,} processes: minutes, as a rule")
+        note(f"rehearsing, in {number_of(total, 'process', 'processes')}: minutes, as a rule")
 
     def report() -> None:
         nonlocal ended, last

@@ -8,6 +8,7 @@ import typer
 
 from dsv3_plugin.cli.options import Cluster
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.schedules.registry import SCHEDULES
 from dsv3_plugin.schedules.simulate import Links, simulate
 from dsv3_plugin.terminal.lines import say_all
@@ -188,8 +189,9 @@ def lines_of(timeline: "Timeline") -> list[str]:
     """A schedule in words and one line per rank."""
     schedule = timeline.schedule
     lines = [
-        f"{schedule.name}: {schedule.pp} ranks, {schedule.num_micro_batches} micro-batches, "
-        f"{schedule.num_stages} stages",
+        f"{schedule.name}: {number_of(schedule.pp, 'rank')}, "
+        f"{number_of(schedule.num_micro_batches, 'micro-batch', 'micro-batches')}, "
+        f"{number_of(schedule.num_stages, 'stage')}",
         f"makespan {timeline.makespan:g}, idle {100 * timeline.idle_fraction:.2f} %, "
         f"peak activations {max(timeline.peak_activations):g} (micro-batches of a 1F1B stage)",
         "",

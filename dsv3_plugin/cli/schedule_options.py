@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe.validation import nearest
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import Costs, StageCosts, relative_stages
@@ -173,7 +174,9 @@ class StageOptions:
 
 def _require_count(option: str, values: Sequence[float], count: int) -> None:
     if len(values) != count:
-        raise UserError(f"{option} gives {len(values)} stages, but the schedule has {count}")
+        raise UserError(
+            f"{option} gives {number_of(len(values), 'stage')}, but the schedule has {count}"
+        )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dsv3_plugin.launch.node_check import node_name, problems, room
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.planner.cluster import Cluster
 
 _ANSWERS_WITHIN = 60
@@ -58,7 +59,7 @@ def examine_node(cluster: Cluster | None, folder: Path) -> NodeReport:
         if launch.scratch is not None:
             scratch[Path(launch.scratch)] = round(launch.scratch_gb * 1e9)
     found = [*problems(folder, gpus, scratch, adapters), *room({folder: 0})]
-    looked_at = [f"{gpus} GPUs" if gpus else "no GPU"]
+    looked_at = [number_of(gpus, "GPU") if gpus else "no GPU"]
     if adapters:
         looked_at.append(f"adapters {adapters}")
     return NodeReport(node_name(), [*looked_at, "the clock", *map(str, [folder, *scratch])], found)

@@ -37,6 +37,7 @@ from dsv3_plugin.launch.starts import (
     starts_of,
 )
 from dsv3_plugin.launch.status import LAUNCHED
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.lines import note, say
@@ -112,7 +113,8 @@ def pick(run: Path, nodes: list[str], needed: int) -> tuple[str, ...]:
     if not choice.nodes:
         well = len(nodes) - len(left_out)
         raise UserError(
-            f"{well:,} of {len(nodes):,} nodes passed their check and the run takes {needed:,}: "
+            f"{well:,} of {number_of(len(nodes), 'node')} passed their check and the run takes "
+            f"{needed:,}: "
             f"{', '.join(left_out)}; have them mended, or submit again with "
             f'launch.options: ["--exclude={",".join(choice.left_out)}"] in the cluster\'s file, or '
             "with launch.spares."

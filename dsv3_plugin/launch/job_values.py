@@ -11,7 +11,7 @@ from pathlib import Path
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch import time_limit
 from dsv3_plugin.launch.starts import NOT_STARTED
-from dsv3_plugin.numbers import time_text
+from dsv3_plugin.numbers import number_of, time_text
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.plan import Plan
 from dsv3_plugin.recipe.schema import Recipe
@@ -230,7 +230,7 @@ def of_sweep(values: Sequence[JobValues]) -> JobValues:
             )
     return replace(
         first,
-        sentence=f"{len(values)} runs, the longest: {longest.sentence}",
+        sentence=f"{number_of(len(values), 'run')}, the longest: {longest.sentence}",
         seconds=longest.seconds,
         notice_s=max(one.notice_s for one in values),
         check_minutes=max(one.check_minutes for one in values),
@@ -240,7 +240,8 @@ def of_sweep(values: Sequence[JobValues]) -> JobValues:
 
 def _nodes(values: JobValues) -> str:
     where = "GPUs" if values.on_gpu else "CPUs"
-    return f"{values.ranks:,} ranks on {values.placement.nodes:,} nodes ({where})"
+    ranks, nodes = number_of(values.ranks, "rank"), number_of(values.placement.nodes, "node")
+    return f"{ranks} on {nodes} ({where})"
 
 
 def literally(path: Path) -> str:
@@ -259,25 +260,29 @@ def placed(recipe: Recipe, cluster: Cluster, nodes: int | None) -> Placement:
     where = f"{recipe.name} on {cluster.name}"
     if processes % wanted:
         raise UserError(
-            f"{where}: {processes:,} ranks do not divide evenly among {wanted:,} nodes: name "
-            "another number with --nodes, or set parallel.processes."
+            f"{where}: {number_of(processes, 'rank')} cannot be divided evenly among "
+            f"{number_of(wanted, 'node')}: name another number with --nodes, or set "
+            "parallel.processes."
         )
     if processes // wanted > cluster.gpus_per_node:
         raise UserError(
-            f"{where}: {processes:,} ranks on {wanted:,} nodes are {processes // wanted} on each, "
-            f"which has {cluster.gpus_per_node} devices: take "
+            f"{where}: {number_of(processes, 'rank')} on {number_of(wanted, 'node')} are "
+            f"{processes // wanted} on each, which has "
+            f"{number_of(cluster.gpus_per_node, 'device')}: take "
             f"--nodes {math.ceil(processes / cluster.gpus_per_node)}, or lower parallel.processes."
         )
     spares = cluster.launch.spares
     if wanted > there:
         raise UserError(
-            f"{where}: it takes {wanted:,} nodes, and there are {there:,}: lower --nodes, or name "
+            f"{where}: it takes {number_of(wanted, 'node')}, and there are {there:,}: lower "
+            "--nodes, or name "
             "a larger cluster with --cluster."
         )
     if wanted + spares > there:
         raise UserError(
-            f"{where}: the run takes {wanted:,} nodes of {there:,}, which leaves "
-            f"{there - wanted:,} for the {spares:,} spares of launch.spares: lower it in the "
+            f"{where}: the run takes {number_of(wanted, 'node')} of {there:,}, which leaves "
+            f"{there - wanted:,} for the {number_of(spares, 'spare')} of launch.spares: lower it "
+            "in the "
             "cluster's file, or take fewer ranks (parallel.processes)."
         )
     return Placement(wanted, processes // wanted, spares)
@@ -339,7 +344,7 @@ def job_name(name: str) -> str:
 
 def _sentence(plan: Plan, minutes: int | None) -> str:
     """What the run needs."""
-    said = f"{plan.steps:,} steps, {time_text(plan.seconds)} by its plan"
+    said = f"{number_of(plan.steps, 'step')}, {time_text(plan.seconds)} by its plan"
     if minutes is not None and (times := math.ceil(plan.seconds / (60 * minutes))) > 1:
         said += f", {times:,} times the limit of {time_text(60 * minutes)}"
     return f"{said}; {plan.limit.sentence}"

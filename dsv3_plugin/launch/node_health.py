@@ -6,7 +6,7 @@ Each function takes what was read and yields phrases; `launch/node_check.py` rea
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.numbers import bytes_text, number_of
 
 QUERIES = tuple(
     f"index,ecc.errors.uncorrected.volatile.total,{reasons}.hw_slowdown"
@@ -45,7 +45,7 @@ def of_gpus(found: int, expected: int, rows: str, links: str) -> Iterator[str]:
         links: `nvidia-smi nvlink --status`.
     """
     if found < expected:
-        yield f"{found} GPUs, of {expected} that the cluster's file says"
+        yield f"{number_of(found, 'GPU')}, of {expected} that the cluster's file says"
     for row in filter(str.strip, rows.splitlines()):
         index, uncorrected, slowed, *_ = (*map(str.strip, row.split(",")), "", "")
         if uncorrected.isdecimal() and int(uncorrected):

@@ -10,6 +10,7 @@ from dsv3_plugin.errors import printable
 from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.numbers import number_of
 
 _NO_WORD = "it gave no sign in the time that its check has"
 
@@ -117,13 +118,13 @@ def at_fault(run: Path, nodes: Sequence[str], ranks_per_node: int) -> dict[str, 
         return {}
     if absent:
         return {
-            node: f"{missing} of its {ranks_per_node} ranks did not begin"
+            node: f"{missing} of its {number_of(ranks_per_node, 'rank')} did not begin"
             for node, missing in absent.items()
         }
     if any(done.values()):
         return {
-            node: f"{ranks_per_node - number} of its {ranks_per_node} ranks did not get through an "
-            "all-reduce"
+            node: f"{ranks_per_node - number} of its {number_of(ranks_per_node, 'rank')} did "
+            "not get through an all-reduce"
             for node, number in done.items()
             if number < ranks_per_node
         }

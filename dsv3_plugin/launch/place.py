@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch import slurm
 from dsv3_plugin.launch.variables import number
+from dsv3_plugin.numbers import number_of
 
 _LAUNCHED = ("RANK", "WORLD_SIZE")
 
@@ -63,8 +64,8 @@ def place(environment: Mapping[str, str]) -> dict[str, str]:
     local_rank = number(told, "LOCAL_RANK", least=0)
     if local_rank >= here:
         raise UserError(
-            f"LOCAL_RANK is {local_rank} in the environment and this machine has {here} ranks: "
-            f"they are numbered from 0 to {here - 1}."
+            f"LOCAL_RANK is {local_rank} in the environment and this machine has "
+            f"{number_of(here, 'rank')}: they are numbered from 0 to {here - 1}."
         )
     return {name: value for name, value in told.items() if environment.get(name) != value}
 

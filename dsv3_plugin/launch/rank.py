@@ -35,6 +35,7 @@ from dsv3_plugin.launch.summary import summary
 from dsv3_plugin.launch.watch import watching
 from dsv3_plugin.launch.witness import witnessed
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
@@ -165,7 +166,9 @@ def refuse_other_world(recipe: Recipe) -> None:
     world_size = int(os.environ["WORLD_SIZE"])
     if world_size != recipe.parallel.processes:
         raise UserError(
-            f"the recipe is for {recipe.parallel.processes} processes and the launcher started "
+            f"the recipe is for "
+            f"{number_of(recipe.parallel.processes, 'process', 'processes')} and the launcher "
+            "started "
             f"{world_size}: start as many, or set parallel.processes={world_size}."
         )
 

@@ -120,8 +120,9 @@ def refuse_missing_gpus(recipe: Recipe, machine: Machine) -> None:
     """Raise UserError if the ranks need more GPUs than the machine has."""
     if recipe.on_gpu(machine) and machine.gpus < recipe.parallel.processes:
         raise UserError(
-            f"the recipe takes {recipe.parallel.processes:,} GPUs and this machine has "
-            f"{machine.gpus}: start it as a job, by dsv3 launch (dsv3 launch RECIPE --cluster FILE "
+            f"the recipe takes {number_of(recipe.parallel.processes, 'GPU')} and this "
+            f"machine has {machine.gpus}: start it as a job, by dsv3 launch (dsv3 launch RECIPE "
+            "--cluster FILE "
             "--dry-run says here what that would do), or with torchrun or srun on as many. What "
             "runs without a GPU is small, such as the recipe pretrain/tiny."
         )

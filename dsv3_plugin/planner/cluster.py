@@ -17,6 +17,7 @@ from dsv3_plugin.files.named import named
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster_launch import Launch
 from dsv3_plugin.recipe import shipped, yaml_text
+from dsv3_plugin.recipe.fitting import multiples
 from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.recipe.validation import validate
 
@@ -162,16 +163,19 @@ class Cluster(Section):
         peaks = self.peak_tflops
         if self.gpus % self.gpus_per_node:
             raise ValueError(
-                f"{self.gpus} GPUs are no whole number of nodes of {self.gpus_per_node} "
-                "(gpus_per_node)"
+                f"gpus {self.gpus} is no whole number of nodes of {self.gpus_per_node} "
+                f"(gpus_per_node): take {multiples(self.gpus, self.gpus_per_node)}"
             )
         if self.nvlink_domain % self.gpus_per_node and self.gpus_per_node % self.nvlink_domain:
             raise ValueError(
-                f"an nvlink_domain of {self.nvlink_domain} GPUs is neither whole nodes of "
-                f"{self.gpus_per_node} nor a part of one"
+                f"nvlink_domain {self.nvlink_domain} is neither whole nodes of "
+                f"{self.gpus_per_node} (gpus_per_node) nor a part of one: take {self.gpus_per_node}"
             )
         if (peaks.fp8 is None) != (self.efficiency.gemm_fp8 is None):
-            raise ValueError("peak_tflops.fp8 and efficiency.gemm_fp8 come together or not at all")
+            raise ValueError(
+                "peak_tflops.fp8 and efficiency.gemm_fp8 come together or not at all: give both, "
+                "or set both to null"
+            )
         if peaks.fp8 is not None and peaks.fp8 < peaks.bf16:
             raise ValueError(
                 f"a peak of {peaks.fp8:g} TFLOP/s in FP8 is below that of {peaks.bf16:g} in BF16, "

@@ -16,6 +16,7 @@ from pathlib import Path
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.full_disk import reason
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.schedules.actions import Schedule
 from dsv3_plugin.schedules.costs import StageCosts
 from dsv3_plugin.schedules.csv_file import read_csv, write_csv
@@ -57,7 +58,8 @@ class Question:
         """Raise UserError unless a schedule can be the answer."""
         if (schedule.pp, schedule.num_micro_batches) != (self.pp, self.micro_batches):
             raise UserError(
-                f"it is of {schedule.pp} ranks and {schedule.num_micro_batches} micro-batches"
+                f"it is of {number_of(schedule.pp, 'rank')} and "
+                f"{number_of(schedule.num_micro_batches, 'micro-batch', 'micro-batches')}"
             )
         stages = stage_placement(self.pp, self.costs.num_stages // self.pp)
         if placement_of(schedule) != placement_on(stages):
@@ -90,7 +92,8 @@ def find_or_search(question: Question, folder: Path, tell: Callable[[str], None]
         if (kept := _kept(question, path, tell)) is not None:
             return kept
         tell(
-            f"Searching for a schedule of {question.micro_batches} micro-batches on "
+            f"Searching for a schedule of "
+            f"{number_of(question.micro_batches, 'micro-batch', 'micro-batches')} on "
             f"{question.pp} pipeline ranks."
         )
         found = question.search()

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.found_schedules import Question, find_or_search
 from dsv3_plugin.planner.memory.room import shares_of_room
@@ -127,7 +128,8 @@ def _named(recipe: Recipe, name: str, micro_batches: int, searched: Schedules | 
     assert schedule is not None
     if schedule.num_micro_batches != micro_batches:
         raise UserError(
-            f"{name} is a schedule of {schedule.num_micro_batches} micro-batches; the batch has "
-            f"{micro_batches}."
+            f"{name} is a schedule of "
+            f"{number_of(schedule.num_micro_batches, 'micro-batch', 'micro-batches')}; the batch "
+            f"has {micro_batches}."
         )
     return schedule

@@ -11,7 +11,8 @@ from dsv3_plugin.recipe.yaml_text import quoted
 
 _SUFFIX = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _AMOUNT = re.compile(
-    r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})\s*([KMBT]?)(?:\s+(tokens|steps|epochs?))?", re.IGNORECASE
+    r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})\s*([KMBT]?)(?:\s+(tokens?|steps?|epochs?))?",
+    re.IGNORECASE,
 )
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{0,12})?|\.\d{1,12})\s*%")
 
@@ -73,7 +74,7 @@ def parse_extent(text: Any) -> int | Steps | Epochs | Share:
     amount = Fraction(match[1].rstrip(".")) * _SUFFIX[match[2].upper()]
     if amount.denominator != 1:
         raise ValueError(f"'{text}' is not a whole number")
-    unit = {"steps": Steps, "epoch": Epochs, "epochs": Epochs}.get((match[3] or "").lower(), int)
+    unit = {"step": Steps, "epoch": Epochs}.get((match[3] or "").lower().rstrip("s"), int)
     return unit(_bounded(int(amount), text))
 
 

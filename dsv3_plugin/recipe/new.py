@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_origin
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.amounts import format_tokens
 from dsv3_plugin.recipe.curve import Curve
@@ -48,7 +49,8 @@ def written_anew(recipe: Recipe, origin: str, tokens: int | None = None) -> str:
     """
     if tokens is not None and recipe.training.epochs is not None:
         raise UserError(
-            f"{origin} trains for {recipe.training.epochs} epochs of its conversations: leave the "
+            f"{origin} trains for {number_of(recipe.training.epochs, 'epoch')} of its "
+            "conversations: leave the "
             "tokens out."
         )
     said = recipe.model_dump(mode="json", exclude_defaults=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import TrainedTokenizer
 
@@ -59,7 +60,8 @@ def _intervals_beyond_the_end(recipe: Recipe) -> Iterator[str]:
     every, steps = recipe.training.eval_interval, recipe.total_steps
     if every is not None and every > steps:
         yield (
-            f"training.eval_interval {every:,} is more than the {steps:,} steps there are: nothing "
+            f"training.eval_interval {every:,} is more than the {number_of(steps, 'step')} that "
+            f"there {'is' if steps == 1 else 'are'}: nothing "
             f"is evaluated between the first and the last"
         )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dsv3_plugin.distillation.job import Distilled
+from dsv3_plugin.numbers import number_of
 
 
 def mapping(found: Distilled) -> dict[str, Any]:
@@ -31,19 +32,19 @@ def sentences(found: Distilled) -> Iterator[str]:
     counts = found.counts
     yield (
         f"{found.out}: {counts['samples']:,} samples of {counts['kept']:,} of "
-        f"{counts['answers']:,} answers to {counts['problems']:,} problems"
+        f"{number_of(counts['answers'], 'answer')} to {number_of(counts['problems'], 'problem')}"
     )
     if found.rejected:
         yield f"rejected: {_counted(found.rejected)}"
     if found.barren:
-        yield f"no answer kept: {found.barren:,} problems"
+        yield f"no answer kept: {number_of(found.barren, 'problem')}"
     for one in found.left_out:
         yield f"left out: {one}"
     if found.repeated:
         yield f"asked again: {_counted(found.repeated)}"
     if found.unfinished.problems:
         yield (
-            f"unfinished: {found.unfinished.problems:,} problems "
+            f"unfinished: {number_of(found.unfinished.problems, 'problem')} "
             f"({_counted(found.unfinished.failures)}); the same command goes on with them"
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from dsv3_plugin.errors import UserError, printable
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.schedules.actions import BACKWARD, FORWARD, INPUT, WEIGHT, Overlap, Schedule
 from dsv3_plugin.schedules.timeline import Timeline
 
@@ -141,7 +142,8 @@ def draw(timeline: Timeline, path: Path) -> None:
 def _facts(timeline: Timeline) -> str:
     schedule = timeline.schedule
     return (
-        f"{schedule.pp} ranks, {schedule.num_micro_batches} micro-batches   "
+        f"{number_of(schedule.pp, 'rank')}, "
+        f"{number_of(schedule.num_micro_batches, 'micro-batch', 'micro-batches')}   "
         f"makespan {timeline.makespan:g}   idle {100 * timeline.idle_fraction:.2f} %"
     )
 

@@ -7,6 +7,7 @@ from dsv3_plugin.data.chat.epochs import Epochs
 from dsv3_plugin.data.index_file import map_sequences
 from dsv3_plugin.data.run_data import RunData
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe.epochs_counted import EpochsCounted
 from dsv3_plugin.recipe.sft import Sft
 
@@ -17,7 +18,8 @@ def conversation_notes(recipe: Sft, data: RunData) -> Iterator[str]:
     places = sum(counted.sequences) * recipe.data.seq_length
     yield (
         f"{counted.conversations:,} conversations fill {sum(counted.sequences):,} sequences in "
-        f"{len(counted.sequences)} epochs: {counted.tokens / places:.1%} of their places, and "
+        f"{number_of(len(counted.sequences), 'epoch')}: {counted.tokens / places:.1%} of their "
+        "places, and "
         f"{counted.learned / counted.tokens:.1%} of the tokens are the assistant's."
     )
 
@@ -27,7 +29,8 @@ def refuse_other_count(recipe: Sft, before: EpochsCounted | None) -> None:
     if recipe.training.epochs is not None and before != recipe.epochs_counted:
         raise UserError(
             f"the conversations in {recipe.data_folder} have just been built and counted, by which "
-            f"the steps of {recipe.training.epochs} epochs are known now: start the run again."
+            f"the steps of {number_of(recipe.training.epochs, 'epoch')} are known now: start the "
+            "run again."
         )
 
 

@@ -8,6 +8,7 @@ from dsv3_plugin.data.index_file import map_sequences
 from dsv3_plugin.data.long_documents import by_length, drawn
 from dsv3_plugin.data.rounds import LongShare, Pieces, rounds
 from dsv3_plugin.data.run_data import RunData
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.extend import Extend
 from dsv3_plugin.recipe.schema import Recipe
@@ -72,7 +73,7 @@ def _notes(recipe: Recipe, data: RunData) -> Iterator[str]:
 
 
 def _part(documents: int, tokens: int) -> str:
-    return f"{documents:,} documents ({tokens:,} tokens)"
+    return f"{number_of(documents, 'document')} ({tokens:,} tokens)"
 
 
 def _times(read: float, there: int, kind: str) -> str:

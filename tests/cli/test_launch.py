@@ -113,7 +113,7 @@ def test_a_sweep_has_a_run_for_each_value(dsv3, sbatch):
     [
         (("curves.batch_size=16,7",), "the run with curves.batch_size=7: "),
         (("training.micro_batch_size=1,4000",), "the run with training.micro_batch_size=4000: "),
-        (("parallel.processes=2,1", "parallel.expert=1"), "takes 2 ranks on 1 nodes (CPUs) for"),
+        (("parallel.processes=2,1", "parallel.expert=1"), "takes 2 ranks on 1 node (CPUs) for"),
         (("training.seed=1,2", "checkpoint.directory=all"), "would all keep their checkpoints in"),
     ],
 )  # fmt: skip
@@ -241,7 +241,10 @@ def test_a_run_that_is_done_is_not_waited_for(dsv3, sbatch, monkeypatch):
     ("words", "sentence"),
     [
         (("launch", "pretrain/tiny"), "names no cluster: name one with --cluster"),
-        ((*LAUNCH, "--nodes", "3"), "2 ranks do not divide evenly among 3 nodes"),
+        (
+            (*LAUNCH, "--nodes", "3"),
+            "2 ranks cannot be divided evenly among 3 nodes: name another number with --nodes",
+        ),
         ((*LAUNCH, "--after", "nobody"), "neither a number of a job nor the folder of a run"),
         ((*LAUNCH, "--array", "training.seed=1,1"), "name each value once"),
         ((*LAUNCH, "--after", "7_"), "neither a number of a job nor the folder of a run"),

@@ -139,7 +139,7 @@ def test_ranks_on_other_nodes_do_not_count_for_the_next_ones(run, ask):
     assert ask("pick", "--nodes", 2, "--of", "n1,n2,n3").out == "n1,n3\n"
     came(run.root, "began", n1=1)
     ask("blame", "--of", "n1,n3", "--ranks", 1)
-    with pytest.raises(UserError, match=r"n3 \(1 of its 1 ranks did not begin"):
+    with pytest.raises(UserError, match=r"n3 \(1 of its 1 rank did not begin"):
         ask("pick", "--nodes", 2, "--of", "n1,n2,n3")
 
 
@@ -154,7 +154,7 @@ def test_a_spare_takes_the_place_of_a_node_that_is_not_well(run, ask):
     ask("blame", "--of", "n1,n3", "--ranks", 1)
     with pytest.raises(UserError, match="1 of 3 nodes passed their check and the run takes 2"):
         ask("pick", "--nodes", 2, "--of", "n1,n2,n3")
-    assert broken.read_text().splitlines()[1:] == ["n3\tdsv3: 1 of its 1 ranks did not begin"]
+    assert broken.read_text().splitlines()[1:] == ["n3\tdsv3: 1 of its 1 rank did not begin"]
 
 
 def test_where_no_node_gives_a_sign_none_is_to_blame_and_the_job_goes_back(run, ask):

@@ -237,6 +237,7 @@ def test_batch_that_ranks_cannot_share_is_refused(size):
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [
+        ("1 token", 1),
         ("14.8T", 14_800_000_000_000), ("469B", 469 * 10**9), ("1.5M", 1_500_000), ("3k", 3000),
         (17, 17), ("17 tokens", 17), ("4.3 T", 4_300_000_000_000),
     ],

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.numbers import bytes_text
+from dsv3_plugin.numbers import bytes_text, number_of
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.make import refuse_impossible
 from dsv3_plugin.planner.search.candidate import Candidate, Choice, Ranking
@@ -166,7 +166,8 @@ def _nothing_fits(scales: Scales, nearest: list[Candidate]) -> str:
     cluster, recipe = scales.cluster, scales.given
     there = bytes_text(cluster.memory_bytes)
     what = (
-        f"{recipe.name} fits in no way on {recipe.parallel.processes:,} devices of {there} "
+        f"{recipe.name} fits in no way on {number_of(recipe.parallel.processes, 'device')} of "
+        f"{there} "
         f"({cluster.gpu})"
     )
     more = (
