@@ -21,6 +21,9 @@ PIP := -m pip --disable-pip-version-check
 SET_ASIDE = .venv/share/dsv3_plugin/transformer_engine
 SITE = $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
+# Tests start hundreds of processes, which import what the first of them has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test lint test-long test-wheel test-te test-gpu test-harness test-rl test-slurm clean
 
 setup: .venv/.installed
