@@ -122,15 +122,17 @@ def show(
 def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
     """Build the data of a recipe, as its run would: for a machine that trains nothing.
 
+    Files that data.made_by makes, and that are not there, are made first.
+
     Other data in the run's own folder give way, which is said; those that data.path names stay.
 
     The conversations of a fine-tuning are counted on the way, by which its steps are known.
     """
     from dsv3_plugin.cli.progress import phases
-    from dsv3_plugin.launch.conversations import prepare_data
+    from dsv3_plugin.launch.made_first import prepare as make_and_build
 
     with phases() as progress:
-        prepare_data(recipe, overrides or [], note, progress)
+        make_and_build(recipe, overrides or [], note, progress)
 
 
 def summary(dataset: "Dataset") -> list[str]:

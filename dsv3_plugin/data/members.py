@@ -33,6 +33,7 @@ from dsv3_plugin.data.tokenizer import TextTokenizer, TrainBpe, open_tokenizer, 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.files.json_text import read_plain
+from dsv3_plugin.files.named import named
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.corpora import Corpus, Member
 from dsv3_plugin.recipe.section import Section
@@ -81,7 +82,8 @@ def build_members(
     Args:
         corpus: as a recipe or a command line names it.
         keep: whether datasets that are there stay what they are, without a look at their texts;
-            tokens that are not in them have to be the same.
+            tokens that are not in them have to be the same. Those of texts that are gone do so
+            anyway, where they are what is asked for.
         tokenizer, out_dir, workers, replace, accept, progress, tell: see `build_dataset`.
 
     Raises:
@@ -100,8 +102,8 @@ def build_members(
             tokenizer = _shared_tokenizer(drawn, tokenizer, out_dir, choices, keep, tell or note)
     built = []
     for member, folder in zip(drawn, corpora.folders(out_dir, corpus), strict=True):
-        dataset = find_dataset(folder) if keep else None
         asked = _settings_of_member(member, tokenizer, choices)
+        dataset = find_dataset(folder) if keep else _of_texts_that_are_gone(folder, member, asked)
         if member.prefix is not None and (dataset is None or _has_changed(dataset, member)):
             dataset = link_indexed(
                 member.prefix,
@@ -137,6 +139,25 @@ def members_in(folder: Path) -> list[Path]:
         (place for place in folder.glob("member*") if place.name[6:].isdecimal()),
         key=lambda place: int(place.name[6:]),
     )
+
+
+def _of_texts_that_are_gone(folder: Path, member: Member, asked: Settings) -> Dataset | None:
+    """The dataset that is there of texts that are not, as on nodes that were handed it alone.
+
+    None where the texts are there, by which a dataset is judged, or it is not what is asked for.
+    """
+    if not _are_gone(member) or (dataset := find_dataset(folder)) is None:
+        return None
+    named_so = dataset.manifest.corpus.named
+    is_asked_for = dataset.manifest.settings == asked and corpora.same(named_so, member.names)
+    return dataset if is_asked_for else None
+
+
+def _are_gone(member: Member) -> bool:
+    """Whether a text that is named is not there."""
+    if member.prefix is not None:
+        return False
+    return not all(name == corpora.STDLIB or named(name).exists() for name in member.names)
 
 
 def _has_changed(dataset: Dataset, member: Member) -> bool:
@@ -195,7 +216,7 @@ def _shared_tokenizer(
 ) -> TextTokenizer:
     """A tokenizer trained on the documents of all members that are not held out."""
     folder = out_dir / TOKENIZER
-    if keep and folder.is_dir():
+    if folder.is_dir() and (keep or any(map(_are_gone, texts))):
         return open_tokenizer(folder)
     made_from = _MadeFrom(
         tokenizer=str(wanted),

@@ -7,15 +7,16 @@ there is left as it is, and a parent that was stopped goes on.
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from dsv3_plugin.data.progress import Progress
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
-from dsv3_plugin.launch.conversations import uncounted
+from dsv3_plugin.launch.conversations import prepare_data, uncounted
 from dsv3_plugin.launch.ending import is_done
+from dsv3_plugin.launch.needs import unmade
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.schema import Recipe
@@ -28,8 +29,8 @@ def make_data(recipe: Recipe) -> None:
     Raises:
         UserError: there is no such function, or a file cannot be written.
     """
-    missing = [path for path in _files(recipe) if not path.exists()]
-    if recipe.data.made_by is None or not missing:
+    missing = unmade(recipe)
+    if not missing:
         return
     write = _function(recipe.data.made_by)
     for path in missing:
@@ -38,6 +39,17 @@ def make_data(recipe: Recipe) -> None:
             write(path)
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}): make room.") from error
+
+
+def prepare(
+    name: str,
+    overrides: list[str],
+    tell: Callable[[str], None],
+    progress: Progress | None = None,
+) -> None:
+    """Make what a recipe's data are to be read from, and build them (see `prepare_data`)."""
+    make_data(uncounted(name, overrides, Machine.here()))
+    prepare_data(name, overrides, tell, progress)
 
 
 def missing_parent(recipe: Recipe, machine: Machine) -> str | None:
@@ -84,13 +96,6 @@ def make_parent(
     if code or missing_parent(recipe, machine) is not None:
         return code
     return None
-
-
-def _files(recipe: Recipe) -> Iterator[Path]:
-    """What the data are read from, as far as it is named by paths."""
-    names = [name for member in corpora.members(recipe.data.corpus) for name in member.names]
-    yield from (named(name) for name in names if name != corpora.STDLIB)
-    yield from map(named, recipe.data.held_out_sets.values())
 
 
 def _function(path: str) -> Callable[[Path], object]:

@@ -20,6 +20,7 @@ from dsv3_plugin.files.named import named
 from dsv3_plugin.launch.job_values import Place
 from dsv3_plugin.planner.cluster_launch import Launch
 from dsv3_plugin.recipe import corpora
+from dsv3_plugin.recipe.common import HELD_OUT_SETS
 from dsv3_plugin.recipe.continued import PARENT
 from dsv3_plugin.recipe.places import weights_at
 from dsv3_plugin.recipe.schema import Recipe
@@ -138,12 +139,18 @@ def _data(recipe: Recipe, view: View) -> Iterator[Lack]:
     prepared = all(find_dataset(one) for one in corpora.folders(recipe.data_folder, data.corpus))
     if prepared and recipe.run_folder.steps_saved():
         return  # a run goes on with the data that it has, without a look at the corpus
-    lacks = [
-        lack
-        for key, name in _texts(recipe)
-        for path in _files(name)
-        if (lack := _of(key, path, view)) is not None
-    ]
+    made = set(unmade(recipe))
+    lacks = []
+    for key, name, folder in _texts(recipe):
+        for path in _files(name):
+            if path in made:
+                sentence = (
+                    f"{key}: {path} is not made yet: a rank of the job makes it, by "
+                    f"{data.made_by}; dsv3 data prepare does so before"
+                )
+                lacks.append(Lack(sentence, certain=False))
+            elif (lack := _of(key, path, view)) and not _is_built_from(folder, name):
+                lacks.append(lack)
     yield from lacks
     if not lacks and not prepared and not _is_small(recipe):
         yield Lack(
@@ -153,12 +160,32 @@ def _data(recipe: Recipe, view: View) -> Iterator[Lack]:
         )
 
 
-def _texts(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    """Key and name of all that data are read from."""
-    for _, member in corpora.drawn_from(recipe.data.corpus):
-        yield from (("data.corpus", name) for name in member.names if name != corpora.STDLIB)
-    for name, path in recipe.data.held_out_sets.items():
-        yield f"data.held_out_sets.{name}", str(path)
+def unmade(recipe: Recipe) -> list[Path]:
+    """The files that `data.made_by` makes, and that are not there."""
+    if recipe.data.made_by is None:
+        return []
+    names = [name for one in corpora.members(recipe.data.corpus) for name in one.names]
+    files = [named(name) for name in names if name != corpora.STDLIB]
+    files += map(named, recipe.data.held_out_sets.values())
+    return [file for file in files if not file.exists()]
+
+
+def _texts(recipe: Recipe) -> Iterator[tuple[str, str, Path]]:
+    """Key and name of all that data are read from, and the folder of what is built from it."""
+    data, place = recipe.data, recipe.data_folder
+    drawn = [member for _, member in corpora.drawn_from(data.corpus)]
+    for member, folder in zip(drawn, corpora.folders(place, data.corpus), strict=True):
+        names = (name for name in member.names if name != corpora.STDLIB)
+        yield from (("data.corpus", name, folder) for name in names)
+    for name, path in data.held_out_sets.items():
+        yield f"data.held_out_sets.{name}", str(path), place / HELD_OUT_SETS / name
+
+
+def _is_built_from(folder: Path, name: str) -> bool:
+    """Whether there is a dataset that a text was encoded into, which is not asked for any more."""
+    if corpora.indexed_prefix(name) is not None or (dataset := find_dataset(folder)) is None:
+        return False
+    return any(corpora.same(name, other) for other in dataset.manifest.corpus.named)
 
 
 def _files(name: str) -> list[Path]:
@@ -172,7 +199,9 @@ def _files(name: str) -> list[Path]:
 def _is_small(recipe: Recipe) -> bool:
     """Whether there is nothing to be encoded that takes long: no texts of anybody's own."""
     return not any(
-        corpora.indexed_prefix(name) is None for key, name in _texts(recipe) if key == "data.corpus"
+        corpora.indexed_prefix(name) is None
+        for key, name, _ in _texts(recipe)
+        if key == "data.corpus"
     )
 
 

@@ -29,6 +29,7 @@ from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import STORE
 from dsv3_plugin.launch.logs import start_line
+from dsv3_plugin.launch.made_first import make_data
 from dsv3_plugin.launch.place import check_meeting_place, place
 from dsv3_plugin.launch.starts import TRY_AGAIN
 from dsv3_plugin.launch.summary import summary
@@ -100,6 +101,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
             if _rank() == 0:
                 console.line_of(nothing_to_do(recipe))
             return
+        first_on_rank_zero("made", lambda: make_data(recipe), outbox)
         terminal = lines.text_file(os.dup(2))
         console = _output_into_log(directory, outbox, terminal)
         if _rank() != 0:

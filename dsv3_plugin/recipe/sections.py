@@ -75,7 +75,8 @@ class Data(Section):
     list with `{path: …, weight: …}` is a mixture."""
     made_by: str | None = None
     """The dotted path of a Python function that writes files of the corpus and of held_out_sets
-    that are not there: `dsv3 train` calls it first, with the path of each."""
+    that are not there: `dsv3 train` (in a job its first rank) and `dsv3 data prepare` call it
+    first, with the path of each."""
     text_key: str = "text"
     """Key of a JSON object, or column of a parquet file, that holds the text."""
     on_bad_row: OnBadRow = "stop"

@@ -81,6 +81,20 @@ def test_a_run_that_resumes_keeps_its_data(section, tiny, tmp_path):
     assert ensure_data(section, out, tiny, resuming=True) == began
 
 
+def test_data_that_are_prepared_need_no_texts(section, tokenizer_folder, tiny, tmp_path):
+    held_out = {"apart": str(tmp_path / "apart.jsonl")}
+    shutil.copy(section.corpus, held_out["apart"])
+    asked = changed(section, tokenizer=str(tokenizer_folder), held_out_sets=held_out)
+    prepared = ensure_data(asked, tmp_path / "data", tiny)
+    Path(section.corpus).unlink()
+    Path(held_out["apart"]).unlink()
+    assert ensure_data(asked, tmp_path / "data", tiny) == prepared
+    # What is asked for otherwise has to be built, and cannot be.
+    with pytest.raises(UserError, match=r"corpus\.jsonl"):
+        ensure_data(changed(asked, fim_rate=0.2), tmp_path / "data", tiny)
+    assert ensure_data(asked, tmp_path / "data", tiny) == prepared
+
+
 def test_a_corpus_may_be_written_another_way(section, tiny, tmp_path, monkeypatch):
     out = tmp_path / "data"
     began = ensure_data(section, out, tiny)

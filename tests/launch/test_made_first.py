@@ -123,3 +123,11 @@ def test_data_are_written_where_they_are_not(done, tmp_path):
 def test_a_function_that_is_not_there_is_said(done, function, sentence):
     with pytest.raises(UserError, match=sentence):
         make_data(load_recipe("young.yaml", [f"data.made_by={function}"]))
+
+
+def test_data_are_made_before_they_are_prepared(done, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(made_first, "prepare_data", lambda name, *more: prepared.append(name))
+    made_first.prepare("young.yaml", [], print)
+    assert prepared == ["young.yaml"]
+    assert Path("made/asked.jsonl").is_file()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dsv3_plugin.data.build import build_dataset
+from dsv3_plugin.data.tokenizer import TrainBpe
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.job_values import Place, place_on
 from dsv3_plugin.launch.needs import View, lacking, missing_texts, refuse_missing_texts
@@ -121,6 +123,27 @@ def test_an_image_sees_what_is_mounted_into_it(here, tmp_path_factory):
 def place_on_image(image: Container) -> Place:
     cluster = load_cluster("cpu").model_copy(update={"launch": Launch(container=image)})
     return place_on(cluster, Path.cwd())
+
+
+def test_texts_that_data_were_prepared_from_need_not_be_there(here):
+    (here / "texts.jsonl").write_text('{"text": "some words of a document"}\n' * 40)
+    small = TrainBpe(300)
+    build_dataset(["texts.jsonl"], small, here / "runs/tiny/data", held_out=0.0)
+    (here / "texts.jsonl").unlink()
+    assert lacks("data.corpus=texts.jsonl") == []
+    [(sentence, _)] = lacks("data.corpus=others.jsonl")
+    assert "others.jsonl does not exist" in sentence
+
+
+def test_what_a_function_makes_is_made_by_the_job_or_before(here):
+    made = ("data.made_by=dsv3_plugin.data.problems.write", "data.corpus=made/texts.jsonl")
+    assert lacks(*made) == [
+        (
+            "data.corpus: made/texts.jsonl is not made yet: a rank of the job makes it, by "
+            "dsv3_plugin.data.problems.write; dsv3 data prepare does so before",
+            False,
+        )
+    ]
 
 
 def test_a_parent_has_to_be_there_when_the_job_begins(here):
