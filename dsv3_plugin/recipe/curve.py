@@ -195,7 +195,7 @@ def resolve(
         if first is None:
             first = value
         if first is None:
-            raise ValueError(f"piece {number}: the first piece needs from")
+            raise ValueError(f"piece {number}: the first piece needs from, its first value")
         try:
             end = _end(piece, position, tokens_after, tokens_of_epochs, budget)
         except ValueError as error:

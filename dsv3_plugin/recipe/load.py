@@ -112,6 +112,7 @@ def _checked(
     if "model" in data:
         data["model"] = _inline_model(data["model"], where)
     _refuse_what_no_file_can_hold(data, where)
+    _refuse_keys_of_other_stages(kind, data, where)
     recipe = validate(kind, without_unset(kind, data), where)
     _check(recipe, machine, where)
     return recipe
@@ -129,6 +130,18 @@ def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     over = validate(type(recipe), without_unset(type(recipe), data), recipe.name)
     _check(over, None, recipe.name)
     return over
+
+
+def _refuse_keys_of_other_stages(kind: type[Recipe], data: dict[str, Any], where: str) -> None:
+    """Raise UserError for a section that is another stage's."""
+    stages = {name: fields_of(stage).keys() for name, stage in STAGES.items()}
+    this = next(name for name, stage in STAGES.items() if stage is kind)
+    for key in data.keys() - stages[this]:
+        if others := [name for name, keys in stages.items() if key in keys]:
+            raise UserError(
+                f"{where}: '{key}' is a key of stage {' and '.join(others)}, and the stage "
+                f"is {this}: leave it out, or set the stage."
+            )
 
 
 def _refuse_what_no_file_can_hold(data: Any, where: str, path: str = "") -> None:
@@ -152,9 +165,9 @@ def _blaming(sentence: str, where: str, overrides: Sequence[Override]) -> str:
 
     about = [override.text for override in overrides if names(override.path)]
     if not about and (
-        unknown := re.match(r"unknown key '([^']*)'", wrong.removeprefix(f"{where}: "))
+        unknown := re.match(r"(?:unknown key )?'([^']*)'", wrong.removeprefix(f"{where}: "))
     ):
-        # A section that does not exist, around the key that was written.
+        # A section that is not there, around the key that was written.
         about = [one.text for one in overrides if one.path.startswith(f"{unknown[1]}.")]
     if not about and wrong.startswith(f"{where}: model: "):
         # A model speaks of its keys alone, which may contradict what the file says of others.

@@ -4,6 +4,7 @@ What a recipe builds on may have said something there, and so may a shipped mode
 back, so that the key has its default again.
 """
 
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +24,20 @@ def without_unset(kind: type[pydantic.BaseModel], data: Mapping[str, Any]) -> di
         if field is None:
             kept[key] = value
         elif value is not None:
-            inner = model_in(field.annotation)
-            deeper = inner is not None and isinstance(value, Mapping)
-            kept[key] = without_unset(inner, value) if deeper else value
+            kept[key] = _inside(field.annotation, value)
         elif field.is_required() or takes_null(field.annotation):
             kept[key] = value
     return kept
+
+
+def _inside(annotation: Any, value: Any) -> Any:
+    """The value of a key, in which a section's keys are taken back, and what a person named."""
+    inner = model_in(annotation)
+    if not isinstance(value, Mapping):
+        return value
+    if typing.get_origin(annotation) is not dict:
+        return value if inner is None else without_unset(inner, value)
+    named = {name: one for name, one in value.items() if one is not None}
+    if inner is None:
+        return named
+    return {name: _inside(inner, one) for name, one in named.items()}

@@ -164,13 +164,7 @@ def _is_union_label(part: int | str) -> bool:
 
 def _keys_beside(kind: type[pydantic.BaseModel], path: list[int | str]) -> list[str]:
     """The keys that are valid where `path` ends: fields of the model reached by its parents."""
-    current: type[pydantic.BaseModel] | None = kind
-    for part in path[:-1]:
-        if isinstance(part, int):
-            continue
-        field = fields_of(current).get(part)
-        current = model_in(field.annotation) if field is not None else None
-    return list(fields_of(current))
+    return list(fields_of(model_in(_annotation_at(kind, path[:-1]))))
 
 
 def _paths_of(kind: type[pydantic.BaseModel] | None, key: str) -> Iterator[str]:
@@ -229,7 +223,7 @@ def _annotation_at(kind: type[pydantic.BaseModel], path: list[int | str]) -> Any
     for part in path:
         section = model_in(annotation)
         field = fields_of(section).get(str(part))
-        if isinstance(part, int):
+        if isinstance(part, int) or typing.get_origin(annotation) is dict:
             annotation = section or typing.Never
         else:
             annotation = typing.Never if field is None else field.annotation

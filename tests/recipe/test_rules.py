@@ -53,6 +53,12 @@ from tests.recipe.piped import PIPED
         (["model={num_layers: 3"], "'model={num_layers: 3' lacks the } at its end: a shell takes"),
         (["data.corpus=[a, b"], "lacks the ] at its end: a shell takes it whole in quotes, 'data."),
         (["steps"], "'steps' is not an override"),
+        (
+            ["rewards.match.weight=1"],
+            "with rewards.match.weight=1: 'rewards' is a key of stage rl, and the stage is "
+            "pretrain: leave it out, or set the stage.",
+        ),
+        (["stage=rl", "from=x", "rewards.a.caps=[1]"], "'rewards.a.caps' (nearest: 'cap')"),
         (["[]=3"], "'[]=3' is not an override"),
         (
             ["parallel.expert=3"],

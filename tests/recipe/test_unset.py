@@ -14,6 +14,14 @@ def test_a_models_key_has_its_default_again(change):
     assert model.num_moe_experts == load_model("tiny").num_moe_experts
 
 
+def test_what_a_person_named_is_taken_back():
+    named = load_recipe("pretrain/tiny", ["megatron_args={a: 1, b: 2}", "megatron_args.a=null"])
+    assert named.megatron_args == {"b": 2}
+    judged = load_recipe("rl/tiny", ["rewards={match: {weight: null}}", "rewards.accuracy=null"])
+    assert "accuracy" not in judged.rewards
+    assert judged.rewards["match"].weight == 1.0
+
+
 def test_a_file_takes_back_what_it_builds_on(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text(
