@@ -1,6 +1,7 @@
 """The engine in a process of its own: what Python does there for HTTP would hold up its steps.
 
-This end is imported where there is no torch; the other is `engine_host`.
+The other end of this one is `engine_host`, which alone imports torch, so that the process is begun
+at once.
 """
 
 import contextlib
@@ -24,11 +25,11 @@ _LOG = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def engine_process(order: EngineOrder) -> Iterator[Worker]:
-    """An engine, once it is made; the process has ended behind the block.
+def engine_process(order: EngineOrder) -> Iterator[Callable[[], Worker]]:
+    """An engine that is being made in the block, behind which its process has ended.
 
-    Raises:
-        UserError: it cannot be made.
+    Yields:
+        What waits until it is made; it raises UserError where it cannot be.
     """
     context = multiprocessing.get_context("spawn")  # torch and threads want a process of their own
     ours, theirs = context.Pipe()
@@ -36,15 +37,14 @@ def engine_process(order: EngineOrder) -> Iterator[Worker]:
     process.start()
     theirs.close()
     try:
-        ready = _first_of(process, ours)
-        yield Worker(_Process(process, ours), ready.about, ready.state)
+        yield lambda: _made(process, ours)
     finally:
         process.kill()  # should it not have been told to end, or load weights yet
         process.join()
         ours.close()
 
 
-def _first_of(process: BaseProcess, connection: Connection) -> Ready:
+def _made(process: BaseProcess, connection: Connection) -> Worker:
     try:
         first = pickle.loads(connection.recv_bytes())
     except (EOFError, OSError):
@@ -54,7 +54,7 @@ def _first_of(process: BaseProcess, connection: Connection) -> Ready:
         ) from None
     if isinstance(first, UserError):
         raise first
-    return first
+    return Worker(_Process(process, connection), first.about, first.state)
 
 
 def _how(process: BaseProcess) -> str:

@@ -87,16 +87,16 @@ def _serve(
     root = wanted.weights_root
     if root is not None:
         _require_guarded(root, key)
-    if hf is None:
-        tokenizer_of_checkpoint(checkpoint)  # before anybody waits for the model
     running = EngineSettings.most_running
     order = EngineOrder(checkpoint, hf, wanted.cache_bytes, wanted.drafts, running, root)
-    with _listen(wanted.host, wanted.port) as listening, engine_process(order) as worker:
+    with _listen(wanted.host, wanted.port) as listening, engine_process(order) as made:
+        tokenizer = None if hf is not None else tokenizer_of_checkpoint(checkpoint)
+        worker = made()
         about = worker.about
         body = _BYTES_OF_REST + _BYTES_OF_POSITION * about.positions
         limits = Limits(body, running, wanted.answer_tokens, wanted.seconds, wanted.per_minute)
         pushed = None if root is None else PushedWeights(root, about.model)
-        words = words_of(tokenizer_of_checkpoint(checkpoint))
+        words = words_of(tokenizer or tokenizer_of_checkpoint(checkpoint))
         server = Server(about.model.name, worker, words, limits, key, pushed)
         address, bound = listening.getsockname()[:2]
         said(f"{about.model.name} at http://{address}:{bound}/v1")

@@ -62,8 +62,7 @@ def test_an_engine_that_is_killed_while_it_loads_is_said(process):
     assert "The engine's process was ended by SIGKILL" in process.stderr.read()
 
 
-def test_what_serves_needs_no_torch():
-    """It has little to do, and begins while the engine's process loads."""
+def test_the_engines_process_is_begun_before_anything_that_takes_long_is_imported():
     code = "import sys, dsv3_plugin.inference.server.serve; print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False"]
