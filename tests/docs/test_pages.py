@@ -20,9 +20,10 @@ VERBS = typer.main.get_command(app)
 COMMANDS = [(page, command) for page in PAGES for command in page.commands()]
 
 
-def searches_ways(command: list[str]) -> bool:
-    """Whether a command looks for the best way of running what no laptop runs."""
-    return command[0] == "plan" and "--search" in command and "pretrain/tiny" not in command
+def takes_long(command: list[str]) -> bool:
+    """Whether a command looks for the best way of running what no laptop runs, or rehearses it."""
+    searches = command[0] == "plan" and "--search" in command
+    return (searches or command[0] == "rehearse") and "pretrain/tiny" not in command
 
 
 def each(
@@ -116,7 +117,7 @@ def quick_commands() -> list[tuple[Page, list[str]]]:
     return list(found.values())
 
 
-@each(quick_commands(), searches_ways)
+@each(quick_commands(), takes_long)
 @pytest.mark.usefixtures("beside_its_files")
 def test_a_quick_command_runs(page, command):
     answer = CliRunner().invoke(app, command)

@@ -136,6 +136,7 @@ OLDER = (
 the weights that made them."""
 
 
+@pytest.mark.long
 def test_answers_of_older_weights_are_the_same_after_a_kill(learning: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     words = ("train", learning, *OLDER)

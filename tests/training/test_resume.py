@@ -103,6 +103,7 @@ def test_killed_inside_a_save_it_goes_on_from_the_one_before(run):
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks), "ranks outlive their parent"
 
 
+@pytest.mark.long
 def test_after_ctrl_c_it_goes_on_under_torchrun(run):
     started = run.start().when(lambda: steps_taken(run.folder) >= 9)
     ended = started.send(signal.SIGINT).end()

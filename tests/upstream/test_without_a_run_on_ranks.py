@@ -8,9 +8,9 @@ not; and by `megatron.training.checkpointing`, with a layout of pipeline stages.
 import contextlib
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -50,6 +50,11 @@ LAYOUTS = {
         ),
     ),
 }  # fmt: skip
+
+
+def apart_where_many(worlds: Iterable[int]) -> list[Any]:
+    """A case for each number of ranks; apart from the rest where they are more than processors."""
+    return [pytest.param(world, marks=[pytest.mark.long] if world > 2 else []) for world in worlds]
 
 
 def built(division: Division) -> list[torch.nn.Module]:
@@ -130,7 +135,7 @@ def by_dist_checkpointing(
     return answers
 
 
-@pytest.mark.parametrize("world", WAYS)
+@pytest.mark.parametrize("world", apart_where_many(WAYS))
 def test_what_is_saved_one_way_is_loaded_another_way(world, tmp_path):
     ranks = run_ranks(world, by_dist_checkpointing, tmp_path, *WAYS[world], scratch=tmp_path)
     for answers in zip(*ranks, strict=True):
@@ -184,7 +189,7 @@ def by_upstreams_training(
     return saved, parts(model)
 
 
-@pytest.mark.parametrize("world", LAYOUTS)
+@pytest.mark.parametrize("world", apart_where_many(LAYOUTS))
 def test_a_checkpoint_of_one_layout_is_loaded_by_another(world, tmp_path):
     ranks = run_ranks(world, by_upstreams_training, tmp_path, *LAYOUTS[world], scratch=tmp_path)
     same([part for saved, _ in ranks for part in saved],

@@ -11,6 +11,8 @@ from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.recipe.load import load_model
 from tests.rehearsal.te.rehearsed import rehearsed
 
+pytestmark = pytest.mark.long
+
 ALL = ["layernorm", "mla_up_proj", "moe_act"]
 CASES = {
     "blockwise": {"fp8": "blockwise", "recompute": []},
