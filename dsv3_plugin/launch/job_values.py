@@ -294,7 +294,8 @@ def place_on(cluster: Cluster, folder: Path, others: Sequence[Path] = ()) -> Pla
     Args:
         cluster: says what they run in.
         folder: where the job is submitted from.
-        others: folders beside that one which they read or write.
+        others: folders and files beside that one which they read or write; those that the
+            cluster's file mounts are left to it.
 
     Raises:
         UserError: a folder cannot be mounted into an image.
@@ -304,7 +305,9 @@ def place_on(cluster: Cluster, folder: Path, others: Sequence[Path] = ()) -> Pla
         python = sys.executable if venv is None else os.path.join(venv, "bin", "python")
         return Place(python, venv=venv)
     scratch = [] if cluster.launch.scratch is None else [Path(cluster.launch.scratch)]
-    folders = (*_mounts([folder, *others, *scratch]), *container.mounts)
+    theirs = [Path([*mount.split(":"), mount][1]) for mount in container.mounts]
+    more = [path for path in others if not any(path.is_relative_to(one) for one in theirs)]
+    folders = (*_mounts([folder, *more, *scratch]), *container.mounts)
     mounts = ",".join(folders)
     if container.runtime == "apptainer":
         words = ["apptainer", "exec", "--nv"] if cluster.host == "gpu" else ["apptainer", "exec"]

@@ -170,6 +170,17 @@ def unmade(recipe: Recipe) -> list[Path]:
     return [file for file in files if not file.exists()]
 
 
+def read_by(recipe: Recipe) -> Iterator[Path]:
+    """All that data are read from, a tokenizer and a template, as far as paths name them."""
+    for _, name, _ in _texts(recipe):
+        yield from _files(name)
+    tokenizer, template = recipe.data.tokenizer, recipe.data.template
+    if isinstance(tokenizer, str) and tokenizer != PARENT:
+        yield named(tokenizer)
+    if template is not None:
+        yield named(template)
+
+
 def _texts(recipe: Recipe) -> Iterator[tuple[str, str, Path]]:
     """Key and name of all that data are read from, and the folder of what is built from it."""
     data, place = recipe.data, recipe.data_folder

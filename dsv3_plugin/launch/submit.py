@@ -19,7 +19,7 @@ from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
 from dsv3_plugin.launch.job_script import script, torchrun
 from dsv3_plugin.launch.job_values import JobValues, of_sweep, values_of
-from dsv3_plugin.launch.needs import lacking
+from dsv3_plugin.launch.needs import lacking, read_by
 from dsv3_plugin.launch.status import LAUNCHED
 from dsv3_plugin.launch.wanted import Wanted, wanted_runs
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
@@ -273,7 +273,8 @@ def _refuse_shared_checkpoints(recipes: Sequence[Recipe]) -> None:
 def _folders_of(recipe: Recipe) -> Iterator[Path]:
     """What is read and written beside the folder that a run is launched from.
 
-    Of one that is not there yet, the nearest that is: nothing else can be mounted.
+    Of a folder that is not there yet, the nearest that is: nothing else can be mounted. What is
+    read is mounted by itself, since what lies beside it may hide what the image has there.
     """
     named_so = [recipe.folder, recipe.checkpoint_folder, recipe.data_folder]
     parent = getattr(recipe, "from_", None)
@@ -285,6 +286,10 @@ def _folders_of(recipe: Recipe) -> Iterator[Path]:
             there = there.parent
         if there != Path(there.anchor):
             yield Path(os.path.normpath(there))
+    for path in read_by(recipe):
+        if (there := Path.cwd() / path).exists():
+            yield Path(os.path.normpath(there))
+            yield Path(os.path.realpath(there))  # a link leads there in the image, too
 
 
 def _keep(recipe: Recipe, prepared: Prepared) -> None:

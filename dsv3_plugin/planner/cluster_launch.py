@@ -50,7 +50,8 @@ class Container(Section):
     """What pyxis or apptainer takes: a file, or a registry's name."""
     mounts: list[Annotated[Place, Field(pattern=r"^[^,]+$")]] = Field(default=[])
     """`FROM:TO` each, beside what is there anyway: the folder that the job is submitted from, the
-    run's, its checkpoints', that of the run it begins with, and `scratch`."""
+    run's, its checkpoints', that of the run it begins with, its texts and tokenizer, and
+    `scratch`."""
 
 
 class Launch(Section):

@@ -196,6 +196,16 @@ def test_a_container_sees_the_run_wherever_it_is(dsv3, tmp_path, tmp_path_factor
         f"--container-mounts={tmp_path}:{tmp_path},{elsewhere}:{elsewhere},/local:/local"
         in said.out
     )
+    texts, tokenizer = elsewhere / "texts.jsonl", elsewhere / "tokenizer"
+    texts.touch()
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").touch()
+    (tmp_path / "link").symlink_to(texts)
+    words = ("data.corpus=link", f"data.tokenizer={tokenizer}")
+    said = dsv3(*LAUNCH, *words, "--dry-run")
+    mounts = f"{tmp_path}:{tmp_path},{texts}:{texts},{tokenizer}:{tokenizer},/local:/local"
+    assert f"--container-mounts={mounts} " in said.out
+    assert "the image sees it only" not in said.err
     refused = dsv3(*LAUNCH, f"directory={elsewhere}/a:b/tiny", "--dry-run")
     assert refused.code == 0  # it is not there yet, and its parent is mounted
     (elsewhere / "a:b").mkdir()

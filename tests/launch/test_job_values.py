@@ -106,6 +106,10 @@ def test_ranks_run_in_a_venv_or_an_image():
         "apptainer", "exec", "--nv", "--bind=/work:/work,/data:/data", "--pwd=/work", "dsv3.sif",
     )  # fmt: skip
     assert place.alone == place.in_step
+    others = [Path("/data/texts"), Path("/more/texts.jsonl")]
+    assert place_on(with_launch("h100", container=image), folder, others).mounts == (
+        "/work:/work", "/more/texts.jsonl:/more/texts.jsonl", "/data:/data",
+    )  # fmt: skip
     assert "--nv" not in place_on(with_launch("cpu", container=image), folder).in_step
     image = Container(runtime="pyxis", image="registry/dsv3")
     place = place_on(with_launch("h100", container=image), folder)
