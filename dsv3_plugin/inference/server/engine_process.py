@@ -108,7 +108,8 @@ def _run(order: EngineOrder, connection: Connection) -> None:
         warnings.simplefilter("ignore")
 
     def say(what: Ready | UserError | News) -> None:
-        connection.send_bytes(pickle.dumps(what))
+        with contextlib.suppress(BrokenPipeError):  # whoever serves was killed, and soon this is
+            connection.send_bytes(pickle.dumps(what))
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     from dsv3_plugin.distributed.world import single_process
