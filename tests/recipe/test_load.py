@@ -130,6 +130,13 @@ def test_what_contradicts_the_rest_is_named_with_its_override():
     )
 
 
+def test_a_file_that_was_meant_without_its_suffix_is_named(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("base: pretrain/tiny")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"'mine' is no recipe, and mine\.yaml is a file: name"):
+        load_recipe("mine")
+
+
 def test_a_model_is_no_recipe_to_train():
     with pytest.raises(UserError, match=r"is a model, and .* `model: tiny.yaml`"):
         load_recipe("models/tiny")
