@@ -1,22 +1,23 @@
 """How jobs are started on a cluster, as its file says it: Slurm's words, and what ranks run in."""
 
-import os
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
+from dsv3_plugin.planner.cluster_words import (
+    Environment,
+    FolderOfNode,
+    Lines,
+    Mounts,
+    Options,
+    Place,
+    Word,
+    runtime_today,
+)
 from dsv3_plugin.recipe.section import Section
+from dsv3_plugin.recipe.yaml_text import in_line
 
-_WORD = r"^[\w.+@:/%-]+$"
-_OPTION = r"""^--[a-z][a-z-]*(=[^\s#'"\\]+)?$"""
-_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
-_ONE_LINE = r"^[^\x00-\x1f\x7f]*$"
-
-Word = Annotated[str, Field(pattern=_WORD)]
-OneLine = Annotated[str, Field(pattern=_ONE_LINE, min_length=1)]
-Place = Annotated[OneLine, AfterValidator(os.path.expanduser)]
-"""A path, in which no shell reads `~`: it stands for the home folder of who reads the file."""
 _MOST_HOURS = 24 * 365
 _MOST_TIMES = 1000
 """Of what is counted here: far beyond what anybody means."""
@@ -43,15 +44,15 @@ _OF_THE_JOB = ("SLURM_JOB", "SLURM_ARRAY")
 class Container(Section):
     """An image that ranks run in, with dsv3 in it."""
 
-    runtime: Literal["pyxis", "apptainer"]
+    runtime: Annotated[Literal["pyxis", "apptainer"], BeforeValidator(runtime_today)]
     """pyxis: Slurm's plugin for enroot starts it (`--container-image`); apptainer: `apptainer
     exec` in every task."""
     image: Place
     """What pyxis or apptainer takes: a file, or a registry's name."""
-    mounts: list[Annotated[Place, Field(pattern=r"^[^,]+$")]] = Field(default=[])
-    """`FROM:TO` each, beside what is there anyway: the folder that the job is submitted from, the
-    run's, its checkpoints', that of the run it begins with, its texts and tokenizer, and
-    `scratch`."""
+    mounts: Mounts = Field(default=[])
+    """`FROM:TO` each (`FROM` alone is there under its own path), beside what is there anyway: the
+    folder that the job is submitted from, the run's, its checkpoints', that of the run it begins
+    with, its texts and tokenizer, and `scratch`."""
 
 
 class Launch(Section):
@@ -68,10 +69,10 @@ class Launch(Section):
     job goes back into the queue. One in which a job could hardly do a step is refused."""
     exclusive: bool = True
     """Whether a job has its nodes for itself."""
-    options: list[Annotated[str, Field(pattern=_OPTION)]] = Field(default=[])
+    options: Options = Field(default=[])
     """Further options of sbatch, such as `--constraint=ib`; those that the script sets itself are
     refused."""
-    setup: list[OneLine] = Field(default=[])
+    setup: Lines = Field(default=[])
     """Lines of shell, each a command of its own, before anything else that a job starts: `module
     load cuda/13.0`. What they export reaches every rank; `environment` and `venv` come after them,
     and a line that fails ends the job."""
@@ -79,9 +80,9 @@ class Launch(Section):
     """The virtual environment that ranks run in; null: the Python that `dsv3 launch` runs with."""
     container: Container | None = None
     """An image in its place."""
-    environment: dict[Annotated[str, Field(pattern=_VARIABLE)], OneLine] = Field(default={})
-    """Variables of every rank: NCCL's, UCX's."""
-    scratch: Place | None = None
+    environment: Environment = Field(default={})
+    """Variables of every rank: NCCL's, UCX's; a number is written as it stands."""
+    scratch: FolderOfNode | None = None
     """A folder on each node's own disk, which becomes TMPDIR."""
     scratch_gb: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """What has to be free there before a run starts, 10⁹ bytes."""
@@ -96,6 +97,14 @@ class Launch(Section):
     restarts: Annotated[int, Field(ge=0, le=_MOST_TIMES)] = 100
     """Failures that a job gets over, as long as it makes progress between them. What Slurm
     announces (the end of its time, a preemption that leaves time to save) is none."""
+
+    @pydantic.field_validator("container", mode="before")
+    @classmethod
+    def _image_alone(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            meant = in_line({"runtime": "pyxis", "image": value})
+            raise ValueError(f"{in_line(value)} does not say what starts it: write {meant}")
+        return value
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> Self:

@@ -89,6 +89,8 @@ def _wanted(problem: Any) -> str:
     """What a value of the wrong type must be, as a phrase after "it must"."""
     if problem["type"] in ("model_type", "dict_type"):
         return "be a mapping of keys to values"
+    if problem["type"] == "bool_type":
+        return "be true or false"
     if problem["type"] == "finite_number":
         return "be a finite number"
     if problem["type"] in ("too_short", "too_long"):
@@ -114,7 +116,8 @@ def _as_written(problem: Any) -> str:
         return f": write [{', '.join(re.split(r',\s*', value))}]"
     if kind == "int_type" and isinstance(value, float) and value.is_integer():
         return f": write {value:.0f}"
-    unit = next((u for u in _UNITS if str(_keys(problem)[-1]).endswith(u)), None)
+    key = f"_{_keys(problem)[-1]}"
+    unit = next((u for u in _UNITS if key.endswith(f"_{u}")), None)
     if kind not in ("float_type", "int_type") or not isinstance(value, str) or unit is None:
         return ""
     name, spellings, seconds = _UNITS[unit]

@@ -10,6 +10,7 @@ from dsv3_plugin.planner.make import refuse_impossible
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.shipped import shipped_folder
+from dsv3_plugin.recipe.validation import validate
 
 SHIPPED = ("b200", "cpu", "gb200", "gb300", "h100", "h200", "h800", "mi300x")
 
@@ -104,6 +105,7 @@ def changed(path: str, value: object) -> dict:
         ("price_per_gpu_hour", -2, "'price_per_gpu_hour' is -2; it must be greater than or equal"),
         ("gpus", 0, "'gpus' is 0; it must be greater than 0"),
         ("gpus", 2.5, "'gpus' is 2.5; it must be a valid integer"),
+        ("gpus", "thirty-two", "'gpus' is 'thirty-two'; it must be a valid integer."),
         (
             "gpus",
             2047,
@@ -128,6 +130,48 @@ def test_what_no_cluster_is(path, value, sentence, tmp_path):
         load_cluster(file)
     assert str(error.value).startswith(f"{file}: ")
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("environment", {"UCX": True}, """quotes, UCX: "true" or UCX: "1"."""),
+        ("environment", {"NCCL_DEBUG": None}, "NCCL_DEBUG has no value: give it one, or leave it"),
+        ("environment", {"NCCL_DEBUG": ["WARN"]}, "NCCL_DEBUG is ['WARN'], and a variable is one"),
+        ("environment", {"A": "a\nb"}, "A is 'a\\nb', and a variable is one line of text: put it"),
+        ("environment", ["NCCL_DEBUG=WARN"], "is no mapping of names to values: write {NCCL_DEBUG"),
+        ("environment", "A=1 B=2", "write {A: '1', B: '2'}."),
+        ("environment", ["x"], "write {NCCL_DEBUG: WARN}."),
+        ("setup", "module load cuda/13.0", "is no list: write [module load cuda/13.0]."),
+        ("setup", ["a\nb"], "launch.setup.0: 'a\\nb' has a line's end"),
+        ("options", "--constraint=ib --x", "is no list: write [--constraint=ib, --x]."),
+        ("options", ["constraint=ib"], "write it as --constraint=ib, without blanks"),
+        ("container", "nvcr.io/a", "write {runtime: pyxis, image: nvcr.io/a}."),
+        ("container", {"runtime": "singularity", "image": "x"}, "write apptainer."),
+        ("container", {"runtime": "pyxis", "image": "x", "mounts": ["data"]}, "such as /data:/da"),
+        ("container", {"runtime": "pyxis", "image": "x", "mounts": "/a,/b"}, "write [/a, /b]."),
+        ("exclusive", "maybe", "'launch.exclusive' is 'maybe'; it must be true or false."),
+        ("scratch", "local/scratch", "is relative, and nodes have no folder that it would be"),
+        ("venv", "", "launch.venv: it must not be empty: leave it out."),
+        ("partition", "two words", "write one word, such as gpu or team-1."),
+    ],
+)
+def test_how_jobs_cannot_be_started(key, value, sentence):
+    with pytest.raises(UserError) as error:
+        validate(Cluster, h800() | {"launch": {key: value}}, "mine.yaml")
+    assert str(error.value).startswith("mine.yaml: ")
+    assert sentence in str(error.value)
+
+
+def test_numbers_are_written_where_a_text_is_meant():
+    launch = {
+        "environment": {"NCCL_IB_GID_INDEX": 3, "SHARE": 0.5, "ODD": "007"}, "account": 1234,
+        "container": {"runtime": "pyxis", "image": "x", "mounts": ["/data", "/a:/b:ro"]},
+    }  # fmt: skip
+    read = validate(Cluster, h800() | {"launch": launch}, "mine.yaml").launch
+    assert read.environment == {"NCCL_IB_GID_INDEX": "3", "SHARE": "0.5", "ODD": "007"}
+    assert read.account == "1234"
+    assert read.container.mounts == ["/data:/data", "/a:/b:ro"]
 
 
 def test_a_file_of_ones_own_is_called_as_it_is(tmp_path):

@@ -45,7 +45,7 @@ from tests.recipe.piped import PIPED
         (["checkpoint.keep=0"], "'checkpoint.keep' is 0; it must be greater than 0 or null."),
         (
             ["parallel.zero1=yes"],
-            "'parallel.zero1' is 'yes'; it must be a valid boolean: write true",
+            "'parallel.zero1' is 'yes'; it must be true or false: write true",
         ),
         (["recompute=moe, norms"], "it must be a valid list: write [moe, norms]."),
         (["trainning.steps=5"], "with trainning.steps=5: unknown key 'trainning' (nearest: 'train"),
