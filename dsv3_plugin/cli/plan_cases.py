@@ -12,6 +12,7 @@ from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import number_of
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.planner.patience import unsuited
 from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.planner.time.timelines import step_timeline
 from dsv3_plugin.recipe.hf_config import why_not_exported
@@ -120,6 +121,8 @@ class Conditions:
         if self.seq_length is not None:
             return Case(asked.name, recipe.model, self.seq_length)
         plan = make_plan(*run.planned, run.imbalance)
+        if alone:
+            say_what_is_unsuited(run.closed(), max(phase.step_seconds for phase in plan.phases))
         balanced = None if run.imbalance == 1 else make_plan(*run.planned)
         timeline = None
         if self.drawn and len(plan.longest.ranks) > 1:
@@ -221,6 +224,12 @@ def _calibrated(path: Path, recipe: Recipe, cluster: Cluster) -> "Calibration":
     measured = read_measurements(path, recipe, cluster)
     found = calibrate(cluster, measured.rows)
     return replace(found, notes=(*measured.notes, *found.notes))
+
+
+def say_what_is_unsuited(recipe: Recipe, step_seconds: float) -> None:
+    """Warn of times and intervals that were made for other steps."""
+    for sentence in unsuited(recipe, step_seconds):
+        note(f"Warning: {sentence}.")
 
 
 def _say_if_it_cannot_be_exported(model: ModelConfig) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3_plugin.cli.plan_cases import Asked, Conditions, Run
+from dsv3_plugin.cli.plan_cases import Asked, Conditions, Run, say_what_is_unsuited
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.search.begin import sizes_that_divide
 from dsv3_plugin.planner.search.candidate import Ranking
@@ -48,6 +48,7 @@ class Search:
         found = rank(*run.planned, run.imbalance)
         if self.write is not None:
             write_recipe(found.best, self.write, asked.what, asked.overrides, conditions.cluster)
+            say_what_is_unsuited(found.best.recipe, found.best.step_seconds)
         if self.json:
             say_json(_mapping(run, found))
             return

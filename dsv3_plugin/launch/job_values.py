@@ -17,8 +17,9 @@ from dsv3_plugin.planner.plan import Plan
 from dsv3_plugin.recipe.schema import Recipe
 
 FOR_LAST_WORDS_S = 120
-"""How long ranks may outlive the first that ended, before srun ends them: they find out whom they
-lost in ten seconds, and NCCL's flight recorder is written in a minute."""
+"""How long ranks may outlive the first that ended, before srun ends them. Where a connection breaks
+they find out whom they lost in ten seconds, and NCCL's flight recorder is written in a minute; for
+those that NCCL leaves waiting hundreds of GPUs would do nothing meanwhile."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ from dsv3_plugin.launch.status import LAUNCHED
 from dsv3_plugin.launch.wanted import Wanted, wanted_runs
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.make import make_plan
+from dsv3_plugin.planner.patience import unsuited
+from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.places import run_at
@@ -88,12 +90,15 @@ def prepare(
         recipes.append(recipe)
     _refuse_shared_checkpoints(recipes)
     after = None if wanted.after is None else job_to_wait_for(wanted.after)
-    values = []
+    values, hints = [], []
     for run, recipe in zip(runs, recipes, strict=True):
         with _naming(run.value):
+            plan = make_plan(recipe, cluster, cluster.machine)
+            closed = resolve(recipe, cluster.machine, cluster)
+            hints += unsuited(closed, max(phase.step_seconds for phase in plan.phases))
             one = values_of(
                 recipe,
-                make_plan(recipe, cluster, cluster.machine),
+                plan,
                 runs=[recipe.folder for recipe in recipes],
                 nodes=wanted.nodes,
                 after=after,
@@ -104,6 +109,8 @@ def prepare(
         values.append(one)
     job = values[0] if len(values) == 1 else of_sweep(values)
     tell(f"{recipes[0].name} on {cluster.name}: {job.sentence}.")
+    for hint in dict.fromkeys(hints):
+        tell(f"Note: {hint}.")
     _look_for_needs(recipes, job, wanted, tell, is_submitted)
     for run, recipe in zip(runs, recipes, strict=True):
         with _naming(run.value):
