@@ -85,6 +85,8 @@ def serve(
         weights_root=weights_root,
     )
     if checkpoint is not None:
-        servers.serve(checkpoint, wanted, said)
+        ran = servers.serve(checkpoint, wanted, said)
     else:
-        servers.serve_hf(hf, wanted, said)
+        ran = servers.serve_hf(hf, wanted, said)
+    if not ran:  # as was logged when it ended
+        raise typer.Exit(1)

@@ -17,6 +17,14 @@ MOST_ANSWERS = 1024
 """To one request: each is a sequence of its own, with pages of its own."""
 
 
+class WrongField(UserError):
+    """A request's field that cannot be answered, by its name."""
+
+    def __init__(self, sentence: str, field: str | None = None) -> None:
+        super().__init__(sentence)
+        self.field = field
+
+
 @dataclass(frozen=True)
 class SamplingParameters:
     """How tokens are chosen, and when to stop.
@@ -72,7 +80,7 @@ class SamplingParameters:
             ("top_log_probs", self.top_log_probs >= 0, "0 or more"),
         ):  # fmt: skip
             if not holds:
-                raise UserError(f"{name} is {getattr(self, name)!r} and has to be {demand}.")
+                raise WrongField(f"{name} is {getattr(self, name)!r} and has to be {demand}.", name)
 
     @property
     def greedy(self) -> bool:

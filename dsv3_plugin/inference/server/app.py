@@ -20,7 +20,7 @@ from starlette.routing import Route
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference import requests as engine_requests
-from dsv3_plugin.inference.requests import SamplingParameters
+from dsv3_plugin.inference.requests import SamplingParameters, WrongField
 from dsv3_plugin.inference.server.growing import Stream, growing, pieces, to_the_end, unless_left
 from dsv3_plugin.inference.server.limits import Limits, Rate
 from dsv3_plugin.inference.server.messages import Busy, Failed, Stopped
@@ -218,7 +218,7 @@ class Server:
     async def completions(self, request: Request) -> Response:
         """Continue texts."""
         begin = time.monotonic()
-        body = read(CompletionRequest, await self._json(request))
+        body = read(CompletionRequest, await self._json(request), self.name)
         self._require_model(body.model)
         sampling = self._allowed(body.sampling())
         prompts = await asyncio.to_thread(self._ids, body.prompts())
@@ -238,7 +238,7 @@ class Server:
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         begin = time.monotonic()
-        body = read(ChatRequest, await self._json(request))
+        body = read(ChatRequest, await self._json(request), self.name)
         self._require_model(body.model)
         text, prompt = await asyncio.to_thread(self._conversation, body)
         room = self._worker.about.positions - len(prompt)
@@ -300,7 +300,8 @@ class Server:
 
     def _require_model(self, name: str) -> None:
         if name != self.name:
-            raise Refusal(404, f"There is no model {name!r} here; there is {self.name!r}.")
+            sentence = f"There is no model {name!r} here; there is {self.name!r}."
+            raise Refusal(404, sentence, field="model")
 
     def _known_experts(self, body: CompletionRequest | ChatRequest) -> bool:
         """Whether it is to be told where tokens went; refused where nothing routes."""
@@ -314,8 +315,9 @@ class Server:
         """With the tokens that end an answer; refused where it would be too long."""
         most = self.limits.answer_tokens
         if most is not None and sampling.max_tokens > most:
-            raise UserError(
-                f"max_tokens is {sampling.max_tokens}, and an answer may have {most} tokens here."
+            raise WrongField(
+                f"max_tokens is {sampling.max_tokens}, and an answer may have {most} tokens here.",
+                "max_tokens",
             )
         return dataclasses.replace(sampling, stop_tokens=self.words.ends)
 
@@ -324,7 +326,7 @@ class Server:
     ) -> Response:
         prompts, sampling, body = asked.prompts, asked.sampling, asked.body
         if not prompts:
-            raise UserError("prompt: there is none.")
+            raise WrongField("prompt: there is none.", "prompt")
         wanted = len(prompts) * sampling.n
         if wanted > self.limits.waiting:
             raise UserError(

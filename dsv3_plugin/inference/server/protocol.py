@@ -14,7 +14,8 @@ import pydantic
 from pydantic import Field
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.requests import LARGEST_SEED, SamplingParameters
+from dsv3_plugin.inference.requests import LARGEST_SEED, SamplingParameters, WrongField
+from dsv3_plugin.recipe.validation import nearest
 
 MOST_TOP_LOG_PROBS = 20
 """As OpenAI's chat completions allow."""
@@ -204,11 +205,14 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-def read[Body: _Section](body: type[Body], data: Any) -> Body:
+def read[Body: _Section](body: type[Body], data: Any, model: str = "") -> Body:
     """A body as it was sent, checked.
 
+    Args:
+        model: the name of the one that is served, for those who leave it out.
+
     Raises:
-        UserError: it is none, with the first thing that is wrong.
+        WrongField: it is none, with the first thing that is wrong.
     """
     try:
         return body.model_validate(data)
@@ -216,15 +220,20 @@ def read[Body: _Section](body: type[Body], data: Any) -> Body:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{place} is not supported: leave it out.") from None
+            near = nearest(place, body.model_fields if len(first["loc"]) == 1 else ())
+            raise WrongField(f"{place} is not supported{near}: leave it out.", place) from None
+        if first["type"] == "missing" and place == "model":
+            raise WrongField(f"model is missing: it is {model!r} here.", place) from None
         if place in ("presence_penalty", "frequency_penalty"):
-            raise UserError(f"{place} is not supported: take repetition_penalty.") from None
+            sentence = f"{place} is not supported: take repetition_penalty."
+            raise WrongField(sentence, place) from None
         what, says = place or "the body", first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{what}: {says[0].lower()}{says[1:]}.") from None
+        raise WrongField(f"{what}: {says[0].lower()}{says[1:]}.", place or None) from None
 
 
 def _by_id(bias: Mapping[str, float]) -> dict[int, float]:
     try:
         return {int(token): value for token, value in bias.items()}
     except ValueError:
-        raise UserError("logit_bias has a key that is no token id.") from None
+        sentence = "logit_bias has a key that is no token id."
+        raise WrongField(sentence, "logit_bias") from None

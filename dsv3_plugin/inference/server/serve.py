@@ -56,7 +56,7 @@ class ServerSettings:
     weights_root: Path | None = None
 
 
-def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None]) -> None:
+def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None]) -> bool:
     """Serve until interrupted.
 
     Args:
@@ -64,25 +64,28 @@ def serve(checkpoint: Path, wanted: ServerSettings, said: Callable[[str], None])
         wanted: how.
         said: told the address once it listens.
 
+    Returns:
+        Whether the engine ran until then; it may have ended by itself, killed for one.
+
     Raises:
         UserError: the checkpoint cannot be loaded, the address cannot be had, or the key is none.
     """
-    _serve(checkpoint, None, wanted, said)
+    return _serve(checkpoint, None, wanted, said)
 
 
-def serve_hf(folder: Path, wanted: ServerSettings, said: Callable[[str], None]) -> None:
+def serve_hf(folder: Path, wanted: ServerSettings, said: Callable[[str], None]) -> bool:
     """Serve a Hugging Face folder, imported for the while; see `serve`.
 
     Raises:
         UserError: it cannot be imported.
     """
     with tempfile.TemporaryDirectory(prefix="dsv3-serve-") as whole:
-        _serve(Path(whole) / "checkpoint", folder, wanted, said)
+        return _serve(Path(whole) / "checkpoint", folder, wanted, said)
 
 
 def _serve(
     checkpoint: Path, hf: Path | None, wanted: ServerSettings, said: Callable[[str], None]
-) -> None:
+) -> bool:
     key = key_of(os.environ)
     root = wanted.weights_root
     if root is not None:
@@ -109,6 +112,7 @@ def _serve(
         )
         with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
             uvicorn.Server(settings).run([listening])
+    return not worker.failed
 
 
 def key_of(environment: Mapping[str, str]) -> str | None:

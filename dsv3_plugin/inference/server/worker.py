@@ -49,13 +49,14 @@ class Worker:
     Attributes:
         about: the engine.
         state: as it was last heard of.
+        failed: the engine ended by itself, unasked.
     """
 
     def __init__(self, link: Link, about: About, state: State) -> None:
         self.about, self.state = about, state
         self._link, self._tickets = link, count()
         self._arriving: dict[int, asyncio.Queue[Told]] = {}
-        self._runs = False
+        self._runs = self._asked_to_end = self.failed = False
 
     def start(self) -> None:
         """Begin, in the event loop that runs."""
@@ -69,6 +70,7 @@ class Worker:
 
     async def stop(self) -> None:
         """End after the step that runs; those who wait are told."""
+        self._asked_to_end = True
         self._link.send(None)
         await asyncio.to_thread(self._link.join)
 
@@ -140,7 +142,7 @@ class Worker:
 
     def _hear(self, news: News | None) -> None:
         if news is None:
-            self._runs = False
+            self._runs, self.failed = False, not self._asked_to_end
             for arriving in self._arriving.values():
                 arriving.put_nowait(Stopped())
             return

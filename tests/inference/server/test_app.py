@@ -165,7 +165,9 @@ def test_a_chat_is_by_the_template(client, tokenizer, alone):
         ({"logprobs": 99}, 400, "logprobs: "),
         ({"best_of": 3}, 400, "best_of"),
         ({"presence_penalty": 1.0}, 400, "presence_penalty is not supported"),
-        ({"suffix": "x"}, 400, "suffix is not supported"),
+        ({"suffix": "x"}, 400, "suffix is not supported: leave it out"),
+        ({"max_token": 9}, 400, "max_token is not supported (nearest: 'max_tokens'): leave"),
+        ({"model": None}, 400, "model is missing: it is 'small' here."),
         ({"logit_bias": {"x": 1.0}}, 400, "no token id"),
         ({"echo": True, "stream": True}, 400, "echo"),
         (
@@ -187,6 +189,31 @@ def test_what_is_not_served_is_said(client, asked, status, sentence):
         client.post("/completions", body=body, cast_to=object)
     assert refused.value.status_code == status
     assert sentence in refused.value.response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"model": "other"}, "model"),
+        ({"model": None}, "model"),
+        ({"prompt": []}, "prompt"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"max_tokens": 2001}, "max_tokens"),
+        ({"max_token": 9}, "max_token"),
+        ({"n": 50, "prompt": ["x", "y"]}, None),
+    ],
+)
+def test_a_refusal_names_its_field(client, asked, field):
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.post("/completions", body={"model": "small", "prompt": "x"} | asked, cast_to=object)
+    assert refused.value.param == field
+
+
+def test_which_routes_there_are_is_said(client):
+    with pytest.raises(openai.NotFoundError, match=r"no /v1/completion here: .*/v1/completions, "):
+        client.post("/completion", body={}, cast_to=object)
+    with pytest.raises(openai.APIStatusError, match="does not take GET: ask it with POST"):
+        client.get("/completions", cast_to=object)
 
 
 def post(address, body, key=KEY):

@@ -142,6 +142,7 @@ def test_a_model_that_computes_nothing_any_more_ends_the_loop(loop, worker, pois
     asyncio.run(ask())
     assert str(loop.failure) == "no more memory"
     assert "The engine has stopped" in caplog.text
+    assert worker.failed
 
 
 def test_no_more_wait_than_may_however_many_ask_at_once(loop, worker):
@@ -166,3 +167,4 @@ def test_the_state_is_what_the_engine_is_at(loop, worker, engine):
     state, counters = worker.state, engine.counters
     assert (state.counters, state.held, state.running, state.waiting) == (counters, 0, 0, 0)
     assert counters.drawn == 7
+    assert not worker.failed  # it was asked to end

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.server import serve as servers
 from dsv3_plugin.inference.server.serve import KEY_VARIABLE, ServerSettings, key_of, serve_hf
 from tests.inference.server.serving import PATIENCE_S
 from tests.inference.test_from_checkpoint import write_hf_folder
@@ -72,6 +73,13 @@ def test_why_the_engine_is_not_made_is_said_by_who_serves(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"config\.json"):
         serve_hf(tmp_path, ServerSettings(port=0), print)
+
+
+@pytest.mark.parametrize(("ran", "code"), [(True, 0), (False, 1)])
+def test_an_engine_that_ended_by_itself_is_exit_code_1(dsv3, tmp_path, monkeypatch, ran, code):
+    monkeypatch.setattr(servers, "serve_hf", lambda *_: ran)
+    (tmp_path / "tokenizer.json").touch()
+    assert dsv3("serve", "--hf", tmp_path).code == code
 
 
 @pytest.mark.parametrize("key", ["", " ", "a ", "a\n", "\t"])
