@@ -7,6 +7,7 @@ A schedule is a short list of (tokens, batch) entries, the form of upstream's
 
 import bisect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -107,6 +108,25 @@ def batch_schedule(curve: Curve, multiple: int, seq_length: int) -> BatchSchedul
     if last.end is not None and entries[-1][1] != int(last.last):
         entries.append((-(-last.end // seq_length) * seq_length, int(last.last)))
     return BatchSchedule(tuple(entries), seq_length)
+
+
+def settled(consumed: Callable[[int], int], most: int) -> int:
+    """The tokens of a run of so many steps whose batch size changes at shares of these tokens.
+
+    Args:
+        consumed: the tokens that the steps take where they are believed to be so many; it raises
+            ValueError where its pieces would not fit into them.
+        most: what they can be at the most.
+    """
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            enough = consumed(middle) <= middle
+        except ValueError:
+            enough = False
+        low, high = (low, middle) if enough else (middle + 1, high)
+    return high
 
 
 def sizes(curve: Curve) -> list[float]:

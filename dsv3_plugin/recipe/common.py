@@ -19,7 +19,14 @@ from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe import yaml_text
-from dsv3_plugin.recipe.batch_schedule import BatchSchedule, batch_schedule, odd_size, sizes
+from dsv3_plugin.recipe.amounts import Steps
+from dsv3_plugin.recipe.batch_schedule import (
+    BatchSchedule,
+    batch_schedule,
+    odd_size,
+    settled,
+    sizes,
+)
 from dsv3_plugin.recipe.curve import Curve, resolve
 from dsv3_plugin.recipe.epochs_counted import EpochsCounted, epochs_counted
 from dsv3_plugin.recipe.fitting import divisor, multiples
@@ -193,7 +200,7 @@ class Common(Section):
         after = self.batch_schedule.tokens_after
         return Curves(
             learning_rate=self._resolved("learning_rate", after),
-            batch_size=self._resolved("batch_size", None),
+            batch_size=self._batch_curve,
             router_bias_speed=self._resolved("router_bias_speed", after),
             mtp_weight=self._resolved("mtp_weight", after),
         )
@@ -201,20 +208,43 @@ class Common(Section):
     @cached_property
     def batch_schedule(self) -> BatchSchedule:
         """The batch size in the steps that it can grow by."""
-        curve = self._resolved("batch_size", None)
+        curve = self._batch_curve
         micro, ranks, together = (
             self.training.micro_batch_size,
             self.data_parallel,
             self.micro_batches_together,
         )
         try:
-            return batch_schedule(curve, micro * ranks * together, self.data.seq_length)
+            return batch_schedule(curve, self._batch_multiple, self.data.seq_length)
         except ValueError as error:
             reason = f"training.micro_batch_size {micro} × {number_of(ranks, 'data-parallel rank')}"
             if together > 1:
                 reason += f" × {together} micro-batches at once in {self.pipeline.schedule}"
             way_out = self._batch_that_fits(curve)
             raise ValueError(f"curves.batch_size: {error} ({reason}){way_out}") from error
+
+    @property
+    def _batch_multiple(self) -> int:
+        """Sequences that all ranks take at once."""
+        micro = self.training.micro_batch_size
+        return micro * self.data_parallel * self.micro_batches_together
+
+    @cached_property
+    def _batch_curve(self) -> Curve:
+        """The batch size; where shares of so many steps are its places, they are shares of the
+        tokens of these, which it decides itself."""
+        budget, pieces = self.training.budget, self.curve_specs.batch_size
+        if not isinstance(budget, Steps) or not any(piece.is_share for piece in pieces):
+            return self._resolved("batch_size", None)
+        length = self.data.seq_length
+
+        def consumed(tokens: int) -> int:
+            curve = resolve(pieces, None, None, tokens)
+            return batch_schedule(curve, self._batch_multiple, length).tokens_after(0, budget)
+
+        largest = max(value for piece in pieces for value in (piece.to, piece.from_ or 0))
+        whole = settled(consumed, int(budget * max(largest, 1)) * length)
+        return self._resolved("batch_size", None, whole)
 
     def _batch_that_fits(self, curve: Curve) -> str:
         """The end of a sentence about a batch that no whole micro-batches make."""
@@ -241,11 +271,16 @@ class Common(Section):
             return kind.upstream_multiple(self.parallel.pipeline)
         return kind.multiple
 
-    def _resolved(self, name: str, tokens_after: Callable[[int, int], int] | None) -> Curve:
+    def _resolved(
+        self,
+        name: str,
+        tokens_after: Callable[[int, int], int] | None,
+        budget: int | None = None,
+    ) -> Curve:
         try:
             epochs = self.tokens_of_epochs if self.data.packing == "conversations" else None
             pieces = getattr(self.curve_specs, name)
-            return resolve(pieces, tokens_after, epochs, self.training.budget)
+            return resolve(pieces, tokens_after, epochs, budget or self.training.budget)
         except ValueError as error:
             raise ValueError(f"curves.{name}: {error}") from error
 

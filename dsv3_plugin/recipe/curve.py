@@ -56,6 +56,11 @@ class Piece(Section):
         """The value at the end of the piece."""
         return getattr(self, self.shape)
 
+    @property
+    def is_share(self) -> bool:
+        """Whether its length or the place of its end is a share of the run."""
+        return isinstance(_extent(self), Share)
+
     @pydantic.model_validator(mode="after")
     def _one_of_each(self) -> Self:
         shapes = [shape for shape in _SHAPES if getattr(self, shape) is not None]

@@ -9,6 +9,7 @@ names them, then among those shipped with the package; all other paths are relat
 directory.
 """
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.overrides import Override, parse
 from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
+from dsv3_plugin.recipe.sections import BUDGETS
 from dsv3_plugin.recipe.unset import without_unset
 from dsv3_plugin.recipe.validation import fields_of, validate
 from dsv3_plugin.recipe.yaml_text import quoted
@@ -104,7 +106,7 @@ def _checked(
                 f"{where} with {override.text}: base is a key of files alone: name "
                 f"{override.value or 'the other recipe'} in place of {where}, or give it in a file."
             )
-        data = merge(data, override.read(kind))
+    data = _laid_over(data, [override.read(kind) for override in overrides])
     if data.get("name") is None:
         data["name"] = path.stem
     if isinstance(data["name"], str) and data.get("directory") is None:
@@ -125,8 +127,7 @@ def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         UserError: one sentence naming the recipe, the key and the way out.
     """
     data = recipe.model_dump(mode="json") | {"model": recipe.model.to_mapping()}
-    for text in overrides:
-        data = merge(data, parse(text).read(type(recipe)))
+    data = _laid_over(data, [parse(text).read(type(recipe)) for text in overrides])
     over = validate(type(recipe), without_unset(type(recipe), data), recipe.name)
     _check(over, None, recipe.name)
     return over
@@ -284,6 +285,21 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _laid_over(below: dict[str, Any], overs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """`below` with mappings of one level laid on top: a file over its base, or all overrides.
+
+    A budget that they give takes the place of whichever there was; two of one level are refused
+    when the recipe is validated.
+    """
+    sections = [over["training"] for over in overs if isinstance(over.get("training"), dict)]
+    given = {key for one in sections for key in one.keys() & BUDGETS if one[key] is not None}
+    training = below.get("training")
+    if given and isinstance(training, dict):
+        others = BUDGETS - given
+        below = below | {"training": {k: v for k, v in training.items() if k not in others}}
+    return functools.reduce(merge, overs, below)
+
+
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """A file's mapping laid over its base's, its references made independent of where it lies."""
     if path.resolve() in seen:
@@ -298,7 +314,7 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     # A recipe is named by its own file, not by what it builds on.
     below.pop("name", None)
     below.pop("directory", None)
-    return merge(below, data)
+    return _laid_over(below, [data])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -197,7 +197,13 @@ class ModelConfig(Section):
             data["moe_router_num_groups"] = data["moe_router_group_topk"] = None
         if data.get("moe_aux_loss_coeff", 0.0) == 0.0:
             data["moe_router_load_balancing_type"] = "none"
-        if data.get("rope_type") == "yarn" and data.get("rotary_scaling_factor", 1.0) == 1.0:
+        if data.get("rope_type") == "yarn" and "rotary_scaling_factor" not in data:
+            raise ValueError(
+                "rope_type yarn stretches positions, and nothing says by how much: give "
+                "rotary_scaling_factor, and original_max_position_embeddings, the longest sequence "
+                "before"
+            )
+        if data.get("rope_type") == "yarn" and data["rotary_scaling_factor"] == 1.0:
             data["rope_type"] = "rope"  # positions stretched by 1; upstream's fused kernel says so
         if data.get("rope_type", "rope") == "rope":
             neutral = _YARN_WITHOUT_EFFECT

@@ -135,6 +135,10 @@ class Data(Section):
         return value
 
 
+BUDGETS = frozenset({"steps", "tokens", "epochs"})
+"""The keys of `training` of which one says how long a run is."""
+
+
 class Training(Section):
     """How long, and what is said meanwhile. Give one of `tokens`, `steps` and `epochs`."""
 
@@ -173,7 +177,7 @@ class Training(Section):
             # One of them may be inherited, and the person never saw it.
             there = " and ".join(f"{name} {value:,}" for name, value in given.items())
             ways = " or ".join(f"training.{name}=null" for name in given)
-            raise ValueError(f"give either tokens or steps: there are {there}; set {ways}")
+            raise ValueError(f"give either {' or '.join(given)}: there are {there}; set {ways}")
         if self.tokens == 0:
             raise ValueError("tokens must be more than 0: give it such as 100M")
         return self

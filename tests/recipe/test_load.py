@@ -9,6 +9,7 @@ from dsv3_plugin.data.hub import tokenizer_folder_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.load import (
+    changed,
     load_model,
     load_recipe,
     load_recipe_or_model,
@@ -199,3 +200,31 @@ def test_paths_are_relative_to_where_the_page_says(tmp_path, monkeypatch):
     assert tokenizer_folder_of(recipe.data.tokenizer).resolve() == here / "tokens"
     with pytest.raises(UserError, match="from: runs/before does not exist"):
         parent.find(recipe.from_)
+
+
+@pytest.mark.parametrize(
+    ("given", "there"),
+    [
+        (["training.tokens=100K"], (None, 100_000, None)),
+        (["training.steps=7"], (7, None, None)),
+        (["training={tokens: 8K, seed: 1}"], (None, 8000, None)),
+        (["training.tokens=8K", "training.steps=null"], (None, 8000, None)),
+        (["training.seed=1"], (240, None, None)),
+    ],
+)
+def test_a_budget_takes_the_place_of_the_one_below(given, there, tmp_path):
+    def budget(recipe):
+        return recipe.training.steps, recipe.training.tokens, recipe.training.epochs
+
+    assert budget(load_recipe("pretrain/tiny", given)) == there
+    assert budget(changed(load_recipe("pretrain/tiny"), given)) == there
+    (tmp_path / "below.yaml").write_text("base: pretrain/tiny\ntraining: {tokens: 90K}\n")
+    assert load_recipe(tmp_path / "below.yaml").training.tokens == 90_000
+    shorter = load_recipe(tmp_path / "below.yaml", ["training.steps=3"])
+    assert budget(shorter) == (3, None, None)
+
+
+def test_two_budgets_of_one_file_are_refused(tmp_path):
+    (tmp_path / "two.yaml").write_text("base: pretrain/tiny\ntraining: {tokens: 90K, steps: 3}\n")
+    with pytest.raises(UserError, match=r"give either steps or tokens: there are steps 3 and tok"):
+        load_recipe(tmp_path / "two.yaml")

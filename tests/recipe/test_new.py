@@ -70,6 +70,19 @@ def test_another_budget_has_the_same_shape(tmp_path):
         )
 
 
+@pytest.mark.parametrize("steps", [1, 4, 60, 240, 1000])
+def test_steps_in_place_of_its_tokens_have_its_shape_too(steps, tmp_path):
+    (tmp_path / "mine.yaml").write_text(written_anew(load_recipe("pretrain/tiny"), "it"))
+    short = load_recipe(tmp_path / "mine.yaml", [f"training.steps={steps}"])
+    assert short.total_steps == steps
+    assert short.total_tokens == sum(
+        batch * 256 * number for batch, number in short.batch_schedule.levels(steps)
+    )
+    # The ramp of batch sizes ends at the share of the run that is written, up to a step.
+    ramp = short.curves.batch_size.segments[0]
+    assert ramp.end == pytest.approx(0.1133 * short.total_tokens, abs=16 * 256)
+
+
 def test_a_budget_in_tokens_is_refused_where_epochs_are_counted():
     with pytest.raises(UserError, match=r"sft/tiny trains for 2 epochs of its conversations: "):
         written_anew(load_recipe("sft/tiny"), "sft/tiny", tokens=1000)

@@ -23,6 +23,11 @@ from tests.recipe.piped import PIPED
         (["training.steps=1.5"], "'training.steps' is 1.5; it must be a valid integer or null."),
         (["training.seed=true"], "'training.seed' is true; it must be a valid integer"),
         (["precision.dtype=fp16"], "'precision.dtype' is 'fp16'; it must be 'fp32' or 'bf16'"),
+        (
+            ["model.rope_type=yarn"],
+            "with model.rope_type=yarn: model: rope_type yarn stretches positions, and nothing "
+            "says by how much: give rotary_scaling_factor, and original_max_position_embeddings",
+        ),
         (["training=3"], "'training' is 3; it must be a mapping"),
         (["optimizer.betas=[0.9]"], "'optimizer.betas' is [0.9]; it must have 2 items"),
         (["dispatch.ranks_per_node=many"], "it must be a valid integer or 'auto'"),
@@ -32,8 +37,15 @@ from tests.recipe.piped import PIPED
             "'model.layernorm_epsilon' is .inf; it must be a finite",
         ),
         (["model.hidden_sise=3"], "unknown key 'model.hidden_sise' (nearest: 'hidden_size')"),
-        (["training.tokens=1B"], "give either tokens or steps: there are steps "),
-        (["training.tokens=1B"], "set training.steps=null or training.tokens=null"),
+        (
+            ["training.tokens=1B", "training.steps=5"],
+            "give either steps or tokens: there are steps 5 and tokens 1,000,000,000; set "
+            "training.steps=null or training.tokens=null",
+        ),
+        (
+            ["training.steps=100", "training.epochs=1"],
+            "give either steps or epochs: there are steps 100 and epochs 1; set training.",
+        ),
         (["training.steps="], "with training.steps=: training: there is no budget: give training."),
         (
             ["training.seed="],
