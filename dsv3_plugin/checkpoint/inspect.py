@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint import absent, tracker
 from dsv3_plugin.checkpoint.conversion import journal
 from dsv3_plugin.checkpoint.formats.broken_files import BrokenFiles
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, check_tensors, read_contents
@@ -107,7 +107,7 @@ def inspect(path: str | Path) -> Findings:
     Raises UserError if it is none of these, or nothing can be said of it.
     """
     path = Path(path)
-    tracker.refuse_no_folder(path)
+    absent.refuse_no_folder(path)
     with _without_collector():
         return _inspect(weights_at(path))
 
@@ -133,7 +133,7 @@ def _inspect(path: Path) -> Findings:
         return _inspect_checkpoint(path)
     if (path / CONFIG).is_file() or any(path.glob("*.safetensors")):
         return _inspect_folder(path)
-    raise tracker.neither(path)
+    raise absent.neither(path)
 
 
 def _is_iteration(path: Path) -> bool:

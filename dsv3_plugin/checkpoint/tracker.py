@@ -117,7 +117,8 @@ def find(directory: str | Path) -> Path:
         return saved.path
     if (directory / "config.json").exists():
         raise UserError(
-            f"{directory} is a Hugging Face folder, not a checkpoint: dsv3 import makes one of it."
+            f"{directory} is a Hugging Face folder, not a checkpoint: dsv3 import {directory} "
+            "CHECKPOINT makes one of it."
         )
     refuse_run_folder(directory)
     there = "" if directory.is_dir() else " (there is no such folder)"
@@ -133,28 +134,6 @@ def refuse_run_folder(directory: Path) -> None:
         raise UserError(
             f"{directory} holds no complete checkpoint, and {inside.path.parent} does: name that."
         )
-
-
-def neither(path: Path) -> UserError:
-    """What to say of a folder without weights; Hugging Face's cache has them further down."""
-    snapshots = sorted(config.parent for config in path.glob("snapshots/*/config.json"))
-    below = f": it is an entry of Hugging Face's cache, name {snapshots[-1]}" if snapshots else ""
-    return UserError(
-        f"{path} is neither a Hugging Face folder (it has no config.json) nor a Megatron "
-        f"checkpoint (it has no {TRACKER}){below}."
-    )
-
-
-def refuse_no_folder(path: Path) -> None:
-    """Raises UserError if there is no folder at `path`, in which weights could be."""
-    if path.is_dir():
-        return
-    if path.exists():
-        raise UserError(f"{path} is a file, and no folder: name the one that it lies in.")
-    raise UserError(
-        f"{path} does not exist: name a Hugging Face folder, a checkpoint, or the folder of a run, "
-        "such as runs/tiny."
-    )
 
 
 def refuse_unfinished(directory: Path) -> None:

@@ -105,7 +105,10 @@ def test_bad_input_is_one_sentence(trained, dsv3, words, sentence):
 def test_a_folder_without_a_checkpoint_is_refused_with_the_way_out(dsv3, tmp_path):
     assert "holds no complete checkpoint" in needle(dsv3, tmp_path, "--lengths", "128").err
     (tmp_path / "config.json").write_text("{}")
-    assert "dsv3 import makes one of it" in needle(dsv3, tmp_path, "--lengths", "128").err
+    assert (
+        f"dsv3 import {tmp_path} CHECKPOINT makes one"
+        in needle(dsv3, tmp_path, "--lengths", "128").err
+    )
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from dsv3_plugin.checkpoint import tracker, trained_on
+from dsv3_plugin.checkpoint import absent, tracker, trained_on
 from dsv3_plugin.checkpoint.conversion import manifest, manifest_file
 from dsv3_plugin.checkpoint.conversion.config_json import HF_CONFIG, exported_config, new_config
 from dsv3_plugin.checkpoint.conversion.identity import header_of, is_another, was_complete
@@ -135,12 +135,11 @@ def import_hf(
     began = time.monotonic()
     _require_known(dtype, (*CAST, "keep-fp8"))
     root = Path(checkpoint)
+    absent.refuse_no_folder(Path(hf_dir), "a Hugging Face folder")
+    tracker.refuse_unfinished(Path(hf_dir))
+    absent.refuse_checkpoint(Path(hf_dir))
     source = open_weights(Path(hf_dir), allow_pickle=allow_pickle, without_mtp=without_mtp)
-    if not isinstance(source, HFWeights):
-        raise UserError(
-            f"{hf_dir} is a Megatron checkpoint, not a Hugging Face folder: dsv3 export is the way "
-            "from there."
-        )
+    assert isinstance(source, HFWeights)
     _require_apart(source.path, root)
     layout = DistLayout(import_regions(source, dtype))
     jobs = import_jobs(source, layout.targets.values())
@@ -221,11 +220,12 @@ def export_hf(
     if fp8_rule not in FP8_RULES:
         raise UserError(f"no FP8 rule is called '{fp8_rule}'; choose from {', '.join(FP8_RULES)}.")
     root = Path(hf_dir)
+    absent.refuse_no_folder(Path(checkpoint), "a checkpoint")
     source = open_weights(weights_at(checkpoint), model=model)
     if not isinstance(source, DistWeights):
         raise UserError(
-            f"{checkpoint} is a Hugging Face folder, not a Megatron checkpoint: dsv3 import is the "
-            "way from there."
+            f"{checkpoint} is a Hugging Face folder, not a Megatron checkpoint: dsv3 import "
+            f"{checkpoint} CHECKPOINT is the way from there."
         )
     _require_apart(source.root, root)
     like = None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint import absent, tracker
 from dsv3_plugin.checkpoint.conversion.manifest_file import MANIFEST
 from dsv3_plugin.checkpoint.conversion.stream import BLOCK_BYTES, Progress
 from dsv3_plugin.checkpoint.conversion.verify import Difference
@@ -91,7 +91,7 @@ def _require_one_form(a: Path, b: Path) -> None:
 
 def _files(folder: Path) -> dict[str, Path]:
     """The files of a folder and those below it, by name, that are compared."""
-    tracker.refuse_no_folder(folder)
+    absent.refuse_no_folder(folder)
     tracker.refuse_unfinished(folder)
     return dict(_below(folder))
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint import absent, tracker
 from dsv3_plugin.checkpoint.conversion import trained_length
 from dsv3_plugin.checkpoint.conversion.config_json import kept_config
 from dsv3_plugin.checkpoint.formats.dist_reader import DistCheckpoint
@@ -298,13 +298,13 @@ def open_weights(
 
     Raises UserError if it is neither, or marked as unfinished.
     """
-    tracker.refuse_no_folder(path)
+    absent.refuse_no_folder(path)
     tracker.refuse_unfinished(path)
     if is_checkpoint(path):
         return DistWeights(path, model)
     tracker.refuse_run_folder(path)
     if not (path / CONFIG).is_file():
-        raise tracker.neither(path)
+        raise absent.neither(path)
     return HFWeights(path, allow_pickle=allow_pickle, without_mtp=without_mtp)
 
 

@@ -201,7 +201,7 @@ def test_config_that_is_none(source, tmp_path, text, words, dsv3):
 def test_no_config_and_no_folder(source, tmp_path, dsv3):
     (source / "config.json").unlink()
     refused(source, tmp_path / "t", "config.json")
-    for verb in (("inspect",), ("verify",), ("verify", "--bytes"), ("export",)):
+    for verb in (("inspect",), ("verify",), ("verify", "--bytes")):
         words = (*verb, tmp_path / "nowhere", *([tmp_path / "t"] if verb != ("inspect",) else []))
         said = dsv3(*words)
         assert (said.code, "nowhere does not exist: name a Hugging Face folder" in said.err) == (
