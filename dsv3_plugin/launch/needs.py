@@ -7,9 +7,12 @@ that it was not seen. No torch here.
 """
 
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Literal
 
@@ -113,6 +116,22 @@ def refuse_missing_texts(recipe: Recipe) -> None:
     """Raise UserError for the first of them."""
     for sentence in missing_texts(recipe):
         raise UserError(f"{recipe.name}: {sentence}.")
+
+
+def refuse_missing_rewards(recipe: Recipe) -> None:
+    """Raise UserError for a reward whose module is not where ranks, which run here, look for it."""
+    for name, reward in getattr(recipe, "rewards", {}).items():
+        package, dot, _ = name.partition(".")
+        if not dot or reward.address is not None:
+            continue
+        if (
+            PathFinder.find_spec(package, [str(Path.cwd()), *sys.path]) is None
+            and package not in sys.builtin_module_names
+        ):
+            raise UserError(
+                f"rewards: {name} is a function in the Python package {package}, which is neither "
+                "in this folder nor installed: put it there, or name another reward."
+            )
 
 
 def lacking(
@@ -228,7 +247,7 @@ def _tokenizer(recipe: Recipe, view: View) -> Iterator[Lack]:
                 "name the folder of a tokenizer",
                 certain=True,
             )
-    elif choice.count("/") == 1 and not choice.endswith("/"):  # a name on the hub
+    elif re.fullmatch(r"[^./~][^/]*/[^/]+", choice):  # a name on the hub
         yield Lack(
             f"data.tokenizer: {choice} is no folder here, and is looked for on Hugging Face's hub: "
             "on nodes without a network it has to be downloaded before",

@@ -24,7 +24,7 @@ from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
 from dsv3_plugin.launch.made_first import make_parent, missing_parent
 from dsv3_plugin.launch.nccl_watchdog import after, lost_sentence
-from dsv3_plugin.launch.needs import refuse_missing_texts
+from dsv3_plugin.launch.needs import refuse_missing_rewards, refuse_missing_texts
 from dsv3_plugin.launch.place import under_a_launcher
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.launch.rank import be_rank
@@ -35,6 +35,7 @@ from dsv3_plugin.numbers import number_of
 from dsv3_plugin.planner.recipe_schedules import schedules_on, searches
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.terminal.lines import note
 from dsv3_plugin.training.resume import refuse_another_parent, refuse_what_does_not_go_on
@@ -101,7 +102,10 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
     else:
         console.line_of(f"It would train {parent} first, into {recipe.from_}.")
     refuse_missing_texts(recipe)
+    refuse_missing_rewards(recipe)
     recipe.run_folder.refuse_unwritable()
+    if recipe.passed_flags:  # of which upstream alone knows what there is
+        refuse_what_upstream_would(name, overrides, recipe, machine, console.line_of)
     console.print(summary(recipe))
     if overrides:
         console.line_of(f"That is {name} with {shlex.join(overrides)}.")

@@ -44,6 +44,10 @@ class Precision(Section):
     experts best with recompute: [moe_act]; null: as they are computed."""
 
 
+SMALLEST_VOCABULARY = 256 + 8
+"""Tokens of a trained tokenizer at least: the bytes, and those with a meaning of their own."""
+
+
 class TrainedTokenizer(Section):
     """A tokenizer trained on the corpus."""
 

@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.launch import supervise
+from dsv3_plugin.launch import needs, supervise
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.terminal import lines
@@ -149,6 +149,39 @@ def test_a_dry_run_refuses_a_folder_that_cannot_be(key, folder, refused, tmp_pat
     with pytest.raises(UserError, match=refused):
         supervise.dry_run("pretrain/tiny", words)
     assert [*tmp_path.iterdir()] == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("tokenizer", ["tok", "./tok", "../tok"])
+def test_a_dry_run_refuses_a_tokenizer_that_is_not_there(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"data.tokenizer: \S*tok does not exist"):
+        supervise.dry_run("pretrain/tiny", [f"data.tokenizer={tokenizer}"])
+
+
+def test_a_dry_run_asks_upstream_of_its_flags(tmp_path, monkeypatch):
+    asked = []
+
+    def refusing(name, overrides, recipe, machine, tell):
+        asked.append(recipe.passed_flags)
+        raise UserError("there is no such flag.")
+
+    monkeypatch.setattr(supervise, "refuse_what_upstream_would", refusing)
+    supervise.dry_run("pretrain/tiny", [f"directory={tmp_path}/run"])
+    assert not asked
+    with pytest.raises(UserError, match="no such flag"):
+        supervise.dry_run(
+            "pretrain/tiny", [f"directory={tmp_path}/run", "megatron_args.no-such-flag=5"]
+        )
+    assert asked == [{"no-such-flag": 5}]
+
+
+def test_a_reward_in_a_package_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").touch()
+    for there in ("mine.score", "json.loads", "accuracy", "time.time"):
+        needs.refuse_missing_rewards(load_recipe("rl/tiny", [f"rewards={{{there}: {{}}}}"]))
+    with pytest.raises(UserError, match=r"rewards: yours.score is a function in the Python packa"):
+        needs.refuse_missing_rewards(load_recipe("rl/tiny", ["rewards={yours.score: {}}"]))
 
 
 def test_a_dry_run_refuses_what_a_run_does(tmp_path):

@@ -2,8 +2,10 @@
 
 import pytest
 
+from dsv3_plugin.data import tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
+from dsv3_plugin.recipe import sections
 from dsv3_plugin.recipe.arguments import megatron_arguments
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.options import OPTIONS
@@ -27,6 +29,10 @@ from tests.recipe.piped import PIPED
             ["model.rope_type=yarn"],
             "with model.rope_type=yarn: model: rope_type yarn stretches positions, and nothing "
             "says by how much: give rotary_scaling_factor, and original_max_position_embeddings",
+        ),
+        (
+            ["data.tokenizer=bpe:100"],
+            "bpe:100 is too small: 256 bytes and the special tokens are 264",
         ),
         (["training=3"], "'training' is 3; it must be a mapping"),
         (["optimizer.betas=[0.9]"], "'optimizer.betas' is [0.9]; it must have 2 items"),
@@ -438,3 +444,7 @@ def test_every_flag_that_a_key_says_is_that_keys_own():
         "position-embedding-type", "qk-layernorm", "recompute-granularity", "recompute-modules",
         "spec", "step-batch-size-schedule", "swiglu",
     }  # fmt: skip
+
+
+def test_the_smallest_vocabulary_is_that_of_the_tokenizer():
+    assert sections.SMALLEST_VOCABULARY == tokenizer.SMALLEST_VOCABULARY

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.continued import PARENT, Continued
 from dsv3_plugin.recipe.schema import Recipe
-from dsv3_plugin.recipe.sections import TrainedTokenizer
+from dsv3_plugin.recipe.sections import SMALLEST_VOCABULARY, TrainedTokenizer
 from dsv3_plugin.recipe.sft import Sft
 
 
@@ -35,7 +35,15 @@ def sequence(recipe: Recipe) -> Iterator[str]:
 
 
 def tokenizer(recipe: Recipe) -> Iterator[str]:
-    """The tokenizer of a parent's weights needs a parent."""
+    """The tokenizer of a parent's weights needs a parent; one of bytes has all of them."""
+    if (
+        isinstance(recipe.data.tokenizer, TrainedTokenizer)
+        and (size := recipe.data.tokenizer.vocab_size) < SMALLEST_VOCABULARY
+    ):
+        yield (
+            f"data.tokenizer bpe:{size} is too small: 256 bytes and the special tokens are "
+            f"{SMALLEST_VOCABULARY}: take bpe:{SMALLEST_VOCABULARY} or larger"
+        )
     if recipe.data.tokenizer == PARENT and not isinstance(recipe, Continued):
         yield (
             f"data.tokenizer: {PARENT} is for stages that begin with another run's weights, and "
