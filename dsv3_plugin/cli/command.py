@@ -6,6 +6,7 @@ pay for torch.
 
 import difflib
 import os
+import re
 import signal
 import sys
 import warnings
@@ -107,6 +108,18 @@ app.add_typer(model, name="model")
 app.add_typer(data, name="data")
 app.add_typer(evaluate, name="eval")
 
+_OF_RANGES = (
+    (
+        r"^Invalid value for '(.+?)': Input should be greater than or equal to (\S+)$",
+        r"\1 has to be at least \2",
+    ),
+    (
+        r"^Invalid value for '(.+?)': Input should be less than or equal to (\S+)$",
+        r"\1 may be \2 at most",
+    ),
+)
+"""What typer says of a number outside its range, and how it is said here."""
+
 
 def main() -> None:
     """Entry point of the console script: whatever goes wrong becomes one sentence.
@@ -148,7 +161,10 @@ def usage_sentence(error: typer.exceptions.TyperException) -> str:
         error.possibilities = _near(error.option_name, error.possibilities or ())
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "dsv3"
-    return f"dsv3: {error.format_message().rstrip('.')} (see {command} --help)."
+    said = error.format_message().rstrip(".")
+    for theirs, ours in _OF_RANGES:
+        said = re.sub(theirs, ours, said)
+    return f"dsv3: {said} (see {command} --help)."
 
 
 def _near(option: str, known: Iterable[str]) -> list[str]:

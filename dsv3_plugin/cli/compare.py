@@ -97,6 +97,7 @@ def verify_files(a: Path, b: Path, workers: int, most: int | None, *, as_json: b
         if found.differences:
             say(f"{len(found.differences)} differ:")
             _print_list([_one_line(difference) for difference in found.differences], most)
+            say("Without --bytes tensors are compared, in whichever files they lie.")
     raise typer.Exit(1 if found.differences else 0)
 
 

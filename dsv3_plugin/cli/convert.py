@@ -170,7 +170,8 @@ def said_before(verb: str, target: Path, ahead: "Ahead") -> None:
     """Say on standard error what a conversion is about to do: bytes, room, and time at a rate."""
     lines.note(
         f"{verb}: {bytes_text(ahead.source_bytes)} to read, {bytes_text(ahead.target_bytes)} to "
-        f"write into {target}, {bytes_text(ahead.free_bytes)} free there; "
+        f"write into {target} ({number_of(ahead.files, 'file')} of tensors), "
+        f"{bytes_text(ahead.free_bytes)} free there; "
         f"{time_text(ahead.source_bytes / _READ_RATE)} at {bytes_text(_READ_RATE)}/s."
     )
 

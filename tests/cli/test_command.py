@@ -57,7 +57,8 @@ def test_ctrl_c_is_quiet_while_modules_are_loaded(dsv3, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["import", "a", "b", "--workers", "0"], "'--workers': Input should be greater than or"),
+        (["import", "a", "b", "--workers", "0"], "--workers has to be at least 1 (see"),
+        (["serve", "--port", "65536"], "--port may be 65535 at most (see dsv3 serve --help)."),
         (["foo"], "No such command 'foo' (see dsv3 --help)."),
         (["train"], "Missing argument 'recipe' (see dsv3 train --help)."),
         (["plan", "--nope"], "No such option: --nope (see dsv3 plan --help)."),

@@ -96,7 +96,10 @@ def test_what_lies_ahead_and_what_was_counted_is_said(tmp_path, dsv3):
         f"kept; with {len(scales)} scales of FP8 weights) into {tmp_path}/t: "
     ) in done.out
     read = sum(tensor.nbytes for tensor in tensors.values())
-    line = rf"import: {bytes_text(read)} to read, .* to write into {tmp_path}/t, .* free there; 0s "
+    line = (
+        rf"import: {bytes_text(read)} to read, .* to write into {tmp_path}/t "
+        r"\(\d files? of tensors\), .* free there; 0s "
+    )
     assert re.match(line, done.err)
 
     done = dsv3("export", tmp_path / "t", tmp_path / "out", "--fp8")

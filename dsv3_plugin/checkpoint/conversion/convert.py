@@ -73,6 +73,13 @@ _COMMON = {
     "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
 }
 
+_AS_TORCH = {
+    "bfloat16": "bf16",
+    "float32": "fp32",
+    "torch.bfloat16": "bf16",
+    "torch.float32": "fp32",
+}
+
 
 @dataclass(frozen=True)
 class Report:
@@ -149,7 +156,7 @@ def import_hf(
     with sole_writer(root):
         is_done = resume and was_complete(root, header, workers, progress)
         if not is_done:
-            refuse_taken(root, resume=resume)
+            refuse_taken(root, header, resume=resume)
             _announce(announce, jobs, layout.files, root)
             folder = TargetFolder(root, root / tracker.RELEASE, layout.files)
             try:
@@ -247,7 +254,7 @@ def export_hf(
     with sole_writer(root):
         is_done = resume and was_complete(root, header, workers, progress)
         if not is_done:
-            refuse_taken(root, resume=resume)
+            refuse_taken(root, header, resume=resume)
             _announce(announce, jobs, layout.files, root)
             folder = TargetFolder(root, root, layout.files)
             try:
@@ -296,8 +303,14 @@ def _written(config: dict[str, Any], source: DistWeights) -> bytes:
 
 
 def _require_known(dtype: str | None, known: tuple[str, ...]) -> None:
-    if dtype is not None and dtype not in known:
-        raise UserError(f"the type '{dtype}' is not known; choose from {', '.join(known)}.")
+    if dtype is None or dtype in known:
+        return
+    way = f"choose from {', '.join(known)}"
+    if dtype.lower() in _AS_TORCH:
+        way = f"it is called {_AS_TORCH[dtype.lower()]} here"
+    elif dtype.lower().startswith(("fp8", "float8")):
+        way = "take keep-fp8" if "keep-fp8" in known else "--fp8 writes that, without --dtype"
+    raise UserError(f"the type '{dtype}' is not known: {way}.")
 
 
 def _require_consumed(source: Weights, jobs: list[Job], names: set[str]) -> None:
@@ -322,7 +335,7 @@ def _announce(
 ) -> None:
     if announce is not None:
         reads, writes = sum(job.read_bytes for job in jobs), sum(files.values())
-        announce(Ahead(reads, writes, free_bytes(root)))
+        announce(Ahead(reads, writes, free_bytes(root), len(files)))
 
 
 def _report(

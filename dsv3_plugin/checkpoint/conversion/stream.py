@@ -50,6 +50,8 @@ class Ahead:
     """Bytes that it will write."""
     free_bytes: int
     """What the target's disk has free."""
+    files: int = 1
+    """Files that it will write the tensors into."""
 
 
 Announce = Callable[[Ahead], None]
@@ -70,8 +72,12 @@ class Job:
     """Looks at the checksums of its targets; what it raises fails the job."""
 
 
-def refuse_taken(root: Path, *, resume: bool) -> None:
+def refuse_taken(root: Path, header: dict[str, Any], *, resume: bool) -> None:
     """Look whether a conversion can go into a folder, which is held; it need not be there.
+
+    Args:
+        header: says what is converted and how.
+        resume: an unfinished conversion may be there.
 
     Raises:
         OtherTargetError: something else is there.
@@ -87,7 +93,12 @@ def refuse_taken(root: Path, *, resume: bool) -> None:
     # Of a mark a kill may have left less, which is swept.
     if root.exists() and any(not p.name.startswith(f".{INCOMPLETE}.") for p in root.iterdir()):
         other = "choose another folder"
-        if manifest_file.read(root):
+        if finished := manifest_file.read(root):
+            kind, source = finished.get("conversion"), finished.get("source")
+            if kind and source and (kind, source) != (header["conversion"], header["source"]):
+                raise journal.OtherTargetError(
+                    f"{root} is not empty, it holds a finished {kind} of {source}: {other}."
+                )
             raise journal.OtherTargetError(
                 f"{root} is not empty, it holds a conversion that is finished: check it with "
                 f"--resume, or {other}."
@@ -120,7 +131,7 @@ class TargetFolder:
             if resume and mark.exists():
                 done = journal.read(mark, header)
             else:
-                refuse_taken(self.root, resume=resume)
+                refuse_taken(self.root, header, resume=resume)
             self._require_room()
             self.root.mkdir(parents=True, exist_ok=True)
             journal.begin(mark, header, done)

@@ -31,6 +31,9 @@ _ALONE = "model.safetensors"
 _PART = ".part"
 """Ending of a shard's name until all shards are whole."""
 
+_LEAST_SHARD = 10**6
+"""Bytes that a person can mean: 5 was meant as GB."""
+
 
 def shard_bytes(text: str) -> int:
     """Bytes of a shard size as people write it: "5GB" is 5·10⁹, "5GiB" 5·2³⁰."""
@@ -41,6 +44,11 @@ def shard_bytes(text: str) -> int:
         size = int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
     if size < 1:
         raise UserError(f"'{text}' is no size of a shard; write for example 5GB or 500MB.")
+    if size < _LEAST_SHARD:
+        raise UserError(
+            f"a shard of '{text}' would be less than 1MB, a file for nearly each tensor: write "
+            "for example 5GB or 500MB."
+        )
     return size
 
 

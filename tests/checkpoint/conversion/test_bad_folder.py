@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
+from dsv3_plugin.checkpoint.formats.hf_writer import shard_bytes
 from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.errors import UserError
 from tests.checkpoint.conversion.damage import FIRST, INDEX, O_PROJ, SECOND, edit, refused, rename
@@ -287,6 +288,7 @@ def test_links_in_a_checkpoint(source, tmp_path):
         ["import", "SOURCE", "TARGET", "--dtype", "int8"],
         ["export", "SOURCE", "TARGET"],
         ["export", "SOURCE", "TARGET", "--shard-size", "5Q"],
+        ["export", "SOURCE", "TARGET", "--shard-size", "5"],
         ["verify", "SOURCE", "TARGET"],
         ["inspect", "TARGET"],
     ],
@@ -298,6 +300,27 @@ def test_command_line_prints_the_sentence_and_exits_with_2(source, tmp_path, dsv
     assert said.code == 2
     assert said.err.startswith("dsv3: ")
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("convert", "dtype", "way"),
+    [
+        (import_hf, "bfloat16", "it is called bf16 here."),
+        (export_hf, "float32", "it is called fp32 here."),
+        (import_hf, "fp8", "take keep-fp8."),
+        (export_hf, "fp8", "--fp8 writes that, without --dtype."),
+        (export_hf, "int8", "choose from bf16, fp32."),
+    ],
+)
+def test_a_type_under_another_name(tmp_path, convert, dtype, way):
+    with pytest.raises(UserError, match=f"the type '{dtype}' is not known: {way}"):
+        convert(tmp_path, tmp_path / "t", dtype=dtype)
+
+
+def test_a_size_of_a_shard_in_bytes_was_meant_in_gigabytes():
+    assert shard_bytes("1MB") == 10**6
+    with pytest.raises(UserError, match=r"'5' would be less than 1MB, .*: write for example 5GB"):
+        shard_bytes("5")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -33,7 +33,7 @@ def test_target_that_is_taken_is_refused_before_a_plan_is_told(source, checkpoin
     (tmp_path / "file").touch()
     finished = "is not empty, it holds a conversion that is finished: check it with --resume, or"
     for verb, reads, target, sentence in (
-        ("import", source, checkpoint, finished),
+        ("import", source, checkpoint, "is not empty, it holds a finished import of "),
         ("export", checkpoint, tmp_path / "hf", finished),
         ("import", source, tmp_path / "file", "is a file: name a new folder."),
         ("export", checkpoint, tmp_path / "file", "is a file: name a new folder."),
@@ -42,6 +42,9 @@ def test_target_that_is_taken_is_refused_before_a_plan_is_told(source, checkpoin
         said = dsv3(verb, reads, target)
         assert (said.code, said.out, len(said.err.splitlines())) == (2, "", 1)
         assert sentence in said.err
+    shutil.copytree(checkpoint, tmp_path / "another")
+    said = dsv3("export", tmp_path / "another", tmp_path / "hf")
+    assert f"it holds a finished export of {checkpoint}: choose another folder." in said.err
     said = dsv3("export", checkpoint, tmp_path / "hf", "--resume")
     assert (said.code, "was complete already" in said.out) == (0, True)
 

@@ -102,5 +102,9 @@ def test_files_that_differ_are_named_with_the_first_byte(imported, tmp_path, dsv
     said = dsv3("verify", "--bytes", imported / "hf", copy, "--json")
     assert said.code == 1
     assert json.loads(said.out)["equal"] == 3
+    said = dsv3("verify", "--bytes", imported / "hf", copy)
+    assert said.out.endswith(
+        "\nWithout --bytes tensors are compared, in whichever files they lie.\n"
+    )
     assert dsv3("verify", "--bytes", copy).code == 2
     assert "belong to comparing tensors" in dsv3("verify", "--bytes", "a", "b", "--tolerance=1").err
