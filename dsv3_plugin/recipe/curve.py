@@ -78,6 +78,11 @@ def _as_pieces(written: Any) -> Any:
     if isinstance(written, int | float) and not isinstance(written, bool):
         return [{"constant": float(written)}]
     if not isinstance(written, list) or not written:
+        if isinstance(written, dict) and all(str(key).isdecimal() for key in written):
+            raise ValueError(
+                "a piece cannot be changed alone: give the whole curve, a number or a list of "
+                "pieces, such as [{linear: 1e-4, from: 0, for: 10%}, {constant: 1e-4}]"
+            )
         if isinstance(written, dict):
             raise ValueError(
                 f"{quoted(written)} is one piece of a curve: put it in brackets, [{{…}}]"

@@ -56,8 +56,10 @@ def load_recipe(
         UserError: one sentence naming the file, the key and the way out.
     """
     path = find(str(name_or_path))
-    data = _with_bases(path, ())
-    if "model" not in data and data.keys() & {"num_layers", "hidden_size"}:
+    data = _read(path)
+    if "model" in data or not (data.keys() & _OF_MODELS_ALONE and _is_model(data.get("base"))):
+        data = _with_bases(path, ())
+    if "model" not in data and data.keys() & _OF_MODELS_ALONE:
         raise UserError(
             f"{path} is a model, and a recipe is asked for: name the model in one with "
             f"`model: {path.name}`, or begin with the recipe pretrain/tiny."
@@ -70,6 +72,10 @@ def load_recipe(
         return _checked(data, path, given, machine)
     except UserError as error:
         raise UserError(_blaming(str(error), where, given)) from error
+
+
+def _is_model(name: Any) -> bool:
+    return isinstance(name, str) and name in shipped.names_in(shipped_folder() / "models")
 
 
 def _is_a_cluster(name_or_path: str | Path) -> UserError:
@@ -226,7 +232,7 @@ def load_recipe_or_model(
     if overrides:
         raise UserError(
             f"{path} is a model, which takes no overrides: name a recipe, such as pretrain/tiny, "
-            f"with model={name_or_path} and model.KEY=VALUE."
+            f"with model={name_or_path.removeprefix('models/')} and model.KEY=VALUE."
         )
     return load_model(path)
 
@@ -374,6 +380,8 @@ def _model_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise UserError(f"{path}: builds on itself through base.")
     data = yaml_text.read_mapping(path)
+    if "model" in data:
+        raise UserError(f"{path} is a recipe, and a model is asked for: name its model.")
     base = data.pop("base", None)
     if base is None:
         return {"name": path.stem, **data}

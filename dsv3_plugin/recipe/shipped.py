@@ -72,7 +72,10 @@ def no_such(name_or_path: str, what: str, known: Sequence[str]) -> UserError:
     meant = next(filter(os.path.isfile, (f"{path}.yaml", f"{path}.yml")), None)
     if meant is not None:
         return UserError(f"'{name_or_path}' is no {what}, and {meant} is a file: name that.")
-    called_so = [f"'{name}'" for name in known if name.rpartition("/")[2] == name_or_path]
+    last = name_or_path.rpartition("/")[2]
+    called_so = [
+        f"'{name}'" for name in known if name.rpartition("/")[2] == name_or_path or name == last
+    ]
     if called_so:
         near = f" (nearest: {', '.join(called_so)})"
     else:

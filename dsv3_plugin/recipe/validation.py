@@ -27,6 +27,7 @@ _MEANT = dict.fromkeys(("yes", "on", "y", "1"), "true") | dict.fromkeys(
     ("no", "off", "n", "0"), "false"
 )
 """What YAML 1.1 and others take for a boolean."""
+_INTEGER = re.compile(r"[\"']?(\d{1,9})\s*([kKmM]?)(?:\s+steps?)?[\"']?")
 _CLOCK = re.compile(r"(\d{1,6}):([0-5]\d):([0-5]\d)")
 _MEASURED = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-zµ/]+)")
 
@@ -63,7 +64,7 @@ def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, wh
         case _:
             # A union reports each of its types: all of them are ways out.
             wanted = dict.fromkeys(_wanted(p) for p in problems if _keys(p) == path)
-            way_out = _as_written(problem)
+            way_out = _as_written(problem, _annotation_at(kind, path))
             if not way_out and takes_null(_annotation_at(kind, path)):
                 wanted["be null"] = None
             is_so = _shown(problem["input"])
@@ -102,9 +103,9 @@ def _wanted(problem: Any) -> str:
     return message.removeprefix("input should ")
 
 
-def _as_written(problem: Any) -> str:
-    """How a number is written that was given as a float (`1e3`), or with its unit (`80 GB`); a
-    list that was given without brackets; and a yes."""
+def _as_written(problem: Any, annotation: Any) -> str:
+    """How a number is written that was given as a float (`1e3`), or with its unit (`80 GB`), or in
+    quotes; a list that was given without brackets; a mapping; and a yes."""
     value, kind = problem["input"], problem["type"]
     if kind == "bool_type" and str(value).lower() in _MEANT:
         return f": write {_MEANT[str(value).lower()]}"
@@ -113,7 +114,21 @@ def _as_written(problem: Any) -> str:
         and isinstance(value, str)
         and re.fullmatch(r"[\w.-]+(,\s*[\w.-]+)*", value)
     ):
-        return f": write [{', '.join(re.split(r',\s*', value))}]"
+        words, known = re.split(r",\s*", value), [*_words_of(annotation)]
+        if known and not {*words} <= {*known}:
+            return f": write some of {', '.join(known)} in brackets, such as [{known[0]}]"
+        return f": write [{', '.join(words)}]"
+    if kind in ("dict_type", "model_type") and (example := _as_mapping(value, annotation)):
+        return f": write {example}"
+    if (
+        kind == "int_type"
+        and isinstance(value, str)
+        and (number := _INTEGER.fullmatch(value.strip()))
+    ):
+        many = number[2].lower()
+        in_1024 = str(_keys(problem)[-1]).endswith(("length", "size", "embeddings"))
+        least = {"k": 1024 if in_1024 else 1000, "m": 1024**2 if in_1024 else 10**6}.get(many, 1)
+        return f": write {int(number[1]) * least}{'' if many else ', without quotes or a word'}"
     if kind == "int_type" and isinstance(value, float) and value.is_integer():
         return f": write {value:.0f}"
     key = f"_{_keys(problem)[-1]}"
@@ -128,6 +143,28 @@ def _as_written(problem: Any) -> str:
     if measured and measured[2].lower() in spellings:
         return f", of {name}: write {measured[1]}"
     return f", of {name}, without a unit"
+
+
+def _words_of(annotation: Any) -> Iterator[str]:
+    """The words of the literals inside an annotation."""
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        yield from (word for word in inner if isinstance(word, str))
+    else:
+        for one in inner:
+            yield from _words_of(one)
+
+
+def _as_mapping(value: Any, annotation: Any) -> str | None:
+    """A mapping that says what was given without one: by name, or under the key that takes it."""
+    if typing.get_origin(annotation) is dict:
+        return f"{{{value}: {{}}}}" if isinstance(value, str) and value.isidentifier() else None
+    for key, field in fields_of(model_in(annotation)).items():
+        if isinstance(value, str) and value in _words_of(field.annotation):
+            return f"{{{key}: {value}}}"
+        if key == "weight" and isinstance(value, int | float):
+            return f"{{{key}: {value:g}}}"
+    return None
 
 
 def _or(phrases: Iterable[str]) -> str:

@@ -130,6 +130,28 @@ for _kind, _pattern, _first in (
     _Loader.add_constructor(_TAG + _kind, _Loader.construct_core)
 
 
+_IN_OUR_WORDS = (
+    (
+        "expected alphabetic or numeric character, but found",
+        'a value with * or & is to be in quotes, such as "[0]*3+[1]*58"',
+    ),
+    (r"found character '\t'", "a tab stands where spaces have to: indent with spaces"),
+    (
+        "mapping values are not allowed here",
+        "this line has a colon too many, or does not begin below its neighbours: indent the keys "
+        "of a mapping alike, with a space behind their colons, and put a text that has a colon "
+        "in quotes",
+    ),
+    (
+        "expected <block end>",
+        "this line does not begin below its neighbours: indent the keys of a mapping alike",
+    ),
+    ("expected ',' or '}'", "a mapping lacks a comma between its keys, or the } at its end"),
+    ("expected ',' or ']'", "a list lacks a comma between its items, or the ] at its end"),
+)
+"""How what the parser says of common slips begins → what is said in its place."""
+
+
 def parse(text: str, where: str) -> Any:
     """The value that `text` says; `where` names its origin in the error."""
     try:
@@ -140,6 +162,7 @@ def parse(text: str, where: str) -> Any:
         problem = getattr(error, "problem", None) or "this is not YAML"
         if problem == "but found another document":
             problem = "another document begins (---), and one is all that there may be"
+        problem = next((ours for begin, ours in _IN_OUR_WORDS if begin in problem), problem)
         raise UserError(f"{where}{line}: {problem}.") from error
 
 

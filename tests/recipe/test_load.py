@@ -105,8 +105,18 @@ def test_models_and_recipes_by_name_or_path(tmp_path):
     assert load_recipe_or_model(str(tmp_path / "m.yaml")) == load_model("tiny").model_copy(
         update={"name": "tiny"}
     )
-    with pytest.raises(UserError, match="is a model, which takes no overrides"):
+    with pytest.raises(UserError, match=r"is a model, which takes no overrides: .* model=tiny and"):
         load_recipe_or_model("tiny", ["a=1"])
+
+
+def test_a_model_is_no_recipe_and_a_recipe_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.yaml").write_text("base: tiny\nhidden_size: 256\n")
+    with pytest.raises(UserError, match=r"model.yaml is a model, and a recipe is asked for: name"):
+        load_recipe("model.yaml")
+    (tmp_path / "mine.yaml").write_text("base: pretrain/tiny\nmodel: tiny\n")
+    with pytest.raises(UserError, match=r"mine.yaml is a recipe, and a model is asked for"):
+        load_recipe("pretrain/tiny", ["model=mine.yaml"])
 
 
 def test_a_models_file_may_build_on_another(tmp_path, monkeypatch):
@@ -153,6 +163,15 @@ def test_a_model_is_no_recipe_to_train():
     ("text", "sentence"),
     [
         ("a: [", "line"),
+        ("a: [0]*1+[1]*5\n", 'line 1: a value with * or & is to be in quotes, such as "[0]*3+[1'),
+        ("a:\n\tb: 1\n", "line 2: a tab stands where spaces have to: indent with spaces."),
+        ("a:\n  b: 1\n   c: 1\n", "line 3: this line has a colon too many, or does not begin "),
+        ("a:\n  b: 1\n c: 1\n", "line 3: this line does not begin below its neighbours: ind"),
+        ("a: {b: 1\nc: 1\n", "line 2: a mapping lacks a comma between its keys, or the } at"),
+        (
+            'base: pretrain/tiny\ntraining: {steps: "100"}\n',
+            "'training.steps' is '100'; it must be a valid integer: write 100, without quotes",
+        ),
         ("- 1\n", "holds list, not a mapping"),
         ("base: 3\n", "'base' must be the name or path of a recipe"),
         ("base: nothing\n", "'nothing' is neither a file nor a shipped recipe"),

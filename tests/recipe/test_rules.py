@@ -34,6 +34,13 @@ from tests.recipe.piped import PIPED
             ["data.tokenizer=bpe:100"],
             "bpe:100 is too small: 256 bytes and the special tokens are 264",
         ),
+        (["recompute=full"], "must be a valid list: write some of norms, mla_up_proj, moe_act, "),
+        (["precision=bf16"], "must be a mapping of keys to values: write {dtype: bf16}."),
+        (["data.seq_length=4k"], "is '4k'; it must be a valid integer: write 4096."),
+        (["training.steps=1k"], "is '1k'; it must be a valid integer: write 1000"),
+        (["training.steps=100 steps"], "valid integer: write 100, without quotes or a word"),
+        (["model=pretrain/tiny"], "is neither a file nor a shipped model (nearest: 'tiny')."),
+        (["curves.learning_rate.0.linear=1e-3"], "a piece cannot be changed alone: give the whole"),
         (["training=3"], "'training' is 3; it must be a mapping"),
         (["optimizer.betas=[0.9]"], "'optimizer.betas' is [0.9]; it must have 2 items"),
         (["dispatch.ranks_per_node=many"], "it must be a valid integer or 'auto'"),
@@ -448,3 +455,17 @@ def test_every_flag_that_a_key_says_is_that_keys_own():
 
 def test_the_smallest_vocabulary_is_that_of_the_tokenizer():
     assert sections.SMALLEST_VOCABULARY == tokenizer.SMALLEST_VOCABULARY
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("rewards=accuracy", "must be a mapping of keys to values: write {accuracy: {}}."),
+        ("rewards.accuracy=1.0", "must be a mapping of keys to values: write {weight: 1}."),
+        ("data.packing=conversations", "and the stage is rl: set data.packing to prompts."),
+    ],
+)
+def test_what_is_said_of_a_recipe_of_answers(change, sentence):
+    with pytest.raises(UserError) as refused:
+        load_recipe("rl/tiny", [change])
+    assert sentence in str(refused.value)

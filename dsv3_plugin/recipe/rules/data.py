@@ -61,7 +61,7 @@ def conversations(recipe: Recipe) -> Iterator[str]:
     if packed and not isinstance(recipe, Sft):
         yield (
             f"data.packing: conversations is for stage sft, and the stage is {recipe.stage}: set "
-            "data.packing to stream or whole"
+            f"data.packing to {'prompts' if recipe.stage == 'rl' else 'stream or whole'}"
         )
     if not packed:
         if training.epochs is not None:
