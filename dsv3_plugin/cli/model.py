@@ -20,8 +20,11 @@ def from_hf(
     ] = None,
 ) -> None:
     """Write the model YAML of a Hugging Face config."""
+    from dsv3_plugin.checkpoint.absent import refuse_no_folder
     from dsv3_plugin.recipe.hf_config import read_hf_model
 
+    if config.suffix != ".json" and not config.exists():
+        refuse_no_folder(config, "a Hugging Face folder")
     found, assumed = read_hf_model(config)
     for sentence in assumed:
         note(sentence)

@@ -66,3 +66,8 @@ def test_weights_below_are_named(run):
     (run.parent / "model").mkdir()
     (run.parent / "model" / "config.json").touch()
     assert str(neither(run.parent)).endswith(f": name one inside, such as {run.parent}/model.")
+
+
+def test_a_model_of_the_hub_is_no_file(dsv3):
+    said = dsv3("model", "from-hf", "deepseek-ai/DeepSeek-V3")
+    assert (said.code, "hf download deepseek-ai/DeepSeek-V3 --local-dir" in said.err) == (2, True)
