@@ -117,8 +117,13 @@ _OF_RANGES = (
         r"^Invalid value for '(.+?)': Input should be less than or equal to (\S+)$",
         r"\1 may be \2 at most",
     ),
+    (r"^Invalid value for '(.+?)': Input should be a valid number\b.*", r"\1 has to be a number"),
+    (
+        r"^Invalid value for '(.+?)': Input should be a valid integer\b.*",
+        r"\1 has to be a whole number",
+    ),
 )
-"""What typer says of a number outside its range, and how it is said here."""
+"""What typer says of no number, or one outside its range, and how it is said here."""
 
 
 def main() -> None:

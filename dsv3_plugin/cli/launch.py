@@ -62,7 +62,12 @@ def launch(
             f"{next(iter(others))} starts one run by hand: leave out --after, --array and --dry-run"
         )
     wanted = Wanted(recipe, tuple(overrides or ()), cluster, nodes, after, array)
-    prepared = submit.prepare(wanted, note, is_submitted=not others and not dry_run)
+    prepared = submit.prepare(
+        wanted,
+        note,
+        is_submitted=not others and not dry_run,
+        made_of_it=next(iter(others.values()), None),
+    )
     for text in others.values():
         say_all(text(prepared).splitlines())
         return

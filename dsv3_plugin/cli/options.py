@@ -5,12 +5,22 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.errors import UserError
+
 
 def _shipped(beginning: str) -> list[str]:
     """For a shell that completes a word: the shipped recipes that begin so."""
     from dsv3_plugin.recipe.shipped import what_ships
 
     return [name for name in what_ships()["recipes"] if name.startswith(beginning)]
+
+
+def _not_empty(cluster: str | None) -> str | None:
+    if cluster is not None and not cluster.strip():
+        raise UserError(
+            "--cluster is empty: name a cluster (h800) or its file, or leave the option out."
+        )
+    return cluster
 
 
 Recipe = Annotated[
@@ -24,6 +34,7 @@ Cluster = Annotated[
     str | None,
     typer.Option(
         metavar="NAME_OR_FILE",
+        callback=_not_empty,
         help="Where it is to run (h800, or a YAML file); by default the recipe's `cluster`.",
     ),
 ]

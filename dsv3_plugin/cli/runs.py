@@ -31,12 +31,23 @@ def status(
     from dsv3_plugin.cli.notes import note
     from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.queue import queued
-    from dsv3_plugin.launch.status import find_runs, jobs_of, not_begun, runs_below, status_of
+    from dsv3_plugin.launch.status import (
+        find_runs,
+        jobs_of,
+        launched_in_vain,
+        not_begun,
+        runs_below,
+        status_of,
+    )
     from dsv3_plugin.terminal.lines import say_json
 
-    asked = [named(run) for run in runs or ()] or runs_below(Path("runs"))
+    below = Path("runs")
+    asked = [named(run) for run in runs or ()] or runs_below(below) or launched_in_vain(below)
     if not asked:
-        raise UserError("there is no run in runs/: name the folder of one.")
+        raise UserError(
+            "there is no run in runs/: name the folder of one, or begin one (dsv3 train, dsv3 "
+            "launch)."
+        )
     found = [run for folder in asked for run in find_runs(folder)]
     try:
         jobs = queued(jobs_of(found))

@@ -93,11 +93,12 @@ def _slurm() -> Finding:
     sinfo, cost = shutil.which("sinfo"), "runs start on this machine only, or under torchrun"
     if sinfo is None:
         return Finding("Slurm", None, cost)
-    version = _first_line([sinfo, "--version"])[1] or "present"
+    is_told, version = _first_line([sinfo, "--version"])  # fails, too, without a configuration
     answers, words = _first_line([sinfo, "--noheader", "--format=%D"])
     if answers:
-        return Finding("Slurm", f"{version}, answers")
-    return Finding("Slurm", None, f"{version} is installed, and does not answer ({words}): {cost}")
+        return Finding("Slurm", f"{version if is_told and version else 'present'}, answers")
+    what = version if is_told and version else "it"
+    return Finding("Slurm", None, f"{what} is installed, and does not answer ({words}): {cost}")
 
 
 def _first_line(command: list[str]) -> tuple[bool, str]:

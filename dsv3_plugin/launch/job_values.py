@@ -36,6 +36,16 @@ class Placement:
     ranks_per_node: int
     spares: int
 
+    @property
+    def sentence(self) -> str:
+        """What the nodes are for that are asked for."""
+        runs = "runs" if self.nodes == 1 else "run"
+        takes = "takes" if self.spares == 1 else "take"
+        return (
+            f"{number_of(self.nodes, 'node')} {runs}; {self.spares:,} {takes} the place of what "
+            "fails its check."
+        )
+
 
 @dataclass(frozen=True)
 class Place:

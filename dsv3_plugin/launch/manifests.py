@@ -70,7 +70,7 @@ def kubernetes(values: JobValues, words: Sequence[str], cluster: str) -> str:
     if values.cluster.launch.container is None:
         raise UserError(
             "--kubernetes starts pods of an image: name one in the cluster's file, "
-            "launch.container: {runtime: pyxis, image: …}."
+            "launch.container: {runtime: pyxis, image: nvcr.io/team/dsv3:1}, as a registry has it."
         )
     where = ("$RANK", "$MASTER_ADDR", "$MASTER_PORT")
     return _rendered("kubernetes.yaml.j2", values, words, cluster, where)

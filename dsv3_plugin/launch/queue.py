@@ -1,5 +1,6 @@
 """What Slurm says of jobs, in its own words: squeue, sbatch, scancel. No torch here."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,12 @@ from dsv3_plugin.errors import UserError
 _FIELDS = ("JobArrayID", "State", "Reason", "RestartCnt", "TimeLeft", "NodeList")
 _UNKNOWN = "Invalid job id"
 """What squeue says where the only job that it was asked for ended minutes ago."""
+_NO_CONTROLLER = re.compile(
+    r"resolve_ctls|fetch_config|configless|establish a configuration|contact slurm controller"
+    r"|Connection (refused|timed out)|slurm\.conf",
+    re.IGNORECASE,
+)
+"""What sbatch says where it has no configuration, or nobody answers."""
 _ENDED = frozenset(
     {
         "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -116,7 +123,8 @@ def submit(script: str, options: Sequence[str] = ()) -> str:
     need_slurm("sbatch")
     answer = _run(["sbatch", "--parsable", *options, script])
     if answer.returncode:
-        raise UserError(f"Slurm does not take the job: {_words(answer)}.")
+        words = _words(answer)
+        raise UserError(f"Slurm does not take the job: {words}: {_way_out(words)}.")
     job = answer.stdout.strip().partition(";")[0]  # ID;CLUSTER where there are several
     if not job.isdecimal():
         raise UserError(
@@ -124,6 +132,16 @@ def submit(script: str, options: Sequence[str] = ()) -> str:
             f"whether it is there."
         )
     return job
+
+
+def _way_out(words: str) -> str:
+    """What helps where sbatch refuses."""
+    if _NO_CONTROLLER.search(words):
+        return (
+            "Slurm's controller is not reached from here: call dsv3 launch on a login node of the "
+            "cluster, or start the run without Slurm (--torchrun); --dry-run prints the script"
+        )
+    return "mend launch in the cluster's file; --dry-run prints the script that it makes"
 
 
 def cancel(job: str, options: Sequence[str] = ()) -> None:

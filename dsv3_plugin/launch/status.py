@@ -77,6 +77,15 @@ def runs_below(folder: Path) -> list[Path]:
     return found
 
 
+def launched_in_vain(folder: Path) -> list[Path]:
+    """The folders in a folder whose runs Slurm did not take, and that have not begun."""
+    return [
+        child
+        for child in _folders(folder)
+        if RunFolder(child).launched_with.is_file() and not is_run(child)
+    ]
+
+
 def _was_launched(folder: Path) -> bool:
     return record_of(RunFolder(folder)) is not None
 

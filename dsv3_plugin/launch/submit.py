@@ -67,7 +67,11 @@ class Prepared:
 
 
 def prepare(
-    wanted: Wanted, tell: Callable[[str], object], *, is_submitted: bool = True
+    wanted: Wanted,
+    tell: Callable[[str], object],
+    *,
+    is_submitted: bool = True,
+    made_of_it: Callable[[Prepared], object] | None = None,
 ) -> Prepared:
     """Look at each run's recipe, plan it, rehearse its configuration; nothing is written.
 
@@ -75,6 +79,8 @@ def prepare(
         wanted: what is to be launched.
         tell: takes a sentence for the person.
         is_submitted: whether a job of Slurm follows; otherwise what it would lack is only told.
+        made_of_it: makes what is started in a job's place, so that what it refuses is refused
+            before the rehearsal.
 
     Raises:
         UserError: whatever would have cost the job, or one of its runs, its start.
@@ -109,13 +115,16 @@ def prepare(
         values.append(one)
     job = values[0] if len(values) == 1 else of_sweep(values)
     tell(f"{recipes[0].name} on {cluster.name}: {job.sentence}.")
+    prepared = Prepared(job, tuple(recipes), wanted, cluster_key)
+    if made_of_it is not None:
+        made_of_it(prepared)
     for hint in dict.fromkeys(hints):
         tell(f"Note: {hint}.")
     _look_for_needs(recipes, job, wanted, tell, is_submitted)
     for run, recipe in zip(runs, recipes, strict=True):
         with _naming(run.value):
             refuse_what_upstream_would(wanted.name, run.overrides, recipe, cluster.machine, tell)
-    return Prepared(job, tuple(recipes), wanted, cluster_key)
+    return prepared
 
 
 def launch(prepared: Prepared) -> list[str]:

@@ -26,6 +26,8 @@ LEAST, MOST = 1e-6, 1e9
 """Bounds of whatever a device has or does, in the units of a cluster file."""
 LEAST_SHARE = 1e-3
 _OF_A_CLUSTER = {"gpu", "gpus", "gpus_per_node", "peak_tflops", "launch"}
+_OF_NODES = {"ends", "efficiency", "peak_tflops", "memory_gb", "gpu"}
+"""Keys that a file without any of them lacks with a dozen others."""
 _OF_OTHERS = {"base", "model", "stage", "training", "parallel", "curves", "num_layers"}
 """Keys by which a file that was named by mistake is told from a cluster's."""
 
@@ -216,6 +218,11 @@ def load_cluster(name_or_path: str | Path) -> Cluster:
     data = yaml_text.read_mapping(path)
     if data.keys() & _OF_OTHERS and not data.keys() & _OF_A_CLUSTER:
         raise _another_file(path, "a model" if "num_layers" in data else "a recipe")
+    if not data.keys() & _OF_NODES:
+        raise UserError(
+            f"{path} says nothing of what nodes have: begin with a copy of a cluster that comes "
+            f"with dsv3, such as {_shipped_folder() / 'h100.yaml'}, and change what differs."
+        )
     return validate(Cluster, {"name": path.stem} | data, str(path))
 
 

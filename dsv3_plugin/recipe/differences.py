@@ -74,7 +74,7 @@ def whole_recipe(place: str) -> dict[str, Any]:
     ):
         near = nearest(place, shipped.what_ships()["recipes"])
         raise UserError(
-            f"{place} is neither the folder of a run, such as runs/tiny, nor a recipe{near}: dsv3 "
-            "runs lists those in runs/, dsv3 recipes the recipes that ship."
+            f"{place} is neither the folder of a run nor a recipe{near}: dsv3 runs "
+            "lists those in runs/, dsv3 recipes the recipes that ship."
         )
     return yaml_text.parse(load_recipe(place).to_yaml(), place)

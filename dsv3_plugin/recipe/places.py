@@ -76,5 +76,10 @@ def the_run_at(path: str | Path) -> RunFolder:
     """
     if (run := run_at(path)) is not None:
         return run
+    if RunFolder(named(path)).launched_with.is_file():
+        raise UserError(
+            f"the run in {path} has not begun, and Slurm was given no job of it: launch it again "
+            "(dsv3 launch)."
+        )
     there = "holds no run" if named(path).is_dir() else "does not exist"
-    raise UserError(f"{path} {there}: name a run's folder, such as runs/tiny.")
+    raise UserError(f"{path} {there}: name a run's folder; dsv3 status lists those in runs/.")

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
-from dsv3_plugin.recipe.validation import suggestion
+from dsv3_plugin.recipe.validation import nearest, suggestion
 
+_OTHER_SUFFIX = {".yaml": ".yml", ".yml": ".yaml"}
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -67,8 +68,8 @@ def existing(name_or_path: str, shipped: Path, beside: Path | None = None) -> Pa
 def no_such(name_or_path: str, what: str, known: Sequence[str]) -> UserError:
     """The sentence on a name or path that is no file; `what` it was to be, from what is `known`."""
     path = named(name_or_path)
-    if path.suffix in {".yaml", ".yml"}:
-        return UserError(f"{path}: no such {what} file.")
+    if path.suffix in _OTHER_SUFFIX:
+        return UserError(f"{path}: no such {what} file: {_in_its_place(path, what, known)}.")
     meant = next(filter(os.path.isfile, (f"{path}.yaml", f"{path}.yml")), None)
     if meant is not None:
         return UserError(f"'{name_or_path}' is no {what}, and {meant} is a file: name that.")
@@ -76,8 +77,31 @@ def no_such(name_or_path: str, what: str, known: Sequence[str]) -> UserError:
     called_so = [
         f"'{name}'" for name in known if name.rpartition("/")[2] == name_or_path or name == last
     ]
+    folders = [name.partition("/")[0] for name in known if "/" in name]
+    is_path = path.parent != Path() and not nearest(path.parts[0], folders)
+    if is_path and not called_so:
+        return UserError(
+            f"'{name_or_path}' is neither a file nor a shipped {what}: "
+            f"{_in_its_place(path, what, known)}."
+        )
     if called_so:
         near = f" (nearest: {', '.join(called_so)})"
     else:
         near = suggestion(name_or_path, list(known))
     return UserError(f"'{name_or_path}' is neither a file nor a shipped {what}{near}.")
+
+
+def _in_its_place(path: Path, what: str, known: Sequence[str]) -> str:
+    """What may be named where there is no file of a path."""
+    other = path.with_suffix(_OTHER_SUFFIX.get(path.suffix, ".yaml"))
+    if os.path.isfile(other):
+        return f"{other} is one, name that"
+    name = path.with_suffix("") if path.suffix in _OTHER_SUFFIX else path
+    if name.as_posix() in known:
+        return f"{name} comes with dsv3, name it without {path.suffix}"
+    if what == "cluster":
+        return f"name one that is there, such as a copy of a shipped one ({', '.join(known)})"
+    called_so = [one for one in known if one.rpartition("/")[2] == name.name]
+    plainest = [one for one in known if one.rpartition("/")[2] == "tiny"]
+    example = (*called_so, *plainest, *known)[0]
+    return f"name one that is there, or a shipped {what} such as {example}"

@@ -57,6 +57,15 @@ def test_ctrl_c_is_quiet_while_modules_are_loaded(dsv3, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (
+            ["plan", "pretrain/tiny", "--imbalance", "abc"],
+            "dsv3: --imbalance has to be a number (see",
+        ),
+        (["launch", "pretrain/tiny", "--nodes", "x"], "--nodes has to be a whole number (see"),
+        (
+            ["plan", "pretrain/tiny", "--cluster", ""],
+            "--cluster is empty: name a cluster (h800) or",
+        ),
         (["import", "a", "b", "--workers", "0"], "--workers has to be at least 1 (see"),
         (["serve", "--port", "65536"], "--port may be 65535 at most (see dsv3 serve --help)."),
         (["foo"], "No such command 'foo' (see dsv3 --help)."),

@@ -59,6 +59,13 @@ def test_torchruns_lines_are_those_of_each_node(dsv3, tmp_path):
     assert second.endswith(f"train pretrain/tiny training.steps=12 cluster={there}")
 
 
+def test_what_kubernetes_lacks_is_refused_before_the_rehearsal(dsv3, monkeypatch):
+    monkeypatch.setattr(submit, "refuse_what_upstream_would", lambda *_: pytest.fail("rehearsed"))
+    said = dsv3(*LAUNCH, "--kubernetes")
+    assert (said.code, said.out) == (2, "")
+    assert "--kubernetes starts pods of an image: name one" in said.err
+
+
 def test_torchruns_lines_bring_what_the_clusters_file_says_of_ranks(dsv3, tmp_path):
     keys = {"environment": {"NCCL_IB_HCA": "mlx5", "ODD": "a 'b'"}, "scratch": "/local"}
     write_cluster(tmp_path, {**keys, "venv": "/v"})
@@ -369,7 +376,7 @@ def test_slurms_refusal_is_passed_on(dsv3, sbatch):
     assert said.code == 2
     assert "Slurm does not take the job: sbatch: error: invalid partition specified" in said.err
     assert dsv3("status", "runs/tiny").code == 2  # no run came of it
-    assert "there is no run in runs/" in dsv3("status").err
+    assert "the run in runs/tiny has not begun, and Slurm was given no job" in dsv3("status").err
 
 
 def test_a_run_that_has_a_job_or_a_process_is_left_alone(dsv3, sbatch):

@@ -228,7 +228,7 @@ def test_what_cannot_be_shown_or_cancelled_is_a_sentence(dsv3, run, slurm, tmp_p
     for words, sentence in (
         (("status", "nowhere"), "nowhere does not exist: name a run's folder"),
         (("logs", tmp_path), "holds no run"),
-        (("diff", "runs/small", "runs/mall"), "runs/mall is neither the folder of a run, such as"),
+        (("diff", "runs/small", "runs/mall"), "runs/mall is neither the folder of a run nor a rec"),
         (("diff", "pretrain/tinny", "x"), "nor a recipe (nearest: 'pretrain/tiny'): dsv3 runs"),
         (("logs", "runs/small"), "nothing has been printed yet"),
         (("cancel", "runs/small"), "was not launched as a job of Slurm"),

@@ -37,6 +37,11 @@ def _sinfo(folder: Path, script: str) -> None:
             None,
             "slurm 24.05.1 is installed, and does not answer (no controller): ",
         ),
+        (
+            "echo no configuration >&2; exit 1",
+            None,
+            "it is installed, and does not answer (no configuration): ",
+        ),
     ],
 )
 def test_a_slurm_that_does_not_answer_is_none(tmp_path, monkeypatch, script, found, cost):

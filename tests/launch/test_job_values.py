@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.launch.job_values import job_name, place_on, placed, values_of
+from dsv3_plugin.launch.job_values import Placement, job_name, place_on, placed, values_of
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.cluster_launch import Container, Launch
 from dsv3_plugin.planner.make import make_plan
 from dsv3_plugin.recipe.load import load_recipe
+
+
+def test_one_node_is_no_nodes():
+    assert Placement(32, 8, 1).sentence.startswith("32 nodes run; 1 takes the place of what")
+    assert Placement(1, 8, 2).sentence.startswith("1 node runs; 2 take the place of what")
 
 
 def with_launch(name: str, **keys) -> Cluster:

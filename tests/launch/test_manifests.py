@@ -121,7 +121,7 @@ def test_one_node_is_a_master_alone_and_cpus_are_no_gpus():
 
 
 def test_what_no_registry_has_is_a_sentence():
-    with pytest.raises(UserError, match="--kubernetes starts pods of an image: name one"):
+    with pytest.raises(UserError, match=r"pods of an image: name one .*nvcr\.io/team/dsv3:1"):
         kubernetes(job("pretrain/tiny", on("cpu")), ["x"], "cpu")
     for image in ("/images/dsv3.sqsh", "my.sif", "./image"):
         with pytest.raises(UserError, match="is a file: here it has to be the name of an image"):

@@ -64,7 +64,10 @@ def test_what_slurm_says_is_passed_on(commands):
         "echo 'sbatch: error: invalid partition specified: nope' >&2\n"
         "echo 'sbatch: error: Batch job submission failed: Invalid partition name' >&2\nexit 1",
     )
-    with pytest.raises(UserError, match=r"specified: nope; .*Invalid partition name\.$"):
+    with pytest.raises(UserError, match=r"specified: nope; .*Invalid partition name: mend launch "):
+        submit("x")
+    commands("sbatch", "echo 'sbatch: error: resolve_ctls_from_dns_srv: failed' >&2; exit 1")
+    with pytest.raises(UserError, match=r"failed: Slurm's controller is not reached .* login node"):
         submit("x")
     commands("scancel", "exit 3")
     with pytest.raises(UserError, match="does not cancel job 1: nothing, with exit code 3"):

@@ -187,7 +187,9 @@ def test_a_file_of_ones_own_is_called_as_it_is(tmp_path):
     [
         ("h80", "'h80' is neither a file nor a shipped cluster (nearest: 'h800')."),
         ("xyz", "(known: b200, cpu, gb200, gb300, h100, h200, h800, mi300x)."),
-        ("nowhere.yaml", "nowhere.yaml: no such cluster file."),
+        ("nowhere.yaml", "nowhere.yaml: no such cluster file: name one that is there, such as a"),
+        ("h100.yaml", "no such cluster file: h100 comes with dsv3, name it without .yaml."),
+        ("of/ours", "neither a file nor a shipped cluster: name one that is there, such as a copy"),
         (".", "is a folder, and a cluster is asked for"),
         ("a\0b", "is neither a file nor a shipped cluster"),
         ("a" * 5000, "is neither a file nor a shipped cluster"),
@@ -200,6 +202,16 @@ def test_a_name_of_nothing(name, sentence, tmp_path, monkeypatch):
         load_cluster(name)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "launch: {partition: gpu}\n"])
+def test_a_file_of_nothing_begins_with_a_shipped_one(text, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"begin with a copy of .*launch/clusters/h100\.yaml, and"):
+        load_cluster(file)
+    with pytest.raises(UserError, match=r"mine\.yml: no such cluster file: .*mine\.yaml is one"):
+        load_cluster(tmp_path / "mine.yml")
 
 
 @pytest.mark.parametrize("folder", ["clusters of ours", "h800", "größe.yaml", "a;rm -rf b"])
@@ -219,7 +231,7 @@ def test_folders_of_odd_names(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "the key 'gpu' is missing"),
+        ("gpus: 8\nmemory_gb: 80\n", "the key 'gpu' is missing"),
         ("gpus: [1, 2", "line 1"),
         ("gpus: 8\ngpus: 16\n", "line 2: the key 'gpus' is given twice"),
         ("- h800\n", "holds list, not a mapping of keys to values"),

@@ -190,6 +190,12 @@ def test_files_that_are_no_recipe(text, sentence, tmp_path):
 def test_missing_file():
     with pytest.raises(UserError, match=r"nowhere\.yaml: no such recipe file"):
         load_recipe("nowhere.yaml")
+    with pytest.raises(UserError, match=r"'runs/tiny' is neither .* shipped recipe such as pretra"):
+        load_recipe("runs/tiny")
+    with pytest.raises(UserError, match=r"shipped recipe \(nearest: 'pretrain/tiny'\)"):
+        load_recipe("pretrian/tiny")
+    with pytest.raises(UserError, match=r"tiny comes with dsv3, name it without \.yaml"):
+        load_recipe("pretrain/tiny.yaml")
 
 
 def test_reading_a_recipe_takes_little():

@@ -101,3 +101,11 @@ def test_a_run_that_is_asked_for_is_named(place):
     for name, why in (("empty", "holds no run"), ("nowhere", "does not exist")):
         with pytest.raises(UserError, match=f"{name} {why}: name a run's folder"):
             the_run_at(place / name)
+
+
+def test_a_run_that_slurm_did_not_take_is_no_riddle(tmp_path):
+    run = RunFolder(tmp_path / "tiny")
+    run.launch.mkdir(parents=True)
+    run.launched_with.write_text("name: tiny\n")
+    with pytest.raises(UserError, match=r"Slurm was given no job of it: launch it again"):
+        the_run_at(run.root)
