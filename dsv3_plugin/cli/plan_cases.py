@@ -155,7 +155,7 @@ class Conditions:
             machine, cluster = here, _enlarged(cluster, recipe.parallel.processes)
         if recipe.backend == "auto":  # held to the rules as it is on that machine, too
             load_recipe_or_model(asked.what, asked.overrides, machine)
-        refuse_what_does_not_go_on(recipe)
+        refuse_what_does_not_go_on(recipe, data=False)  # of which it reads none
         _say_if_it_cannot_be_exported(recipe.model)
         imbalance, ranks = self.imbalance or 1.0, recipe.parallel.expert
         if imbalance > ranks:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.key_tables import Told
+from dsv3_plugin.recipe.other_names import MEANT
 from dsv3_plugin.recipe.reference import TABLES
 from dsv3_plugin.recipe.schema import STAGES
 from dsv3_plugin.recipe.section import Section
@@ -60,6 +61,7 @@ def explained(path: str) -> dict[Explained, list[str]]:
     if not found:
         every = dict.fromkeys(known for kind in STAGES.values() for known in paths(kind))
         called_so = [known for known in every if known.rpartition(".")[2] == path]
+        called_so += [known for known in every if known == MEANT.get(path.replace("-", "_"))]
         near = f" (nearest: {', '.join(map(repr, called_so))})" if called_so else ""
         near = near or nearest(path, every) or ": dsv3 explain, alone, says which there are"
         raise UserError(f"no recipe has a key '{path}'{near}")
@@ -81,13 +83,15 @@ def having(word: str) -> dict[Place, Told]:
     if len(re.findall(r"\w", sought)) < 2:
         return {}
     every = _all_told()
+    whole = re.compile(rf"(?<!\w){re.escape(sought)}(?:e?s)?(?!\w)")
+    meant = [place for place in every if place.path == MEANT.get(sought.replace(" ", "_"))]
     named = [
         place
         for place in every
-        if sought in _plain(place.path if "." in word else place.path.rpartition(".")[2])
+        if whole.search(_plain(place.path if "." in word else place.path.rpartition(".")[2]))
     ]
-    spoken = [place for place, told in every.items() if sought in _plain(told.meaning)]
-    return {place: every[place] for place in dict.fromkeys(named + spoken)}
+    spoken = [place for place, told in every.items() if whole.search(_plain(told.meaning))]
+    return {place: every[place] for place in dict.fromkeys(meant + named + spoken)}
 
 
 def _all_told() -> dict[Place, Told]:

@@ -11,6 +11,7 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.other_names import MEANT
 from dsv3_plugin.recipe.yaml_text import quoted
 
 _LONGEST_WORD = 100
@@ -52,7 +53,7 @@ def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, wh
     match problem["type"]:
         case "extra_forbidden":
             known = _keys_beside(kind, path)
-            elsewhere = [*_paths_of(kind, str(path[-1]))]
+            elsewhere = [*_paths_of(kind, str(path[-1])), *_meant(kind, str(path[-1]))]
             near = f" (nearest: '{elsewhere[0]}')" if elsewhere else ""
             return f"{where}: unknown key '{dotted}'{near or suggestion(str(path[-1]), known)}."
         case "missing":
@@ -214,6 +215,14 @@ def _paths_of(kind: type[pydantic.BaseModel] | None, key: str) -> Iterator[str]:
             yield name
         for below in _paths_of(model_in(field.annotation), key):
             yield f"{name}.{below}"
+
+
+def _meant(kind: type[pydantic.BaseModel], word: str) -> Iterator[str]:
+    """The key of what is called so elsewhere, where it is one of `kind`."""
+    key = MEANT.get(word.replace("-", "_"), "")
+    for one in (key, key.removeprefix("model.")):
+        if one and _annotation_at(kind, one.split(".")) is not typing.Never:
+            yield one
 
 
 def fields_of(kind: type[pydantic.BaseModel] | None) -> dict[str, FieldInfo]:

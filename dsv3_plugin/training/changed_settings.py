@@ -38,8 +38,12 @@ _FREE = ("curves.", "optimizer.", "precision.", "data.", "megatron_args.", "disp
 """What else decides its numbers, and may change on the way."""
 
 
-def refuse_other_settings(recipe: Recipe) -> None:
+def refuse_other_settings(recipe: Recipe, *, data: bool = True) -> None:
     """Look whether the checkpoints in a recipe's folder can go on, or be done, as it says.
+
+    Args:
+        recipe: of the run.
+        data: whether its data are read, too; a plan reads none.
 
     Raises:
         UserError: they cannot; the sentence says what to restore.
@@ -55,7 +59,7 @@ def refuse_other_settings(recipe: Recipe) -> None:
                 f"restore it, or choose another folder with directory=PATH."
             )
     for key in (f"data.{name}" for name in _DATA):
-        if key in changed:
+        if data and key in changed:
             before, now = changed[key]
             if key == "data.corpus":
                 before, now = corpora.text(before), corpora.text(now)

@@ -95,8 +95,9 @@ def refuse_another_parent(recipe: Recipe) -> None:
         parent.refuse_another(parent.find(recipe.from_), recipe.model)
 
 
-def refuse_what_does_not_go_on(recipe: Recipe) -> None:
-    """Look whether the checkpoints in a recipe's folder are of its run.
+def refuse_what_does_not_go_on(recipe: Recipe, *, data: bool = True) -> None:
+    """Look whether the checkpoints in a recipe's folder are of its run, and its data, where
+    they are read.
 
     Raises:
         UserError: they are not; it names what is another.
@@ -104,5 +105,5 @@ def refuse_what_does_not_go_on(recipe: Recipe) -> None:
     refuse_another_model(recipe)
     saved = tracker.newest_complete(recipe.checkpoint_folder)
     if saved is not None and not saved.release:
-        refuse_other_settings(recipe)
+        refuse_other_settings(recipe, data=data)
         trained_on.refuse_replaced_tokenizer(recipe.checkpoint_folder)

@@ -74,6 +74,11 @@ def test_what_could_not_be_resumed_is_refused(dsv3, trained, change, sentence):
     assert sentence in said.err
 
 
+def test_a_plan_reads_no_data(dsv3, trained):
+    other = dsv3("plan", trained.recipe, f"directory={trained.folder}", "data.corpus=elsewhere")
+    assert other.code == 0
+
+
 @pytest.fixture
 def planned(monkeypatch) -> list[tuple[str, str, float]]:
     """Plans are made up; what each was asked for: (recipe, cluster, imbalance)."""

@@ -60,6 +60,10 @@ def test_what_can_be_explained_is_said_a_line_each():
         ("experts", "model.num_moe_experts", "parallel.expert"),
         ("learning rate", "curves.learning_rate", "optimizer.weight_decay"),
         ("eval_steps", "training.eval_steps", "training.eval_steps"),
+        # What it is called elsewhere.
+        ("lr", "curves.learning_rate", "curves.learning_rate"),
+        ("n_routed_experts", "model.num_moe_experts", "model.num_moe_experts"),
+        ("beta", "grpo.kl_weight", "optimizer.betas"),
     ],
 )
 def test_a_word_that_is_no_key_is_looked_for(word: str, first: str, among: str):

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.recipe.explained import explained, paths
+from dsv3_plugin.recipe.explained import explained, having, paths
+from dsv3_plugin.recipe.fields import FIELDS
+from dsv3_plugin.recipe.other_names import MEANT
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -52,3 +54,16 @@ def test_a_key_that_is_none_is_refused_with_the_nearest(path: str, nearest: str)
 def test_odd_keys_are_refused_in_a_sentence(path: str):
     with pytest.raises(UserError, match="no recipe has a key"):
         explained(path)
+
+
+def test_what_keys_are_called_elsewhere():
+    every = {known for kind in STAGES.values() for known in paths(kind)}
+    assert {*MEANT.values()} <= every
+    assert not MEANT.keys() & every
+    published = {field.hf_key: f"model.{field.ours}" for field in FIELDS}
+    assert all(published.get(name, key) == key for name, key in MEANT.items())
+
+
+def test_words_are_found_whole():
+    [only] = having("lr")  # and no "already"
+    assert only.path == "curves.learning_rate"

@@ -41,6 +41,8 @@ from tests.recipe.piped import PIPED
         (["training.steps=100 steps"], "valid integer: write 100, without quotes or a word"),
         (["model=pretrain/tiny"], "is neither a file nor a shipped model (nearest: 'tiny')."),
         (["curves.learning_rate.0.linear=1e-3"], "a piece cannot be changed alone: give the whole"),
+        (["lr=1e-3"], "unknown key 'lr' (nearest: 'curves.learning_rate')."),
+        (["model.n_routed_experts=8"], "'model.n_routed_experts' (nearest: 'model.num_moe_exp"),
         (["training=3"], "'training' is 3; it must be a mapping"),
         (["optimizer.betas=[0.9]"], "'optimizer.betas' is [0.9]; it must have 2 items"),
         (["dispatch.ranks_per_node=many"], "it must be a valid integer or 'auto'"),
@@ -460,6 +462,7 @@ def test_the_smallest_vocabulary_is_that_of_the_tokenizer():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ("beta=0.1", "unknown key 'beta' (nearest: 'grpo.kl_weight')."),
         ("rewards=accuracy", "must be a mapping of keys to values: write {accuracy: {}}."),
         ("rewards.accuracy=1.0", "must be a mapping of keys to values: write {weight: 1}."),
         ("data.packing=conversations", "and the stage is rl: set data.packing to prompts."),
