@@ -29,6 +29,10 @@ def runs(
     from dsv3_plugin.launch.status import all_runs, jobs_of, status_of
     from dsv3_plugin.report.run_table import line_of, mapping, table
 
+    if directory == Path("runs") and not directory.exists():
+        raise UserError(
+            "there are no runs yet, which lie in runs/: dsv3 train pretrain/tiny makes one."
+        )
     found = all_runs(named(directory))
     try:
         jobs = queued(jobs_of(found))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
+from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.validation import nearest, suggestion
 
 _OTHER_SUFFIX = {".yaml": ".yml", ".yml": ".yaml"}
@@ -48,6 +49,16 @@ def _summary(file: Path) -> str:
     comment = re.match(r"(#.*\n)*", file.read_text(encoding="utf-8"))
     text = " ".join(comment.group().replace("#", " ").split())
     return re.split(r"(?<=\.) ", text)[0]
+
+
+def recipe_of_folder(folder: Path) -> str | None:
+    """The recipe that comes with the package and whose runs are in a folder, by default."""
+    recipes = shipped_folder("recipes")
+    for recipe in what_ships()["recipes"]:
+        said = yaml_text.read_mapping(recipes / f"{recipe}.yaml").get("name")
+        if os.path.realpath(folder) == os.path.realpath(f"runs/{said or Path(recipe).name}"):
+            return recipe
+    return None
 
 
 def existing(name_or_path: str, shipped: Path, beside: Path | None = None) -> Path | None:

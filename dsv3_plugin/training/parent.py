@@ -22,6 +22,7 @@ from dsv3_plugin.files.folders import whole_folder
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RECIPE, is_checkpoint
+from dsv3_plugin.recipe import shipped
 from dsv3_plugin.recipe.hf_config import read_hf_model
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.places import weights_at
@@ -108,6 +109,8 @@ def _saved(path: Path) -> Saved | None:
 def _nothing_in(path: Path) -> str:
     way_out = "name a run's folder, a checkpoint's, or a Hugging Face folder (with its config.json)"
     if not path.exists():
+        if (maker := shipped.recipe_of_folder(path)) is not None:
+            way_out = f"dsv3 train {maker} makes it; or {way_out}"
         return f"from: {path} does not exist: {way_out}."
     if not path.is_dir():
         return f"from: {path} is not a folder: {way_out}."

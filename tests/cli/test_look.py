@@ -73,3 +73,10 @@ def test_runs_are_plotted(dsv3, two, tmp_path):
     assert dsv3("plot", "runs/a", "--png", "a.png").code == 0
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert dsv3("plot", "runs").code == 2
+
+
+def test_before_any_run_it_is_said_what_makes_one(dsv3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = dsv3("runs")
+    assert said.code == 2
+    assert "there are no runs yet, which lie in runs/: dsv3 train pretrain/tiny makes" in said.err

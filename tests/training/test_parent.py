@@ -225,3 +225,11 @@ def test_shipped_recipes_follow_one_another(names):
     for before, after in itertools.pairwise(map(load_recipe, names)):
         assert after.from_ == before.directory
         parent.refuse_another(of(before.model, before.data.seq_length), after.model)
+
+
+def test_the_recipe_that_makes_a_parent_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="runs/tiny does not exist: dsv3 train pretrain/tiny makes"):
+        parent.find("runs/tiny")
+    with pytest.raises(UserError, match="tiny-rl-base does not exist: dsv3 train rl/tiny-base mak"):
+        parent.find("runs/tiny-rl-base")
