@@ -250,7 +250,8 @@ def gap_at_difference(model: Any, alone: Any, other: list[int], sampling: Any) -
     text = [*alone.prompt, *alone.tokens[:place]]
     row = shaped(main_logits(model, torch.tensor([text]))[0, -1].float(), sampling, text)
     if not sampling.greedy:
-        row = row + gumbel_noise(sampling.seed, alone.number, place, len(row))
+        key = (sampling.seed, 0, alone.number, place)  # of the one prompt that a request has
+        row = row + gumbel_noise([key], len(row))[0]
     values, best = row.topk(2)
     if {alone.tokens[place], other[place]} != {*best.tolist()}:
         return math.inf

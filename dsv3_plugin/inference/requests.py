@@ -66,14 +66,15 @@ class SamplingParameters:
     prompt_log_probs: bool = False
 
     def __post_init__(self) -> None:
+        biases = self.logit_bias.values()
         for name, holds, demand in (
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
             ("temperature", 0 <= self.temperature < math.inf, "0 or more"),
             ("top_k", self.top_k is None or self.top_k >= 1, "at least 1, or None for all"),
             ("top_p", 0 <= self.top_p <= 1, "from 0 to 1"),
             ("min_p", 0 <= self.min_p <= 1, "from 0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0"),
-            ("logit_bias", all(b < math.inf for b in self.logit_bias.values()), "of numbers"),
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
+            ("logit_bias", all(-1e30 <= b <= 1e30 for b in biases), "of -1e30 to 1e30"),
             ("stop", all(self.stop), "of strings with at least a character"),
             ("n", 1 <= self.n <= MOST_ANSWERS, f"from 1 to {MOST_ANSWERS}"),
             ("seed", 0 <= (self.seed or 0) <= LARGEST_SEED, f"from 0 to {LARGEST_SEED}"),

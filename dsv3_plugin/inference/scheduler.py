@@ -107,8 +107,8 @@ class Scheduler:
 
     @property
     def held(self) -> int:
-        """Pages that sequences hold; the others are free, or known and free when needed."""
-        return len({page for sequence in self._running for page in sequence.pages})
+        """Pages that are not free, nor known and free when needed; while none runs, none."""
+        return self.pages.used - len(self.prefixes)
 
     @property
     def waiting(self) -> int:

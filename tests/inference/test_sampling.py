@@ -1,5 +1,7 @@
 """Sampling against its definitions, and against transformers' processors of logits."""
 
+import math
+
 import pytest
 import torch
 from transformers.generation import logits_process as theirs
@@ -105,7 +107,8 @@ def test_top_log_probs_come_with_their_tokens():
         ("max_tokens", 0), ("temperature", -1.0), ("temperature", float("nan")), ("top_k", 0),
         ("top_p", 1.5), ("min_p", -0.1), ("repetition_penalty", 0.0), ("n", 0), ("seed", -1),
         ("stop", ("",)), ("logit_bias", {1: float("nan")}), ("top_log_probs", -1),
-        ("logit_bias", {1: float("inf")}),
+        ("logit_bias", {1: float("inf")}), ("logit_bias", {1: 1e39}),
+        ("logit_bias", {1: -math.inf}), ("repetition_penalty", 1e-45),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused(name, value):

@@ -31,6 +31,7 @@ from dsv3_plugin.inference.server.protocol import (
     WeightsBegin,
     WeightsFinish,
     WeightsRequest,
+    bucket_number,
     json_of,
     read,
 )
@@ -92,9 +93,7 @@ class Server:
             Route(
                 "/v1/weights/{update}/finish", self._guarded(self.finish_weights), methods=["POST"]
             ),
-            Route(
-                "/v1/weights/{update}/{number:int}", self._guarded(self.bucket), methods=["POST"]
-            ),
+            Route("/v1/weights/{update}/{number}", self._guarded(self.bucket), methods=["POST"]),
             Route("/metrics", self._guarded(self.metrics)),
             Route("/health", self.health),
         ]
@@ -176,7 +175,7 @@ class Server:
         """A piece of them."""
         self._require_changeable()
         self._require_not_loading()
-        update, number = (request.path_params[name] for name in ("update", "number"))
+        update, number = request.path_params["update"], bucket_number(request.path_params["number"])
         async with self._in_time():
             tensors = await self._pushed.take(update, number, request.stream())
         return JSONResponse({"object": "weights.bucket", "tensors": len(tensors)})

@@ -75,7 +75,7 @@ class State:
         running: sequences that have pages.
         waiting: sequences that have none.
         pages: of the cache.
-        held: pages that sequences hold.
+        held: pages that sequences hold, and no known prompt.
         known: pages of prompts that are known.
         version: of the weights.
     """

@@ -38,7 +38,7 @@ class EngineCollector(Collector):
             ("running", "Sequences that have pages", state.running),
             ("waiting", "Sequences that have none", state.waiting),
             ("pages", "Pages of the cache", state.pages),
-            ("pages_held", "Pages that sequences hold", state.held),
+            ("pages_held", "Pages that sequences hold, and no known prompt", state.held),
             ("pages_known", "Pages of prompts that are known", state.known),
             ("weights_version", "Version of the weights", state.version),
         ):

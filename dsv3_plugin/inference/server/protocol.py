@@ -6,6 +6,7 @@ as OpenAI's interface has it.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -203,6 +204,17 @@ def json_of(body: bytes) -> Any:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def bucket_number(text: str) -> int:
+    """Of a piece of weights, as a route names it.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not re.fullmatch("[0-9]{1,6}", text):
+        raise UserError("Pieces of weights have numbers, from 0 to 999999: /v1/weights/UPDATE/0.")
+    return int(text)
 
 
 def read[Body: _Section](body: type[Body], data: Any, model: str = "") -> Body:

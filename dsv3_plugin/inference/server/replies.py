@@ -1,5 +1,6 @@
 """Answers in the shapes of OpenAI's replies, whole and in pieces."""
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -190,7 +191,8 @@ class Replies:
         tokens = [report.token for report in reports]
         values: list[float | None] = [self._value(report) for report in reports]
         tops: list[Json | None] = [
-            {self.spelling.name(token): value for token, value in report.top} for report in reports
+            {self.spelling.name(token): _told(value) for token, value in report.top}
+            for report in reports
         ]
         if before is not None:
             tokens, values, tops = [before, *tokens], [None, *values], [None, *tops]
@@ -201,9 +203,9 @@ class Replies:
             "text_offset": self._offsets(tokens, begin),
         }
 
-    def _value(self, report: TokenReport) -> float:
+    def _value(self, report: TokenReport) -> float | None:
         drawn = report.sampling_log_prob
-        return drawn if self.processed and drawn is not None else report.log_prob
+        return _told(drawn if self.processed and drawn is not None else report.log_prob)
 
     def _offsets(self, tokens: Sequence[int], begin: int) -> list[int]:
         """Where in the text tokens begin; one that goes on with a character, where the next one
@@ -217,7 +219,12 @@ class Replies:
 
     def _named(self, token: int, value: float) -> Json:
         coded = list(self.spelling.bytes(token))
-        return {"token": self.spelling.name(token), "logprob": value, "bytes": coded}
+        return {"token": self.spelling.name(token), "logprob": _told(value), "bytes": coded}
+
+
+def _told(value: float) -> float | None:
+    """A number as JSON has it; it has none for what a broken model makes of a token."""
+    return value if math.isfinite(value) else None
 
 
 def usage(choices: Sequence[Choice]) -> Json:

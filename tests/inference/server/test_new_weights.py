@@ -313,3 +313,9 @@ def test_one_at_a_time(served, monkeypatch):
     held.set()
     first.join()
     assert ask(served).system_fingerprint == "weights-1"
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "1" * 5000, "٣"])
+def test_pieces_have_numbers(served, number):
+    with pytest.raises(openai.BadRequestError, match="have numbers, from 0 to 999999"):
+        served.post(f"/weights/none/{number}", body={}, cast_to=object)
