@@ -281,6 +281,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
+        stretch = merged.get("rotary_scaling_factor")
+        if key == "rope_type" and (value, below, stretch) == ("yarn", "rope", 1.0):
+            del merged["rotary_scaling_factor"]  # plain RoPE's own, which stretches nothing
         if key == "model" and isinstance(below, str):
             below = {"base": below}
         replaces = key == "model" and isinstance(value, dict) and "base" in value

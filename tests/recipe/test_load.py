@@ -249,6 +249,22 @@ def test_a_budget_takes_the_place_of_the_one_below(given, there, tmp_path):
     assert budget(shorter) == (3, None, None)
 
 
+def test_plain_positions_say_nothing_of_yarn(tmp_path):
+    (tmp_path / "whole.yaml").write_text(load_recipe("pretrain/tiny").to_yaml())
+    yarn = ["model.rope_type=yarn"]
+    with pytest.raises(UserError, match="nothing says by how much: give rotary_scaling_factor"):
+        load_recipe(tmp_path / "whole.yaml", yarn)
+    assert load_recipe("pretrain/deepseek-v3", yarn).model.rotary_scaling_factor == 40
+    said = ["model.rotary_scaling_factor=4", "model.original_max_position_embeddings=256"]
+    for words in (
+        [*yarn, *said],
+        [*said, *yarn],
+        ["model={rope_type: yarn, rotary_scaling_factor: 4}", said[1]],
+    ):
+        model = load_recipe(tmp_path / "whole.yaml", words).model
+        assert (model.rope_type, model.rotary_scaling_factor) == ("yarn", 4)
+
+
 def test_two_budgets_of_one_file_are_refused(tmp_path):
     (tmp_path / "two.yaml").write_text("base: pretrain/tiny\ntraining: {tokens: 90K, steps: 3}\n")
     with pytest.raises(UserError, match=r"give either steps or tokens: there are steps 3 and tok"):
