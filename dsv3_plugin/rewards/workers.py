@@ -93,11 +93,13 @@ def _end_together() -> None:
 def _judged(score: Score, attempt: Attempt) -> Verdict:
     try:
         return checked(score(attempt))
-    except Exception as error:
+    except (
+        BaseException
+    ) as error:  # math-verify's time limit is none of Exception's, nor is an exit
         return _failed(error)
 
 
-def _failed(error: Exception) -> Verdict:
+def _failed(error: BaseException) -> Verdict:
     return Verdict(None, f"{type(error).__name__}: {error}"[:200])
 
 

@@ -1,8 +1,11 @@
 """Rewards of a person's, some of which are broken."""
 
 import os
+import sys
 import time
 from typing import Any
+
+from math_verify.errors import TimeoutException
 
 from dsv3_plugin.rewards.verdict import Attempt
 
@@ -15,6 +18,10 @@ def by_text(attempt: Attempt) -> Any:
         case "hang":
             while True:
                 time.sleep(60)
+        case "exit":
+            sys.exit(0)
+        case "late":
+            raise TimeoutException("Operation timed out!")
         case "die":
             os._exit(3)
         case "nan":

@@ -22,14 +22,26 @@ def workers() -> Iterator[Workers]:
 
 def test_each_misfortune_is_an_attempts_own(workers: Workers) -> None:
     judge = workers.judge_by(named("tests.rewards.scores.by_text"))
-    texts = ["0.5", "raise", "1", "die", "nan", "nonsense", "-2"]
+    texts = ["0.5", "raise", "1", "die", "nan", "nonsense", "-2", "exit", "late"]
     verdicts = judge([Attempt("", text) for text in texts])
-    assert [verdict.value for verdict in verdicts] == [0.5, None, 1, None, None, None, -2]
+    assert [verdict.value for verdict in verdicts] == [
+        0.5,
+        None,
+        1,
+        None,
+        None,
+        None,
+        -2,
+        None,
+        None,
+    ]
     assert [verdict.problem for verdict in verdicts if verdict.value is None] == [
         "KeyError: 'no such key'",
         "its process died (exit code 3)",
         "answered nan, which is no number",
         "answered 'very good', which is no number",
+        "SystemExit: 0",
+        "TimeoutException: Operation timed out!",
     ]
 
 
