@@ -38,9 +38,13 @@ def match(attempts: Sequence[Attempt]) -> list[Verdict]:
 def _matched(attempt: Attempt) -> Verdict:
     if attempt.expected is None:
         return Verdict(None, "the prompt has no answer to compare with")
-    _, opens, within_tags = attempt.answer.rpartition("<answer>")
-    said = within_tags.partition("</answer>")[0] if opens else attempt.answer
-    return Verdict(float(said.strip() == str(attempt.expected).strip()))
+    return Verdict(float(tagged(attempt.answer) == str(attempt.expected).strip()))
+
+
+def tagged(answer: str) -> str:
+    """What stands in the last `<answer>` tags of an answer; all of it where there are none."""
+    _, opens, within_tags = answer.rpartition("<answer>")
+    return (within_tags.partition("</answer>")[0] if opens else answer).strip()
 
 
 def within(longest: int, margin: int) -> Judge:

@@ -7,6 +7,7 @@ import torch
 
 from dsv3_plugin.data.tokenizer import TextTokenizer
 from dsv3_plugin.grpo.advantages import Scale, advantages_of, tells_apart
+from dsv3_plugin.rewards.conclusion import conclusion
 from dsv3_plugin.rewards.verdict import Attempt
 from dsv3_plugin.rollouts.asked import Asked
 from dsv3_plugin.rollouts.judging import Judging
@@ -24,7 +25,7 @@ class Scored:
         parts: the value of each reward by its name; None where one could not judge.
         problems: why, by the reward's name.
         passed: whether it is right, by the first of its rewards.
-        said: what of it answers, behind the thoughts.
+        said: what it comes to, without the words around it.
     """
 
     rollout: Rollout
@@ -117,7 +118,7 @@ def scored(
                     parts=parts,
                     problems=judged.problems,
                     passed=right is not None and right >= 1,
-                    said=attempt.answer.strip(),
+                    said=conclusion(attempt),
                 )
             )
         expected = "" if one.prompt.expected is None else str(one.prompt.expected)

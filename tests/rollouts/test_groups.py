@@ -75,4 +75,4 @@ def test_thoughts_that_the_template_begins_are_part_of_the_form() -> None:
             frozenset({END}), judging,
         )  # fmt: skip
     assert group.answers[0].reward == 1.0
-    assert group.answers[0].said == "<answer>5</answer>"
+    assert group.answers[0].said == "5"
