@@ -26,6 +26,7 @@ from dsv3_plugin.data.tokenizer_folder import files_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.files.links import inside
+from dsv3_plugin.recipe.sections import SMALLEST_VOCABULARY
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
@@ -37,7 +38,6 @@ USER = "<｜User｜>"
 ASSISTANT = "<｜Assistant｜>"
 
 SPECIAL_TOKENS = (BOS, EOS, PAD, FIM_BEGIN, FIM_HOLE, FIM_END, USER, ASSISTANT)
-SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}"

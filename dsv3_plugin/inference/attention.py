@@ -5,7 +5,7 @@ q · k = (W_UKᵀ q) · c and Σ p v = W_UV Σ p c (DeepSeek-V2, arXiv 2405.0443
 
 * Plain: make keys and values of all positions and attend as in training. Right for many tokens at
   once, a prompt's.
-* Absorbed: take queries to the latents' space, attend to latents as they lie in the cache, and take
+* Absorbed: take queries to the latents' space, attend to the latents of the cache, and take
   the result back. Right for few tokens against a long past, where making keys and values of all of
   it would be most of the work. Where numbers are to be those of training to the last bit
   (`model/rounded_once.py`), keys and values are made all the same.

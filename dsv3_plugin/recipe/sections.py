@@ -45,7 +45,8 @@ class Precision(Section):
 
 
 SMALLEST_VOCABULARY = 256 + 8
-"""Tokens of a trained tokenizer at least: the bytes, and those with a meaning of their own."""
+"""Tokens of a trained tokenizer at least: the bytes, and those of `data.tokenizer` with a meaning
+of their own."""
 
 
 class TrainedTokenizer(Section):

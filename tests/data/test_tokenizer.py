@@ -21,6 +21,7 @@ from dsv3_plugin.data.tokenizer import (
     FIM_END,
     FIM_HOLE,
     PAD,
+    SMALLEST_VOCABULARY,
     SPECIAL_TOKENS,
     TrainBpe,
     check_fits,
@@ -60,6 +61,7 @@ def test_special_tokens_have_deepseeks_names_and_places(opened):
     names = [opened.backend.id_to_token(i) for i in range(len(SPECIAL_TOKENS))]
 
     assert names == list(SPECIAL_TOKENS)
+    assert 256 + len(SPECIAL_TOKENS) == SMALLEST_VOCABULARY
     assert (BOS, EOS, PAD) == (
         "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
         "<\uff5cend\u2581of\u2581sentence\uff5c>",
