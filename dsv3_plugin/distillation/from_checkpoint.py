@@ -11,11 +11,11 @@ from dsv3_plugin.data.tokenizer import TextTokenizer
 from dsv3_plugin.distillation.teacher import Answered, seed_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.cache import CacheShape
+from dsv3_plugin.inference.cache_budget import default_cache
 from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.from_checkpoint import refuse_unknown_tokens
 from dsv3_plugin.inference.requests import Completion, Request, SamplingParameters
-from dsv3_plugin.inference.server.serve import default_cache
 from dsv3_plugin.inference.text import TextStream
 from dsv3_plugin.rollouts.asked import opened_by
 from dsv3_plugin.rollouts.prompts import Prompt
