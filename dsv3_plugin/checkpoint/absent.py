@@ -1,6 +1,7 @@
 """What is said of a place that holds no weights, or others than were asked for: where those are."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -46,8 +47,8 @@ def refuse_checkpoint(path: Path) -> None:
     """
     if is_checkpoint(weights_at(path)):
         raise UserError(
-            f"{path} is a Megatron checkpoint, not a Hugging Face folder: dsv3 export {path} "
-            "HF_DIR is the way from there."
+            f"{path} is a Megatron checkpoint, not a Hugging Face folder: dsv3 export "
+            f"{shlex.quote(str(path))} HF_DIR is the way from there."
         )
 
 

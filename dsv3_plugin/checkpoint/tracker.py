@@ -8,6 +8,7 @@ everything is in place.
 """
 
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,8 +118,8 @@ def find(directory: str | Path) -> Path:
         return saved.path
     if (directory / "config.json").exists():
         raise UserError(
-            f"{directory} is a Hugging Face folder, not a checkpoint: dsv3 import {directory} "
-            "CHECKPOINT makes one of it."
+            f"{directory} is a Hugging Face folder, not a checkpoint: dsv3 import "
+            f"{shlex.quote(str(directory))} CHECKPOINT makes one of it."
         )
     refuse_run_folder(directory)
     there = "" if directory.is_dir() else " (there is no such folder)"

@@ -14,14 +14,14 @@ from dsv3_plugin.files.run_folder import TRACKER
 @pytest.fixture
 def run(tmp_path):
     """A folder that looks like a run's with checkpoints."""
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoints" / TRACKER).write_text("3")
-    return tmp_path / "run"
+    (tmp_path / "the run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "the run" / "checkpoints" / TRACKER).write_text("3")
+    return tmp_path / "the run"
 
 
 def test_a_run_is_no_source_of_an_import(run, tmp_path):
     for folder in (run, run / "checkpoints"):
-        way = rf"is a Megatron checkpoint, .*: dsv3 export {folder} HF_DIR is the way from there"
+        way = rf"is a Megatron checkpoint, .*: dsv3 export '{folder}' HF_DIR is the way from there"
         with pytest.raises(UserError, match=way):
             import_hf(folder, tmp_path / "t")
 

@@ -9,6 +9,7 @@ later gives the same bytes back.
 """
 
 import json
+import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -232,7 +233,7 @@ def export_hf(
     if not isinstance(source, DistWeights):
         raise UserError(
             f"{checkpoint} is a Hugging Face folder, not a Megatron checkpoint: dsv3 import "
-            f"{checkpoint} CHECKPOINT is the way from there."
+            f"{shlex.quote(str(checkpoint))} CHECKPOINT is the way from there."
         )
     _require_apart(source.root, root)
     like = None
