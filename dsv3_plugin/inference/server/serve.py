@@ -13,7 +13,7 @@ import uvicorn
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 from dsv3_plugin.inference.server.app import Server
-from dsv3_plugin.inference.server.connections import HEAD_S, closing_idle, most_connections
+from dsv3_plugin.inference.server.connections import HEAD_S, http_for, most_connections
 from dsv3_plugin.inference.server.engine_process import engine_process
 from dsv3_plugin.inference.server.limits import Limits
 from dsv3_plugin.inference.server.messages import EngineOrder
@@ -106,8 +106,8 @@ def _serve(
         settings = uvicorn.Config(
             server.application(),
             log_level="warning",
-            http=closing_idle(HEAD_S),
-            limit_concurrency=most_connections(),
+            http=http_for(most_connections(), HEAD_S),
+            ws="none",  # an upgrade would have a connection that nobody counts
             timeout_graceful_shutdown=_GRACE_S,
         )
         with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
