@@ -1,5 +1,6 @@
 """What a step of reinforcement learning computes with, and what it finds."""
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ from dsv3_plugin.grpo.loss import Loss, Switches
 from dsv3_plugin.grpo.mismatch import Mismatch, mismatch, together
 from dsv3_plugin.grpo.surrogate import Clip
 from dsv3_plugin.recipe.rl import Grpo, Rl
+from dsv3_plugin.rollouts.rows import Text
 
 
 @dataclass
@@ -65,6 +67,25 @@ class Learning:
         own, tokens = self._own_mismatch()
         rows = _of_all_ranks(torch.tensor([*astuple(own), tokens], dtype=torch.float64)).tolist()
         return together([(Mismatch(*row[:-1]), int(row[-1])) for row in rows])
+
+    def mismatch_of(
+        self, trainer: Sequence[Sequence[float]], texts: Sequence[Text]
+    ) -> tuple[Mismatch, int]:
+        """Between trainer and engine, of answers that are not in this step, and their tokens.
+
+        Args:
+            trainer: log-probabilities of each answer's tokens by the trainer.
+            texts: the answers.
+        """
+        clip = self.switches.clip
+        found = [
+            (
+                mismatch(torch.tensor(own), torch.tensor(text.log_probs), clip.low, clip.high),
+                len(own),
+            )
+            for own, text in zip(trainer, texts, strict=True)
+        ]
+        return together(found), sum(tokens for _, tokens in found)
 
     def _own_mismatch(self) -> tuple[Mismatch, int]:
         """Of this rank's tokens, and how many they are."""

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from dsv3_plugin.errors import SaidElsewhere, UserError
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.grpo.aggregation import token_weights
+from dsv3_plugin.grpo.mismatch import Mismatch, together
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.groups import Group, advantages
 from dsv3_plugin.rollouts.rows import Text
@@ -68,6 +69,7 @@ class Rounds(Hook):
         self._silent = 0
         self._warned = False
         self._mini: MiniBatch | None = None
+        self._later: tuple[Mismatch, int] | None = None
         self._began = self._trained_from = 0.0
         self._tokens = 0
 
@@ -92,6 +94,7 @@ class Rounds(Hook):
     def after_backward(self, step: Step) -> None:
         if self._mini.first:
             self._look_at_mismatch(step)
+            self._later = None
 
     def after_step(self, step: Step) -> None:
         now = time.perf_counter()
@@ -162,6 +165,8 @@ class Rounds(Hook):
             old = [text.log_probs for text in texts]
         else:
             old = log_probs.of_texts(step.model, texts, self._recipe)
+            own = len(parts[0].texts)
+            self._later = self._learning.mismatch_of(old[own:], texts[own:])
         self._add("old", old, parts)
 
     def _add(self, name: str, found: Sequence[Sequence[float]], parts: Sequence[MiniBatch]) -> None:
@@ -171,6 +176,8 @@ class Rounds(Hook):
 
     def _look_at_mismatch(self, step: Step) -> None:
         found = self._learning.mismatch()
+        if self._later is not None:  # what later steps of the round are trained on
+            found = together([(found, self._learning.tokens), self._later])
         step.numbers |= {f"rl/mismatch_{name}": value for name, value in asdict(found).items()}
         limit, grpo = self._recipe.mismatch_limit, self._recipe.grpo
         if found.max <= limit or self._mini.age:  # of older weights it differs anyway

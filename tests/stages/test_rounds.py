@@ -14,8 +14,9 @@ from dsv3_plugin.recipe.rl import Grpo
 from dsv3_plugin.rollouts.groups import Group, Scored
 from dsv3_plugin.rollouts.rollout import Rollout
 from dsv3_plugin.rollouts.rows import Text
+from dsv3_plugin.stages import rounds as rounds_of_a_run
 from dsv3_plugin.stages.draws import Drawn, Draws
-from dsv3_plugin.stages.learning import switches_of
+from dsv3_plugin.stages.learning import Learning, switches_of
 from dsv3_plugin.stages.round_numbers import Costs
 from dsv3_plugin.stages.rounds import MiniBatch, Rounds
 
@@ -74,6 +75,29 @@ def test_of_older_weights_it_is_told_alone() -> None:
     assert seen.numbers["rl/mismatch_max"] == 0.5
     assert not told
     assert switches_of(Grpo(), older=True).correction is not None
+
+
+def texts(*logs: float) -> list[Text]:
+    return [Text((1,), (2,) * 3, (log,) * 3) for log in logs]
+
+
+def test_answers_of_later_steps_are_compared_before_the_first(monkeypatch) -> None:
+    """One of the last mini-batch of three is far from what the engine said of it."""
+    found = [[-1.0] * 3, [-2.0] * 3, [-3.0] * 3, [-4.0, -4.0, -4.75]]
+    monkeypatch.setattr(rounds_of_a_run.log_probs, "of_texts", lambda *_: found)
+    hook = rounds([], Mismatch(0.25, 0.125, 0.0, 0.0), mini_batches=3, on_mismatch="stop")
+    learning = Learning(switches_of(Grpo()))
+    learning.mismatch, learning.tokens = hook._learning.mismatch, 3
+    hook._learning = learning
+    parts = [MiniBatch(some, [], False) for some in (texts(-1.0), texts(-2.0, -3.0), texts(-4.0))]
+    hook._add_old(SimpleNamespace(model=None), parts)
+    assert [text.old for part in parts for text in part.texts] == found
+    with pytest.raises(UserError, match=r"up to 0\.75 nats \(mean 0\.0938\)"):
+        hook.after_backward(seen := step(1))
+    numbers = seen.numbers
+    assert numbers["rl/mismatch_max"] == 0.75
+    assert numbers["rl/mismatch_mean"] == pytest.approx((3 * 0.125 + 0.75) / 12)
+    assert numbers["rl/mismatch_beyond_clip"] == pytest.approx(1 / 12)  # exp(-0.75) < 0.8
 
 
 def test_ranks_are_weighed_by_their_tokens() -> None:
