@@ -133,27 +133,35 @@ class Request:
             spells: the text of tokens is known.
 
         Raises:
-            UserError: it cannot.
+            WrongField: it cannot.
         """
         sampling = self.sampling
         if not self.prompt:
-            raise UserError("The prompt has no tokens; write at least a word.")
-        tokens = (*self.prompt, *sampling.logit_bias, *sampling.stop_tokens)
-        unknown = [token for token in tokens if not 0 <= token < vocabulary]
-        if unknown:
-            raise UserError(
-                f"Token {unknown[0]} is none of the model's, which are 0 to {vocabulary - 1}."
-            )
+            raise WrongField("The prompt has no tokens; write at least a word.", "prompt")
+        for tokens, field_ in (
+            (self.prompt, "prompt"),
+            (sampling.logit_bias, "logit_bias"),
+            (sampling.stop_tokens, "stop_token_ids"),
+        ):
+            unknown = next((token for token in tokens if not 0 <= token < vocabulary), None)
+            if unknown is not None:
+                raise WrongField(
+                    f"Token {unknown} is none of the model's, which are 0 to {vocabulary - 1}.",
+                    field_,
+                )
         if len(self.prompt) + sampling.max_tokens > longest:
-            raise UserError(
+            raise WrongField(
                 f"{len(self.prompt)} tokens of prompt and {sampling.max_tokens} new ones exceed "
-                f"the model's {longest} positions: shorten the prompt or ask for fewer."
+                f"the model's {longest} positions: shorten the prompt or ask for fewer.",
+                "prompt" if len(self.prompt) >= longest else "max_tokens",
             )
         if sampling.stop and not spells:
-            raise UserError("Stop strings need a tokenizer, and this engine has none.")
+            raise WrongField("Stop strings need a tokenizer, and this engine has none.", "stop")
         if sampling.top_log_probs > vocabulary:
-            raise UserError(
-                f"top_log_probs is {sampling.top_log_probs}, and the model has {vocabulary} tokens."
+            raise WrongField(
+                f"top_log_probs is {sampling.top_log_probs}, and the model has {vocabulary} "
+                "tokens.",
+                "top_log_probs",
             )
 
 

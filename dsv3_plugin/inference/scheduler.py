@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.pages import PAGE_TOKENS, Pages, pages_for
 from dsv3_plugin.inference.prefixes import Known, Prefixes
+from dsv3_plugin.inference.requests import WrongField
 
 
 @dataclass(eq=False)
@@ -129,7 +129,7 @@ class Scheduler:
         """Put a sequence at the end of the line.
 
         Raises:
-            UserError: all pages together would not hold it.
+            WrongField: all pages together would not hold it.
         """
         self.require_room(sequence)
         self._waiting.append(sequence)
@@ -138,13 +138,14 @@ class Scheduler:
         """Look whether a sequence could run if it were alone.
 
         Raises:
-            UserError: all pages together would not hold it.
+            WrongField: all pages together would not hold it.
         """
         needed = pages_for(sequence.most + self._room)
         if needed > self.pages.count:
-            raise UserError(
+            raise WrongField(
                 f"A text of {sequence.most} tokens needs {needed} pages of {PAGE_TOKENS} tokens "
-                f"and the cache has {self.pages.count}: give it more memory, or ask for fewer."
+                f"and the cache has {self.pages.count}: give it more memory, or ask for fewer.",
+                "max_tokens",
             )
 
     def remove(self, sequence: Sequence) -> None:

@@ -26,6 +26,9 @@ _MAY_FOLLOW = {
 }
 """Role → the roles that it may follow; "" is the beginning."""
 
+ROLES = tuple(_MAY_FOLLOW)
+"""Who may speak in a conversation."""
+
 RESPONSES = ("response", "completion")
 
 
@@ -127,7 +130,7 @@ def _role(message: Any, before: str, where: str) -> str:
         raise UserError(f'{where} is not an object with a "role".')
     role = message["role"]
     if role not in _MAY_FOLLOW:
-        raise UserError(f"{where} has the role {role!r}: take one of {', '.join(_MAY_FOLLOW)}.")
+        raise UserError(f"{where} has the role {role!r}: take one of {', '.join(ROLES)}.")
     if before not in _MAY_FOLLOW[role]:
         after = f"after {before}" if before else "at the beginning"
         raise UserError(f"{where}: {role} {after} is out of order.")

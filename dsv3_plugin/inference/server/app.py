@@ -31,11 +31,9 @@ from dsv3_plugin.inference.server.protocol import (
     WeightsBegin,
     WeightsFinish,
     WeightsRequest,
-    bucket_number,
-    json_of,
-    read,
 )
 from dsv3_plugin.inference.server.pushed_weights import PushedWeights
+from dsv3_plugin.inference.server.reading import bucket_number, json_of, read
 from dsv3_plugin.inference.server.refusals import (
     Refusal,
     fault,
@@ -305,8 +303,9 @@ class Server:
     def _known_experts(self, body: CompletionRequest | ChatRequest) -> bool:
         """Whether it is to be told where tokens went; refused where nothing routes."""
         if body.return_routed_experts and not self._worker.about.knows_experts:
-            raise UserError(
-                "return_routed_experts: it is not known here where tokens go; leave it out."
+            raise WrongField(
+                "return_routed_experts: it is not known here where tokens go; leave it out.",
+                "return_routed_experts",
             )
         return body.return_routed_experts
 
@@ -318,7 +317,7 @@ class Server:
                 f"max_tokens is {sampling.max_tokens}, and an answer may have {most} tokens here.",
                 "max_tokens",
             )
-        return dataclasses.replace(sampling, stop_tokens=self.words.ends)
+        return dataclasses.replace(sampling, stop_tokens=sampling.stop_tokens | self.words.ends)
 
     async def _answer(
         self, asked: "_Asked", thinking: Callable[[], Thinking | None] = lambda: None

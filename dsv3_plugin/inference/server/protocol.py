@@ -5,7 +5,6 @@ the engine does not do: nothing is ignored silently. A field that is null is one
 as OpenAI's interface has it.
 """
 
-import json
 import re
 import secrets
 from collections.abc import Mapping
@@ -14,9 +13,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.data.chat.conversation import ROLES
 from dsv3_plugin.inference.requests import LARGEST_SEED, SamplingParameters, WrongField
-from dsv3_plugin.recipe.validation import nearest
 
 MOST_TOP_LOG_PROBS = 20
 """As OpenAI's chat completions allow."""
@@ -51,6 +49,8 @@ class _Common(_Section):
     n: int = 1
     seed: int | None = None
     stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    """Tokens that end an answer beside the tokenizer's own, as vLLM calls it."""
     logit_bias: dict[str, float] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -65,7 +65,7 @@ class _Common(_Section):
 
     def _sampling(self, **more: Any) -> SamplingParameters:
         if self.stream_options is not None and not self.stream:
-            raise UserError("stream_options goes with stream: true.")
+            raise WrongField("stream_options goes with stream: true.", "stream_options")
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return SamplingParameters(
             temperature=self.temperature,
@@ -76,6 +76,7 @@ class _Common(_Section):
             n=self.n,
             seed=secrets.randbelow(LARGEST_SEED) if self.seed is None else self.seed,
             stop=tuple(stop),
+            stop_tokens=frozenset(self.stop_token_ids or ()),
             logit_bias=_by_id(self.logit_bias or {}),
             **more,
         )
@@ -97,12 +98,16 @@ class CompletionRequest(_Common):
         """How tokens are chosen.
 
         Raises:
-            UserError: in a way that cannot be.
+            WrongField: in a way that cannot be.
         """
         if self.best_of not in (None, self.n):
-            raise UserError("best_of chooses among more answers than n: leave it out.")
+            sentence = "best_of chooses among more answers than n: leave it out."
+            raise WrongField(sentence, "best_of")
         if self.echo and self.stream:
-            raise UserError("echo repeats the prompt before the answer, which is not streamed.")
+            sentence = (
+                "echo repeats the prompt before the answer, which is not streamed: leave it out."
+            )
+            raise WrongField(sentence, "echo")
         return self._sampling(
             max_tokens=self.max_tokens,
             top_log_probs=self.logprobs or 0,
@@ -122,6 +127,10 @@ def _message(sent: Any) -> Any:
     """A turn as templates know it: who speaks, and what as a text, which may be sent in parts."""
     if not isinstance(sent, dict) or not isinstance(sent.get("role"), str):
         raise ValueError("each message is an object with a role")
+    if (role := sent["role"]) not in ROLES:
+        raise ValueError(f"the role {role[:40]!r} is not known: take one of {', '.join(ROLES)}")
+    if sent.get("content") is None and not (role == "assistant" and sent.get("tool_calls")):
+        raise ValueError(f"this turn of {role} has no content")
     parts = sent.get("content")
     if not isinstance(parts, list):
         if not isinstance(parts, str | None):
@@ -155,12 +164,13 @@ class ChatRequest(_Common):
                 request does not say.
 
         Raises:
-            UserError: in a way that cannot be.
+            WrongField: in a way that cannot be.
         """
         if self.top_logprobs and not self.logprobs:
-            raise UserError("top_logprobs goes with logprobs: true.")
+            raise WrongField("top_logprobs goes with logprobs: true.", "top_logprobs")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise UserError("max_tokens and max_completion_tokens say the same: leave one out.")
+            sentence = "max_tokens and max_completion_tokens say the same: leave one out."
+            raise WrongField(sentence, "max_tokens")
         wanted = self.max_completion_tokens or self.max_tokens or max(room, 1)
         return self._sampling(max_tokens=wanted, top_log_probs=self.top_logprobs or 0)
 
@@ -183,69 +193,13 @@ class WeightsFinish(_Section):
     """A body of /v1/weights/UPDATE/finish, which says nothing."""
 
 
-def json_of(body: bytes) -> Any:
-    """What a body says.
-
-    Raises:
-        UserError: it is not JSON, or has text that no encoding can write.
-    """
-    try:
-        said = json.loads(body, parse_constant=_no_number)
-    except (ValueError, RecursionError):
-        raise UserError("The body is not JSON.") from None
-    try:
-        json.dumps(said, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            "The body has half of a surrogate pair, which is no character: send the whole."
-        ) from None
-    return said
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def bucket_number(text: str) -> int:
-    """Of a piece of weights, as a route names it.
-
-    Raises:
-        UserError: it is none.
-    """
-    if not re.fullmatch("[0-9]{1,6}", text):
-        raise UserError("Pieces of weights have numbers, from 0 to 999999: /v1/weights/UPDATE/0.")
-    return int(text)
-
-
-def read[Body: _Section](body: type[Body], data: Any, model: str = "") -> Body:
-    """A body as it was sent, checked.
-
-    Args:
-        model: the name of the one that is served, for those who leave it out.
-
-    Raises:
-        WrongField: it is none, with the first thing that is wrong.
-    """
-    try:
-        return body.model_validate(data)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            near = nearest(place, body.model_fields if len(first["loc"]) == 1 else ())
-            raise WrongField(f"{place} is not supported{near}: leave it out.", place) from None
-        if first["type"] == "missing" and place == "model":
-            raise WrongField(f"model is missing: it is {model!r} here.", place) from None
-        if place in ("presence_penalty", "frequency_penalty"):
-            sentence = f"{place} is not supported: take repetition_penalty."
-            raise WrongField(sentence, place) from None
-        what, says = place or "the body", first["msg"].removeprefix("Value error, ")
-        raise WrongField(f"{what}: {says[0].lower()}{says[1:]}.", place or None) from None
-
-
 def _by_id(bias: Mapping[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): value for token, value in bias.items()}
-    except ValueError:
-        sentence = "logit_bias has a key that is no token id."
-        raise WrongField(sentence, "logit_bias") from None
+    found: dict[int, float] = {}
+    for token, value in bias.items():
+        if not re.fullmatch("-?[0-9]{1,18}", token):
+            raise WrongField(f"logit_bias has the key {token[:40]!r}, no token id.", "logit_bias")
+        if int(token) in found:
+            sentence = f"logit_bias names token {int(token)} twice: leave one out."
+            raise WrongField(sentence, "logit_bias")
+        found[int(token)] = value
+    return found

@@ -159,10 +159,10 @@ def test_a_chat_is_by_the_template(client, tokenizer, alone):
         ({"prompt": [[]]}, 400, "no tokens"),
         ({"prompt": [100_000]}, 400, "Token 100000 is none of the model's"),
         ({"prompt": [1] * 2033}, 400, "exceed the model's 2048 positions"),
-        ({"max_tokens": 0}, 400, "max_tokens: "),
+        ({"max_tokens": 0}, 400, "max_tokens is 0 and has to be at least 1."),
         ({"temperature": -1.0}, 400, "temperature is -1.0"),
-        ({"temperature": "warm"}, 400, "temperature: "),
-        ({"logprobs": 99}, 400, "logprobs: "),
+        ({"temperature": "warm"}, 400, 'temperature is "warm" and has to be a number.'),
+        ({"logprobs": 99}, 400, "logprobs is 99 and has to be at most 20."),
         ({"best_of": 3}, 400, "best_of"),
         ({"presence_penalty": 1.0}, 400, "presence_penalty is not supported"),
         ({"suffix": "x"}, 400, "suffix is not supported: leave it out"),
@@ -177,7 +177,17 @@ def test_a_chat_is_by_the_template(client, tokenizer, alone):
         ),
         ({"prompt": ["x"] * 6, "n": 10}, 400, "60 answers are asked for"),
         ({"max_tokens": 2001}, 400, "an answer may have 2000 tokens here"),
-        ({"prompt": None}, 400, "prompt: "),
+        ({"prompt": None}, 400, "prompt is missing."),
+        (
+            {"prompt": [1, "x"]},
+            400,
+            'prompt is [1, "x"] and has to be a text, a list of token ids, ',
+        ),
+        ({"stop": 3}, 400, "stop is 3 and has to be a text or a list of texts."),
+        ({"stop_token_ids": 3}, 400, "stop_token_ids is 3 and has to be a list."),
+        ({"stop_token_ids": [1, 3.5]}, 400, "stop_token_ids.1 is 3.5 and has to be a whole number"),
+        ({"stop_token_ids": [-1]}, 400, "Token -1 is none of the model's"),
+        ({"logit_bias": {"5": 1.0, "05": 2.0}}, 400, "logit_bias names token 5 twice"),
         ({"stream_options": {"include_usage": True}}, 400, "goes with stream"),
         ({"stop": [""]}, 400, "stop is"),
         ({"prompt": "x" * 20_000}, 413, "larger than 20000 bytes"),
@@ -201,12 +211,68 @@ def test_what_is_not_served_is_said(client, asked, status, sentence):
         ({"max_tokens": 2001}, "max_tokens"),
         ({"max_token": 9}, "max_token"),
         ({"n": 50, "prompt": ["x", "y"]}, None),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": [100_000]}, "prompt"),
+        ({"prompt": [1] * 2048}, "prompt"),
+        ({"prompt": [1] * 2033}, "max_tokens"),
+        ({"prompt": [1, "x"]}, "prompt"),
+        ({"stop": ["x", 3]}, "stop"),
+        ({"stop_token_ids": [100_000]}, "stop_token_ids"),
+        ({"logit_bias": {"100000": 1.0}}, "logit_bias"),
+        ({"logit_bias": {"5": 1.0, "05": 2.0}}, "logit_bias"),
+        ({"best_of": 3}, "best_of"),
+        ({"echo": True, "stream": True}, "echo"),
     ],
 )
 def test_a_refusal_names_its_field(client, asked, field):
     with pytest.raises(openai.APIStatusError) as refused:
         client.post("/completions", body={"model": "small", "prompt": "x"} | asked, cast_to=object)
     assert refused.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("messages", "field", "sentence"),
+    [
+        (
+            [{"role": "narrator", "content": "x"}],
+            "messages.0",
+            "the role 'narrator' is not known: take one of user, assistant, tool, system, dev",
+        ),
+        ([{"role": "user"}], "messages.0", "this turn of user has no content"),
+        ([], "messages", "messages is [] and has to be a list of at least one"),
+    ],
+)
+def test_turns_that_are_none(client, messages, field, sentence):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="small", messages=messages)
+    assert refused.value.param == field
+    assert sentence in refused.value.response.json()["error"]["message"]
+
+
+def test_an_answer_ends_at_a_token_that_was_named(client, tokenizer, alone):
+    """As vLLM does: at its first place, where it is not part of the text."""
+    expected = alone([5, 6, 7], max_tokens=12, temperature=0.0)
+    end = expected[5]
+    first = expected.index(end)
+    asked = {"model": "small", "max_tokens": 12, "temperature": 0}
+    more = {"stop_token_ids": [end], "return_token_ids": True}
+    got = client.completions.create(**asked, prompt=[5, 6, 7], extra_body=more).choices[0]
+    assert got.token_ids == expected[: first + 1]
+    assert got.finish_reason == "stop"
+    assert got.text == tokenizer.backend.decode(expected[:first], skip_special_tokens=True)
+    (ends, *_) = words_of(tokenizer).ends
+    forced = {"logit_bias": {str(ends): 100.0}}  # the tokenizer's own ends it still
+    last = client.completions.create(**asked, prompt=[5], extra_body=more | forced).choices[0]
+    assert last.token_ids == [ends]
+
+    talk = [{"role": "user", "content": "def"}]
+    whole = client.chat.completions.create(
+        **asked, messages=talk, extra_body=more | {"stop_token_ids": []}
+    )
+    tokens = whole.choices[0].token_ids
+    more["stop_token_ids"] = [tokens[3]]
+    cut = client.chat.completions.create(**asked, messages=talk, extra_body=more).choices[0]
+    assert (cut.token_ids, cut.finish_reason) == (tokens[: tokens.index(tokens[3]) + 1], "stop")
 
 
 def test_which_routes_there_are_is_said(client):
