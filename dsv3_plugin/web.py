@@ -52,11 +52,17 @@ class Unanswered(Exception):
     Attributes:
         problem: why, in the same words whenever it is the same: it is counted by them.
         down: nobody listened.
+        said: what the service said to it, shortened.
     """
 
-    def __init__(self, problem: str, *, down: bool = False) -> None:
+    def __init__(self, problem: str, *, down: bool = False, said: str = "") -> None:
         super().__init__(problem)
-        self.problem, self.down = problem, down
+        self.problem, self.down, self.said = problem, down, said
+
+    @property
+    def whole(self) -> str:
+        """The problem, with what was said."""
+        return f"{self.problem}: {self.said}" if self.said else self.problem
 
 
 class Refused(Unanswered):
@@ -64,20 +70,21 @@ class Refused(Unanswered):
 
     Attributes:
         status: of HTTP.
-        said: what it says to that, shortened.
     """
 
     def __init__(self, status: int, said: str) -> None:
-        super().__init__(f"refused with status {status}")
-        self.status, self.said = status, said
+        super().__init__(f"refused with status {status}", said=said)
+        self.status = status
 
 
 class _Later(Exception):
     """An attempt that failed and may be repeated."""
 
-    def __init__(self, problem: str, *, wait: float = 0.0, down: bool = False) -> None:
+    def __init__(
+        self, problem: str, *, wait: float = 0.0, down: bool = False, said: str = ""
+    ) -> None:
         super().__init__(problem)
-        self.problem, self.wait, self.down = problem, wait, down
+        self.problem, self.wait, self.down, self.said = problem, wait, down, said
 
 
 class Web:
@@ -175,7 +182,7 @@ class Web:
             if over or not patient:
                 if over:  # until somebody answers
                     self._failing_since = -math.inf
-                raise Unanswered(failed.problem, down=failed.down)
+                raise Unanswered(failed.problem, down=failed.down, said=failed.said)
             self.repeated[failed.problem] += 1
             await anyio.sleep(pause)
             wait = min(2 * wait, self.patience.longest_wait)
@@ -193,7 +200,8 @@ class Web:
         except httpx2.DecodingError:
             raise Unanswered("answered with what cannot be decoded") from None
         if status >= 500 or status in _REPEATED:
-            raise _Later(f"answered with status {status}", wait=self._wanted_wait(headers))
+            wait, said = self._wanted_wait(headers), _sentence(data)
+            raise _Later(f"answered with status {status}", wait=wait, said=said)
         if not 200 <= status < 300:
             raise Refused(status, _sentence(data))
         try:

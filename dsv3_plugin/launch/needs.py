@@ -6,6 +6,7 @@ be shared. So what is missing there is certainly missing; of anything else a sen
 that it was not seen. No torch here.
 """
 
+import contextlib
 import os
 import re
 import subprocess
@@ -26,7 +27,9 @@ from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.common import HELD_OUT_SETS
 from dsv3_plugin.recipe.continued import PARENT
 from dsv3_plugin.recipe.places import weights_at
+from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.rollouts.judging import refuse_missing
 
 Seen = Literal["there", "missing", "unseen", "not mounted"]
 
@@ -119,8 +122,10 @@ def refuse_missing_texts(recipe: Recipe) -> None:
 
 
 def refuse_missing_rewards(recipe: Recipe) -> None:
-    """Raise UserError for a reward whose module is not where ranks, which run here, look for it."""
-    for name, reward in getattr(recipe, "rewards", {}).items():
+    """Raise UserError for a reward that is not where ranks, which run here, look for it."""
+    if not isinstance(recipe, Rl):
+        return
+    for name, reward in recipe.rewards.items():
         package, dot, _ = name.partition(".")
         if not dot or reward.address is not None:
             continue
@@ -132,6 +137,19 @@ def refuse_missing_rewards(recipe: Recipe) -> None:
                 f"rewards: {name} is a function in the Python package {package}, which is neither "
                 "in this folder nor installed: put it there, or name another reward."
             )
+    with _looking_here():
+        refuse_missing(recipe.rewards)
+
+
+@contextlib.contextmanager
+def _looking_here() -> Iterator[None]:
+    """Import from this folder too, as ranks do."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def lacking(

@@ -124,7 +124,7 @@ class Grpo(Section):
     """How often a round of answers is trained on."""
     old: Literal["trainer", "engine"] = "trainer"
     """Whose log-probabilities ratios are taken to: those of the model before the round's first
-    step, computed by the trainer, or the engine's."""
+    step, computed by the trainer, or the engine's, which spares that."""
     routing_replay: bool = False
     """Whether training has each token go to the experts that it went to in the rollout (R3, arXiv
     2510.11370), which weigh it by their scores as they are. Where engine and trainer compute alike
@@ -152,8 +152,10 @@ class Reward(Section):
     """What its value is multiplied by."""
     cap: list[float] | None = Field(default=None, min_length=2, max_length=2)
     """Bounds of its value before that, `[low, high]`."""
-    seconds: PositiveFloat = 15.0
-    """Time for an answer; what takes longer is not judged."""
+    seconds: PositiveFloat | None = None
+    """Time for an answer; what takes longer is not judged. Of `code` for all tests of a program,
+    which does not pass if it takes longer; of a reward model for all answers of a round. null: 15,
+    30 and 600."""
     address: str | None = None
     """Of a reward model that is served over HTTP, under any name."""
     key_variable: str | None = None

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import ExitStack
+from functools import partial
 
 from dsv3_plugin.rewards import code, forms, functions, mathematics, sandbox
 from dsv3_plugin.rewards.http import RewardModel
@@ -15,6 +16,11 @@ NAMES = (*COMPARING, "format")
 """All but functions and services, which are named by path and address."""
 
 _MOST_PROCESSES = 8
+_SECONDS = 15.0
+"""For an attempt, where nobody says otherwise."""
+_AROUND_TESTS = 15.0
+"""Seconds that a worker has beyond those of a program's tests: what is not their fault is not
+judged."""
 
 
 def is_service(name: str) -> bool:
@@ -24,7 +30,7 @@ def is_service(name: str) -> bool:
 
 def judge_of(
     name: str,
-    seconds: float,
+    seconds: float | None,
     stack: ExitStack,
     patience: Patience = Patience(),
     key: str | None = None,
@@ -35,7 +41,7 @@ def judge_of(
         name: `accuracy` (mathematics in the last box), `match` (the text of the answer), `code`
             (tests in a sandbox), `format` (thoughts and answer in tags), the dotted path of a
             function of an attempt, or the address of a reward model.
-        seconds: an attempt may take.
+        seconds: an attempt may take, or with `code` its tests; None: 15, and 30.
         stack: ends what judges.
         patience: with a reward model.
         key: of it.
@@ -53,9 +59,10 @@ def judge_of(
         case "accuracy":
             score = mathematics.accuracy
         case "code":
-            sandbox.ran("pass")  # where there is none, that is said at once
-            score = code.passes
+            sandbox.check()  # where there is none, that is said at once
+            tests = code.SECONDS if seconds is None else seconds
+            score, seconds = partial(code.passes, seconds=tests), tests + _AROUND_TESTS
         case _:
             score = functions.named(name)
     processes = min(_MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    return stack.enter_context(Workers(processes, seconds)).judge_by(score)
+    return stack.enter_context(Workers(processes, seconds or _SECONDS)).judge_by(score)

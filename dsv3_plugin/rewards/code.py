@@ -9,10 +9,12 @@ from dsv3_plugin.rewards.sandbox import Limits, ran
 from dsv3_plugin.rewards.verdict import Attempt
 
 _FENCE = "```"
+SECONDS = 30.0
+"""Of all tests of a program."""
 _LANGUAGES = ("", "python", "py", "python3")
 
 
-def passes(attempt: Attempt, limits: Limits | None = None, seconds: float = 30.0) -> float:
+def passes(attempt: Attempt, limits: Limits | None = None, seconds: float = SECONDS) -> float:
     """1 where the last fenced program of an answer passes all tests, else 0.
 
     What is expected is either Python that is run behind the program, assertions as in HumanEval and

@@ -23,6 +23,9 @@ def named(path: str) -> Callable[[Attempt], Any]:
         function = getattr(importlib.import_module(module), name) if module else None
     except (ImportError, AttributeError) as error:
         raise UserError(f"The reward '{path}' is not there: {error}.") from None
+    except Exception as error:  # whatever a module does that is not ours
+        why = f"{type(error).__name__}: {error}"[:200]
+        raise UserError(f"The reward '{path}' cannot be imported: {why}.") from error
     if not callable(function):
         raise UserError(f"The reward '{path}' is no function: write package.module.function.")
     return partial(_called, module, name)

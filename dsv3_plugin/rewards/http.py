@@ -14,7 +14,7 @@ from typing import Any
 
 from dsv3_plugin.rewards.verdict import Attempt, Verdict
 from dsv3_plugin.rewards.workers import checked
-from dsv3_plugin.web import Patience, Refused, Unanswered, Web
+from dsv3_plugin.web import Patience, Unanswered, Web
 
 
 class RewardModel:
@@ -90,10 +90,8 @@ class RewardModel:
         except Expired:
             future.cancel()
             return _Failed(f"was not judged within {self._seconds:g} s", halves=False)
-        except Refused as error:
-            return _Failed(f"the service {error.problem}: {error.said}".rstrip(": "))
         except Unanswered as error:
-            return _Failed(f"the service {error.problem}", halves=not error.down)
+            return _Failed(f"the service {error.whole}", halves=not error.down)
         except Exception as error:  # what an attempt holds cannot be written as JSON
             return _Failed(f"{type(error).__name__}: {error}"[:200])
         if isinstance(scores, dict):

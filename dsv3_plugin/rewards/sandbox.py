@@ -1,10 +1,12 @@
 """A stranger's Python in a process that sees no files of ours, no network and no other process.
 
 bubblewrap (github.com/containers/bubblewrap) makes the walls out of Linux's namespaces, as an
-ordinary user; the kernel's limits bound time, memory, files and processes.
+ordinary user; the kernel's limits bound time, memory, files and processes. Root is an ordinary user
+within them, too (`nobody`): the kernel holds root to no number of processes.
 """
 
 import json
+import os
 import secrets
 import shutil
 import subprocess
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.rewards.nobody import NOBODY, as_root_of_two
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Limits:
         seconds: by the clock, and of processor time.
         memory: bytes of each process's address space, and of all files it writes.
         output: bytes of what it prints, and of each file.
-        processes: at once; the kernel holds everybody to it but root.
+        processes: at once.
     """
 
     seconds: float = 10.0
@@ -50,19 +53,32 @@ class Ran:
     problem: str = ""
 
 
-_NOBODY = "65534"
 _GONE = {137: "it was killed", 152: "it took too much processor time"}
+_SAID = 400
+"""Characters of what is wrong with the walls."""
 _PROGRAM, _BEGIN = "/program.py", "/begin.py"
 _RUN = f"""
 import os, sys
-end = int(sys.argv.pop())
+root, end, begun = int(sys.argv.pop()), int(sys.argv.pop()), int(sys.argv.pop())
+if root:
+    os.setgroups([])
+    os.setresgid(*[{NOBODY}] * 3)
+    os.setresuid(*[{NOBODY}] * 3)
 program = open({_PROGRAM!r}, "rb").read()
+os.write(begun, b"1")
+os.close(begun)
 exec(compile(program, {_PROGRAM!r}, "exec"), {{"__name__": "__main__"}})
 sys.stdout.flush()
 os.write(1, os.read(end, 64))
 """
 """Runs the program, and then says so by a mark that it reads only now. The program could read it
 before, or change Python around itself: where that matters, compare what it prints."""
+
+
+def check() -> None:
+    """Raise UserError where programs cannot be run, or an empty one does not come to its end."""
+    if not (done := ran("pass", limits=Limits(seconds=60.0))).passed:
+        raise _broken(done.problem)
 
 
 def ran(program: str, given: str = "", limits: Limits | None = None) -> Ran:
@@ -74,21 +90,24 @@ def ran(program: str, given: str = "", limits: Limits | None = None) -> Ran:
         limits: of it.
 
     Raises:
-        UserError: bubblewrap is not here, or the kernel lets no namespaces be made.
+        UserError: bubblewrap is not here, the kernel lets no namespaces be made, or what is within
+            the walls does not come to the program. That is no fault of the program.
     """
     limits = limits or Limits()
     mark = f"\n{secrets.token_hex(16)}\n"
+    root = os.geteuid() == 0
     with ExitStack() as stack:
-        output, errors, status, end, source, begin = (
-            stack.enter_context(tempfile.TemporaryFile()) for _ in range(6)
+        output, errors, status, end, source, begin, begun = (
+            stack.enter_context(tempfile.TemporaryFile()) for _ in range(7)
         )
         for file, text in ((end, mark), (source, program), (begin, _RUN)):
             _put(file, text)
-        handed = [file.fileno() for file in (status, end, source, begin)]
+        handed = [file.fileno() for file in (status, end, source, begin, begun)]
         command = [
-            *_walls(limits, *handed[::2], handed[3]),
+            *(as_root_of_two() if root else ()),
+            *_walls(limits, root, status.fileno(), source.fileno(), begin.fileno()),
             *_limited(limits),
-            *(sys.executable, "-I", _BEGIN, str(end.fileno())),
+            *(sys.executable, "-I", _BEGIN, str(begun.fileno()), str(end.fileno()), f"{root:d}"),
         ]
         try:
             done = subprocess.run(
@@ -101,18 +120,24 @@ def ran(program: str, given: str = "", limits: Limits | None = None) -> Ran:
                 check=False,
             )
         except subprocess.TimeoutExpired:
+            if not _read(begun, limits):
+                raise _broken(f"no program had begun after {limits.seconds:g} s") from None
             return Ran("", False, f"took more than {limits.seconds:g} s")
         printed, said = _read(output, limits), _read(errors, limits)
-        if "child-pid" not in _status(status):
-            raise UserError(
-                f"Code cannot be run here: {said.strip()}. If namespaces are what is lacking, have "
-                "them allowed to users (sysctl kernel.unprivileged_userns_clone=1); or leave the "
-                "reward 'code' out."
-            )
+        if "child-pid" not in _status(status) or not _read(begun, limits):
+            raise _broken(said.strip() or f"it ended with code {done.returncode}")
     if done.returncode == 0 and printed.endswith(mark):
         return Ran(printed.removesuffix(mark), True)
     problem = _GONE.get(done.returncode, (said.strip().splitlines() or ["it left early"])[-1])
     return Ran(printed + said, False, problem[:200])
+
+
+def _broken(why: str) -> UserError:
+    return UserError(
+        f"Code cannot be run here: {why[-_SAID:]}. If namespaces are what is lacking, have them "
+        "allowed to users (sysctl kernel.unprivileged_userns_clone=1); or leave the reward 'code' "
+        "out."
+    )
 
 
 def _put(file: IO[bytes], text: str) -> None:
@@ -148,20 +173,36 @@ def _limited(limits: Limits) -> Iterator[str]:
     yield "--core=0"
 
 
-def _walls(limits: Limits, status: int, source: int, begin: int) -> Iterator[str]:
-    """The command that makes the walls; the numbers are of open files."""
+def _walls(limits: Limits, root: bool, status: int, source: int, begin: int) -> Iterator[str]:
+    """The command that makes the walls; the numbers are of open files.
+
+    Args:
+        limits: of memory.
+        root: whether it is root's, within a namespace of users that is there; else it makes one.
+        status, source, begin: what it tells, the program, and what begins that.
+    """
     wrap = shutil.which("bwrap")
     if wrap is None:
         raise UserError(
             "Running code needs bubblewrap, which is not here: install it (apt-get install "
             "bubblewrap), or leave the reward 'code' out."
         )
-    yield from (wrap, "--unshare-all", "--unshare-user", "--disable-userns")
-    yield from ("--uid", _NOBODY, "--gid", _NOBODY, "--cap-drop", "ALL", "--hostname", "sandbox")
+    yield wrap
+    if root:
+        for kind in ("ipc", "pid", "net", "uts", "cgroup-try"):
+            yield f"--unshare-{kind}"
+        # To become another; what begins the program does so, and has none then.
+        yield from ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
+    else:
+        yield from ("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL")
+        yield from ("--uid", str(NOBODY), "--gid", str(NOBODY))
+    yield from ("--hostname", "sandbox")
     yield from ("--die-with-parent", "--new-session", "--clearenv")
     yield from ("--json-status-fd", str(status))
-    yield from ("--size", str(limits.memory), "--tmpfs", "/tmp")
+    yield from ("--size", str(limits.memory), "--perms", "1777", "--tmpfs", "/tmp")
     for folder in _python_folders():  # behind /tmp, where an environment may lie
+        for parent in reversed(Path(folder).parents[:-1]):  # which may be root's alone outside
+            yield from ("--perms", "0755", "--dir", str(parent))
         yield from ("--ro-bind", folder, folder)
     for link in ("bin", "lib", "lib64"):
         if Path("/", link).is_symlink():
@@ -169,9 +210,9 @@ def _walls(limits: Limits, status: int, source: int, begin: int) -> Iterator[str
         elif Path("/", link).exists():
             yield from ("--ro-bind", f"/{link}", f"/{link}")
     for number, path in ((source, _PROGRAM), (begin, _BEGIN)):
-        yield from ("--ro-bind-data", str(number), path)
+        yield from ("--perms", "0444", "--ro-bind-data", str(number), path)
     yield from ("--proc", "/proc", "--dev", "/dev")
-    yield from ("--size", str(limits.memory), "--tmpfs", "/dev/shm")
+    yield from ("--size", str(limits.memory), "--perms", "1777", "--tmpfs", "/dev/shm")
     yield from ("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--")
 
 

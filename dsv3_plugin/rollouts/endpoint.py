@@ -216,7 +216,7 @@ def sentence_of(error: Unanswered) -> str:
     if isinstance(error, Refused):
         said = f": {error.said}" if error.said else ""
         return f"refuses (status {error.status}){said}".rstrip(".")
-    return error.problem
+    return error.whole.rstrip(".")
 
 
 def choices_of(reply: Any, n: int) -> list[Choice]:

@@ -6,11 +6,12 @@ from contextlib import ExitStack
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.rl import Reward, Rl
-from dsv3_plugin.rewards import forms
+from dsv3_plugin.rewards import forms, functions, sandbox
 from dsv3_plugin.rewards.by_name import COMPARING, judge_of
 from dsv3_plugin.rewards.http import RewardModel
 from dsv3_plugin.rewards.verdict import Attempt, Judge, Judged, Weighted, judged
 from dsv3_plugin.rollouts.prompts import RewardNames
+from dsv3_plugin.web import Patience, refuse_address
 
 
 class Judging:
@@ -74,10 +75,35 @@ class Judging:
         return judge_of(name, reward.seconds, self._stack)
 
 
-def _model(name: str, reward: Reward) -> RewardModel:
+def refuse_missing(rewards: Mapping[str, Reward]) -> None:
+    """Raise UserError for the first reward that is not there: a function, a sandbox for code, the
+    address of a reward model or its key. No service is asked."""
+    for name, reward in rewards.items():
+        if reward.address is not None:
+            try:
+                refuse_address(reward.address)
+            except UserError as error:
+                raise UserError(f"rewards.{name}.address: {error}") from None
+            _key(name, reward)
+        elif name == "code":
+            sandbox.check()
+        elif "." in name:
+            functions.named(name)
+
+
+def _key(name: str, reward: Reward) -> str | None:
     variable = reward.key_variable
     if variable is not None and variable not in os.environ:
         raise UserError(
-            f"rewards.{name}.key_variable: there is no environment variable {variable}."
+            f"rewards.{name}.key_variable: there is no environment variable {variable}: set it, or "
+            f"leave the key out."
         )
-    return RewardModel(reward.address, key=os.environ[variable] if variable else None)
+    return os.environ[variable] if variable else None
+
+
+def _model(name: str, reward: Reward) -> RewardModel:
+    key = _key(name, reward)
+    if reward.seconds is None:
+        return RewardModel(reward.address, key=key)
+    patience = Patience(attempt=reward.seconds)
+    return RewardModel(reward.address, key=key, seconds=reward.seconds, patience=patience)

@@ -139,6 +139,8 @@ def switches_of(grpo: Grpo, older: bool = False) -> Switches:
         grpo: of it.
         older: whether answers are of older weights, and so corrected in any case.
     """
+    # Ratios to what sampled have nothing to correct.
+    corrects = (older or grpo.on_mismatch == "correct") and grpo.old == "trainer"
     correction = Correction(grpo.correction, grpo.correction_high, grpo.correction_low)
     return Switches(
         clip=Clip(grpo.clip_low, grpo.clip_high, grpo.clip_dual),
@@ -146,7 +148,7 @@ def switches_of(grpo: Grpo, older: bool = False) -> Switches:
         kl=grpo.kl,
         kl_weight=grpo.kl_weight,
         entropy_weight=grpo.entropy_weight,
-        correction=correction if older or grpo.on_mismatch == "correct" else None,
+        correction=correction if corrects else None,
     )
 
 

@@ -18,7 +18,7 @@ from dsv3_plugin.data.batch import Sample, get_packs
 from dsv3_plugin.grpo.answers import Answers
 from dsv3_plugin.grpo.loss import LogProbabilities, policy_loss
 from dsv3_plugin.recipe.rl import Rl
-from dsv3_plugin.rollouts.judging import Judging
+from dsv3_plugin.rollouts.judging import Judging, refuse_missing
 from dsv3_plugin.stages import entropy, log_probs, sft
 from dsv3_plugin.stages.draws import Draws
 from dsv3_plugin.stages.held_out_prompts import HeldOutPrompts
@@ -63,7 +63,8 @@ def rl(run: Run) -> Stage:
 
 
 def prepare(run: Run, policy: Policy, tell: Callable[[str], None]) -> None:
-    """Folders and prompts, and who answers."""
+    """Rewards, folders and prompts, and who answers."""
+    refuse_missing(run.recipe.rewards)
     prepare_prompts(run, tell)
     policy.open()
 

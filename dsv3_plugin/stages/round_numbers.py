@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from dsv3_plugin.rollouts.groups import Group, Scored
+from dsv3_plugin.stages.unjudged import counted
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def numbers_of(drawn: Sequence[Group], trained: Sequence[Group], costs: Costs) -
         "rl/reward_seconds": round(costs.reward_seconds, 4),
         "rl/rollout_tokens_per_second": round(tokens / max(costs.seconds, 1e-4), 1),
     }
+    numbers |= counted(drawn)
     if costs.lost or costs.repeated:
         numbers |= {"rl/lost": costs.lost, "rl/repeated": costs.repeated}
     guesses = zip(costs.guessed, costs.accepted, strict=True)

@@ -24,6 +24,7 @@ from dsv3_plugin.stages.learning import Learning
 from dsv3_plugin.stages.packed_answers import micro_batches_of
 from dsv3_plugin.stages.reference import Reference
 from dsv3_plugin.stages.round_numbers import numbers_of
+from dsv3_plugin.stages.unjudged import Unjudged
 from dsv3_plugin.training.feed import Feed
 from dsv3_plugin.training.hooks import Hook, Step
 from dsv3_plugin.training.run import Run
@@ -67,6 +68,7 @@ class Rounds(Hook):
         self._reference = Reference(run.folder, self._recipe.grpo.reference_interval)
         self._waiting: deque[MiniBatch] = deque()
         self._silent = 0
+        self._unjudged = Unjudged()
         self._warned = False
         self._mini: MiniBatch | None = None
         self._later: tuple[Mismatch, int] | None = None
@@ -125,6 +127,7 @@ class Rounds(Hook):
                 draws.begin(step.model, version, following)
         self._keep_samples(step.iteration, drawn)
         self._say_silence(drawn.groups)
+        self._say_unjudged(step.iteration, drawn.groups)
         self._waiting.extend(self._divided(step, drawn.trained, version - drawn.version))
 
     def _divided(self, step: Step, groups: Sequence[Group], age: int) -> list[MiniBatch]:
@@ -142,8 +145,7 @@ class Rounds(Hook):
                         texts.append(Text.of(rollout))
                         own.append(advantage)
             parts.append(MiniBatch(texts, own, False, age))
-        engines = grpo.old == "engine" and self._recipe.rollouts.async_
-        if self._recipe.updates > 1 or engines:
+        if self._recipe.updates > 1 or grpo.old == "engine":
             self._add_old(step, parts)
         if grpo.kl_weight:
             with self._reference.in_place(step.model, step.iteration):
@@ -159,7 +161,7 @@ class Rounds(Hook):
         return again
 
     def _add_old(self, step: Step, parts: Sequence[MiniBatch]) -> None:
-        """What ratios are taken to, where the weights will have moved by then."""
+        """What ratios are taken to, where that is not the model in training."""
         texts = _texts(parts)
         if self._recipe.grpo.old == "engine":
             old = [text.log_probs for text in texts]
@@ -212,6 +214,11 @@ class Rounds(Hook):
                 f"and then, more answers (rollouts.n), or look for what is wrong in "
                 f"{self._run.folder.samples}."
             )
+
+    def _say_unjudged(self, iteration: int, groups: Sequence[Group]) -> None:
+        said = self._unjudged.sentence(groups)
+        if said is not None and dist.get_rank() == 0:
+            self._run.tell(f"In step {iteration:,} {said}")
 
     def _keep_samples(self, iteration: int, drawn: Drawn) -> None:
         if dist.get_rank() != 0:

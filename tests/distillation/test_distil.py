@@ -220,7 +220,7 @@ def test_what_fails_this_time_is_asked_again_the_next(
     teacher.broken = True
     said = dsv3(*command, "--outage-seconds", 0)
     assert said.code == 0
-    reason = f"8 {reward}: the service answered with status 500"
+    reason = f"8 {reward}: the service answered with status 500: no"
     assert f"unfinished: 1 problem ({reason}); the same command goes on with them" in said.out
     assert out.read_bytes() == b""
     teacher.broken = False

@@ -1,6 +1,9 @@
 """What happens to the place that a run is watched from stops the run only by saving."""
 
+import json
+import re
 import signal
+import sys
 
 import pytest
 
@@ -8,6 +11,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch import needs, supervise
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.rewards import sandbox
 from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.console import Console
 
@@ -175,13 +179,36 @@ def test_a_dry_run_asks_upstream_of_its_flags(tmp_path, monkeypatch):
     assert asked == [{"no-such-flag": 5}]
 
 
-def test_a_reward_in_a_package_that_is_not_there_is_refused(tmp_path, monkeypatch):
+def test_a_reward_that_is_not_there_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").touch()
-    for there in ("mine.score", "json.loads", "accuracy", "time.time"):
-        needs.refuse_missing_rewards(load_recipe("rl/tiny", [f"rewards={{{there}: {{}}}}"]))
-    with pytest.raises(UserError, match=r"rewards: yours.score is a function in the Python packa"):
-        needs.refuse_missing_rewards(load_recipe("rl/tiny", ["rewards={yours.score: {}}"]))
+    (tmp_path / "mine_to_judge.py").write_text("def score(attempt):\n    return 1.0\n")
+    (tmp_path / "mine_broken.py").write_text("1 / 0\n")
+    monkeypatch.setenv("KEY_OF_MINE", "s3cret")
+    before = [*sys.path]
+
+    def look(**rewards):
+        needs.refuse_missing_rewards(load_recipe("rl/tiny", [f"rewards={json.dumps(rewards)}"]))
+
+    for there in ("mine_to_judge.score", "json.loads", "accuracy", "time.time"):
+        look(**{there: {}})
+    look(style={"address": "http://127.0.0.1:1/score", "key_variable": "KEY_OF_MINE"})
+    for name, reward, sentence in (
+        ("yours.score", {}, "rewards: yours.score is a function in the Python package yours, whi"),
+        ("mine_to_judge.scores", {}, "The reward 'mine_to_judge.scores' is not there: module 'mi"),
+        ("mine_broken.score", {}, "The reward 'mine_broken.score' cannot be imported: ZeroDivis"),
+        ("style", {"address": "reward.model"}, "rewards.style.address: 'reward.model' is no add"),
+        (
+            "style",
+            {"address": "http://127.0.0.1:1", "key_variable": "NO_SUCH_KEY"},
+            "rewards.style.key_variable: there is no environment variable NO_SUCH_KEY: set it",
+        ),
+    ):
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            look(**{name: reward})
+    assert sys.path == before
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="Running code needs bubblewrap"):
+        look(code={})
 
 
 def test_a_dry_run_refuses_what_a_run_does(tmp_path):

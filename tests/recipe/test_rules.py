@@ -466,9 +466,48 @@ def test_the_smallest_vocabulary_is_that_of_the_tokenizer():
         ("rewards=accuracy", "must be a mapping of keys to values: write {accuracy: {}}."),
         ("rewards.accuracy=1.0", "must be a mapping of keys to values: write {weight: 1}."),
         ("data.packing=conversations", "and the stage is rl: set data.packing to prompts."),
+        (
+            "grpo={on_mismatch: correct, old: engine}",
+            "all would weigh the same: set grpo.old to trainer, or grpo.on_mismatch to warn.",
+        ),
+        (
+            "grpo={on_mismatch: correct, correction: mask, correction_low: 3}",
+            "grpo.correction_low 3 is more than grpo.correction_high 2, between which no ratio",
+        ),
+        (
+            "grpo.correction=sequence",
+            "grpo.correction sequence is of a correction that is not made: set grpo.on_mismatch to "
+            "correct and grpo.old to trainer, or leave it out.",
+        ),
+        (
+            "grpo={old: engine, correction_high: 5}",
+            "grpo.correction_high 5 is of a correction that is not made",
+        ),
+        (
+            "grpo={on_mismatch: correct, correction_low: 0.1}",
+            "grpo.correction_low 0.1 is of mask, and grpo.correction is token: set that to mask",
+        ),
+        (
+            "grpo.reference_interval=5",
+            "of a divergence that has no weight: give grpo.kl_weight, or set it to null.",
+        ),
+        ("grpo.kl=k1", "give grpo.kl_weight, or set it to k3."),
     ],
 )
 def test_what_is_said_of_a_recipe_of_answers(change, sentence):
     with pytest.raises(UserError) as refused:
         load_recipe("rl/tiny", [change])
     assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["grpo={on_mismatch: correct, correction: mask, correction_low: 0.1}"],
+        ["rollouts.async=1", "grpo.correction=sequence"],
+        ["rollouts.async=1", "grpo.old=engine"],
+        ["grpo={old: engine, kl_weight: 0.1, kl: k1, reference_interval: 5}"],
+    ],
+)
+def test_what_has_an_effect_is_taken(changes):
+    load_recipe("rl/tiny", changes)

@@ -92,7 +92,7 @@ def test_scores_are_in_the_attempts_order(model: Model, address: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("crash", "the service answered with status 500"),
+        ("crash", "the service answered with status 500: Internal Server Error"),
         ("chat", "the service answered with what is no JSON"),
         ("refuse", "the service refused with status 422: I will not."),
         ("one more", "the service answered another number of scores"),

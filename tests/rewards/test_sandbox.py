@@ -107,7 +107,6 @@ def test_what_has_no_end_is_ended(program: str) -> None:
     assert (done.passed, done.problem) == (False, "took more than 2 s")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may have as many processes as it likes")
 def test_processes_are_counted() -> None:
     done = patient("import os\nfor _ in range(100): os.fork() or __import__('time').sleep(9)")
     assert "Resource temporarily unavailable" in done.problem
@@ -127,6 +126,29 @@ def _command_lines() -> Iterator[bytes]:
 def test_a_long_program_with_much_to_read_is_run() -> None:
     program = f"x = {'7' * 200_000!r}\nprint(len(x) + len(input()))"
     assert patient(program, "1" * 300_000).output == "500000\n"
+
+
+@pytest.mark.parametrize("wrong", ["prlimit", "python", "nothing begins"])
+def test_what_is_wrong_with_the_walls_is_no_fault_of_a_program(
+    wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error, and not a 0."""
+    limits = PATIENT
+    match wrong:
+        case "prlimit":
+            monkeypatch.setattr(sandbox, "_limited", lambda limits: ["no-prlimit"])
+        case "python":
+            monkeypatch.setattr(sandbox, "_RUN", "import nothing_of_that_name")
+        case "nothing begins":
+            limits = Limits(seconds=1.0)
+            monkeypatch.setattr(sandbox, "_RUN", "import time; time.sleep(600)")
+    with pytest.raises(UserError, match=r"Code cannot be run here: .*leave the reward 'code' out"):
+        ran("print(1)", limits=limits)
+    with pytest.raises(UserError):
+        passes(Attempt("", GOOD, "assert True"), limits)
+    if wrong != "nothing begins":
+        with pytest.raises(UserError):
+            sandbox.check()
 
 
 def test_without_bubblewrap_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,14 +276,15 @@ def fewer_choices(reply: dict, body: dict) -> None:
 
 
 def fails_at_one(_reply: dict, body: dict) -> JSONResponse | None:
-    return JSONResponse({}, status_code=500) if body["prompt"] == [5, 17, 60] else None
+    failed = JSONResponse({"error": {"message": "Out of memory."}}, status_code=500)
+    return failed if body["prompt"] == [5, 17, 60] else None
 
 
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         (fewer_choices, "answered another number of choices"),
-        (fails_at_one, "answered with status 500"),
+        (fails_at_one, "answered with status 500: Out of memory"),
     ],
 )
 def test_what_fails_costs_its_prompt(

@@ -17,7 +17,7 @@ from dsv3_plugin.rollouts.rows import Text
 from dsv3_plugin.stages import rounds as rounds_of_a_run
 from dsv3_plugin.stages.draws import Drawn, Draws
 from dsv3_plugin.stages.learning import Learning, switches_of
-from dsv3_plugin.stages.round_numbers import Costs
+from dsv3_plugin.stages.round_numbers import Costs, numbers_of
 from dsv3_plugin.stages.rounds import MiniBatch, Rounds
 
 
@@ -100,6 +100,34 @@ def test_answers_of_later_steps_are_compared_before_the_first(monkeypatch) -> No
     assert numbers["rl/mismatch_beyond_clip"] == pytest.approx(1 / 12)  # exp(-0.75) < 0.8
 
 
+@pytest.mark.parametrize(("old", "epochs", "taken"), [
+    ("engine", 1, [-1.0, -2.0]), ("engine", 2, [-1.0, -2.0]),
+    ("trainer", 2, [-1.5, -2.5]), ("trainer", 1, None),
+])  # fmt: skip
+def test_what_ratios_are_taken_to(monkeypatch, old: str, epochs: int, taken) -> None:
+    """The engine's log-probabilities too, where a round is one step."""
+    monkeypatch.setattr(rounds_of_a_run.log_probs, "of_texts", lambda *_: [[-1.5], [-2.5]])
+    recipe = SimpleNamespace(grpo=Grpo(old=old, epochs=epochs), updates=epochs)
+    hook = Rounds(SimpleNamespace(recipe=recipe, folder=SimpleNamespace()), None, None, None)
+    hook._reference, hook._learning = None, Learning(switches_of(Grpo()))
+    logs = (-1.0, -2.0)
+    answers = [
+        Scored(Rollout((1,), (2,), (log,), "stop", (0,)), "", log, {}, {}, False, "")
+        for log in logs
+    ]
+    group = Group("", "", "", tuple(answers))
+    minis = hook._divided(SimpleNamespace(model=None), [group], 0)
+    assert [mini.first for mini in minis] == [True, False][:epochs]
+    for mini in minis:
+        found = [text.old and text.old[0] for text in mini.texts]
+        assert found == (taken or [None, None])
+
+
+def test_ratios_to_what_sampled_have_nothing_to_correct() -> None:
+    assert switches_of(Grpo(old="engine"), older=True).correction is None
+    assert switches_of(Grpo(), older=True).correction is not None
+
+
 def test_ranks_are_weighed_by_their_tokens() -> None:
     found = together([(Mismatch(0.5, 0.1, 0.0, 1.0), 1), (Mismatch(0.2, 0.0, 0.4, 0.0), 3)])
     assert found == Mismatch(0.5, pytest.approx(0.025), pytest.approx(0.3), 0.25)
@@ -151,3 +179,26 @@ def test_equal_rewards_for_long_are_said_with_the_advice() -> None:
     assert "For 10 rounds all answers to a prompt have had equal rewards (mean 0.5)" in sentence
     assert "rollouts.n" in sentence
     assert str(Path("samples")) in sentence
+
+
+def test_why_answers_could_not_be_judged_is_said_once_and_counted_always() -> None:
+    told: list[str] = []
+    hook = rounds(told)
+
+    def answered(problem: str) -> Group:
+        rollout = Rollout((1,), (2,), (-1.0,), "stop", (0,))
+        failed = Scored(rollout, "", None, {"style": None}, {"style": problem}, False, "")
+        return Group("", "", "", (failed, *group(0.0, 1.0).answers))
+
+    busy = [answered(f"the service answered with status 500: {n}") for n in "abcde"]
+    hook._say_unjudged(1, [*busy, group(1.0)])
+    hook._say_unjudged(2, [answered("the service answered with status 500: f"), *busy])
+    hook._say_unjudged(3, [group(0.0, 1.0)])
+    assert told == [
+        "In step 1 5 of 16 answers could not be judged, and are not learned from: 5 by style (the "
+        "service answered with status 500: a)."
+    ]
+    hook._say_unjudged(4, [answered("the service cannot be reached")])
+    assert told[1].startswith("In step 4 1 of 3 answers could not be judged, and are not learned")
+    assert numbers_of(busy, busy, Costs())["rl/unjudged_style"] == 5
+    assert "rl/unjudged_style" not in numbers_of([group(1.0)], [], Costs())

@@ -21,7 +21,7 @@ from dsv3_plugin.recipe.rules.executor import executor
 from dsv3_plugin.recipe.rules.layout import layout
 from dsv3_plugin.recipe.rules.parallelism import experts, processes, tensor
 from dsv3_plugin.recipe.rules.passed_flags import said_once
-from dsv3_plugin.recipe.rules.rl import division, prompts, rewards, rollouts, server
+from dsv3_plugin.recipe.rules.rl import division, loss, prompts, rewards, rollouts, server
 from dsv3_plugin.recipe.rules.schedule import micro_batches, ramp, schedule, schedule_file
 from dsv3_plugin.recipe.schema import Recipe
 
@@ -41,6 +41,7 @@ RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     division,
     rollouts,
     server,
+    loss,
     rewards,
     curves,
     schedule_file,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.continued import PARENT
 from dsv3_plugin.recipe.fitting import divisor, multiples
-from dsv3_plugin.recipe.rl import Rl
+from dsv3_plugin.recipe.rl import Grpo, Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.yaml_text import quoted
 
@@ -123,6 +123,49 @@ def server(recipe: Recipe) -> Iterator[str]:
     for key in ("url", "model", "key_variable", "folder"):
         if getattr(settings, key) is not None:
             yield f"rollouts.{key} is of a server: set rollouts.kind to openai, or leave it out"
+
+
+def loss(recipe: Recipe) -> Iterator[str]:
+    """What is said of the loss has an effect, and can have it."""
+    if not isinstance(recipe, Rl):
+        return
+    grpo, usual = recipe.grpo, Grpo()
+    if grpo.on_mismatch == "correct" and grpo.old == "engine":
+        yield (
+            "grpo.on_mismatch: correct weighs tokens by how far the trainer is from the engine, "
+            "and grpo.old: engine takes ratios to the engine itself, so that all would weigh the "
+            "same: set grpo.old to trainer, or grpo.on_mismatch to warn"
+        )
+    if grpo.correction == "mask" and grpo.correction_low > grpo.correction_high:
+        yield (
+            f"grpo.correction_low {grpo.correction_low:g} is more than grpo.correction_high "
+            f"{grpo.correction_high:g}, between which no ratio is: give low the smaller one"
+        )
+    corrects = grpo.on_mismatch == "correct" or recipe.rollouts.async_
+    for key in ("correction", "correction_high", "correction_low"):
+        if (given := getattr(grpo, key)) == getattr(usual, key):
+            continue
+        if not corrects or grpo.old == "engine":
+            yield (
+                f"grpo.{key} {_plain(given)} is of a correction that is not made: set "
+                f"grpo.on_mismatch to correct and grpo.old to trainer, or leave it out"
+            )
+        elif key == "correction_low" and grpo.correction != "mask":
+            yield (
+                f"grpo.correction_low {given:g} is of mask, and grpo.correction is "
+                f"{grpo.correction}: set that to mask, or leave it out"
+            )
+    if not grpo.kl_weight:
+        for key in ("kl", "reference_interval"):
+            if (given := getattr(grpo, key)) != getattr(usual, key):
+                yield (
+                    f"grpo.{key} {given} is of a divergence that has no weight: give "
+                    f"grpo.kl_weight, or set it to {getattr(usual, key) or 'null'}"
+                )
+
+
+def _plain(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def rewards(recipe: Recipe) -> Iterator[str]:
