@@ -2,6 +2,7 @@
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,33 @@ metric_list: [{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_bett
 }  # fmt: skip
 """Data and what a task says; the texts of perplexity have more tokens than the model positions."""
 
+THE_HARNESS_OWN = {
+    "arithmetic_1dc": (
+        "arithmetic/arithmetic_1dc", "validation", "",
+        [{"context": f"Q: What is ({a} + {b}) * {a}? A:", "completion": f" {(a + b) * a}"}
+         for a in range(3) for b in range(2)],
+    ),
+    "arc_easy": (
+        "arc/arc_easy", "test", "",
+        [{"question": f"What is {a} + 1?", "answerKey": "ABC"[a],
+          "choices": {"text": ["1", "two", "3 then"], "label": ["A", "B", "C"]}}
+         for a in range(3)],
+    ),
+    "wikitext": (
+        "wikitext/wikitext", "test", "",
+        [{"page": f" = Title {a} = \n the 1 @,@ {a}00 's ( word ) , and so on . \n" * 5}
+         for a in range(3)],
+    ),
+    "triviaqa": (
+        "triviaqa/default", "validation",
+        'generation_kwargs: {until: ["\\n", ".", ","], max_gen_toks: 8, do_sample: false}\n',
+        [{"question": f"Who wrote f{a}(x)", "answer": {"aliases": ["x", f"f{a}"]}}
+         for a in range(3)],
+    ),
+}  # fmt: skip
+"""Tasks of the harness itself, with its prompts, filters and metrics: their files, the split that
+is asked, what differs so that answers fit the model, and rows as their data on the hub have."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def offline():
@@ -76,6 +104,16 @@ def tasks(tmp_path_factory):
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         source = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\n"
         (folder / f"{name}.yaml").write_text(f"task: {name}\n{source}test_split: test\n{said}")
+    theirs = Path(find_spec("lm_eval").origin).parent / "tasks"
+    for name, (file, split, said, rows) in THE_HARNESS_OWN.items():
+        data = folder / f"{name}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        none = {"training", "validation", "test"} - {split}
+        said += "".join(f"{other}_split: null\n" for other in none)
+        (folder / f"{name}.yaml").write_text(
+            f"include: {theirs / file}.yaml\ndataset_path: json\ndataset_name: null\n"
+            f"dataset_kwargs: {{data_files: {{{split}: {data}}}}}\n{said}"
+        )
     return folder
 
 
@@ -106,7 +144,7 @@ def asked(model, tasks, **arguments):
     from lm_eval.tasks import TaskManager
 
     found = lm_eval.simple_evaluate(
-        model, tasks=[*TASKS], bootstrap_iters=0, **arguments,
+        model, tasks=[*TASKS, *THE_HARNESS_OWN], bootstrap_iters=0, **arguments,
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
     )  # fmt: skip
     metrics = {
@@ -117,7 +155,7 @@ def asked(model, tasks, **arguments):
     }
     answers = [
         answer
-        for task in TASKS
+        for task in (*TASKS, *THE_HARNESS_OWN)
         for sample in found["samples"][task]
         for answer in sample["filtered_resps"]
     ]
@@ -147,7 +185,7 @@ def test_its_own_model_of_transformers_says_the_same(ours, folder, tasks):
         "hf", tasks, model_args=arguments | {"dtype": "float32"}, device="cpu", batch_size=1
     )
     same(ours[1], answers)
-    assert ours[0] == pytest.approx(metrics, abs=1e-4)
+    assert ours[0] == pytest.approx(metrics, rel=1e-5, abs=1e-4)
 
 
 def test_the_server_answers_its_local_completions(world, checkpoint, folder, tasks):
@@ -166,7 +204,7 @@ def test_the_server_answers_its_local_completions(world, checkpoint, folder, tas
         }  # fmt: skip
         metrics, answers = asked("local-completions", tasks, model_args=arguments, batch_size=2)
     same(ours[1], answers)
-    assert ours[0] == pytest.approx(metrics, abs=1e-4)
+    assert ours[0] == pytest.approx(metrics, rel=1e-5, abs=1e-4)
 
 
 def test_a_checkpoint_by_name(world, checkpoint, tasks, ours):
