@@ -86,7 +86,9 @@ def shape(answer):
     return [shape(answer[0])] if isinstance(answer, list) and answer else type(answer).__name__
 
 
-OURS_ALONE = {"system_fingerprint"}
+def fields(answer, aside=frozenset({"system_fingerprint"})):
+    """Its shape, without what one of the two has alone."""
+    return {n: v for n, v in shape(answer.model_dump()).items() if n not in aside}
 
 
 @pytest.mark.parametrize("prompt", ["def f(x", "return", "x\n    return x\ndef"])
@@ -97,8 +99,7 @@ def test_greedy_completions(ours, theirs, folder, prompt):
     assert mine.choices[0].finish_reason == other.choices[0].finish_reason
     assert mine.usage.prompt_tokens == other.usage.prompt_tokens
     assert mine.usage.completion_tokens == other.usage.completion_tokens
-    fields = shape(mine.model_dump())
-    assert {n: v for n, v in fields.items() if n not in OURS_ALONE} == shape(other.model_dump())
+    assert fields(mine) == fields(other)
 
 
 def test_a_greedy_chat_whole_and_in_pieces(ours, theirs, folder):
@@ -106,15 +107,33 @@ def test_a_greedy_chat_whole_and_in_pieces(ours, theirs, folder):
     asked = {"model": str(folder), "messages": messages, "max_tokens": 20, "temperature": 0}
     mine, other = (client.chat.completions.create(**asked) for client in (ours, theirs))
     assert mine.choices[0].message.content == other.choices[0].message.content
+    assert mine.choices[0].message.role == other.choices[0].message.role == "assistant"
+    assert mine.choices[0].finish_reason == other.choices[0].finish_reason == "length"
     assert mine.usage.total_tokens == other.usage.total_tokens
-    texts = [
-        "".join(
-            piece.choices[0].delta.content or ""
-            for piece in client.chat.completions.create(**asked, stream=True)
-            if piece.choices
-        )
-        for client in (ours, theirs)
-    ]
-    assert texts[0] == mine.choices[0].message.content
+    assert fields(mine) == fields(other)
+
+    pieces, others = (
+        list(client.chat.completions.create(**asked, stream=True)) for client in (ours, theirs)
+    )
+    text, theirs_text = ("".join(map(said, one)) for one in (pieces, others))
+    assert text == mine.choices[0].message.content
     half = "\ufffd"  # of a character at the end, which theirs holds back for good
-    assert texts[0].rstrip(half) == texts[1].rstrip(half)
+    assert text.rstrip(half) == theirs_text.rstrip(half)
+    for one in (pieces, others):
+        role, *roles = [piece.choices[0].delta.role for piece in one]
+        *reasons, reason = [piece.choices[0].finish_reason for piece in one]
+        assert (role, {*roles}) == ("assistant", {None})
+        assert ({*reasons}, reason) == ({None}, "length")
+        assert {piece.object for piece in one} == {"chat.completion.chunk"}
+        assert len({(piece.id, piece.model, piece.created) for piece in one}) == 1
+    aside = {"system_fingerprint", "usage"}  # theirs has usage in the last piece, unasked
+    shapes, others_shapes = ([fields(piece, aside) for piece in one] for one in (pieces, others))
+    ends = {"delta": {}, "index": "int", "finish_reason": "str"}
+    assert others_shapes[-1]["choices"] == [ends]
+    shapes[-1]["choices"][0]["delta"].pop("content", None)  # ours may say what it held back
+    assert shapes[-1] == others_shapes[-1]
+    assert others_shapes[1] in shapes  # a piece of text
+
+
+def said(piece):
+    return piece.choices[0].delta.content or ""

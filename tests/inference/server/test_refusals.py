@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import select
 import shutil
 import socket
 import time
@@ -9,6 +10,7 @@ import urllib.error
 import urllib.request
 
 import openai
+import psutil
 import pytest
 
 from dsv3_plugin.data.tokenizer import open_tokenizer
@@ -23,9 +25,9 @@ def serving(model, tokenizer):
     """Starts a server with limits, and opens a client of it."""
 
     @contextlib.contextmanager
-    def start(**limits):
+    def start(waiting=50, **limits):
         engine = Engine(model, EngineSettings(2**24), text_of=tokenizer.decode)
-        server = server_of(engine, words_of(tokenizer), Limits(20_000, 50, **limits))
+        server = server_of(engine, words_of(tokenizer), Limits(20_000, waiting, **limits))
         with (
             listening(server) as address,
             openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0) as client,
@@ -45,6 +47,11 @@ def health(address):
             return reply.status
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def connected(address):
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=PATIENCE_S)
 
 
 def test_a_failed_step_is_a_500_and_a_model_that_is_gone_a_503(serving, model):
@@ -86,8 +93,7 @@ def test_a_request_has_its_time(serving):
         assert late.value.status_code == 504
         with pytest.raises(openai.APIError, match=r"not whole after 0\.2 s"):
             list(client.completions.create(**asked(max_tokens=2000, n=20, stream=True)))
-        host, port = address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as slow:
+        with connected(address) as slow:
             slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
             assert slow.recv(1000).startswith(b"HTTP/1.1 408 ")
 
@@ -104,12 +110,45 @@ def test_a_client_has_so_many_requests_a_minute(serving):
 
 def test_a_large_body_is_refused_before_it_is_read(serving):
     with serving() as (client, address):
-        host, port = address.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as large:
+        with connected(address) as large:
             large.sendall(
                 b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
             )
             assert large.recv(1000).startswith(b"HTTP/1.1 413 ")
+        assert client.completions.create(**asked()).usage.completion_tokens == 5
+
+
+def test_a_large_body_of_no_length_is_refused_while_it_comes_and_not_kept(serving):
+    with serving() as (client, address), connected(address) as large:
+        large.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        megabyte = b"100000\r\n" + b"x" * 2**20 + b"\r\n"
+        before = psutil.Process().memory_info().rss
+        for _ in range(100):
+            large.sendall(megabyte)
+        large.sendall(b"0\r\n\r\n")
+        assert large.recv(1000).startswith(b"HTTP/1.1 413 ")
+        assert psutil.Process().memory_info().rss < before + 50e6
+        assert client.completions.create(**asked()).usage.completion_tokens == 5
+
+
+def test_more_bodies_at_once_than_there_is_room_for_are_refused(serving):
+    with serving(waiting=2) as (client, address), contextlib.ExitStack() as stack:
+        body = json.dumps(asked(user="x" * 17_000)).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        slow = [stack.enter_context(connected(address)) for _ in range(3)]
+        for one in slow:
+            one.sendall(head + body[:-1])
+        refused, *_ = select.select(slow, [], [], PATIENCE_S)
+        for one in refused:
+            said = one.recv(1000)
+            assert said.startswith(b"HTTP/1.1 429 ")
+            assert b"Too many bodies come in at once: ask again later." in said
+        assert len(refused) == 1
+        for one in set(slow) - set(refused):  # nothing is lost for the others
+            one.sendall(body[-1:])
+            assert one.recv(1000).startswith(b"HTTP/1.1 200 ")
         assert client.completions.create(**asked()).usage.completion_tokens == 5
 
 

@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.server import serve as servers
 from dsv3_plugin.inference.server.serve import KEY_VARIABLE, ServerSettings, key_of, serve_hf
-from tests.inference.server.serving import PATIENCE_S
+from tests.inference.server.serving import KEY, PATIENCE_S
 from tests.inference.test_from_checkpoint import write_hf_folder
 
 
@@ -23,7 +26,7 @@ def process(tmp_path):
     write_hf_folder(tmp_path)
     arguments = ["serve", "--hf", str(tmp_path), "--port", "0", "--drafts", "1"]
     command = [sys.executable, "-m", "dsv3_plugin.cli", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", KEY_VARIABLE: KEY}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, text=True, env=environment, **pipes) as begun:
         yield begun
@@ -42,8 +45,16 @@ def test_serves_a_hugging_face_folder_until_it_is_interrupted(process):
     name, _, address = process.stdout.readline().split()
     body = {"model": name, "prompt": "def f(x", "max_tokens": 4}
     request = urllib.request.Request(f"{address}/completions", json.dumps(body).encode())
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=PATIENCE_S)
+    assert refused.value.code == 401  # the key is the environment's
+    request.add_header("Authorization", f"Bearer {KEY}")
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:
         assert json.load(reply)["usage"]["completion_tokens"] == 4
+    place = urlsplit(address)
+    assert place.hostname == "127.0.0.1"
+    with pytest.raises(ConnectionRefusedError):  # it listens nowhere else
+        socket.create_connection(("127.0.0.2", place.port), PATIENCE_S)
     engine = engine_of(process)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=PATIENCE_S) == 0
