@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import torch
 from rich.console import Console
 from rich.table import Table
-from soak import served, write_checkpoint
+from soak_server import served, write_checkpoint
 from train_step import model_config
 
 import dsv3_plugin
