@@ -122,6 +122,11 @@ class RunFolder:
         return self.root / "samples"
 
     @property
+    def rollouts(self) -> Path:
+        """Answers of the steps since the newest checkpoint, for a run that goes on from it."""
+        return self.root / "rollouts"
+
+    @property
     def reference(self) -> Path:
         """Weights that reinforcement learning takes a divergence to."""
         return self.root / "reference"

@@ -12,6 +12,7 @@ from dsv3_plugin.rollouts.asked import Asked
 from dsv3_plugin.rollouts.groups import Group, Scored
 from dsv3_plugin.rollouts.order import Order
 from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.stages.journal import Journal
 from dsv3_plugin.stages.policy import Policy
 from dsv3_plugin.stages.round_numbers import Costs
 
@@ -56,12 +57,14 @@ class _Begun:
         version: of its weights.
         step: that begins with the round.
         asked: its first prompts.
+        kept: answers to them, where they had been made before the run ended.
     """
 
     model: Sequence[torch.nn.Module]
     version: int
     step: int
     asked: list[Asked]
+    kept: tuple[list[Group], Costs] | None
 
 
 class Draws:
@@ -70,10 +73,11 @@ class Draws:
     Args:
         recipe: the run's.
         policy: who answers.
+        journal: what they have answered before the run ended.
     """
 
-    def __init__(self, recipe: Rl, policy: Policy) -> None:
-        self._recipe, self._policy = recipe, policy
+    def __init__(self, recipe: Rl, policy: Policy, journal: Journal) -> None:
+        self._recipe, self._policy, self._journal = recipe, policy, journal
         self._state: Mapping[str, Any] = {"asked": 0}
         self._begun: _Begun | None = None
         self._ready: Drawn | None = None
@@ -100,8 +104,10 @@ class Draws:
             step: that begins with the round, of which its seeds are.
         """
         asked = self.order.take(self._recipe.rollouts.prompts)
-        self._begun = _Begun(model, version, step, asked)
-        self._policy.ask(model, asked, self._recipe.rollouts.n, self._seed(step, 0), version)
+        kept = self._journal.read(step, 0, asked, version)
+        self._begun = begun = _Begun(model, version, step, asked, kept)
+        if kept is None:
+            self._ask(begun, asked, 0)
         if self._recipe.rollouts.kind == "embedded":
             self.settle()
 
@@ -115,11 +121,13 @@ class Draws:
         learned: list[int] = []
         costs = Costs()
         for number in range(settings.dynamic_sampling):
+            kept = begun.kept
             if number:
                 asked = self.order.take(settings.prompts)
-                seed = self._seed(begun.step, number)
-                self._policy.ask(begun.model, asked, settings.n, seed, begun.version)
-            found, cost = self._policy.asked_for()
+                kept = self._journal.read(begun.step, number, asked, begun.version)
+                if kept is None:
+                    self._ask(begun, asked, number)
+            found, cost = kept or self._asked_for(begun, asked, number)
             self._measure(asked, found)
             learned += [
                 place
@@ -132,11 +140,27 @@ class Draws:
         self._begun = None
         self._ready = Drawn(groups, learned[: settings.prompts], begun.version, costs)
 
+    def _ask(self, begun: _Begun, asked: Sequence[Asked], number: int) -> None:
+        n, seed = self._recipe.rollouts.n, self._seed(begun.step, number)
+        self._policy.ask(begun.model, asked, n, seed, begun.version)
+
+    def _asked_for(
+        self, begun: _Begun, asked: Sequence[Asked], number: int
+    ) -> tuple[list[Group], Costs]:
+        """What was asked last, once it is on the disk."""
+        groups, costs = self._policy.asked_for()
+        self._journal.keep(begun.step, number, asked, begun.version, groups, costs)
+        return groups, costs
+
     def take(self) -> Drawn:
         """The round that was begun."""
         self.settle()
         drawn, self._ready = self._ready, None
         return drawn
+
+    def forget(self, step: int) -> None:
+        """Have the round that begins with a step asked for again by a run that goes on."""
+        self._journal.forget(step)
 
     def _measure(self, asked: Sequence[Asked], groups: Sequence[Group]) -> None:
         if self.order.curriculum is not None:

@@ -22,6 +22,7 @@ from dsv3_plugin.rollouts.judging import Judging, refuse_missing
 from dsv3_plugin.stages import entropy, log_probs, sft
 from dsv3_plugin.stages.draws import Draws
 from dsv3_plugin.stages.held_out_prompts import HeldOutPrompts
+from dsv3_plugin.stages.journal import Journal
 from dsv3_plugin.stages.learning import Learning
 from dsv3_plugin.stages.policy import Policy
 from dsv3_plugin.stages.pretrain import chunk_inputs
@@ -42,7 +43,7 @@ def rl(run: Run) -> Stage:
     recipe = run.recipe
     feed, judging, learning = Feed(), Judging.of(recipe), Learning.of(recipe)
     policy = Policy(recipe, judging, run.tell)
-    draws = Draws(recipe, policy)
+    draws = Draws(recipe, policy, Journal(recipe, run.folder, run.tell))
     metrics = Metrics(recipe, run.folder)
     return Stage(
         prepare=partial(prepare, run, policy),

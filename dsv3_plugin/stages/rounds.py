@@ -190,6 +190,7 @@ class Rounds(Hook):
         )
         rank = dist.get_rank()
         if grpo.on_mismatch == "stop":
+            self._draws.forget(step.iteration)
             error = UserError if rank == 0 else SaidElsewhere
             raise error(
                 f"step {step.iteration:,}: {far}: the step is not taken. Look for what computes "

@@ -118,13 +118,20 @@ def test_answers_are_kept_to_be_read(learned: Trained) -> None:
 def test_a_killed_run_goes_on_within_a_round(
     learning: Path, learned: Trained, tmp_path: Path
 ) -> None:
+    """From a checkpoint in the middle of one, and with the answers of the next, which were there
+    when it was killed."""
     run = tmp_path / "run"
-    words = ("train", learning, f"directory={run}")
-    started = Command.forked(*words).when(lambda: steps_taken(run) >= 4)
+    words = ("train", learning, f"directory={run}", "checkpoint.interval=3")
+    answers = run / "rollouts" / "step_0000005_0.pt"
+    started = Command.forked(*words).when(answers.exists)
     assert started.send(signal.SIGKILL).end().code == -signal.SIGKILL
+    made = answers.stat().st_mtime_ns
     ended = Command.forked(*words).end()
     assert ended.code == 0, ended.output
-    assert "Going on from step " in ended.output
+    assert "Going on from step 3" in ended.output
+    said = " ".join(ended.output.split())
+    assert "From step 5 on answers that were made before the run ended are taken up" in said
+    assert answers.stat().st_mtime_ns == made
     assert numbers(run) == numbers(learned.folder)
 
 

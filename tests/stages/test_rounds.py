@@ -33,7 +33,8 @@ def rounds(
     recipe = SimpleNamespace(grpo=Grpo(**grpo), mismatch_limit=1e-5)
     folder = SimpleNamespace(samples=Path("samples"))
     run = SimpleNamespace(recipe=recipe, folder=folder, tell=told.append)
-    hook = Rounds(run, None, SimpleNamespace(mismatch=lambda: found), None)
+    draws = SimpleNamespace(forget=lambda step: told.append(f"forgets {step}"))
+    hook = Rounds(run, draws, SimpleNamespace(mismatch=lambda: found), None)
     hook._mini = MiniBatch([], [], first=True, age=age)
     return hook
 
@@ -59,7 +60,8 @@ def test_a_mismatch_is_said_once_and_told_at_every_round(what: str) -> None:
 
 def test_a_mismatch_stops_the_run_before_the_step() -> None:
     with pytest.raises(UserError, match=r"step 7: .* up to 0\.5 nats .*: the step is not taken"):
-        rounds([], on_mismatch="stop").after_backward(step(7))
+        rounds(told := [], on_mismatch="stop").after_backward(step(7))
+    assert told == ["forgets 7"]  # who goes on has it asked for again
 
 
 def test_what_is_within_the_limit_is_not_said() -> None:
@@ -143,7 +145,7 @@ def test_answers_that_wait_keep_their_experts_in_a_checkpoint() -> None:
 
     def rounds_of() -> Rounds:
         run = SimpleNamespace(recipe=recipe, folder=SimpleNamespace())
-        return Rounds(run, Draws(recipe, None), None, None)
+        return Rounds(run, Draws(recipe, None, None), None, None)
 
     before, after = rounds_of(), rounds_of()
     before._draws._ready = Drawn([Group("a", "b", "c", (scored,))], [0], 4, Costs(lost=1))
