@@ -24,6 +24,7 @@ from dsv3_plugin.stages.learning import Learning
 from dsv3_plugin.stages.packed_answers import micro_batches_of
 from dsv3_plugin.stages.reference import Reference
 from dsv3_plugin.stages.round_numbers import numbers_of
+from dsv3_plugin.stages.unended import Unended
 from dsv3_plugin.stages.unjudged import Unjudged
 from dsv3_plugin.training.feed import Feed
 from dsv3_plugin.training.hooks import Hook, Step
@@ -68,7 +69,7 @@ class Rounds(Hook):
         self._reference = Reference(run.folder, self._recipe.grpo.reference_interval)
         self._waiting: deque[MiniBatch] = deque()
         self._silent = 0
-        self._unjudged = Unjudged()
+        self._unjudged, self._unended = Unjudged(), Unended()
         self._warned = False
         self._mini: MiniBatch | None = None
         self._later: tuple[Mismatch, int] | None = None
@@ -128,6 +129,7 @@ class Rounds(Hook):
         self._keep_samples(step.iteration, drawn)
         self._say_silence(drawn.groups)
         self._say_unjudged(step.iteration, drawn.groups)
+        self._say_unended(drawn.groups)
         self._waiting.extend(self._divided(step, drawn.trained, version - drawn.version))
 
     def _divided(self, step: Step, groups: Sequence[Group], age: int) -> list[MiniBatch]:
@@ -221,6 +223,11 @@ class Rounds(Hook):
         if said is not None and dist.get_rank() == 0:
             self._run.tell(f"In step {iteration:,} {said}")
 
+    def _say_unended(self, groups: Sequence[Group]) -> None:
+        said = self._unended.sentence(groups, self._recipe.rollouts.max_tokens)
+        if said is not None and dist.get_rank() == 0:
+            self._run.tell(f"{said} ({self._run.folder.samples}).")
+
     def _keep_samples(self, iteration: int, drawn: Drawn) -> None:
         if dist.get_rank() != 0:
             return
@@ -252,13 +259,15 @@ class Rounds(Hook):
         return {
             **self._draws.state_dict(),
             "silent": self._silent,
+            "unended": self._unended.rounds,
             "waiting": [asdict(mini) for mini in self._waiting],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        own = {"silent", "waiting"}
+        own = {"silent", "unended", "waiting"}
         self._draws.load_state_dict({key: state[key] for key in state.keys() - own})
         self._silent = state["silent"]
+        self._unended.rounds = state.get("unended", 0)
         self._waiting = deque(
             MiniBatch(**mini | {"texts": [Text(**text) for text in mini["texts"]]})
             for mini in state["waiting"]

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ from dsv3_plugin.data.tokenizer import TextTokenizer, check_fits, open_tokenizer
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.links import inside
 from dsv3_plugin.files.named import named
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.asked import Asked, asked_by
@@ -101,6 +103,7 @@ def prompts_of(recipe: Rl, tokenizer: Path) -> PromptData:
 
     drawn = [member for _, member in corpora.drawn_from(data.corpus)]
     members = tuple(read(member.names, str(member)) for member in drawn)
+    sentences += asked_twice([str(member) for member in drawn], members)
     weights = tuple(
         float(len(asked)) if member.weight is None else member.weight
         for member, asked in zip(drawn, members, strict=True)
@@ -117,6 +120,24 @@ def prompts_of(recipe: Rl, tokenizer: Path) -> PromptData:
                     f"take what is trained on out of it."
                 )
     return PromptData(tokenizer, members, weights, held_out, tuple(sentences))
+
+
+def asked_twice(names: Sequence[str], members: Sequence[Sequence[Asked]]) -> Iterator[str]:
+    """Of each member of a mixture, how many of its prompts others before it have as well: within a
+    member they are left out, and of several each is asked as often as its weight says.
+
+    Args:
+        names: of the members.
+        members: their prompts.
+    """
+    first: dict[object, str] = {}
+    for name, asked in zip(names, members, strict=True):
+        twice = Counter(first[one.prompt.key] for one in asked if one.prompt.key in first)
+        for other, count in twice.items():
+            yield (
+                f"Asked of {name} and of {other} as well: {number_of(count, 'prompt', 'prompts')}."
+            )
+        first |= {one.prompt.key: name for one in asked if one.prompt.key not in first}
 
 
 def prepare_prompts(run: Run, tell: Callable[[str], None]) -> None:

@@ -14,8 +14,10 @@ from dsv3_plugin.grpo.aggregation import token_weights
 from dsv3_plugin.grpo.correction import Correction, correction_weights
 from dsv3_plugin.grpo.kl import divergence
 from dsv3_plugin.grpo.loss import LogProbabilities, Switches, policy_loss
+from dsv3_plugin.grpo.overlong import overlong_penalty
 from dsv3_plugin.grpo.ratios import log_ratios
 from dsv3_plugin.grpo.surrogate import Clip
+from dsv3_plugin.stages.entropy import entropy
 from tests.grpo.cases import ANSWERS, LONGEST, PROMPTS, Case, the_case
 
 pytestmark = [
@@ -40,7 +42,9 @@ def case(request: pytest.FixtureRequest) -> Case:
     return the_case(request.param)
 
 
-def ours(case: Case, switches: Switches, aggregation: str) -> tuple[Tensor, Tensor]:
+def ours(
+    case: Case, switches: Switches, aggregation: str, entropies: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     new = case.new.clone().requires_grad_()
     logs = LogProbabilities(
         *(case.packed(each) for each in (new, case.old, case.reference, case.sampled))
@@ -51,6 +55,7 @@ def ours(case: Case, switches: Switches, aggregation: str) -> tuple[Tensor, Tens
         case.answers,
         token_weights(case.lengths, aggregation, LONGEST),
         switches,
+        None if entropies is None else case.packed(entropies),
     ).value
     loss.backward()
     return loss.detach(), new.grad
@@ -66,6 +71,19 @@ def verls_advantages(case: Case, scale: bool = True) -> Tensor:
         last, case.mask, groups, norm_adv_by_std_in_grpo=scale
     )
     return advantages
+
+
+def verls_corrections(case: Case, correction: Correction) -> Tensor:
+    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
+
+    masks = correction.level == "mask"
+    weights, _ = compute_rollout_correction_weights(
+        case.old - case.sampled,
+        case.mask,
+        "token" if masks else correction.level,
+        f"{correction.low}_{correction.high}" if masks else correction.high,
+    )
+    return weights
 
 
 def verls(
@@ -87,7 +105,7 @@ def verls(
     )
     weights = None
     if correction is not None:
-        weights = (case.old - case.sampled).exp().clamp(max=correction.high)
+        weights = verls_corrections(case, correction)
     loss, _ = core_algos.get_policy_loss_fn(kind)(
         case.old, new, verls_advantages(case), case.mask, mode, settings,
         rollout_is_weights=weights,
@@ -217,17 +235,74 @@ def test_divergences_at_every_token_are_verls(case: Case) -> None:
         agree((divergence(case.new, case.reference, estimate),), (expected,))
 
 
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_corrections_are_verls(case: Case, level: str) -> None:
-    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_masked_losses_and_gradients_are_verls_icepop(case: Case, aggregation: str) -> None:
+    switches = Switches(Clip(0.2, 0.28, 3.0), correction=Correction("mask", 1.1, 0.9))
+    agree(ours(case, switches, aggregation), verls(case, switches, aggregation))
 
-    weights, _ = compute_rollout_correction_weights(
-        case.old - case.sampled, case.mask, level, rollout_is_threshold=1.1
-    )
+
+@pytest.mark.parametrize(
+    "correction",
+    [Correction("token", 1.1), Correction("sequence", 1.1), Correction("mask", 1.1, 0.9)],
+    ids=lambda correction: correction.level,
+)
+def test_corrections_are_verls(case: Case, correction: Correction) -> None:
+    weights = case.packed(verls_corrections(case, correction))
     found = correction_weights(
-        case.packed(case.old), case.packed(case.sampled), case.answers, Correction(level, 1.1)
+        case.packed(case.old), case.packed(case.sampled), case.answers, correction
     )
-    agree((found,), (case.packed(weights),))
+    agree((found,), (weights,))
+    assert (weights == 0).any() == (correction.level == "mask")
+
+
+def test_entropies_and_their_gradients_are_verls_and_trls() -> None:
+    from trl.trainer.utils import entropy_from_logits as trls_entropy
+    from verl.utils.torch_functional import entropy_from_logits as verls_entropy
+
+    draw = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(2, 5, 40, generator=draw)
+    weights = torch.randn(2, 5, generator=draw)
+
+    def found(function: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        given = logits.to(dtype, copy=True).requires_grad_()
+        entropies = function(given)
+        (entropies * weights).sum().backward()
+        return entropies.detach().double(), given.grad.double()
+
+    # Ours is FP32's; theirs loses more in that, and is taken in FP64.
+    own = found(entropy, torch.float32)
+    agree(own, found(verls_entropy, torch.float64))
+    agree(own[:1], (trls_entropy(logits.double()),))
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_a_bonus_on_entropy_is_verls(case: Case, aggregation: str) -> None:
+    """Aggregated as the loss of the policy is, value and gradient."""
+    from verl.trainer.ppo.core_algos import agg_loss
+
+    draw = torch.Generator().manual_seed(1)
+    entropies = torch.rand(case.new.shape, generator=draw, dtype=torch.float64)
+
+    mine = entropies.clone().requires_grad_()
+    switches = Switches(Clip(0.2, 0.2), entropy_weight=0.05)
+    loss, _ = ours(case, switches, aggregation, mine)
+    theirs = entropies.clone().requires_grad_()
+    bonus = 0.05 * agg_loss(theirs, case.mask, AGGREGATIONS[aggregation][0])
+    (-bonus).backward()
+    expected = verls(case, Switches(Clip(0.2, 0.2)), aggregation)[0] - bonus.detach()
+    agree((loss, mine.grad), (expected, theirs.grad))
+
+
+@pytest.mark.parametrize(("longest", "margin"), [(12, 5), (12, 12), (12, 1), (12, 0)])
+def test_overlong_answers_are_punished_as_trl_does(longest: int, margin: int) -> None:
+    from trl.rewards import get_soft_overlong_punishment
+
+    lengths = range(longest + 3)
+    expected = get_soft_overlong_punishment(longest, margin)([[1] * n for n in lengths])
+    found = [overlong_penalty(n, longest, margin) for n in lengths]
+    assert found[: longest + 1] == pytest.approx(expected[: longest + 1])
+    if margin:  # without one there is no bound to be over: an answer is cut there
+        assert found == pytest.approx(expected)
 
 
 def test_ratios_far_away_are_bounded_as_verls() -> None:

@@ -6,8 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from dsv3_plugin.checkpoint.formats.dist_reader import DistCheckpoint
 from tests.small_runs import Command, Trained, numbers, records, steps_taken
 
 STEPS = 6
@@ -37,6 +39,7 @@ LEARNED = {
     },
     "rewards": {"match": {}, "tests.stages.letters.early": {}},
     "parallel": {"processes": 2, "expert": 1},
+    "recompute": ["norms", "core_attn", "moe"],
     "checkpoint": {"interval": 1},
 }  # fmt: skip
 
@@ -69,7 +72,8 @@ def learned(learning: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained
 
 
 def test_engine_and_trainer_agree_at_every_round(learned: Trained) -> None:
-    """Also where the weights have been updated in between, and at another temperature than 1."""
+    """Also where the weights have been updated in between, at another temperature than 1, and where
+    activations are computed again."""
     rounds = [line for line in records(learned.folder) if "rl/mismatch_max" in line]
     assert [line["iteration"] for line in rounds] == [1, 3, 5]
     assert max(line["rl/mismatch_max"] for line in rounds) <= 1e-5
@@ -101,6 +105,29 @@ def test_a_run_tells_its_numbers(learned: Trained) -> None:
     assert min(divergences[1], divergences[2], divergences[3], divergences[5]) > 1e-7
     assert "reward 0." in learned.ended.output
     assert "Done: step 6" in learned.ended.output
+
+
+def test_routers_stay_as_they_are(learned: Trained, trained: Trained) -> None:
+    """Weights and biases, from the parent's to the last step's; experts learn."""
+    before, after = (
+        DistCheckpoint(run.checkpoints / f"iter_{step:07d}")
+        for run, step in ((trained, 12), (learned, STEPS))
+    )
+
+    def weights(stored: DistCheckpoint, part: str) -> dict[str, torch.Tensor]:
+        return {
+            key: stored.read(key, (0,) * len(tensor.shape), tensor.shape)
+            for key, tensor in stored.contents.tensors.items()
+            if part in key and not key.startswith("optimizer.")
+        }
+
+    own = weights(before, ".router.")
+    assert {key.rpartition(".")[2] for key in own} >= {"weight", "expert_bias"}
+    for key, tensor in weights(after, ".router.").items():
+        assert torch.equal(tensor, own[key]), key
+    experts = weights(before, ".experts.")
+    assert experts
+    assert all(not torch.equal(x, experts[key]) for key, x in weights(after, ".experts.").items())
 
 
 def test_answers_are_kept_to_be_read(learned: Trained) -> None:
@@ -137,10 +164,11 @@ def test_a_killed_run_goes_on_within_a_round(
 
 OLDER = (
     "rollouts.async=1", "rollouts.curriculum.high=0.99", "rollouts.dynamic_sampling=2",
-    "training.eval_interval=2", "grpo.routing_replay=true",
+    "training.eval_interval=2", "grpo.routing_replay=true", "grpo.mini_batches=1", "grpo.epochs=2",
+    "grpo.importance=sequence", "grpo.aggregation=sequence_mean",
 )  # fmt: skip
 """Rounds of answers of older weights, of prompts by what became of them, whose experts are those of
-the weights that made them."""
+the weights that made them; trained on twice, by ratios of whole answers."""
 
 
 @pytest.mark.long

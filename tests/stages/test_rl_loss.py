@@ -169,6 +169,28 @@ def test_the_share_that_a_correction_truncates_is_told(model, level: str, share:
     assert "rl/correction_truncated" not in alone.numbers()
 
 
+def test_a_bonus_on_entropy_is_the_models_own(model):
+    """Of the distributions that answers are drawn from, each text alone: value and gradient."""
+    found = computed(model, drawn(), [0.0] * len(LENGTHS), entropy_weight=0.5)
+    model.zero_grad()
+    entropies = []
+    for text in drawn():
+        tokens = torch.tensor([[*text.prompt, *text.answer]])
+        places = torch.arange(tokens.shape[1])[None]
+        logits = model(input_ids=tokens, position_ids=places, attention_mask=None)[0]
+        logs = logits[len(text.prompt) - 1 : -1].float().log_softmax(-1)
+        entropies.append(-(logs.exp() * logs).sum(-1))
+    value = -0.5 * torch.cat(entropies).mean()
+    value.backward()
+    assert found.loss == pytest.approx(value.item(), abs=1e-6)
+    assert -found.loss / 0.5 > 3  # nats, of 6.2 at the most
+    own = [name for name in found.gradients if not name.startswith("mtp.")]
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert any(found.gradients[name].abs().max() > 1e-4 for name in own)
+    for name in own:
+        torch.testing.assert_close(found.gradients[name], gradients[name], rtol=1e-4, atol=1e-6)
+
+
 def test_frozen_routers_have_no_gradient(model):
     found = computed(model, drawn(), ADVANTAGES, mtp_weight=0.3)
     assert not any(".router." in name for name in found.gradients)

@@ -204,3 +204,44 @@ def test_why_answers_could_not_be_judged_is_said_once_and_counted_always() -> No
     assert told[1].startswith("In step 4 1 of 3 answers could not be judged, and are not learned")
     assert numbers_of(busy, busy, Costs())["rl/unjudged_style"] == 5
     assert "rl/unjudged_style" not in numbers_of([group(1.0)], [], Costs())
+
+
+def test_answers_that_never_end_are_said_with_the_advice() -> None:
+    told: list[str] = []
+    hook = rounds(told)
+    hook._recipe.rollouts = SimpleNamespace(max_tokens=4096)
+
+    def answered(*reasons: str) -> Group:
+        each = (Rollout((1,), (2,), (-1.0,), reason, (0,)) for reason in reasons)
+        answers = tuple(Scored(rollout, "", 0.0, {}, {}, False, "") for rollout in each)
+        return Group("", "", "", answers)
+
+    for _ in range(9):
+        hook._say_unended([answered("length", "stop"), answered("length", "length")])
+    hook._say_unended([answered("length", "stop", "stop")])
+    assert not told
+    for _ in range(25):
+        hook._say_unended([answered("length", "stop")])
+    [sentence] = told
+    assert sentence.startswith(
+        "For 10 rounds half of the answers or more had no end within rollouts.max_tokens 4,096 "
+        "(now 1 of 2): raise that, make long answers dear by the reward length, or look whether "
+    )
+    assert str(Path("samples")) in sentence
+
+
+def test_an_epoch_is_the_round_again(monkeypatch) -> None:
+    """In two mini-batches, each to the log-probabilities of before the first; compared once."""
+    asked = []
+    monkeypatch.setattr(
+        rounds_of_a_run.log_probs, "of_texts", lambda *_: asked.append(1) or [[-1.5]] * 8
+    )
+    recipe = SimpleNamespace(grpo=Grpo(mini_batches=2, epochs=3), updates=6)
+    hook = Rounds(SimpleNamespace(recipe=recipe, folder=SimpleNamespace()), None, None, None)
+    hook._reference, hook._learning = None, Learning(switches_of(Grpo()))
+    minis = hook._divided(SimpleNamespace(model=None), [group(0.0, 1.0) for _ in range(4)], 0)
+    assert len(asked) == 1
+    assert [mini.first for mini in minis] == [True, *[False] * 5]
+    assert [mini.texts for mini in minis] == [minis[0].texts, minis[1].texts] * 3
+    assert all(text.old == [-1.5] for mini in minis for text in mini.texts)
+    assert {len(mini.texts) for mini in minis} == {4}
