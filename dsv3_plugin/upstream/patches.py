@@ -69,7 +69,7 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         targets=("megatron.core.tensor_parallel.random:_get_share_storage",),
         replacement=recompute.get_share_storage,
-        reason="the first backward that recomputes compiles C++, and fails where it cannot",
+        reason="compiles C++ in a backward: fails where it cannot, hangs if one was killed in it",
         test="tests/model/test_recompute.py",
         wraps=True,
     ),

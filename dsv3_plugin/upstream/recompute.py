@@ -7,7 +7,8 @@ upstream's answer stands: what is recomputed then has to look at TE's state.
 What was computed again is put behind the tensor that others have kept without a copy, by a function
 in C++ that upstream compiles in the first backward, on every rank. Without ninja, a compiler or a
 folder to build in, that ends the run. Bytes can be copied from one storage to the other all the
-same; that is a pass over memory more, so it is said.
+same; that is a pass over memory more, so it is said. And a run that is killed while it compiles
+makes all that follow it wait for ever: see `extension_folder`.
 """
 
 import functools
@@ -18,6 +19,8 @@ from typing import Any
 
 from megatron.core.tensor_parallel import random
 from torch import Tensor
+
+from dsv3_plugin.upstream.extension_folder import extension_folder
 
 ShareStorage = Callable[[Tensor, Tensor], None]
 """Gives the first tensor's storage the bytes of the second's; views of the first see them too."""
@@ -34,12 +37,16 @@ def checkpoint_without_output_init(original: Callable[..., None]) -> Callable[..
 
 
 def get_share_storage(original: Callable[[], ShareStorage]) -> Callable[[], ShareStorage]:
-    """Wraps `tensor_parallel.random._get_share_storage`: a copy where nothing can be compiled."""
+    """Wraps `tensor_parallel.random._get_share_storage`: a copy where nothing can be compiled.
+
+    Where it can, that takes a minute on a node's first run.
+    """
 
     @functools.cache
     def found() -> ShareStorage:
         try:
-            return original()
+            with extension_folder():
+                return original()
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             reason = str(error).strip().split("\n")[0]
             warnings.warn(
