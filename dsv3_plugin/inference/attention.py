@@ -123,8 +123,9 @@ def attend(
     outs = []
     for group in batch.groups:
         way = _plain if not group.absorbed else _together if rounded_once.here() else _absorbed
-        known = cache.read(layer, group.table)
-        outs.append(way(attention, straight[group.rows], turned[group.rows], known, project, group))
+        rows = straight[group.rows], turned[group.rows]
+        # What is read has no name here, and is gone before the next group's is.
+        outs.append(way(attention, *rows, cache.read(layer, group.table), project, group))
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     return F.linear(out, attention.linear_proj.weight)
 
