@@ -78,6 +78,11 @@ class Rollouts(Section):
     """By how many rounds the weights that answer are older than those that are trained. 1: the next
     round is asked for before a round is trained on, so that a server answers meanwhile; tokens are
     weighed by `grpo.correction` then. 0: a round is asked for when the last one is used up."""
+    partial: Size | None = None
+    """Tokens of an answer in a round, at most. One that has no end by then is kept, each token with
+    the version of the weights that it is from, and gone on with in the next round, by the weights
+    of that; its prompt's others wait for it, and tokens are weighed by `grpo.correction`. null: a
+    round waits for its longest answer."""
     curriculum: Curriculum | None = None
     """Passes over prompts that the model cannot do yet, or can do already; null: all prompts come
     in their turn."""
@@ -189,6 +194,11 @@ class Rl(Tuned):
     def updates(self) -> int:
         """Optimizer steps that a round of answers is trained on."""
         return self.grpo.mini_batches * self.grpo.epochs
+
+    @property
+    def trains_on_older(self) -> bool:
+        """Whether answers may be of older weights than those that are trained."""
+        return self.rollouts.async_ > 0 or self.rollouts.partial is not None
 
     @property
     def mismatch_limit(self) -> float:

@@ -1,7 +1,8 @@
 """Answers by an engine of ours on the model in training: its weights where they lie."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -12,7 +13,7 @@ from dsv3_plugin.inference.requests import Request, SamplingParameters
 from dsv3_plugin.model.rounded_once import rounded_once
 from dsv3_plugin.recipe.rl import Rollouts
 from dsv3_plugin.rollouts.asked import Asked
-from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.rollouts.rollout import UNFINISHED, Rollout
 
 
 class Embedded:
@@ -63,7 +64,16 @@ class Embedded:
         """Whether this rank speaks for those that have the model together, of a pipeline."""
         return self.engine.leads
 
-    def answers(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> list[list[Rollout]]:
+    def answers(
+        self,
+        asked: Sequence[Asked],
+        n: int,
+        seeds: Sequence[int],
+        *,
+        version: int | None = None,
+        begun: Sequence[Sequence[Rollout]] | None = None,
+        most: int | None = None,
+    ) -> list[list[Rollout]]:
         """n answers to each prompt: in a pipeline to those of the first rank, and all get them.
 
         What the engine remembers of the prompts is given back behind that: the memory is the
@@ -73,36 +83,67 @@ class Embedded:
             asked: the prompts.
             n: answers to each.
             seeds: of each prompt's answers.
+            version: of the weights; None: as the engine counts them.
+            begun: of each prompt answers that are there, of which the unfinished ones are gone on
+                with; none of those that are asked for the first time.
+            most: tokens of an answer now, behind which it is unfinished; None: all that it may
+                have.
         """
         counters = self.engine.counters
         before = tuple(counters.guessed), tuple(counters.accepted)
         self.engine.weights_changed()  # also those written where autograd does not look
-        requests = (
-            []
-            if not self.leads
-            else [
-                Request(
-                    one.tokens,
-                    SamplingParameters(
-                        max_tokens=self._settings.max_tokens,
-                        temperature=self._settings.temperature,
-                        n=n,
-                        seed=seed,
-                        stop_tokens=self._ends,
-                    ),
-                )
-                for one, seed in zip(asked, seeds, strict=True)
-            ]
-        )
+        begun = begun or [()] * len(asked)
+        requests = [
+            request
+            for one, seed, own in zip(asked, seeds, begun, strict=True)
+            for request in self._requests(one, n, seed, own, most)
+        ]
         with rounded_once(self._parts.config, self._parts.device):
-            done = [Rollout.of(answer) for answer in self.engine.run(requests)]
+            done = self.engine.run(requests if self.leads else [])
+        found = iter([Rollout.of(answer, version) for answer in done])
+        answers = [self._together(own, n, found) for own in begun]
         self.engine.release_cache()
         after = counters.guessed, counters.accepted
         self._guesses = tuple(
             tuple(map(operator.sub, now, earlier))
             for now, earlier in zip(after, before, strict=True)
         )
-        return [done[start : start + n] for start in range(0, len(done), n)]
+        return answers
+
+    def _requests(
+        self, one: Asked, n: int, seed: int, own: Sequence[Rollout], most: int | None
+    ) -> Iterator[Request]:
+        """For answers to a prompt, or the rest of those that are unfinished."""
+        longest = self._settings.max_tokens
+
+        def sampling(answers: int, left: int) -> SamplingParameters:
+            return SamplingParameters(
+                max_tokens=left if most is None else min(left, most),
+                temperature=self._settings.temperature,
+                n=answers,
+                seed=seed,
+                stop_tokens=self._ends,
+            )
+
+        if not own:
+            yield Request(one.tokens, sampling(n, longest))
+        for number, answer in enumerate(own):
+            if answer.unfinished:
+                left = longest - len(answer.tokens)
+                yield Request((*one.tokens, *answer.tokens), sampling(1, left), number=number)
+
+    def _together(self, own: Sequence[Rollout], n: int, found: Iterator[Rollout]) -> list[Rollout]:
+        """The answers to a prompt, those that were there with what was found of them."""
+        whole = [
+            answer.gone_on(next(found)) if answer.unfinished else answer for answer in own
+        ] or [next(found) for _ in range(n)]
+        longest = self._settings.max_tokens
+        return [
+            replace(answer, finish_reason=UNFINISHED)
+            if answer.finish_reason == "length" and len(answer.tokens) < longest
+            else answer
+            for answer in whole
+        ]
 
     @property
     def guesses(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

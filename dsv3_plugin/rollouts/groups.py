@@ -59,6 +59,11 @@ class Group:
     answers: tuple[Scored, ...]
 
     @property
+    def unfinished(self) -> int:
+        """Answers that are gone on with; the others to the prompt wait for them."""
+        return sum(answer.rollout.unfinished for answer in self.answers)
+
+    @property
     def tells_apart(self) -> bool:
         """Whether its rewards differ."""
         return bool(self.answers) and bool(tells_apart(*_table([self])))
@@ -77,7 +82,7 @@ def scored(
     ends: frozenset[int],
     judging: Judging,
 ) -> list[Group]:
-    """Judge the answers to prompts.
+    """Judge the answers to prompts, once all of a prompt's are whole.
 
     Args:
         asked: the prompts.
@@ -86,6 +91,26 @@ def scored(
         ends: tokens that end an answer, and are no part of its text.
         judging: rewards.
     """
+    done = [
+        number
+        for number, of_prompt in enumerate(answers)
+        if not any(rollout.unfinished for rollout in of_prompt)
+    ]
+    if len(done) < len(asked):
+        judged = iter(
+            scored(
+                [asked[number] for number in done],
+                [answers[number] for number in done],
+                tokenizer,
+                ends,
+                judging,
+            )
+        )
+        whole = {number: next(judged) for number in done}
+        return [
+            whole.get(number) or _waiting(one, of_prompt)
+            for number, (one, of_prompt) in enumerate(zip(asked, answers, strict=True))
+        ]
     attempts = [
         Attempt(
             prompt=one.text,
@@ -121,9 +146,19 @@ def scored(
                     said=conclusion(attempt),
                 )
             )
-        expected = "" if one.prompt.expected is None else str(one.prompt.expected)
-        groups.append(Group(one.text, expected, one.prompt.where, tuple(members)))
+        groups.append(Group(one.text, expected_of(one), one.prompt.where, tuple(members)))
     return groups
+
+
+def expected_of(one: Asked) -> str:
+    """What a prompt expects, as its group says it."""
+    return "" if one.prompt.expected is None else str(one.prompt.expected)
+
+
+def _waiting(one: Asked, answers: Sequence[Rollout]) -> Group:
+    """Answers of which some have no end yet, and none is judged."""
+    members = (Scored(rollout, "", None, {}, {}, False, "") for rollout in answers)
+    return Group(one.text, expected_of(one), one.prompt.where, tuple(members))
 
 
 def advantages(groups: Sequence[Group], scale: Scale) -> list[list[float]]:

@@ -72,7 +72,7 @@ def packed(
     kept = [
         name
         for name in ("log_probs", "old", "reference")
-        if any(getattr(text, name) is not None for text in texts)
+        if name == "log_probs" or any(getattr(text, name) is not None for text in texts)
     ]
     rows = [_row([(n, texts[n]) for n in own], room, padding, kept) for own in members]
     shape = next((text.experts.shape[1:] for text in texts if text.experts is not None), None)

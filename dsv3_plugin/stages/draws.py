@@ -9,7 +9,7 @@ import torch
 
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.asked import Asked
-from dsv3_plugin.rollouts.groups import Group, Scored
+from dsv3_plugin.rollouts.groups import Group, Scored, expected_of
 from dsv3_plugin.rollouts.order import Order
 from dsv3_plugin.rollouts.rollout import Rollout
 from dsv3_plugin.stages.journal import Journal
@@ -26,12 +26,16 @@ class Drawn:
         learned: places of those that are trained on.
         version: of the weights that they are from: the steps that had been taken.
         costs: of them.
+        made: tokens that were made for the round, where those are not all of its answers' alone.
+        unfinished: answers that are gone on with in the next.
     """
 
     groups: list[Group]
     learned: list[int]
     version: int
     costs: Costs
+    made: int | None = None
+    unfinished: int = 0
 
     @property
     def trained(self) -> list[Group]:
@@ -41,11 +45,32 @@ class Drawn:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "Drawn":
         """As `asdict` has written it."""
-        groups = [
-            Group(**group | {"answers": tuple(map(_scored, group["answers"]))})
-            for group in state["groups"]
-        ]
-        return cls(groups, state["learned"], state["version"], Costs(**state["costs"]))
+        groups = [_group(group) for group in state["groups"]]
+        return cls(**state | {"groups": groups, "costs": Costs(**state["costs"])})
+
+    @property
+    def whole(self) -> "Drawn":
+        """The round without what is gone on with in the next."""
+        rollouts = [answer.rollout for group in self.groups for answer in group.answers]
+        groups = [group for group in self.groups if not group.unfinished]
+        return Drawn(
+            groups,
+            [*range(len(groups))],
+            self.version,
+            self.costs,
+            made=sum(rollout.versions.count(self.version) for rollout in rollouts),
+            unfinished=sum(group.unfinished for group in self.groups),
+        )
+
+    @property
+    def oldest(self) -> int:
+        """Version of the oldest weights that answers which are trained on are from."""
+        if self.made is None:
+            return self.version
+        versions = (
+            min(answer.rollout.versions) for group in self.trained for answer in group.answers
+        )
+        return min(versions, default=self.version)
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,7 @@ class _Begun:
         version: of its weights.
         step: that begins with the round.
         asked: its first prompts.
+        begun: of each of them answers that are gone on with.
         kept: answers to them, where they had been made before the run ended.
     """
 
@@ -64,6 +90,7 @@ class _Begun:
     version: int
     step: int
     asked: list[Asked]
+    begun: list[tuple[Rollout, ...]]
     kept: tuple[list[Group], Costs] | None
 
 
@@ -81,6 +108,7 @@ class Draws:
         self._state: Mapping[str, Any] = {"asked": 0}
         self._begun: _Begun | None = None
         self._ready: Drawn | None = None
+        self._unfinished: list[Group] = []
 
     @cached_property
     def order(self) -> Order:
@@ -103,31 +131,37 @@ class Draws:
             version: of the weights: the steps that were taken.
             step: that begins with the round, of which its seeds are.
         """
-        asked = self.order.take(self._recipe.rollouts.prompts)
-        kept = self._journal.read(step, 0, asked, version)
-        self._begun = begun = _Begun(model, version, step, asked, kept)
+        again = asked_again(self._unfinished, self._policy.data.members) if self._unfinished else []
+        begun = [tuple(answer.rollout for answer in one.answers) for one in self._unfinished]
+        new = self.order.take(self._recipe.rollouts.prompts - len(again))
+        asked, begun = [*again, *new], [*begun, *[()] * len(new)]
+        kept = self._journal.read(step, 0, _tokens(asked, begun), version)
+        self._begun = _Begun(model, version, step, asked, begun, kept)
         if kept is None:
-            self._ask(begun, asked, 0)
+            self._ask(self._begun, asked, 0, begun)
         if self._recipe.rollouts.kind == "embedded":
             self.settle()
 
     def settle(self) -> None:
         """Wait for what is under way: behind this, the one who answers may be given other weights,
         and asked something else."""
-        if (begun := self._begun) is None:
+        if (round_ := self._begun) is None:
             return
-        settings, asked = self._recipe.rollouts, begun.asked
+        settings, asked, begun = self._recipe.rollouts, round_.asked, round_.begun
         groups: list[Group] = []
         learned: list[int] = []
         costs = Costs()
         for number in range(settings.dynamic_sampling):
-            kept = begun.kept
+            kept = round_.kept
             if number:
                 asked = self.order.take(settings.prompts)
-                kept = self._journal.read(begun.step, number, asked, begun.version)
+                begun = [()] * len(asked)
+                kept = self._journal.read(
+                    round_.step, number, _tokens(asked, begun), round_.version
+                )
                 if kept is None:
-                    self._ask(begun, asked, number)
-            found, cost = kept or self._asked_for(begun, asked, number)
+                    self._ask(round_, asked, number, begun)
+            found, cost = kept or self._asked_for(round_, asked, number, begun)
             self._measure(asked, found)
             learned += [
                 place
@@ -138,18 +172,36 @@ class Draws:
             if len(learned) >= settings.prompts:
                 break
         self._begun = None
-        self._ready = Drawn(groups, learned[: settings.prompts], begun.version, costs)
+        drawn = Drawn(groups, learned[: settings.prompts], round_.version, costs)
+        if settings.partial is not None:
+            drawn = drawn.whole
+            self._unfinished = [group for group in groups if group.unfinished]
+        self._ready = drawn
 
-    def _ask(self, begun: _Begun, asked: Sequence[Asked], number: int) -> None:
-        n, seed = self._recipe.rollouts.n, self._seed(begun.step, number)
-        self._policy.ask(begun.model, asked, n, seed, begun.version)
+    def _ask(
+        self,
+        round_: _Begun,
+        asked: Sequence[Asked],
+        number: int,
+        begun: Sequence[tuple[Rollout, ...]],
+    ) -> None:
+        settings, seed = self._recipe.rollouts, self._seed(round_.step, number)
+        self._policy.ask(
+            round_.model, asked, settings.n, seed, round_.version, begun, settings.partial
+        )
 
     def _asked_for(
-        self, begun: _Begun, asked: Sequence[Asked], number: int
+        self,
+        round_: _Begun,
+        asked: Sequence[Asked],
+        number: int,
+        begun: Sequence[tuple[Rollout, ...]],
     ) -> tuple[list[Group], Costs]:
         """What was asked last, once it is on the disk."""
         groups, costs = self._policy.asked_for()
-        self._journal.keep(begun.step, number, asked, begun.version, groups, costs)
+        self._journal.keep(
+            round_.step, number, _tokens(asked, begun), round_.version, groups, costs
+        )
         return groups, costs
 
     def take(self) -> Drawn:
@@ -165,7 +217,8 @@ class Draws:
     def _measure(self, asked: Sequence[Asked], groups: Sequence[Group]) -> None:
         if self.order.curriculum is not None:
             for one, group in zip(asked, groups, strict=True):
-                self.order.curriculum.measured(one, group.pass_rate)
+                if not group.unfinished:
+                    self.order.curriculum.measured(one, group.pass_rate)
 
     def _seed(self, step: int, number: int) -> object:
         return self._recipe.training.seed, step, number
@@ -175,14 +228,41 @@ class Draws:
         self.settle()
         ahead = None if self._ready is None else asdict(self._ready)
         order = self.order.state_dict() if "order" in vars(self) else dict(self._state)
-        return order | {"ahead": ahead}
+        unfinished = [asdict(group) for group in self._unfinished]
+        return order | {"ahead": ahead} | ({"unfinished": unfinished} if unfinished else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take it up."""
-        self._state = {key: value for key, value in state.items() if key != "ahead"}
+        own = {"ahead", "unfinished"}
+        self._state = {key: value for key, value in state.items() if key not in own}
         vars(self).pop("order", None)
         ahead = state.get("ahead")
         self._ready = None if ahead is None else Drawn.of(ahead)
+        self._unfinished = [_group(one) for one in state.get("unfinished", [])]
+
+
+def asked_again(groups: Sequence[Group], members: Sequence[Sequence[Asked]]) -> list[Asked]:
+    """The prompts of answers that are gone on with, as a run has them.
+
+    Args:
+        groups: of these answers.
+        members: all prompts, by the members of their mixture.
+    """
+    known = {(one.tokens, expected_of(one)): one for member in members for one in member}
+    return [known[tuple(one.answers[0].rollout.prompt), one.expected] for one in groups]
+
+
+def _tokens(asked: Sequence[Asked], begun: Sequence[tuple[Rollout, ...]]) -> list[tuple[int, ...]]:
+    """Of each prompt, and of its answers that are gone on with."""
+    return [
+        (*one.tokens, *(token for answer in own for token in answer.tokens))
+        for one, own in zip(asked, begun, strict=True)
+    ]
+
+
+def _group(state: Mapping[str, Any]) -> Group:
+    """As `asdict` has written it."""
+    return Group(**state | {"answers": tuple(map(_scored, state["answers"]))})
 
 
 def _scored(state: Mapping[str, Any]) -> Scored:

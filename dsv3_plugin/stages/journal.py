@@ -22,7 +22,6 @@ from torch import Tensor
 from dsv3_plugin.files.atomic import replacing
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.recipe.rl import Rl
-from dsv3_plugin.rollouts.asked import Asked
 from dsv3_plugin.rollouts.groups import Group, Scored
 from dsv3_plugin.rollouts.rollout import Rollout
 from dsv3_plugin.stages.round_numbers import Costs
@@ -54,14 +53,14 @@ class Journal:
         self._told = False
 
     def read(
-        self, step: int, number: int, asked: Sequence[Asked], version: int
+        self, step: int, number: int, asked: Sequence[Sequence[int]], version: int
     ) -> tuple[list[Group], Costs] | None:
         """The answers that were made for a round before the run ended; None: none are there.
 
         Args:
             step: that begins with the round.
             number: how often prompts were asked for it before.
-            asked: these prompts.
+            asked: token ids of each of these, and of its answers that are gone on with.
             version: of the weights that answer.
         """
         found: list[dict[str, Any] | None] = [None]
@@ -85,7 +84,7 @@ class Journal:
         self,
         step: int,
         number: int,
-        asked: Sequence[Asked],
+        asked: Sequence[Sequence[int]],
         version: int,
         groups: Sequence[Group],
         costs: Costs,
@@ -110,9 +109,9 @@ class Journal:
             for path in self._folder.rollouts.glob(f"step_{step:07d}_*.pt"):
                 path.unlink()
 
-    def _of(self, asked: Sequence[Asked], version: int) -> str:
+    def _of(self, asked: Sequence[Sequence[int]], version: int) -> str:
         """What answers are of: the same whenever they would be made again."""
-        return _digest([self._settings, version, [list(one.tokens) for one in asked]])
+        return _digest([self._settings, version, [[*tokens] for tokens in asked]])
 
     def _file(self, step: int, number: int) -> Path:
         return self._folder.rollouts / f"step_{step:07d}_{number}.pt"

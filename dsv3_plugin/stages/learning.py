@@ -37,9 +37,7 @@ class Learning:
     @classmethod
     def of(cls, recipe: Rl) -> "Learning":
         """As a recipe has it."""
-        return cls(
-            switches_of(recipe.grpo, recipe.rollouts.async_ > 0), recipe.rollouts.temperature
-        )
+        return cls(switches_of(recipe.grpo, recipe.trains_on_older), recipe.rollouts.temperature)
 
     def begin(self, advantages: Tensor, weights: Tensor, tokens: int) -> None:
         """A step begins."""

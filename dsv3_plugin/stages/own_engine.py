@@ -29,6 +29,7 @@ class OwnEngine:
         self._recipe, self._ends = recipe, ends
         self._engine: Embedded | None = None
         self._found: list[list[Rollout]] = []
+        self._version = 0
         self.answered = 0.0
 
     @property
@@ -44,23 +45,35 @@ class OwnEngine:
 
     def take_weights(self, model: Sequence[torch.nn.Module], version: int) -> None:
         """Nothing is to be taken: they are read where they lie."""
+        self._version = version
         if self._engine is None:
             settings = self._recipe.rollouts
             at_once = settings.prompts // self._recipe.data_parallel * settings.n
             replay = self._recipe.grpo.routing_replay
             self._engine = Embedded(model, settings, at_once, self._ends, experts=replay)
 
-    def ask(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> None:
+    def ask(
+        self,
+        asked: Sequence[Asked],
+        n: int,
+        seeds: Sequence[int],
+        begun: Sequence[Sequence[Rollout]],
+        most: int | None,
+    ) -> None:
         """Have n answers made to each prompt of this rank's replica, at once.
 
         Args:
             asked: all prompts, the same on all ranks.
             n: answers to each.
             seeds: of each prompt's answers.
+            begun: of each prompt answers to go on with, where there are any.
+            most: tokens of an answer now; None: all that it may have.
         """
         replicas = parallel_state.get_data_parallel_world_size()
         mine = slice(parallel_state.get_data_parallel_rank(), None, replicas)
-        self._found = self._engine.answers(asked[mine], n, seeds[mine])
+        self._found = self._engine.answers(
+            asked[mine], n, seeds[mine], version=self._version, begun=begun[mine], most=most
+        )
         self.answered = time.perf_counter()
 
     def answers(self) -> list[list[Rollout]]:

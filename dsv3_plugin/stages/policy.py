@@ -50,7 +50,14 @@ class Source(Protocol):
 
     def take_weights(self, model: Sequence[torch.nn.Module], version: int) -> None: ...
 
-    def ask(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> None: ...
+    def ask(
+        self,
+        asked: Sequence[Asked],
+        n: int,
+        seeds: Sequence[int],
+        begun: Sequence[Sequence[Rollout]],
+        most: int | None,
+    ) -> None: ...
 
     def answers(self) -> list[list[Rollout]]: ...
 
@@ -114,6 +121,8 @@ class Policy:
         n: int,
         seed: object,
         version: int,
+        begun: Sequence[Sequence[Rollout]] | None = None,
+        most: int | None = None,
     ) -> None:
         """Have prompts answered: a server does that while its callers go on. All ranks call.
 
@@ -123,10 +132,13 @@ class Policy:
             n: answers to each.
             seed: of the answers, a different one for each call.
             version: of the weights: the steps that were taken.
+            begun: of each prompt answers that are gone on with; None: there are none.
+            most: tokens of an answer now, behind which it is unfinished; None: all.
         """
         self._asked, self._began = asked, time.perf_counter()
         self._source.take_weights(model, version)
-        self._source.ask(asked, n, [_seed(seed, number) for number in range(len(asked))])
+        seeds = [_seed(seed, number) for number in range(len(asked))]
+        self._source.ask(asked, n, seeds, begun or [()] * len(asked), most)
 
     def asked_for(self) -> tuple[list[Group], Costs]:
         """Judged answers to what was asked last, and what they cost; all ranks call, and get

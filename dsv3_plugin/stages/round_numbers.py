@@ -52,17 +52,20 @@ def _added(one: Sequence[int], other: Sequence[int]) -> tuple[int, ...]:
     return tuple(map(sum, zip_longest(one, other, fillvalue=0)))
 
 
-def numbers_of(drawn: Sequence[Group], trained: Sequence[Group], costs: Costs) -> dict[str, float]:
+def numbers_of(
+    drawn: Sequence[Group], trained: Sequence[Group], costs: Costs, made: int | None = None
+) -> dict[str, float]:
     """Of a step's line.
 
     Args:
         drawn: all groups that were asked for.
         trained: those that are trained on.
         costs: of them.
+        made: tokens that were made for them; None: all of theirs.
     """
     answers = _answers(drawn)
-    tokens = sum(len(answer.rollout.tokens) for answer in answers)
     lengths = [len(answer.rollout.tokens) for answer in answers]
+    tokens = sum(lengths) if made is None else made
     numbers = {
         "rl/reward": _mean(answer.reward for answer in answers),
         **_by_part(answers),

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ class MiniBatch:
         texts: answers behind their prompts.
         advantages: of each.
         first: whether it is the first of its round.
-        age: steps that the round's first one is later than the weights that the answers are from.
+        age: steps that the round's first one is later than the oldest weights that the answers are
+            from.
     """
 
     texts: list[Text]
@@ -117,7 +119,7 @@ class Rounds(Hook):
         if not draws.under_way:
             draws.begin(step.model, version, step.iteration)
         drawn = draws.take()
-        step.numbers |= numbers_of(drawn.groups, drawn.trained, drawn.costs)
+        step.numbers |= numbers_of(drawn.groups, drawn.trained, drawn.costs, drawn.made)
         if draws.order.curriculum is not None:
             step.numbers |= draws.order.curriculum.numbers()
         following = step.iteration + recipe.updates
@@ -126,11 +128,14 @@ class Rounds(Hook):
             step.numbers |= {"rl/age": version - drawn.version, "rl/waited_seconds": waited}
             if following <= recipe.total_steps:
                 draws.begin(step.model, version, following)
+        age = version - drawn.oldest
+        if recipe.rollouts.partial is not None:
+            step.numbers |= {"rl/unfinished": drawn.unfinished, "rl/age_max": age}
         self._keep_samples(step.iteration, drawn)
         self._say_silence(drawn.groups)
         self._say_unjudged(step.iteration, drawn.groups)
         self._say_unended(drawn.groups)
-        self._waiting.extend(self._divided(step, drawn.trained, version - drawn.version))
+        self._waiting.extend(self._divided(step, drawn.trained, age))
 
     def _divided(self, step: Step, groups: Sequence[Group], age: int) -> list[MiniBatch]:
         recipe, grpo = self._recipe, self._recipe.grpo
@@ -245,6 +250,7 @@ class Rounds(Hook):
                     "tokens": len(answer.rollout.tokens),
                     "finish_reason": answer.rollout.finish_reason,
                     "weights": drawn.version,
+                    **({"versions": runs_of(answer.rollout.versions)} if drawn.made else {}),
                     "where": group.where,
                 },
                 ensure_ascii=False,
@@ -252,7 +258,7 @@ class Rounds(Hook):
             for group in drawn.groups
             for answer in group.answers
         )
-        text = "\n".join(lines) + "\n"
+        text = "".join(f"{line}\n" for line in lines)
         replace_file(folder / f"step_{iteration:07d}.jsonl", text.encode(errors="replace"))
 
     def state_dict(self) -> dict[str, Any]:
@@ -272,6 +278,11 @@ class Rounds(Hook):
             MiniBatch(**mini | {"texts": [Text(**text) for text in mini["texts"]]})
             for mini in state["waiting"]
         )
+
+
+def runs_of(versions: Sequence[int]) -> list[list[int]]:
+    """Of tokens one after the other: each version, and of how many."""
+    return [[version, len([*run])] for version, run in groupby(versions)]
 
 
 def _texts(parts: Sequence[MiniBatch]) -> list[Text]:

@@ -122,13 +122,21 @@ class Server:
         rank_zero_first("weights for the server", hand_on)
         self._taken = version
 
-    def ask(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> None:
+    def ask(
+        self,
+        asked: Sequence[Asked],
+        n: int,
+        seeds: Sequence[int],
+        begun: Sequence[Sequence[Rollout]] = (),
+        most: None = None,
+    ) -> None:
         """Have n answers made to each prompt, while others go on with whatever they do.
 
         Args:
             asked: all prompts, the same on all ranks.
             n: answers to each.
             seeds: of each prompt's answers.
+            begun, most: of an engine of ours alone; here answers are whole.
         """
         if dist.get_rank() == 0:
             self._asked = self._thread.submit(self._ask, asked, n, seeds)

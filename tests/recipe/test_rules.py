@@ -492,11 +492,28 @@ def test_the_smallest_vocabulary_is_that_of_the_tokenizer():
             "of a divergence that has no weight: give grpo.kl_weight, or set it to null.",
         ),
         ("grpo.kl=k1", "give grpo.kl_weight, or set it to k3."),
+        ("rollouts.partial=4", "rollouts.partial 4 is no less than rollouts.max_tokens 4, and eve"),
+        (
+            "rollouts={partial: 2, kind: openai, url: 'http://127.0.0.1:1'}",
+            "is of the embedded engine: leave it out, or take rollouts.async: 1.",
+        ),
+        (
+            "rollouts={partial: 2, dynamic_sampling: 3}",
+            "asks once for a round, and rollouts.dynamic_sampling 3 several times: leave one",
+        ),
+        (
+            "rollouts.partial=2 grpo.routing_replay=true",
+            "rollouts.partial has prompts read again by other weights: leave one of them out.",
+        ),
+        (
+            "rollouts.partial=2 grpo.on_mismatch=stop",
+            "rollouts.partial: 2 trains on answers of older weights",
+        ),
     ],
 )
 def test_what_is_said_of_a_recipe_of_answers(change, sentence):
     with pytest.raises(UserError) as refused:
-        load_recipe("rl/tiny", [change])
+        load_recipe("rl/tiny", change.split(" ") if change.count("=") > 1 else [change])
     assert sentence in str(refused.value)
 
 

@@ -1,13 +1,19 @@
-"""Prompts are asked again until enough of them tell answers apart."""
+"""Prompts are asked again until enough of them tell answers apart, or until their answers end."""
 
+import io
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from dsv3_plugin.data.chat.conversation import Conversation
+from dsv3_plugin.rollouts.asked import Asked
 from dsv3_plugin.rollouts.groups import Group, Scored
-from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.rollouts.prompts import Prompt
+from dsv3_plugin.rollouts.rollout import UNFINISHED, Rollout
 from dsv3_plugin.stages.draws import Draws
 from dsv3_plugin.stages.round_numbers import Costs
+from dsv3_plugin.stages.rounds import runs_of
 
 
 def group(name: int, told_apart: bool) -> Group:
@@ -16,6 +22,10 @@ def group(name: int, told_apart: bool) -> Group:
         Scored(rollout, "", reward, {}, {}, False, "") for reward in (0.0, float(told_apart))
     )
     return Group(str(name), "", "", tuple(answers))
+
+
+def prompt(name: int) -> Asked:
+    return Asked(Prompt(Conversation([]), name, (), {}, ""), str(name), (7, name), "")
 
 
 class Asking:
@@ -29,16 +39,18 @@ class Asking:
     def load_state_dict(self, state) -> None:
         pass
 
-    def take(self, number: int) -> list[int]:
+    def take(self, number: int) -> list[Asked]:
         self._next += number
-        return [*range(self._next - number, self._next)]
+        return [prompt(n) for n in range(self._next - number, self._next)]
 
-    def ask(self, model, asked, n, seed, version) -> None:
+    def ask(self, model, asked, n, seed, version, begun, most) -> None:
+        assert (begun, most) == ([()] * len(asked), None)
         self._asked = asked
         self.seeds.append(seed)
 
     def asked_for(self) -> tuple[list[Group], Costs]:
-        return [group(one, one in self._apart) for one in self._asked], Costs(seconds=1.0, lost=1)
+        names = [int(one.text) for one in self._asked]
+        return [group(name, name in self._apart) for name in names], Costs(seconds=1.0, lost=1)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +64,9 @@ class Asking:
     ],
 )
 def test_until_enough_tell_apart(times: int, apart: set, learned: list, asked: int) -> None:
-    settings = SimpleNamespace(dynamic_sampling=times, prompts=3, n=2, kind="embedded")
+    settings = SimpleNamespace(
+        dynamic_sampling=times, prompts=3, n=2, kind="embedded", partial=None
+    )
     recipe = SimpleNamespace(rollouts=settings, training=SimpleNamespace(seed=9))
     policy = Asking(apart)
     journal = SimpleNamespace(read=lambda *_: None, keep=lambda *_: None)
@@ -63,3 +77,83 @@ def test_until_enough_tell_apart(times: int, apart: set, learned: list, asked: i
     assert [one.prompt for one in drawn.groups] == [str(n) for n in range(3 * asked)]
     assert policy.seeds == [(9, 4, number) for number in range(asked)]
     assert (drawn.costs.seconds, drawn.costs.lost, drawn.version) == (asked, asked, 3)
+
+
+class Slow(Asking):
+    """Answers of two tokens a round, whose ends come after as many rounds as a prompt's name has
+    digits, of the second answer one later."""
+
+    def __init__(self) -> None:
+        super().__init__(set())
+        self.given: list[list[str]] = []
+        self.data.members = [[prompt(n) for n in range(40)]]
+
+    def state_dict(self) -> dict:
+        return {"asked": self._next}
+
+    def load_state_dict(self, state) -> None:
+        self._next = state["asked"]
+
+    def ask(self, model, asked, n, seed, version, begun, most) -> None:
+        assert most == 2
+        self._asked, self._begun, self._version = asked, begun, version
+        self.given.append([one.text for one in asked])
+
+    def asked_for(self) -> tuple[list[Group], Costs]:
+        found = []
+        for one, own in zip(self._asked, self._begun, strict=True):
+            answers = []
+            for later, before in enumerate(
+                own or [Rollout(one.tokens, (), (), UNFINISHED, ())] * 2
+            ):
+                if before.unfinished:
+                    rounds = len(before.tokens) // 2 + 1
+                    ended = rounds == len(one.text) + later
+                    more = Rollout(
+                        (), (5, 6), (-self._version, -1.0), "stop" if ended else UNFINISHED,
+                        (self._version,) * 2,
+                    )  # fmt: skip
+                    before = before.gone_on(more)
+                answers.append(before)
+            scored = (Scored(answer, "", 0.0, {}, {}, False, "") for answer in answers)
+            found.append(Group(one.text, one.text, "", tuple(scored)))
+        return found, Costs()
+
+
+def slow(policy: Slow) -> Draws:
+    settings = SimpleNamespace(dynamic_sampling=1, prompts=4, n=2, kind="embedded", partial=2)
+    recipe = SimpleNamespace(rollouts=settings, training=SimpleNamespace(seed=9))
+    return Draws(recipe, policy, SimpleNamespace(read=lambda *_: None, keep=lambda *_: None))
+
+
+def test_answers_without_an_end_are_gone_on_with_by_the_next_weights() -> None:
+    policy = Slow()
+    own = slow(policy)
+    own.load_state_dict({"asked": 8})
+    drawn = []
+    for step in range(1, 5):
+        if step == 3:  # whoever goes on from a checkpoint has them again
+            state = io.BytesIO()
+            torch.save(own.state_dict(), state)
+            state.seek(0)
+            own = slow(policy)
+            own.load_state_dict(torch.load(state, weights_only=True))
+        own.begin([], step - 1, step)
+        drawn.append(own.take())
+    assert policy.given == [
+        ["8", "9", "10", "11"],
+        ["8", "9", "10", "11"],
+        ["10", "11", "12", "13"],
+        ["12", "13", "14", "15"],
+    ]
+    assert [[one.prompt for one in each.trained] for each in drawn] == [
+        [], ["8", "9"], ["10", "11"], []
+    ]  # fmt: skip
+    assert [each.unfinished for each in drawn] == [6, 2, 4, 6]
+    assert [each.made for each in drawn] == [16, 12, 12, 16]
+    assert [each.oldest for each in drawn] == [0, 0, 0, 3]
+    first, second = (answer.rollout for answer in drawn[2].trained[0].answers)
+    assert (first.versions, second.versions) == ((0, 0, 1, 1), (0, 0, 1, 1, 2, 2))
+    assert second.log_probs == (0, -1.0, -1, -1.0, -2, -1.0)
+    assert first.prompt == second.prompt == (7, 10)
+    assert runs_of(second.versions) == [[0, 2], [1, 2], [2, 2]]

@@ -1,6 +1,5 @@
 """Answers that were made before a run ended are read in place of being made again."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +48,7 @@ class Answers:
         order.take = take
         self.data = SimpleNamespace(order=lambda recipe: order)
 
-    def ask(self, model, asked: Sequence[Asked], n: int, seed: object, version: int) -> None:
+    def ask(self, model, asked, n: int, seed: object, version: int, begun, most) -> None:
         self._now = asked
         self.asked.append((len(asked), version, seed))
 

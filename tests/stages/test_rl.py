@@ -197,6 +197,38 @@ def test_answers_of_older_weights_are_the_same_after_a_kill(learning: Path, tmp_
         assert {json.loads(line)["weights"] for line in text.splitlines()} == {version}
 
 
+@pytest.mark.long
+def test_answers_that_are_gone_on_with_are_the_same_after_a_kill(
+    learning: Path, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    words = ("train", learning, "rollouts.partial=5", "grpo.mini_batches=1", "mtp=freeze")
+    alone = Command.forked(*words, f"directory={whole}")
+    started = Command.forked(*words, f"directory={killed}").when(lambda: steps_taken(killed) >= 3)
+    assert started.send(signal.SIGKILL).end().code == -signal.SIGKILL
+    ended = Command.forked(*words, f"directory={killed}").end()
+    assert ended.code == 0, ended.output
+    assert "Going on from step " in ended.output
+    assert (first := alone.end()).code == 0, first.output
+    assert numbers(killed) == numbers(whole)
+
+    rounds = [line for line in records(whole) if "rl/age_max" in line]
+    assert [line["iteration"] for line in rounds] == [*range(1, STEPS + 1)]
+    assert rounds[0]["rl/unfinished"] > 0
+    # Of twelve tokens at most, five a round: the third is an answer's last.
+    assert max(line["rl/age_max"] for line in rounds) == 2
+    assert max(line["rl/answer_tokens_max"] for line in rounds) == 12
+    assert "differ from the trainer's" not in first.output
+    for line in rounds:
+        text = (whole / "samples" / f"step_{line['iteration']:07d}.jsonl").read_text()
+        for row in map(json.loads, text.splitlines()):
+            versions = row["versions"]
+            assert sum(tokens for _, tokens in versions) == row["tokens"]
+            assert all(tokens <= 5 for _, tokens in versions)
+            assert versions[-1][0] <= row["weights"] == line["iteration"] - 1
+            assert len({version for version, _ in versions}) == -(-row["tokens"] // 5)
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [

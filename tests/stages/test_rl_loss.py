@@ -191,6 +191,19 @@ def test_a_bonus_on_entropy_is_the_models_own(model):
         torch.testing.assert_close(found.gradients[name], gradients[name], rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_without_answers_teaches_nothing(model):
+    """Where nothing of a round is learned from, or all of it is gone on with."""
+    learning = Learning(switches_of(Grpo(), older=True))
+    learning.begin(torch.tensor([]), token_weights(torch.tensor([]), "token_mean", 16), 0)
+    [sample] = micro_batches(packed([], 32, 1, 0), 1, 0, 1)
+    output, of_output = rl.forward_step(learning, iter([sample]), model)
+    value, count, _ = of_output(output)
+    model.zero_grad()
+    value.backward()
+    assert (float(value), int(count)) == (0, 0)
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
 def test_frozen_routers_have_no_gradient(model):
     found = computed(model, drawn(), ADVANTAGES, mtp_weight=0.3)
     assert not any(".router." in name for name in found.gradients)

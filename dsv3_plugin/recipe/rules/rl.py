@@ -95,15 +95,41 @@ def rollouts(recipe: Recipe) -> Iterator[str]:
             f"rollouts.curriculum has its bounds the wrong way round: low {wanted.low:g} and high "
             f"{wanted.high:g}: give low the smaller one"
         )
-    if settings.async_ and recipe.grpo.on_mismatch == "stop":
+    if recipe.trains_on_older and recipe.grpo.on_mismatch == "stop":
+        key = "async: 1" if settings.async_ else f"partial: {settings.partial}"
         yield (
-            "rollouts.async: 1 trains on answers of older weights, whose log-probabilities differ: "
+            f"rollouts.{key} trains on answers of older weights, whose log-probabilities differ: "
             "set grpo.on_mismatch to warn, which looks at answers of the same weights alone"
         )
+    yield from _partial(recipe)
     if recipe.grpo.routing_replay and not recipe.model.moe_layers:
         yield "grpo.routing_replay needs a model with experts: set it to false"
     if settings.drafts and not recipe.model.mtp_num_layers:
         yield "rollouts.drafts needs a model with multi-token prediction: set it to 0"
+
+
+def _partial(recipe: Rl) -> Iterator[str]:
+    """Answers that are gone on with are an engine's of ours, in a round that is asked for once."""
+    settings, most = recipe.rollouts, recipe.rollouts.partial
+    if most is None:
+        return
+    if most >= settings.max_tokens:
+        yield (
+            f"rollouts.partial {most} is no less than rollouts.max_tokens {settings.max_tokens}, "
+            f"and every answer ends in its round: lower it, or leave it out"
+        )
+    if settings.kind == "openai":
+        yield "rollouts.partial is of the embedded engine: leave it out, or take rollouts.async: 1"
+    if settings.dynamic_sampling > 1:
+        yield (
+            "rollouts.partial asks once for a round, and rollouts.dynamic_sampling "
+            f"{settings.dynamic_sampling} several times: leave one of them out"
+        )
+    if recipe.grpo.routing_replay:
+        yield (
+            "grpo.routing_replay has each token go where it went, and rollouts.partial has prompts "
+            "read again by other weights: leave one of them out"
+        )
 
 
 def server(recipe: Recipe) -> Iterator[str]:
@@ -141,7 +167,7 @@ def loss(recipe: Recipe) -> Iterator[str]:
             f"grpo.correction_low {grpo.correction_low:g} is more than grpo.correction_high "
             f"{grpo.correction_high:g}, between which no ratio is: give low the smaller one"
         )
-    corrects = grpo.on_mismatch == "correct" or recipe.rollouts.async_
+    corrects = grpo.on_mismatch == "correct" or recipe.trains_on_older
     for key in ("correction", "correction_high", "correction_low"):
         if (given := getattr(grpo, key)) == getattr(usual, key):
             continue
