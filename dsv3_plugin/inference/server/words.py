@@ -8,6 +8,7 @@ from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.data.chat.template import ChatTemplate, open_template
 from dsv3_plugin.data.tokenizer import TextTokenizer
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.inference.requests import WrongField
 from dsv3_plugin.inference.server.spelling import Spelling
 
 
@@ -43,7 +44,9 @@ def words_of(tokenizer: TextTokenizer) -> Words:
     def prompt(conversation: Conversation) -> str:
         if isinstance(template, UserError):
             raise UserError(str(template))
-        return template.prompt(conversation, "messages")
+        text = template.prompt(conversation, "messages")
+        _require_tools_told(template, conversation, text)
+        return text
 
     def encode(text: str, special: bool) -> list[int]:
         return tokenizer.backend.encode(text, add_special_tokens=special).ids
@@ -53,3 +56,17 @@ def words_of(tokenizer: TextTokenizer) -> Words:
 
     ends = end_ids(tokenizer.folder, tokenizer.eos_id)
     return Words(encode, tokenizer.decode, said, prompt, Spelling.of(tokenizer), ends)
+
+
+def _require_tools_told(template: ChatTemplate, conversation: Conversation, text: str) -> None:
+    """Look whether a template writes the tools, and the calls of them, that it is told."""
+    for what, without in conversation.without_tools():
+        try:
+            lost = template.prompt(without, "messages") == text
+        except UserError:
+            continue  # it needs what was taken away
+        if lost:
+            raise WrongField(
+                f"The model's chat template writes nothing of {what}: leave them out.",
+                "tools" if what == "tools" else "messages",
+            )
