@@ -10,10 +10,11 @@ a third go away before they have their answer; with every fifth request goes one
 refused, and nine times other weights are loaded, two sets of them by turns. Then the pages that are
 held have to be none, and each answer is made again by an engine that does nothing else, without
 guessing ahead, with the weights that each of its tokens was told to be of: token ids, text,
-thinking, the reason of its end, usage, echo and log-probabilities have to be the same, these to
-1e-5. Where a token differs, the two best of its place (logits, with the noise that it is drawn
-with) have to lie within 1e-5 of each other; such places are counted. A second server, whose
-requests have five seconds, is asked for more than there is time for.
+thinking, the reason of its end, usage, echo, experts and log-probabilities have to be the same,
+these to 1e-5. Where a token differs, the two best of its place (logits, with the noise that it is
+drawn with) have to lie within 1e-5 of each other, and where it went to other experts, the scores of
+those; such answers are counted, and not compared behind that place. A second server, whose requests
+have five seconds, is asked for more than there is time for.
 
 It ends with a line of JSON, and with exit code 1 where anything was not as it should be.
 """
@@ -36,7 +37,8 @@ from urllib.parse import urlsplit
 import httpx2
 from rich.console import Console
 from rich.table import Table
-from soak_replay import Compared, Got, replay
+from soak_got import Got
+from soak_replay import Compared, replay
 from soak_requests import Asked, Vocabulary, late_requests, malformed, random_requests
 from soak_server import served, soak_model, write_checkpoint
 

@@ -2,86 +2,18 @@
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from soak_got import Got, GotChoice
 from soak_requests import LONG, Asked
 from soak_server import THINK
+from soak_ties import NEAR, as_good, first_other_experts, gap_of_tokens
 
 from dsv3_plugin.distributed.world import single_process
-
-NEAR = 1e-5
-"""Between the two best of a place where another token is no fault, and two log-probabilities."""
-
-
-@dataclass
-class GotChoice:
-    """An answer as a client has it.
-
-    Attributes:
-        tokens, versions: of the answer, and of the weights that each token is of.
-        prompt: token ids, where they were told.
-        text, thought: all pieces together.
-        reason: why it ended.
-        names, values, tops: log-probabilities that were told, of the prompt as well where it is.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    prompt: list[int] | None = None
-    text: str = ""
-    thought: str = ""
-    reason: str | None = None
-    names: list[str] = field(default_factory=list)
-    values: list[float | None] = field(default_factory=list)
-    tops: list[dict[str, float] | None] = field(default_factory=list)
-
-    def take(self, said: dict[str, Any]) -> None:
-        """A choice of a reply, or of a piece of one."""
-        self.tokens += said.get("token_ids", [])
-        self.versions += said.get("weights_versions", [])
-        self.prompt = said.get("prompt_token_ids", self.prompt)
-        self.reason = said["finish_reason"] or self.reason
-        spoken = said.get("message", said.get("delta", {}))
-        self.text += said.get("text") or spoken.get("content") or ""
-        self.thought += spoken.get("reasoning_content") or ""
-        told = said["logprobs"] or {}
-        for one in told.get("content", ()):
-            self.names.append(one["token"])
-            self.values.append(one["logprob"])
-            self.tops.append({top["token"]: top["logprob"] for top in one["top_logprobs"]})
-        self.names += told.get("tokens", ())
-        self.values += told.get("token_logprobs", ())
-        self.tops += told.get("top_logprobs", ())
-
-
-@dataclass
-class Got:
-    """What a client got.
-
-    Attributes:
-        status: of the reply; of a stream that ends with an error, that of the error.
-        choices: by their index.
-        usage: tokens that were read and written, as told.
-        first, whole: seconds to the first piece and to the end.
-        error: what went wrong.
-    """
-
-    status: int = 0
-    choices: dict[int, GotChoice] = field(default_factory=lambda: defaultdict(GotChoice))
-    usage: dict[str, int] | None = None
-    first: float = math.nan
-    whole: float = math.nan
-    error: str | None = None
-
-    @property
-    def answered(self) -> bool:
-        """Whether it has its whole answer."""
-        return not math.isnan(self.whole) and self.error is None and self.status == 200
 
 
 @dataclass
@@ -110,7 +42,8 @@ class Compared:
 COUNTS = (
     "answers", "tokens", "answers of more than 200 tokens", "drawn", "over two versions of weights",
     "log-probabilities", "echoed", "ended by a string or token", "with thinking", "with tools",
-    "of several prompts", "streamed", "near",
+    "of several prompts", "streamed",
+    "another token as good", "other experts as good",
 )  # fmt: skip
 
 
@@ -158,7 +91,7 @@ class Alone:
         prompts = [self._ids(asked, prompt) for prompt in asked.prompts]
         n = asked.body.get("n", 1)
         before = len(into.faults)
-        near = into.counts["near"]
+        near = into.counts["another token as good"] + into.counts["other experts as good"]
         if sorted(got.choices) != list(range(n * len(prompts))):
             into.faults.append(f"request {asked.number}: choices {sorted(got.choices)}")
             return
@@ -169,7 +102,8 @@ class Alone:
             ):
                 where = f"request {asked.number} ({asked.kind}), answer {number}.{answer}"
                 self._compare(asked, number, choice, made, where, into)
-        if len(into.faults) == before and into.counts["near"] == near:
+        since = into.counts["another token as good"] + into.counts["other experts as good"]
+        if len(into.faults) == before and since == near:
             written = sum(len(choice.tokens) for choice in got.choices.values())
             read = sum(map(len, prompts))
             wanted = dict(zip(USAGE, (read, written, read + written), strict=True))
@@ -195,7 +129,9 @@ class Alone:
         weights = {self._of(version) for choice in choices for version in choice.versions}
         if len(weights) == 1:
             model = self._models[weights.pop()]
-            engine = Engine(model, EngineSettings(2**25), text_of=self._text_of)
+            engine = Engine(
+                model, EngineSettings(2**25, record_experts=True), text_of=self._text_of
+            )
             return engine.run([request])
         return [self._over_versions(request, place, one) for place, one in enumerate(choices)]
 
@@ -206,7 +142,9 @@ class Alone:
         """One of the answers, with the weights changed before the same tokens as at the server."""
         from dsv3_plugin.inference.engine import Engine, EngineSettings
 
-        engine = Engine(self._changing, EngineSettings(2**25), text_of=self._text_of)
+        engine = Engine(
+            self._changing, EngineSettings(2**25, record_experts=True), text_of=self._text_of
+        )
         engine.add(request)
         made, there, has = None, 0, None
         while made is None:
@@ -259,11 +197,9 @@ class Alone:
             into.faults.append(f"{where}: another prompt")
         if len(choice.versions) != len(choice.tokens) or choice.versions != sorted(choice.versions):
             into.faults.append(f"{where}: versions {choice.versions}")
+        tied = self._other_experts(choice, made, where, into)
         if choice.tokens != made.tokens:
-            gap = self._gap(asked, number, choice, made)
-            counts["near"] += gap <= NEAR
-            if gap > NEAR:
-                into.faults.append(f"{where}: another token, {gap:.2e} better")
+            self._compare_places(asked, number, choice, made, tied, where, into)
             return
         reason = "stop" if made.finish_reason == "stop" else "length"
         counts["ended by a string or token"] += reason == "stop"
@@ -279,7 +215,7 @@ class Alone:
                 into.faults.append(f"{where}: the {what} is {got!r}, not {wanted!r}")
         counts["with thinking"] += bool(choice.thought)
         counts["echoed"] += bool(asked.body.get("echo"))
-        self._compare_log_probs(asked, choice, made, where, into)
+        self._compare_log_probs(asked, choice, made, tied, where, into)
 
     def _texts(self, asked: Asked, made: Any) -> tuple[str, str]:
         """Thinking and text of an answer."""
@@ -299,8 +235,59 @@ class Alone:
         thought, _, said = text.partition("</think>")
         return thought, said.lstrip("\n")
 
+    def _other_experts(self, choice: GotChoice, made: Any, where: str, into: Compared) -> float:
+        """The first token that went to other experts which are as good, behind which everything may
+        be otherwise; infinite where there is none."""
+        ours, theirs = choice.experts, made.experts.numpy()
+        text = [*made.prompt, *made.tokens]
+        if ours is None or len(ours) != len(made.prompt) + len(choice.tokens) - 1:
+            into.faults.append(f"{where}: experts of {None if ours is None else len(ours)} tokens")
+            return math.inf
+        first = first_other_experts(ours, theirs)
+        if first is None:
+            return math.inf
+        token, layer = first
+        shared = zip(text, [*made.prompt, *choice.tokens], strict=False)
+        if any(one != other for one, other in list(shared)[: token + 1]):
+            return math.inf  # of another text
+        model = self._models[self._of(choice.versions[-1])]
+        both = [ours[token, layer], theirs[token, layer]]
+        if not as_good(model, text[: token + 1], layer, both):
+            into.faults.append(f"{where}: token {token} went to other experts in layer {layer}")
+        into.counts["other experts as good"] += 1
+        return token
+
+    def _compare_places(
+        self,
+        asked: Asked,
+        number: int,
+        choice: GotChoice,
+        made: Any,
+        tied: float,
+        where: str,
+        into: Compared,
+    ) -> None:
+        """Look whether the two tokens are as good where answers part, or all behind a tie."""
+        pairs = zip(made.tokens, choice.tokens, strict=False)
+        place = next((p for p, (one, two) in enumerate(pairs) if one != two), None)
+        if place is None:
+            into.faults.append(f"{where}: ended after {len(choice.tokens)} tokens")
+            return
+        if tied < len(made.prompt) + place:
+            return
+        gap = gap_of_tokens(
+            self._models[self._of(choice.versions[place])],
+            [*made.prompt, *made.tokens[:place]],
+            {made.tokens[place], choice.tokens[place]},
+            sampling := self._sampling(asked),
+            (sampling.seed, number, made.number, place),
+        )
+        into.counts["another token as good"] += gap <= NEAR
+        if gap > NEAR:
+            into.faults.append(f"{where}: another token, {gap:.2e} better")
+
     def _compare_log_probs(
-        self, asked: Asked, choice: GotChoice, made: Any, where: str, into: Compared
+        self, asked: Asked, choice: GotChoice, made: Any, tied: float, where: str, into: Compared
     ) -> None:
         told = asked.body.get("logprobs", False)
         if told is False:
@@ -326,9 +313,13 @@ class Alone:
         if choice.names != names:
             into.faults.append(f"{where}: log-probabilities of other tokens")
             return
+        if tied < math.inf:  # of what comes behind that token
+            begin = 0 if asked.body.get("echo") else len(made.prompt)
+            known = max(0, int(tied) + 1 - begin)
+            values, tops = values[:known], tops[:known]
         into.counts["log-probabilities"] += len(values)
-        pairs = list(zip(choice.values, values, strict=True))
-        for got, wanted in zip(choice.tops, tops, strict=True):
+        pairs = list(zip(choice.values, values, strict=False))
+        for got, wanted in zip(choice.tops, tops, strict=False):
             best = (sorted((one or {}).values()) for one in (got, wanted))
             pairs += zip(*best, strict=True)
             pairs += [(got[name], wanted[name]) for name in {*(got or ())} & {*(wanted or ())}]
@@ -342,28 +333,6 @@ class Alone:
         into.apart[what] = max(into.apart[what], apart)
         if apart > NEAR:
             into.faults.append(f"{where}: log-probabilities differ by {apart:.2e}")
-
-    def _gap(self, asked: Asked, number: int, choice: GotChoice, made: Any) -> float:
-        """By how much the best of a place is better than the next, where two answers part; infinite
-        where one of them is neither, or ended for no reason."""
-        from dsv3_plugin.inference.logits import main_logits
-        from dsv3_plugin.inference.sampling import gumbel_noise, shaped
-
-        sampling = self._sampling(asked)
-        pairs = zip(made.tokens, choice.tokens, strict=False)
-        place = next((p for p, (one, two) in enumerate(pairs) if one != two), None)
-        if place is None:
-            return math.inf
-        text = [*made.prompt, *made.tokens[:place]]
-        model = self._models[self._of(choice.versions[place])]
-        row = shaped(main_logits(model, torch.tensor([text]))[0, -1].float(), sampling, text)
-        if not sampling.greedy:
-            key = (sampling.seed, number, made.number, place)
-            row = row + gumbel_noise([key], len(row))[0]
-        values, best = row.topk(2)
-        if {made.tokens[place], choice.tokens[place]} != {*best.tolist()}:
-            return math.inf
-        return (values[0] - values[1]).item()
 
 
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")

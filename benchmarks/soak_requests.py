@@ -106,6 +106,7 @@ def _body(name: str, draw: random.Random, *, long: bool) -> dict[str, Any]:
         "model": name,
         "max_tokens": draw.randint(LONG + 1, LONG + 60) if long else draw.randint(1, 40),
         "return_token_ids": True,
+        "return_routed_experts": True,
         "stream": stream,
         **({"stream_options": {"include_usage": True}} if stream else {}),
         "temperature": 0.0,

@@ -47,10 +47,12 @@ def write_checkpoint(config: Any, folder: Path, name: str = "weights", seed: int
     hf, checkpoint = folder / f"{name}-hf", folder / name
     torch.manual_seed(seed)
     built = build_model(config)
-    with torch.no_grad():  # far enough apart that answers are not one token again and again
+    # Far enough apart that answers are not one token again and again, and not so far that sums in
+    # another order make 1e-5 of a log-probability.
+    with torch.no_grad():
         for parameter in built.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(std=1 / parameter.shape[-1] ** 0.5)
+                parameter.normal_(std=0.7 / parameter.shape[-1] ** 0.5)
     train_bpe([inspect.getsource(argparse)], min(config.vocab_size, 510), hf)
     backend = tokenizers.Tokenizer.from_file(str(hf / "tokenizer.json"))
     backend.add_tokens(["<think>", "</think>"])  # no special ones: they are part of a text
