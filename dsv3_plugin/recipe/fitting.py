@@ -1,7 +1,7 @@
 """Numbers that would fit where one does not: what a sentence says as the way out."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 
 def divisors(amount: int) -> list[int]:
@@ -30,3 +30,9 @@ def one_of(candidates: Collection[int]) -> str:
     """A few numbers in words: `2, 4 or 8`."""
     *others, last = map(str, candidates)
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def all_of(words: Sequence[str]) -> str:
+    """A few things in words: `heads, entries and tokens`."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last

@@ -22,7 +22,7 @@ from dsv3_plugin.files.run_folder import RECIPE, RunFolder
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.overrides import Override, parse
+from dsv3_plugin.recipe.overrides import Override, parse, refuse_without_effect
 from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
 from dsv3_plugin.recipe.sections import BUDGETS
@@ -106,12 +106,7 @@ def _checked(
     """The recipe of a file's mapping and what is laid over it."""
     where = str(path)
     kind = _stage_with(data, overrides, where)
-    for override in overrides:
-        if override.keys == ("base",):
-            raise UserError(
-                f"{where} with {override.text}: base is a key of files alone: name "
-                f"{override.value or 'the other recipe'} in place of {where}, or give it in a file."
-            )
+    refuse_without_effect(overrides, where)
     data = _laid_over(data, [override.read(kind) for override in overrides])
     if data.get("name") is None:
         data["name"] = path.stem

@@ -7,6 +7,7 @@ A key that takes text and nothing else takes `12` and `[exp1]` as text too.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,10 @@ class Override:
     @property
     def path(self) -> str:
         return ".".join(self.keys)
+
+    def holds(self, other: "Override") -> bool:
+        """Whether another's key is below this one's."""
+        return len(self.keys) < len(other.keys) and other.keys[: len(self.keys)] == self.keys
 
     def read(self, kind: type[pydantic.BaseModel]) -> dict[str, Any]:
         """The nested mapping that it stands for: `a.b=1e-4` is {"a": {"b": 0.0001}}.
@@ -101,6 +106,27 @@ def parse(text: str) -> Override:
             "spaces."
         )
     return Override(text, tuple(path.split(".")), value)
+
+
+def refuse_without_effect(overrides: Sequence[Override], where: str) -> None:
+    """Raise UserError for an override that nothing would come of.
+
+    Args:
+        overrides: in their order.
+        where: the recipe's file.
+    """
+    for place, override in enumerate(overrides):
+        if override.keys == ("base",):
+            raise UserError(
+                f"{where} with {override.text}: base is a key of files alone: name "
+                f"{override.value or 'the other recipe'} in place of {where}, or give it in a file."
+            )
+        for later in overrides[place + 1 :]:
+            if later.holds(override) and not later.value.strip().startswith("{"):
+                raise UserError(
+                    f"{where} with {override.text} {later.text}: the second takes the place of "
+                    f"all of {later.path}, the first with it: put {override.text} behind it."
+                )
 
 
 def _field_at(kind: type[pydantic.BaseModel] | None, keys: tuple[str, ...]) -> FieldInfo | None:

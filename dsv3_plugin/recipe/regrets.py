@@ -46,6 +46,20 @@ def _unfinished(recipe: Recipe, name: str) -> bool:
     )  # fmt: skip
 
 
+def _shorter_than_a_step(recipe: Recipe) -> Iterator[str]:
+    """Lengths in tokens that were meant as steps: whole pieces pass between two steps."""
+    for name in _CURVES:
+        written, placed = getattr(recipe.curve_specs, name), getattr(recipe.curves, name).segments
+        for number, (piece, of) in enumerate(zip(written, placed, strict=True), start=1):
+            step = int(recipe.curves.batch_size(of.start)) * recipe.data.seq_length
+            if of.end is not None and of.end - of.start < step and not piece.is_share:
+                yield (
+                    f"piece {number} of {name} is {number_of(of.end - of.start, 'token')} long, "
+                    f"and a step there {step:,}: a number alone counts tokens, "
+                    f"for: 100 steps counts steps"
+                )
+
+
 def _nothing_is_learned(recipe: Recipe) -> Iterator[str]:
     """A run that ends with the weights that it began with."""
     if recipe.curves.learning_rate.maximum == 0:
@@ -85,6 +99,7 @@ def _other_vocabulary(recipe: Recipe) -> Iterator[str]:
 
 _LOOKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _curves_beyond_the_end,
+    _shorter_than_a_step,
     _nothing_is_learned,
     _intervals_beyond_the_end,
     _other_vocabulary,

@@ -29,6 +29,10 @@ def test_nothing_is_to_be_regretted_of_what_ships(name: str):
             ["curves.learning_rate=0"],
             "curves.learning_rate is 0 from beginning to end, so that noth",
         ),
+        (
+            ["curves.learning_rate=[{linear: 1e-3, from: 0, for: 100}, {constant: 1e-3}]"],
+            "piece 1 of learning_rate is 100 tokens long, and a step there 2,048: a number alone",
+        ),
         (["training.eval_interval=300"], "training.eval_interval 300 is more than the 240 steps"),
         (
             ["data.tokenizer=bpe:2048"],

@@ -77,6 +77,11 @@ from tests.recipe.piped import PIPED
         (["recompute=moe, norms"], "it must be a valid list: write [moe, norms]."),
         (["trainning.steps=5"], "with trainning.steps=5: unknown key 'trainning' (nearest: 'train"),
         (["base=rl/tiny"], "base is a key of files alone: name rl/tiny in place of "),
+        (
+            ["model.num_layers=8", "model=deepseek-v3"],
+            "with model.num_layers=8 model=deepseek-v3: the second takes the place of all of "
+            "model, the first with it: put model.num_layers=8 behind it.",
+        ),
         (["model={num_layers: 3"], "'model={num_layers: 3' lacks the } at its end: a shell takes"),
         (["data.corpus=[a, b"], "lacks the ] at its end: a shell takes it whole in quotes, 'data."),
         (["steps"], "'steps' is not an override"),
@@ -89,19 +94,30 @@ from tests.recipe.piped import PIPED
         (["[]=3"], "'[]=3' is not an override"),
         (
             ["parallel.expert=3"],
-            "parallel.expert 3 does not divide 16 routed experts: take a number that does, such as "
-            "4.",
+            "parallel.expert 3 does not divide the 2 ranks of a pipeline stage (2 processes by "
+            "pipeline 1): take one that divides them and the 16 routed experts, such as 2.",
+        ),
+        (
+            ["parallel.expert=3", "parallel.processes=6"],
+            "parallel.expert 3 does not divide 16 routed experts: take a number that divides them "
+            "and the 6 ranks of a pipeline stage, such as 2.",
+        ),
+        (
+            ["parallel.tensor=3"],
+            "parallel.tensor 3 does not divide the 4 attention heads, the 4096 vocabulary entries "
+            "and the 256 tokens of a sequence: take one that divides all, such as 2.",
         ),
         (
             ["parallel.processes=3"],
             "parallel.expert 2 does not divide the 3 ranks of a pipeline stage (3 processes by "
-            "pipeline 1): take one that divides them and the experts, such as 1, or set "
+            "pipeline 1): take one that divides them and the 16 routed experts, such as 1, or "
+            "set "
             "parallel.processes to 2 or 4.",
         ),
         (
             ["parallel.processes=1"],
             "the 1 rank of a pipeline stage (1 process by pipeline 1): take one that divides them "
-            "and the experts, such as 1, or set parallel.processes to 2.",
+            "and the 16 routed experts, such as 1, or set parallel.processes to 2.",
         ),
         (
             ["parallel.tensor=4"],
@@ -134,7 +150,7 @@ from tests.recipe.piped import PIPED
                 "data.seq_length=252",
             ],
             "tensor 4 does not divide the 126 tokens of a sequence that context 2 leaves a rank: "
-            "take one that does, such as 3.",
+            "take one that divides all, such as 2.",
         ),
         (["data.held_out_sets={a: x, A: y}"], "a and A are one name to some disks"),
         (["data.held_out_sets={a/b: x}"], "'a/b' is no name of a set"),
@@ -200,10 +216,23 @@ from tests.recipe.piped import PIPED
             "pipeline-model-parallel-layout true contradicts pipeline.layout, which is null",
         ),
         (["curves.learning_rate=[{linear: 1, for: 1K}]"], "learning_rate: piece 1: the first"),
-        (["precision.fp8={recipe: blockwise}"], "precision.fp8 needs backend: transformer_engine"),
+        (
+            [
+                "backend=local",
+                "precision={dtype: bf16, fp8: {recipe: blockwise}, moments: bf16}",
+                "parallel.zero1=true",
+                "recompute=[moe_act]",
+            ],
+            "precision.fp8, precision.moments: bf16 and recompute: moe_act need backend: "
+            "transformer_engine; with backend: local take precision.fp8=null, "
+            "precision.moments=fp32 and no moe_act in recompute (moe is the whole expert layer).",
+        ),
         (["backend=transformer_engine"], "needs a GPU; with host: cpu say backend: local"),
         (["precision.moments=bf16"], "precision.moments: bf16 needs parallel.zero1"),
-        (["precision.swiglu_input=fp8"], "swiglu_input: fp8 needs backend: transformer_engine"),
+        (
+            ["precision.swiglu_input=fp8", "precision.dtype=bf16"],
+            "swiglu_input: fp8 needs backend: transformer_engine",
+        ),
         (["dispatch.kind=deepep"], "dispatch.kind: deepep needs a GPU"),
         (["model.hidden_size=62"], "backend: local need in fp32: take 60 or 64."),
         (

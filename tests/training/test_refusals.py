@@ -15,7 +15,7 @@ from tests.small_runs import Command
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("parallel.expert=3", "parallel.expert 3 does not divide 8 routed experts"),
+        ("parallel.expert=3", "parallel.expert 3 does not divide the 2 ranks of"),
         ("parallel.procesess=2", "unknown key 'parallel.procesess' (nearest: 'processes')"),
         ("training.steps=many", "'training.steps' is 'many'; it must be a valid integer"),
         ("parallel.context=3", "2 processes do not divide by"),

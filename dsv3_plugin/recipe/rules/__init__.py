@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Iterator
 
-from dsv3_plugin.recipe.rules.backend import precision, torch_backend
+from dsv3_plugin.recipe.rules.backend import precision, torch_backend, transformer_engine
 from dsv3_plugin.recipe.rules.curves import curves
 from dsv3_plugin.recipe.rules.data import (
     conversations,
@@ -27,9 +27,9 @@ from dsv3_plugin.recipe.schema import Recipe
 
 RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     schedule,
+    tensor,
     processes,
     experts,
-    tensor,
     sequence,
     tokenizer,
     evaluation,
@@ -49,6 +49,7 @@ RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     layout,
     ramp,
     precision,
+    transformer_engine,
     torch_backend,
     dispatch,
     said_once,
@@ -58,5 +59,6 @@ RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
 
 
 def first_broken(recipe: Recipe) -> str | None:
-    """The sentence of the first rule that a recipe breaks, None where all is well."""
-    return next((sentence for rule in RULES for sentence in rule(recipe)), None)
+    """What the first rule that a recipe breaks says of it, None where all is well."""
+    broken = ("; ".join(rule(recipe)) for rule in RULES)
+    return next(filter(None, broken), None)

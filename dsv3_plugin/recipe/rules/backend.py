@@ -2,42 +2,50 @@
 
 from collections.abc import Iterator
 
-from dsv3_plugin.recipe.fitting import multiples
+from dsv3_plugin.recipe.fitting import all_of, multiples
 from dsv3_plugin.recipe.schema import Recipe
 
 
+def transformer_engine(recipe: Recipe) -> Iterator[str]:
+    """FP8, BF16 moments and recomputed activations of experts need Transformer Engine."""
+    wanted, needs, without = recipe.precision, [], []
+    if recipe.backend == "local":
+        if wanted.fp8 is not None:
+            needs, without = ["precision.fp8"], ["precision.fp8=null"]
+        if wanted.swiglu_input is not None:
+            needs.append("precision.swiglu_input: fp8")
+            without.append("precision.swiglu_input=null")
+        if wanted.moments == "bf16":
+            needs.append("precision.moments: bf16")
+            without.append("precision.moments=fp32")
+    if _on_torch(recipe) and "moe_act" in recipe.recompute:
+        # Upstream recomputes it around Transformer Engine's grouped matrix product alone.
+        needs.append("recompute: moe_act")
+        without.append("no moe_act in recompute (moe is the whole expert layer)")
+    if needs:
+        yield (
+            f"{all_of(needs)} {'needs' if len(needs) == 1 else 'need'} backend: "
+            f"transformer_engine; with backend: local take {all_of(without)}"
+        )
+
+
 def precision(recipe: Recipe) -> Iterator[str]:
-    """FP8 and BF16 moments need what computes them."""
+    """Number formats go together."""
     wanted = recipe.precision
-    if recipe.backend == "local" and wanted.fp8 is not None:
-        yield "precision.fp8 needs backend: transformer_engine"
     if recipe.host == "cpu" and recipe.backend == "transformer_engine":
         yield "backend: transformer_engine needs a GPU; with host: cpu say backend: local"
-    if wanted.fp8 is not None and wanted.dtype != "bf16":
-        yield "precision.fp8 needs precision.dtype: bf16"
-    if wanted.swiglu_input is not None:
-        if recipe.backend == "local":
-            yield "precision.swiglu_input: fp8 needs backend: transformer_engine"
-        if wanted.dtype != "bf16":
+    if wanted.dtype != "bf16":
+        if wanted.fp8 is not None:
+            yield "precision.fp8 needs precision.dtype: bf16"
+        if wanted.swiglu_input is not None:
             yield "precision.swiglu_input: fp8 needs precision.dtype: bf16"
-    if wanted.moments == "bf16":
-        if not recipe.parallel.zero1:
-            yield "precision.moments: bf16 needs parallel.zero1: true"
-        if recipe.backend == "local":
-            yield "precision.moments: bf16 needs backend: transformer_engine"
+    if wanted.moments == "bf16" and not recipe.parallel.zero1:
+        yield "precision.moments: bf16 needs parallel.zero1: true"
 
 
 def torch_backend(recipe: Recipe) -> Iterator[str]:
-    """What only Transformer Engine can do is not asked of torch."""
-    if recipe.backend != "local" and recipe.host != "cpu":
-        return
-    if "moe_act" in recipe.recompute:
-        # Upstream recomputes it around Transformer Engine's grouped matrix product alone.
-        yield (
-            "recompute: moe_act needs backend: transformer_engine; with backend: local leave it "
-            "out, or recompute moe, which is the whole expert layer"
-        )
-    if recipe.model.num_moe_experts is None:
+    """Experts are as wide as torch's grouped products take them."""
+    if recipe.model.num_moe_experts is None or not _on_torch(recipe):
         return
     row = {"fp32": 4, "bf16": 8}[recipe.precision.dtype]  # of 16 bytes, see model/experts.py
     for name in ("hidden_size", "moe_ffn_hidden_size"):
@@ -47,3 +55,7 @@ def torch_backend(recipe: Recipe) -> Iterator[str]:
                 f"products of backend: local need in {recipe.precision.dtype}: take "
                 f"{multiples(width, row)}"
             )
+
+
+def _on_torch(recipe: Recipe) -> bool:
+    return recipe.backend == "local" or recipe.host == "cpu"

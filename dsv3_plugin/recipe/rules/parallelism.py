@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from dsv3_plugin.numbers import number_of
-from dsv3_plugin.recipe.fitting import divisor, multiples
+from dsv3_plugin.recipe.fitting import all_of, divisor, multiples
 from dsv3_plugin.recipe.schema import Recipe
 
 
@@ -28,11 +28,6 @@ def experts(recipe: Recipe) -> Iterator[str]:
     if count is None:
         yield f"parallel.expert {parallel.expert} needs a model with experts: set it to 1"
         return
-    if count % parallel.expert:
-        yield (
-            f"parallel.expert {parallel.expert} does not divide {count} routed experts: take a "
-            f"number that does, such as {divisor(count, parallel.expert)}"
-        )
     ranks = parallel.processes // parallel.pipeline
     if ranks % parallel.expert:
         both = math.gcd(count, ranks)
@@ -41,25 +36,35 @@ def experts(recipe: Recipe) -> Iterator[str]:
         yield (
             f"parallel.expert {parallel.expert} does not divide the {number_of(ranks, 'rank')} of "
             f"a pipeline stage ({number_of(parallel.processes, 'process', 'processes')} by "
-            f"pipeline {parallel.pipeline}): take one that divides them and the experts, such as "
-            f"{divisor(both, parallel.expert)}, or set parallel.processes to {enough}"
+            f"pipeline {parallel.pipeline}): take one that divides them and the {count} routed "
+            f"experts, such as {divisor(both, parallel.expert)}"
+            + (f", or set parallel.processes to {enough}" if count % parallel.expert == 0 else "")
+        )
+    elif count % parallel.expert:
+        yield (
+            f"parallel.expert {parallel.expert} does not divide {count} routed experts: take a "
+            f"number that divides them and the {number_of(ranks, 'rank')} of a pipeline stage, "
+            f"such as {divisor(math.gcd(count, ranks), parallel.expert)}"
         )
 
 
 def tensor(recipe: Recipe) -> Iterator[str]:
     """Tensor parallelism divides heads, vocabulary and sequence."""
     size, context = recipe.parallel.tensor, recipe.parallel.context
-    left = f"tokens of a sequence that context {context} leaves a rank"
-    for what, amount in (
-        ("attention heads", recipe.model.num_attention_heads),
-        ("vocabulary entries", recipe.model.vocab_size),
-        ("tokens of a sequence" if context == 1 else left, recipe.data.seq_length // context),
-    ):
-        if amount % size:
-            yield (
-                f"parallel.tensor {size} does not divide the {amount} {what}: take one that "
-                f"does, such as {divisor(amount, size)}"
-            )
+    tokens = "tokens of a sequence"
+    amounts = {
+        "attention heads": recipe.model.num_attention_heads,
+        "vocabulary entries": recipe.model.vocab_size,
+        tokens if context == 1 else f"{tokens} that context {context} leaves a rank": (
+            recipe.data.seq_length // context
+        ),
+    }
+    ranks = recipe.parallel.processes // (recipe.parallel.pipeline * context)
+    if undivided := [f"the {amount} {what}" for what, amount in amounts.items() if amount % size]:
+        yield (
+            f"parallel.tensor {size} does not divide {all_of(undivided)}: take one that divides "
+            f"all, such as {divisor(math.gcd(*amounts.values(), ranks), size)}"
+        )
 
 
 def _processes(recipe: Recipe) -> str:
