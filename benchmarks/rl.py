@@ -8,7 +8,8 @@ these took: what the same time is worth without rewards. All of it goes through 
 
 `--as` trains otherwise as well, or alone: `gspo` by ratios of whole answers, `openai` by answers of
 `dsv3 serve` beside the run, `async` by answers that are a round old, `hot` by answers drawn at a
-temperature of 1.3.
+temperature of 1.3, `drafts` with a token guessed ahead by multi-token prediction, `frozen_drafts`
+by one that does not learn the answers.
 
 What is there already in the folder is not done again. Prints a table, the curve of held-out rewards
 and a JSON line. Seconds of CPU are those of a run's processes together, so that they do not depend
@@ -34,6 +35,7 @@ from dsv3_plugin.recipe.load import load_recipe
 
 RECIPE, PARENT = "rl/tiny", "rl/tiny-sft"
 REWARD = "rl/held_out_reward"
+_ACCEPTED = "rl/acceptance_1"
 
 WAYS = {
     "recipe": (),
@@ -46,6 +48,8 @@ WAYS = {
     "openai": ("rollouts.kind=openai", "rollouts.key_variable=DSV3_API_KEY"),
     "async": ("rollouts.async=1",),
     "hot": ("rollouts.temperature=1.3",),
+    "drafts": ("rollouts.drafts=1",),
+    "frozen_drafts": ("rollouts.drafts=1", "mtp=freeze"),
 }  # fmt: skip
 """Overrides of the recipe, by their name."""
 _KEY = "of the benchmark alone"
@@ -116,6 +120,13 @@ def curve(folder: Path) -> dict[int, float]:
     return {record["iteration"]: record[REWARD] for record in records if REWARD in record}
 
 
+def accepted(folder: Path, rounds: int = 10) -> list[float]:
+    """Of first tokens guessed ahead, how many came true in the first rounds and in the last."""
+    records = RunFolder(folder).metrics.read()
+    found = [record[_ACCEPTED] for record in records if _ACCEPTED in record]
+    return [sum(part) / rounds for part in (found[:rounds], found[-rounds:]) if found]
+
+
 def fine_tuned(folder: Path, parent: Path, seconds: float, per_step: float) -> dict[str, Any]:
     """The parent fine-tuned for so many seconds of CPU, and its held-out reward then."""
     steps = max(round(seconds / per_step), 1)
@@ -156,6 +167,7 @@ def main() -> None:
                 "before": curves[name][0],
                 "reward": last,
                 "mismatch": mismatch,
+                "accepted": accepted(run),
                 **took,
             }
         )
@@ -169,6 +181,10 @@ def main() -> None:
         rewards = f"{row.get('before', first):.3f} | {row['reward']:.3f}"
         spent = f"{row['cpu']:.0f} | {row['clock'] / 60:.1f}"
         print(f"| {row['run']} | {rewards} | {spent} |")
+    for row in rows:
+        if came := row.get("accepted"):
+            came_true = " at first, ".join(f"{share:.4f}" for share in came)
+            print(f"\nGuesses of {row['run']} that came true: {came_true} at last")
     print("\n| step | " + " | ".join(curves) + " |")
     print("|---" * (1 + len(curves)) + "|")
     for step in sorted(set().union(*curves.values())):
