@@ -173,9 +173,9 @@ class Draws:
                 break
         self._begun = None
         drawn = Drawn(groups, learned[: settings.prompts], round_.version, costs)
-        if settings.partial is not None:
+        if settings.partial is not None or any(round_.begun):  # or was not, when that was begun
             drawn = drawn.whole
-            self._unfinished = [group for group in groups if group.unfinished]
+        self._unfinished = [group for group in groups if group.unfinished]
         self._ready = drawn
 
     def _ask(

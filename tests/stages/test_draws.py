@@ -95,7 +95,8 @@ class Slow(Asking):
         self._next = state["asked"]
 
     def ask(self, model, asked, n, seed, version, begun, most) -> None:
-        assert most == 2
+        assert most in (2, None)
+        self._most = most
         self._asked, self._begun, self._version = asked, begun, version
         self.given.append([one.text for one in asked])
 
@@ -108,7 +109,7 @@ class Slow(Asking):
             ):
                 if before.unfinished:
                     rounds = len(before.tokens) // 2 + 1
-                    ended = rounds == len(one.text) + later
+                    ended = rounds == len(one.text) + later or self._most is None
                     more = Rollout(
                         (), (5, 6), (-self._version, -1.0), "stop" if ended else UNFINISHED,
                         (self._version,) * 2,
@@ -120,8 +121,8 @@ class Slow(Asking):
         return found, Costs()
 
 
-def slow(policy: Slow) -> Draws:
-    settings = SimpleNamespace(dynamic_sampling=1, prompts=4, n=2, kind="embedded", partial=2)
+def slow(policy: Slow, partial: int | None = 2) -> Draws:
+    settings = SimpleNamespace(dynamic_sampling=1, prompts=4, n=2, kind="embedded", partial=partial)
     recipe = SimpleNamespace(rollouts=settings, training=SimpleNamespace(seed=9))
     return Draws(recipe, policy, SimpleNamespace(read=lambda *_: None, keep=lambda *_: None))
 
@@ -157,3 +158,19 @@ def test_answers_without_an_end_are_gone_on_with_by_the_next_weights() -> None:
     assert second.log_probs == (0, -1.0, -1, -1.0, -2, -1.0)
     assert first.prompt == second.prompt == (7, 10)
     assert runs_of(second.versions) == [[0, 2], [1, 2], [2, 2]]
+
+
+def test_who_goes_on_without_it_ends_what_is_unfinished_once() -> None:
+    policy = Slow()
+    first, own = slow(policy), slow(policy, partial=None)
+    first.load_state_dict({"asked": 8})
+    first.begin([], 0, 1)
+    first.take()
+    own.load_state_dict(first.state_dict())
+    drawn = []
+    for step in (2, 3):
+        own.begin([], step - 1, step)
+        drawn.append(own.take())
+    assert policy.given[1:] == [["8", "9", "10", "11"], ["12", "13", "14", "15"]]
+    assert [[one.prompt for one in each.trained] for each in drawn] == policy.given[1:]
+    assert [each.oldest for each in drawn] == [0, 2]
