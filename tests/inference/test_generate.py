@@ -1,12 +1,20 @@
 """Continuations against logits, and against transformers' generate for the shapes of the family."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
+from dsv3_plugin.checkpoint.conversion.convert import export_hf, import_hf
+from dsv3_plugin.checkpoint.load import load_for_inference
+from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.generate import generate
 from dsv3_plugin.inference.logits import main_logits
 from dsv3_plugin.model.build import build_model
+from dsv3_plugin.recipe.hf_config import hf_config
 from tests import oracles
 from tests.family import MODELS
 
@@ -16,6 +24,19 @@ def model(world):
     built = build_model(oracles.model_config(mtp_num_layers=1))
     oracles.randomize(built, seed=6)
     return built
+
+
+def random_weights(config, folder):
+    """A Hugging Face folder that neither the exporter nor transformers wrote."""
+    draw = torch.Generator().manual_seed(6)
+    tensors = {}
+    for entry in layout(config):
+        noise = torch.randn(entry.shape, generator=draw)
+        is_norm, fan_in = "norm" in entry.name, max(1.0, entry.shape[-1] ** 0.5)
+        tensors[entry.name] = 1 + 0.3 * noise if is_norm else noise / fan_in
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(hf_config(config, torch_dtype="float32")))
 
 
 def test_cached_greedy_text_equals_recomputing_everything(model):
@@ -32,10 +53,14 @@ def test_cached_greedy_text_equals_recomputing_everything(model):
         "V2 with YaRN", "V2-Lite", "V2-Lite without YaRN", "Moonlight", "Kimi K2",
     ],
 )  # fmt: skip
-def test_equals_transformers(name):
+def test_equals_transformers(name, tmp_path):
+    """transformers reads what the exporter wrote, and the engine's is what was exported."""
     config = oracles.model_config(**{"max_position_embeddings": 256} | MODELS[name])
-    theirs, ours = oracles.causal_lm(config), build_model(config)
-    oracles.load_weights(ours, theirs)
+    random_weights(config, tmp_path / "random")
+    import_hf(tmp_path / "random", tmp_path / "checkpoint", workers=1)
+    export_hf(tmp_path / "checkpoint", tmp_path / "exported", workers=1)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "exported", dtype=torch.float32)
+    ours, _ = load_for_inference(tmp_path / "checkpoint")
     expected = theirs.generate(
         torch.tensor([[3, 1, 4]]), max_new_tokens=200, do_sample=False, eos_token_id=None
     )
