@@ -13,11 +13,15 @@ from dsv3_plugin.inference.requests import Completion, Request, SamplingParamete
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.schedules.registry import SCHEDULES
 from tests.gloo_ranks import run_ranks
+from tests.inference.beside_forward import beside_forward
 from tests.pipeline.executed import chunks_of, fill, whole_model
 from tests.staged_model import staged_model
 
 MODEL = ModelConfig.model_validate(staged_model(8).model_dump() | {"max_position_embeddings": 256})
 TOLERANCE = 1e-5  # of log-probabilities, FP32
+ROUNDED_OF_TWO = [(None, 1, 2), ("zbv", 2, 1)]
+OF_TWO = [*ROUNDED_OF_TWO, ("1f1b", 2, 1), ("interleaved", 2, 1), ("dualpipe", 2, 1)]
+"""Schedule (or none), ranks of a pipeline and with experts, on two ranks; those in BF16, too."""
 
 
 def prompt(length: int, seed: int) -> tuple[int, ...]:
@@ -91,6 +95,37 @@ def answers_of_ranks(rank: int, cases: list[tuple[str | None, int, int]]) -> lis
     return pairs
 
 
+def rounded_answers_of_ranks(cases: list[tuple[str | None, int, int]]) -> list[Any]:
+    """For each case, in BF16 and guessing ahead, what `beside_forward` finds of the answers by a
+    pass of the whole model, and how many guesses came true."""
+    from megatron.core import parallel_state
+
+    made = []
+    for case in cases:
+        chunks = divided(*case, dtype=torch.bfloat16)
+        engine = Engine(chunks, EngineSettings(2**22, record_experts=True, drafts=2))
+        member = parallel_state.get_data_parallel_rank()
+        answers = engine.run(requests_of(member) if engine.leads else [])
+        made.append((answers, sum(engine.counters.accepted)))
+        parallel_state.destroy_model_parallel()
+    whole = whole_model(MODEL, dtype=torch.bfloat16).module
+    found = [(beside_forward(whole, answers), accepted) for answers, accepted in made]
+    parallel_state.destroy_model_parallel()
+    return found
+
+
+def found_by_two(rank: int) -> tuple[list[Any], list[Any]]:
+    """All that two ranks are asked, in one start of them."""
+    return answers_of_ranks(rank, OF_TWO), rounded_answers_of_ranks(ROUNDED_OF_TWO)
+
+
+@pytest.fixture(scope="module")
+def of_two_ranks(tmp_path_factory):
+    """What each of them found."""
+    scratch = tmp_path_factory.mktemp("two")
+    return run_ranks(2, found_by_two, scratch=scratch, timeout_s=120)
+
+
 def must_be_alike(expected: list[Completion], got: list[Completion], where: Any) -> None:
     assert len(got) == len(expected) > 0, where
     for answer, wanted in zip(got, expected, strict=True):
@@ -111,23 +146,34 @@ def must_be_alike(expected: list[Completion], got: list[Completion], where: Any)
             )
 
 
-@pytest.mark.parametrize(
-    ("ranks", "cases"),
-    [
-        (2, [(None, 1, 2), ("1f1b", 2, 1), ("zbv", 2, 1), ("interleaved", 2, 1),
-             ("dualpipe", 2, 1)]),
-        (4, [("zbv", 2, 2)]),
-    ],
-    ids=["experts or pipeline", "both"],
-)  # fmt: skip
-def test_answers_are_those_of_the_whole_model(ranks, cases, tmp_path):
-    of_ranks = run_ranks(ranks, answers_of_ranks, cases, scratch=tmp_path, timeout_s=120)
+def assert_of_the_whole_model(of_ranks: list[list[Any]]) -> None:
     for rank, pairs in enumerate(of_ranks):
         for case, name, expected, got, (put_back, accepted, held) in pairs:
             must_be_alike(expected, got, (rank, case, name))
             assert held == 0
             assert len(expected) == 1 or (put_back > 0) == (name == "scarce")
             assert sum(accepted) > 0 or name == "plain" or len(expected) == 1
+
+
+def test_answers_are_those_of_the_whole_model(of_two_ranks):
+    assert_of_the_whole_model([pairs for pairs, _ in of_two_ranks])
+
+
+def test_answers_are_those_of_the_whole_model_by_pipeline_and_experts(tmp_path):
+    cases = [("zbv", 2, 2)]
+    assert_of_the_whole_model(
+        run_ranks(4, answers_of_ranks, cases, scratch=tmp_path, timeout_s=120)
+    )
+
+
+def test_log_probabilities_in_bfloat16(of_two_ranks):
+    """Of each token that a rank with experts of its own, or a pipeline, drew or had guessed."""
+    of_experts, of_pipeline = zip(*(rounded for _, rounded in of_two_ranks), strict=True)
+    found = [*of_experts, of_pipeline[0]]
+    assert [apart.tokens for apart, _ in found] == [4 * 24, 7, 4 * 24]
+    for apart, accepted in found:
+        apart.must_be_near()
+        assert accepted > 0 or apart.tokens == 7
 
 
 def orders_and_weights(rank: int) -> list[Any]:

@@ -1,14 +1,20 @@
 """Guessing ahead changes no answer: greedy, sampled, at every batch size; and what it guesses with
 is what multi-token prediction computes."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
+from prometheus_client import generate_latest
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.inference.cache import CacheShape
 from dsv3_plugin.inference.engine import Engine, EngineSettings
 from dsv3_plugin.inference.logits import main_logits, mtp_logits
 from dsv3_plugin.inference.requests import Request, SamplingParameters
+from dsv3_plugin.inference.server.metrics import registry_of
+from dsv3_plugin.inference.speculation import Predictor
 from dsv3_plugin.model.build import build_model
 from tests import oracles
 
@@ -60,6 +66,68 @@ def test_answers_are_those_without_it(models, predictors, drafts, temperature, c
         )
     assert guessing.counters.guessed[0] > 0
     assert guessing.scheduler.held == 0
+
+
+SHAPED = {
+    "a nucleus and a penalty": {"temperature": 0.8, "top_p": 0.9, "repetition_penalty": 1.3},
+    "all at once": {
+        "temperature": 1.5, "top_k": 40, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.2,
+        "logit_bias": {7: 2.0, 9: -100.0},
+    },
+    "greedy with a penalty": {"temperature": 0.0, "repetition_penalty": 1.5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPED)
+def test_shaped_distributions_are_drawn_from_as_without_it(models, shape):
+    """The noise is that of a token's place, so equal tokens are equal distributions; a penalty is
+    for what stands before a guess, other guesses included."""
+    model = models[1]
+    wanted = [
+        replace(request, sampling=replace(request.sampling, **SHAPED[shape]))
+        for request in requests(4, 1.0)
+    ]
+    guessing = Engine(model, EngineSettings(BUDGET, drafts=3))
+    plain = Engine(model, EngineSettings(BUDGET)).run(wanted)
+    for ahead, answer in zip(guessing.run(wanted), plain, strict=True):
+        assert ahead.tokens == answer.tokens
+        assert ahead.sampling_log_probs == pytest.approx(answer.sampling_log_probs, abs=1e-4)
+    assert sum(guessing.counters.accepted) > 0
+
+
+def test_acceptance_is_counted_by_place(models, monkeypatch):
+    """Guesses of which none, one, two and three are right, of three, step after step."""
+    model = models[1]
+    request = replace(
+        requests(1, 0.0)[0], sampling=SamplingParameters(max_tokens=11, temperature=0.0)
+    )
+    (plain,) = Engine(model, EngineSettings(BUDGET)).run([request])
+    right = iter((0, 1, 2, 3))
+
+    def guess(_predictor, trails, *_others):
+        if not trails:
+            return  # behind the last step
+        (trail,) = trails
+        begin = len(trail.sequence.tokens) - len(request.prompt)
+        guesses = plain.tokens[begin : begin + trail.wanted]
+        count = next(right)
+        trail.guesses += [
+            token if place < count else (token + 1) % 96 for place, token in enumerate(guesses)
+        ]
+
+    monkeypatch.setattr(Predictor, "guess", guess)
+    engine = Engine(model, EngineSettings(BUDGET, drafts=3))
+    (answer,) = engine.run([request])
+    assert answer.tokens == plain.tokens
+    assert engine.counters.steps == 1 + 4
+    assert engine.counters.guessed == [4, 3, 2]
+    assert engine.counters.accepted == [3, 2, 1]
+    state = SimpleNamespace(counters=engine.counters, running=0, waiting=0, pages=0, held=0,
+                            known=0, version=0)  # fmt: skip
+    page = generate_latest(registry_of(SimpleNamespace(state=state))).decode()
+    for name, values in (("guessed", (4, 3, 2)), ("accepted", (3, 2, 1))):
+        for place, value in enumerate(values, start=1):
+            assert f'dsv3_{name}_tokens_total{{place="{place}"}} {value}.0\n' in page
 
 
 def test_with_too_few_pages_too(models):
