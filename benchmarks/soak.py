@@ -1,6 +1,6 @@
 """`dsv3 serve` under many clients: what it answers, how fast, and what is left of it afterwards.
 
-    python benchmarks/soak.py [--requests 2000] [--at-once 32] [--threads 2]
+    python benchmarks/soak.py [--requests 2000] [--at-once 32] [--threads 1] [--processes 2]
 
 It asks a server of a small random model (3 layers, hidden 64, multi-token prediction guessing
 ahead) random things: completions and chats, whole and streamed, of text and of ids, of one prompt
@@ -178,7 +178,7 @@ async def ask_for_more_than_there_is_time_for(
         return list(got), wrong, await at_rest(client, address)
 
 
-def soak(requests: int, at_once: int, threads: int) -> dict[str, Any]:
+def soak(requests: int, at_once: int, threads: int, processes: int) -> dict[str, Any]:
     """Ask, look at what is left, and make all answers again: the result."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -208,8 +208,8 @@ def soak(requests: int, at_once: int, threads: int) -> dict[str, Any]:
         late_pairs = [*zip(late, got_late, strict=True)]
         whole = [(asked, one) for asked, one in [*pairs, *late_pairs] if one.answered]
         begin = time.perf_counter()
-        with multiprocessing.get_context("spawn").Pool(threads) as pool:
-            shares = [(checkpoints, whole[share::threads]) for share in range(threads)]
+        with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            shares = [(checkpoints, whole[share::processes]) for share in range(processes)]
             compared = Compared()
             for part in pool.map(replay, shares):
                 compared.add(part)
@@ -275,10 +275,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--at-once", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of the servers' engines")
+    parser.add_argument("--processes", type=int, default=2, help="that make answers again")
     wanted = parser.parse_args()
     logging.disable(logging.WARNING)  # upstream says every parameter's name
-    result = soak(wanted.requests, wanted.at_once, wanted.threads)
+    result = soak(wanted.requests, wanted.at_once, wanted.threads, wanted.processes)
     good = not any(result[name] for name in ("faults", "wrong", "pages held"))
     for name, value in result.items():
         if name != "latencies":
