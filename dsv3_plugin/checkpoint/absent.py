@@ -21,6 +21,11 @@ _NAMES = {
     "a Hugging Face folder": f"a Hugging Face folder, with its {_CONFIG} and *.safetensors",
     "a checkpoint": _CHECKPOINT,
 }
+_THEN = {
+    "weights": "name that",
+    "a Hugging Face folder": "name that",
+    "a checkpoint": "and dsv3 import FOLDER CHECKPOINT a checkpoint of that",
+}
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*):/+(.*)", re.IGNORECASE)
 """A URL; as a path it has lost one of its slashes."""
 _HUB = re.compile(r"(?:hf|(?:www\.)?(?:huggingface\.co|hf\.co))/([\w.-]+/[\w.-]+)(?:/.*)?")
@@ -35,7 +40,7 @@ def refuse_no_folder(path: Path, wanted: Wanted = "weights") -> None:
         return
     if path.exists():
         raise UserError(f"{path} is a file, and no folder: name the one that it lies in.")
-    if wanted != "a checkpoint" and (remote := _elsewhere(path)):
+    if remote := _elsewhere(path, wanted):
         raise UserError(remote)
     raise UserError(f"{path} does not exist: name {_NAMES[wanted]}.")
 
@@ -69,7 +74,7 @@ def neither(path: Path) -> UserError:
     )
 
 
-def _elsewhere(path: Path) -> str:
+def _elsewhere(path: Path, wanted: Wanted) -> str:
     """A sentence for what is no path, but a place from which models are downloaded."""
     if address := _ADDRESS.fullmatch(str(path)):
         what = f"{address[1]}://{address[2]} is an address"
@@ -83,7 +88,7 @@ def _elsewhere(path: Path) -> str:
         return f"{what}, and nothing is downloaded here: copy it into a folder, and name that."
     return (
         f"{what}, and nothing is downloaded: hf download {model} --local-dir FOLDER makes a "
-        "Hugging Face folder of it, name that."
+        f"Hugging Face folder of it, {_THEN[wanted]}."
     )
 
 

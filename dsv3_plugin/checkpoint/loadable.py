@@ -26,6 +26,7 @@ class Loadable:
     Attributes:
         folder: with the tracker file, as upstream's `--load` takes it; an absolute path, as that of
             the tokenizer.
+        iteration: the folder in it that has the weights.
         model: what it is of.
         dtype: of its weights, as torch names it; `float8_e4m3fn` where FP8 was kept.
         seq_length: tokens of the sequences it was trained on, as far as that is known.
@@ -33,6 +34,7 @@ class Loadable:
     """
 
     folder: Path
+    iteration: Path
     model: ModelConfig
     dtype: str
     seq_length: int
@@ -55,6 +57,7 @@ def loadable(directory: Path) -> Loadable:
     tokenizer = folder / TOKENIZER
     return Loadable(
         folder,
+        iteration,
         model,
         "float8_e4m3fn" if kept_fp8 else contents.tensors[embedding.key].dtype,
         known or min(_USUAL_LENGTH, model.max_position_embeddings),

@@ -12,6 +12,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsv3_plugin.checkpoint import absent
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
 from dsv3_plugin.checkpoint.formats.pickles import ForeignSymbolError
 from dsv3_plugin.errors import UserError
@@ -122,11 +123,35 @@ def find(directory: str | Path) -> Path:
             f"{shlex.quote(str(directory))} CHECKPOINT makes one of it."
         )
     refuse_run_folder(directory)
-    there = "" if directory.is_dir() else " (there is no such folder)"
+    absent.refuse_no_folder(directory, "a checkpoint")
     raise UserError(
-        f"{directory} holds no complete checkpoint{there}: name a run's checkpoints, such as "
+        f"{directory} holds no complete checkpoint: name a run's checkpoints, such as "
         f"runs/NAME/checkpoints, or the folder that dsv3 import made."
     )
+
+
+def step_to_name(iteration: Path) -> int | None:
+    """The step that upstream has to be told (`--ckpt-step`) to load an iteration's folder.
+
+    None: the tracker file beside it names it, which upstream loads by itself.
+
+    Raises:
+        UserError: upstream would load another, or none, whatever it is told.
+    """
+    directory = iteration.parent
+    tracked = _tracked(directory)
+    if tracked is not None and tracked.path.name == iteration.name:
+        return None
+    numbered = {saved.path.name: saved for saved in _iterations(directory)}
+    saved = numbered.get(iteration.name)
+    if saved is None or (tracked is not None and tracked.release):
+        name = RELEASE if saved is None else str(saved.iteration)
+        raise UserError(
+            f"{directory / TRACKER} names "
+            f"{'no checkpoint' if tracked is None else tracked.tracked}, "
+            f"and Megatron-LM loads what it names: write {name} into it for {iteration}."
+        )
+    return saved.iteration
 
 
 def refuse_run_folder(directory: Path) -> None:

@@ -49,7 +49,13 @@ def args(recipe: RecipeOrCheckpoint, overrides: Overrides = None) -> None:
     from dsv3_plugin.recipe.arguments import beyond_the_line, command_line
 
     machine = Machine.here()
-    loaded = load_resolved(recipe, overrides or [], machine)
+    try:
+        loaded = load_resolved(recipe, overrides or [], machine)
+    except UserError as error:
+        if Path(recipe).exists() or "is neither a file nor" not in str(error):
+            raise
+        also = "a checkpoint's folder would do as well, and there is none of this name"
+        raise UserError(f"{str(error).rstrip('.')}; {also}.") from error
     say_all(command_line(loaded, machine, SPEC))
     for phrase in beyond_the_line(loaded):
         note(f"dsv3: upstream has no flag for this: {phrase}")
@@ -58,6 +64,7 @@ def args(recipe: RecipeOrCheckpoint, overrides: Overrides = None) -> None:
 def args_of_checkpoint(folder: Path, overrides: list[str]) -> None:
     """Print the command by which Megatron-LM loads a checkpoint."""
     from dsv3_plugin.checkpoint.loadable import loadable
+    from dsv3_plugin.checkpoint.tracker import step_to_name
     from dsv3_plugin.machine import Machine
     from dsv3_plugin.model import SPEC
     from dsv3_plugin.recipe.loading import loading_arguments, loading_command
@@ -71,6 +78,7 @@ def args_of_checkpoint(folder: Path, overrides: list[str]) -> None:
     flags = loading_arguments(
         found.model,
         found.folder,
+        step=step_to_name(found.iteration),
         seq_length=found.seq_length,
         dtype=found.dtype,
         tokenizer=found.tokenizer,

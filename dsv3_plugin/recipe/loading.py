@@ -19,6 +19,7 @@ def loading_arguments(
     model: ModelConfig,
     checkpoint: Path,
     *,
+    step: int | None,
     seq_length: int,
     dtype: str,
     tokenizer: Path | None,
@@ -31,6 +32,7 @@ def loading_arguments(
     Args:
         model: what the checkpoint is of.
         checkpoint: its folder, with upstream's tracker file.
+        step: of the checkpoint, where the tracker file names another.
         seq_length: tokens of a sequence.
         dtype: what its weights are stored in: `bfloat16`, `float32` or `float16`.
         tokenizer: the folder of the tokenizer; None: there is none, and ids alone are used.
@@ -45,7 +47,7 @@ def loading_arguments(
         # Unfused: plain RoPE under its own name, whichever layers compute it.
         model_flags(model, fused=False),
         kernel_flags(backend, spec, on_gpu=on_gpu),
-        _run(model, checkpoint, seq_length, dtype, tokenizer),
+        _run(model, checkpoint, step, seq_length, dtype, tokenizer),
     )
     flags = [(f"--{name}", *map(str, values)) for group in groups for name, *values in group]
     return flags if ("--no-rope-fusion",) in flags else [*flags, ("--no-rope-fusion",)]
@@ -58,7 +60,12 @@ def loading_command(flags: list[tuple[str, ...]]) -> list[str]:
 
 
 def _run(
-    model: ModelConfig, checkpoint: Path, seq_length: int, dtype: str, tokenizer: Path | None
+    model: ModelConfig,
+    checkpoint: Path,
+    step: int | None,
+    seq_length: int,
+    dtype: str,
+    tokenizer: Path | None,
 ) -> Iterator[Flag]:
     if dtype == "bfloat16":
         yield ("bf16",)
@@ -94,4 +101,7 @@ def _run(
     yield ("no-create-attention-mask-in-dataloader",)
     yield "ckpt-format", "torch_dist"
     yield "load", checkpoint
+    if step is not None:
+        yield "ckpt-step", step
     yield ("finetune",)  # the weights alone, from step 0
+    yield ("exit-on-missing-checkpoint",)  # upstream trains drawn weights where it finds none

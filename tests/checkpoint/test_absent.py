@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dsv3_plugin.checkpoint import export_hf, import_hf
+from dsv3_plugin.checkpoint import export_hf, import_hf, tracker
 from dsv3_plugin.checkpoint.absent import neither
 from dsv3_plugin.checkpoint.conversion.verify import verify
 from dsv3_plugin.errors import UserError
@@ -53,6 +53,12 @@ def test_what_is_elsewhere_is_not_downloaded(named, shown, model, tmp_path):
     assert str(refused.value).startswith(shown)
     way = f"hf download {model} --local-dir FOLDER makes" if model else "copy it into a folder"
     assert way in str(refused.value)
+
+
+def test_a_name_of_the_hub_in_the_place_of_a_checkpoint(tmp_path):
+    way = r"hf download a/b --local-dir FOLDER makes .*, and dsv3 import FOLDER CHECKPOINT a check"
+    with pytest.raises(UserError, match=way):
+        tracker.find("a/b")
 
 
 def test_weights_without_a_configuration(tmp_path):

@@ -92,7 +92,7 @@ def test_a_folder_without_checkpoints_says_where_they_are(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "checkpoints" / "release")
     with pytest.raises(UserError, match=rf", and {tmp_path}/checkpoints does: name that"):
         tracker.find(tmp_path)
-    with pytest.raises(UserError, match=r"there is no such folder.*runs/NAME/checkpoints"):
+    with pytest.raises(UserError, match=r"nowhere does not exist: name a checkpoint, or the"):
         tracker.find(tmp_path / "nowhere")
 
 
@@ -147,3 +147,17 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, name):
         with contextlib.suppress(UserError):
             look(tmp_path)
     assert RunFolder(tmp_path, tmp_path).steps_saved() == 0
+
+
+def test_upstream_is_told_the_step_that_the_tracker_does_not_name(directory):
+    assert tracker.step_to_name(directory / "iter_0000030") is None
+    assert tracker.step_to_name(directory / "iter_0000020") == 20
+    (directory / tracker.TRACKER).unlink()
+    assert tracker.step_to_name(directory / "iter_0000030") == 30
+    way = r"names no checkpoint, and Megatron-LM .*: write release into it for"
+    with pytest.raises(UserError, match=way):
+        tracker.step_to_name(directory / "release")
+    (directory / tracker.TRACKER).write_text("release")
+    assert tracker.step_to_name(directory / "release") is None
+    with pytest.raises(UserError, match=r"names release, .*: write 20 into it for"):
+        tracker.step_to_name(directory / "iter_0000020")
