@@ -232,4 +232,8 @@ def logits(model: GPTModel, hidden: Tensor) -> Tensor:
     """FP32 logits [rows, vocab] of hidden states [rows, h]."""
     tied = model.share_embeddings_and_output_weights
     weight = model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
+    if not hidden.is_cuda and 1 < len(hidden) < 4:
+        # MKL reads a wide matrix once for two or three columns, and slower for as many rows: 4,096
+        # x 192 in FP32 out of memory take 0.28 ms for 0.59. So many does judging guesses have.
+        return torch.mm(weight, hidden.t()).t().contiguous().float()
     return F.linear(hidden, weight).float()
