@@ -127,6 +127,8 @@ def prepare(recipe: Recipe, overrides: Overrides = None) -> None:
     Other data in the run's own folder give way, which is said; those that data.path names stay.
 
     The conversations of a fine-tuning are counted on the way, by which its steps are known.
+
+    The prompts of reinforcement learning are looked at and counted; nothing is built of them.
     """
     from dsv3_plugin.cli.progress import phases
     from dsv3_plugin.launch.made_first import prepare as make_and_build

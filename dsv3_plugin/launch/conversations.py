@@ -15,6 +15,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.recipe.load import stage_of
+from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sft import Sft
 from dsv3_plugin.terminal.lines import note
@@ -63,7 +64,8 @@ def prepare_data(
     tell: Callable[[str], None],
     progress: Progress | None = None,
 ) -> None:
-    """Build the data of a recipe, as its run would, and count its conversations; on a CPU.
+    """Build the data of a recipe, as its run would, and count its conversations; look at its
+    prompts. On a CPU.
 
     Args:
         tell: takes a sentence for the person.
@@ -82,6 +84,11 @@ def prepare_data(
 
     machine = Machine.here()
     recipe = uncounted(name, overrides, machine)
+    if isinstance(recipe, Rl):  # its prompts are read when it begins, and nothing is built of them
+        from dsv3_plugin.training.prompts import look_at_prompts
+
+        look_at_prompts(recipe, tell)
+        return
     with recipe.run_folder.held():
         data, _, _ = prepare.prepare_data(Run(recipe, recipe.run_folder, machine), tell, progress)
         tell(f"The data are in {recipe.data_folder}: {data.train_tokens:,} tokens.")

@@ -5,20 +5,24 @@ So a recipe that begins where others end is one command on a machine that has no
 there is left as it is, and a parent that was stopped goes on.
 """
 
+import contextlib
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from dsv3_plugin.data.progress import Progress
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.named import named
 from dsv3_plugin.launch.conversations import prepare_data, uncounted
 from dsv3_plugin.launch.ending import is_done
-from dsv3_plugin.launch.needs import unmade
+from dsv3_plugin.launch.needs import looking_here, refuse_no_package, unmade
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.lines import note
 
@@ -27,18 +31,61 @@ def make_data(recipe: Recipe) -> None:
     """Have the files written that a recipe's data are to be read from.
 
     Raises:
-        UserError: there is no such function, or a file cannot be written.
+        UserError: there is no such function, it fails, or a file cannot be written.
     """
     missing = unmade(recipe)
     if not missing:
         return
-    write = _function(recipe.data.made_by)
-    for path in missing:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(path)
-        except OSError as error:
+    with looking_here():
+        write = _function(recipe.data.made_by)
+        for path in missing:
+            _written(path, write, recipe.data.made_by)
+
+
+def refuse_missing_maker(recipe: Recipe) -> None:
+    """Raise UserError for a function that is not there, where a file of its is missing."""
+    if unmade(recipe):
+        with looking_here():
+            _function(recipe.data.made_by)
+
+
+def _written(path: Path, write: Callable[[Path], object], name: str) -> None:
+    """Have a function write a file; half of one, which would be taken for it, does not stay."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        if isinstance(error, OSError) and (full_disk.is_full(error) or _is_about(error, path)):
             raise UserError(f"{path} cannot be written ({error.strerror}): make room.") from error
+        if not isinstance(error, Exception):
+            raise
+        raise UserError(
+            f"data.made_by: {name} raised {_shown(error)} where it was to write {path}: mend "
+            f"the function, in {_file_of(write)}, or put the file there."
+        ) from error
+    if not path.exists():
+        raise UserError(
+            f"data.made_by: {name} has not written {path}, the path that it was given: mend the "
+            f"function, in {_file_of(write)}, or put the file there."
+        )
+
+
+def _is_about(error: OSError, path: Path) -> bool:
+    """Whether what failed is the file itself, or a folder above it."""
+    return isinstance(error.filename, str | os.PathLike) and (
+        path.absolute().is_relative_to(Path(error.filename).absolute())
+    )
+
+
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200].removesuffix(".")
+
+
+def _file_of(function: Callable[[Path], object]) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return getattr(function, "__module__", "its module") if code is None else code.co_filename
 
 
 def prepare(
@@ -48,7 +95,15 @@ def prepare(
     progress: Progress | None = None,
 ) -> None:
     """Make what a recipe's data are to be read from, and build them (see `prepare_data`)."""
-    make_data(uncounted(name, overrides, Machine.here()))
+    machine = Machine.here()
+    recipe = uncounted(name, overrides, machine)
+    make_data(recipe)
+    if isinstance(recipe, Rl) and (parent := missing_parent(recipe, machine)) is not None:
+        tell(
+            f"The prompts are there. They are read by the tokenizer of {recipe.from_}, which is not "
+            f"trained yet: dsv3 train {parent} does so, and this again then looks at them."
+        )
+        return
     prepare_data(name, overrides, tell, progress)
 
 
@@ -100,10 +155,15 @@ def make_parent(
 
 def _function(path: str) -> Callable[[Path], object]:
     module, _, name = path.rpartition(".")
+    if not module:
+        raise UserError(f"data.made_by: {path} is no function: write package.module.function.")
+    refuse_no_package(f"data.made_by: {path}", path, "function")
     try:
-        function = getattr(importlib.import_module(module), name) if module else None
+        function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"data.made_by: {path} is not there: {error}.") from None
+    except Exception as error:  # whatever a module does that is not ours
+        raise UserError(f"data.made_by: {path} cannot be imported: {_shown(error)}.") from error
     if not callable(function):
         raise UserError(f"data.made_by: {path} is no function: write package.module.function.")
     return function

@@ -126,23 +126,33 @@ def refuse_missing_rewards(recipe: Recipe) -> None:
     if not isinstance(recipe, Rl):
         return
     for name, reward in recipe.rewards.items():
-        package, dot, _ = name.partition(".")
-        if not dot or reward.address is not None:
-            continue
-        if (
-            PathFinder.find_spec(package, [str(Path.cwd()), *sys.path]) is None
-            and package not in sys.builtin_module_names
-        ):
-            raise UserError(
-                f"rewards: {name} is a function in the Python package {package}, which is neither "
-                "in this folder nor installed: put it there, or name another reward."
-            )
-    with _looking_here():
+        if "." in name and reward.address is None:
+            refuse_no_package(f"rewards: {name}", name, "reward")
+    with looking_here():
         refuse_missing(recipe.rewards)
 
 
+def refuse_no_package(said: str, path: str, other: str) -> None:
+    """Raise UserError for a function whose package is neither in this folder nor installed.
+
+    Args:
+        said: the key and its value, for the sentence.
+        path: of the function, by dots.
+        other: what may be named instead.
+    """
+    package = path.partition(".")[0]
+    if (
+        PathFinder.find_spec(package, [str(Path.cwd()), *sys.path]) is None
+        and package not in sys.builtin_module_names
+    ):
+        raise UserError(
+            f"{said} is a function in the Python package {package}, which is neither "
+            f"in this folder nor installed: put it there, or name another {other}."
+        )
+
+
 @contextlib.contextmanager
-def _looking_here() -> Iterator[None]:
+def looking_here() -> Iterator[None]:
     """Import from this folder too, as ranks do."""
     here = str(Path.cwd())
     sys.path.insert(0, here)

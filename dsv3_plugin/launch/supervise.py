@@ -22,7 +22,7 @@ from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.conversations import count_first
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
-from dsv3_plugin.launch.made_first import make_parent, missing_parent
+from dsv3_plugin.launch.made_first import make_parent, missing_parent, refuse_missing_maker
 from dsv3_plugin.launch.nccl_watchdog import after, lost_sentence
 from dsv3_plugin.launch.needs import refuse_missing_rewards, refuse_missing_texts
 from dsv3_plugin.launch.place import under_a_launcher
@@ -102,6 +102,7 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
     else:
         console.line_of(f"It would train {parent} first, into {recipe.from_}.")
     refuse_missing_texts(recipe)
+    refuse_missing_maker(recipe)
     refuse_missing_rewards(recipe)
     recipe.run_folder.refuse_unwritable()
     if recipe.passed_flags:  # of which upstream alone knows what there is

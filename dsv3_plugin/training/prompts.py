@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dsv3_plugin.checkpoint import trained_on
+from dsv3_plugin.checkpoint import tracker, trained_on
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import end_ids
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER
 from dsv3_plugin.data.chat.template import open_template
@@ -25,10 +25,11 @@ from dsv3_plugin.rollouts.curriculum import Curriculum
 from dsv3_plugin.rollouts.judging import Judging
 from dsv3_plugin.rollouts.order import Order
 from dsv3_plugin.rollouts.prompts import read_prompts
+from dsv3_plugin.training import parent
 from dsv3_plugin.training.changed_settings import other_numbers
 from dsv3_plugin.training.checkpoint_folder import write_description
 from dsv3_plugin.training.prepare import begin, go_on
-from dsv3_plugin.training.resume import refuse_another_model
+from dsv3_plugin.training.resume import refuse_another_model, refuse_what_does_not_go_on
 from dsv3_plugin.training.run import Run
 
 
@@ -152,6 +153,35 @@ def prepare_prompts(run: Run, tell: Callable[[str], None]) -> None:
     changed = other_numbers(recipe) if resumed else []
     write_description(recipe, data, weights)
     go_on(run, saved, changed, tell)
+    for sentence in data.left_out:
+        tell(sentence)
+
+
+def look_at_prompts(recipe: Rl, tell: Callable[[str], None]) -> None:
+    """Read the prompts of a run as it would before its first step, say how many there are, and
+    leave everything as it is.
+
+    Raises:
+        UserError: whatever is wrong with them, or with what the run begins or goes on with.
+    """
+    refuse_what_does_not_go_on(recipe)
+    saved = tracker.newest_complete(recipe.checkpoint_folder)
+    if saved is not None:
+        folder = inside(recipe.checkpoint_folder, TOKENIZER)
+    else:
+        begins_with = parent.find(recipe.from_)
+        parent.refuse_another(begins_with, recipe.model)
+        imported = begins_with.saved is None  # is written as the run's own when it begins
+        folder = begins_with.folder if imported else inside(begins_with.folder, TOKENIZER)
+    data = prompts_of(recipe, folder)
+    if saved is not None and not saved.release:
+        _refuse_other_prompts(recipe, data)
+    drawn = [str(member) for _, member in corpora.drawn_from(recipe.data.corpus)]
+    for what, asked in (
+        *zip(drawn, data.members, strict=True),
+        *((f"held-out set {name}", asked) for name, asked in data.held_out.items()),
+    ):
+        tell(f"{number_of(len(asked), 'prompt')} of {what}.")
     for sentence in data.left_out:
         tell(sentence)
 

@@ -1,5 +1,6 @@
 """What a run needs is made before it, once, and nothing that somebody has named instead."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,11 @@ def test_data_are_written_where_they_are_not(done, tmp_path):
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        ("nowhere.at_all", "data.made_by: nowhere.at_all is not there"),
+        (
+            "nowhere.at_all",
+            "data.made_by: nowhere.at_all is a function in the Python package nowhere, which is "
+            "neither in this folder nor installed: put it there, or name another function",
+        ),
         ("dsv3_plugin.numbers.nothing", "is not there"),
         ("nothing", "is no function: write package.module.function"),
     ],
@@ -128,6 +133,57 @@ def test_a_function_that_is_not_there_is_said(done, function, sentence):
 def test_data_are_made_before_they_are_prepared(done, monkeypatch):
     prepared = []
     monkeypatch.setattr(made_first, "prepare_data", lambda name, *more: prepared.append(name))
-    made_first.prepare("young.yaml", [], print)
+    made_first.prepare("young.yaml", ["from=elsewhere"], print)
     assert prepared == ["young.yaml"]
     assert Path("made/asked.jsonl").is_file()
+
+
+def test_prompts_wait_for_a_parent_that_is_not_trained(done, monkeypatch):
+    monkeypatch.setattr(made_first, "prepare_data", lambda *more: pytest.fail("too early"))
+    said = []
+    made_first.prepare("young.yaml", [], said.append)
+    assert Path("made/asked.jsonl").is_file()
+    assert "runs/middle, which is not trained yet: dsv3 train middle.yaml does so" in said[0]
+
+
+FUNCTIONS = """
+def asked(path):
+    path.write_text("mine")
+
+def half(path):
+    path.write_text("half")
+    raise ValueError("no more questions")
+
+def without_source(path):
+    open("nothing.txt")
+
+def nothing(path):
+    pass
+"""
+
+
+def test_a_function_of_this_folder_is_found(done, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [one for one in sys.path if one])
+    Path("questions_here.py").write_text(FUNCTIONS)
+    made_by = ["data.made_by=questions_here.asked"]
+    made_first.refuse_missing_maker(load_recipe("young.yaml", made_by))
+    make_data(load_recipe("young.yaml", made_by))
+    assert Path("made/asked.jsonl").read_text() == "mine"
+    assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        ("half", "raised ValueError: no more questions where it was to write made/asked.jsonl"),
+        ("without_source", "raised FileNotFoundError: .*nothing.txt' where it was to write"),
+        ("nothing", "has not written made/asked.jsonl, the path that it was given"),
+    ],
+)
+def test_a_function_that_fails_is_named_and_leaves_no_half_file(done, function, what):
+    Path("failing_here.py").write_text(FUNCTIONS)
+    recipe = load_recipe("young.yaml", [f"data.made_by=failing_here.{function}"])
+    with pytest.raises(UserError, match=what) as caught:
+        make_data(recipe)
+    assert "failing_here.py, or put the file there" in str(caught.value)
+    assert not [*Path("made").iterdir()]
