@@ -100,8 +100,8 @@ def prepare(
     make_data(recipe)
     if isinstance(recipe, Rl) and (parent := missing_parent(recipe, machine)) is not None:
         tell(
-            f"The prompts are there. They are read by the tokenizer of {recipe.from_}, which is not "
-            f"trained yet: dsv3 train {parent} does so, and this again then looks at them."
+            f"The prompts are there. They are read by the tokenizer of {recipe.from_}, which is "
+            f"not trained yet: dsv3 train {parent} does so, and this again then looks at them."
         )
         return
     prepare_data(name, overrides, tell, progress)
