@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dsv3_plugin.cli.options import Json
+from dsv3_plugin.cli.options import Json, refuse_other_ending
 from dsv3_plugin.terminal.lines import say_all, say_json
 
 
@@ -17,6 +17,8 @@ def balance(
     as_json: Json = False,
 ) -> None:
     """Show how evenly the experts, ranks and nodes of a run are loaded."""
+    if png is not None:
+        refuse_other_ending("--png", png, ".png")
     from dsv3_plugin.files.run_folder import RunFolder
     from dsv3_plugin.recipe.places import refuse_not_begun, run_at
     from dsv3_plugin.report.balance import (

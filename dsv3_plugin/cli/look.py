@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv3_plugin.cli.options import Json
+from dsv3_plugin.cli.options import Json, refuse_other_ending
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.terminal.lines import note, say_all, say_json
+from dsv3_plugin.numbers import number_of
+from dsv3_plugin.terminal.lines import note, say, say_all, say_json
 
 if TYPE_CHECKING:
     from dsv3_plugin.report.losses import RunLosses
@@ -73,6 +74,8 @@ def plot(
     ] = None,
 ) -> None:
     """Draw the losses of runs over each other: in the terminal, or as a picture."""
+    if png is not None:
+        refuse_other_ending("--png", png, ".png")
     from dsv3_plugin.recipe.places import the_run_at
     from dsv3_plugin.report.losses import losses_of, names_apart
 
@@ -82,6 +85,7 @@ def plot(
         from dsv3_plugin.report.loss_picture import draw_losses
 
         draw_losses(found, png)
+        say(f"wrote the losses of {number_of(len(found), 'run')} into {png}.")
         return
     _draw_here(found)
 

@@ -23,6 +23,18 @@ def _not_empty(cluster: str | None) -> str | None:
     return cluster
 
 
+def refuse_other_ending(option: str, path: Path, *endings: str) -> None:
+    """Raise UserError where a file's name does not end in what an option writes.
+
+    Args:
+        option: its name (`--png`).
+        path: the file that it was given.
+        endings: of which the name has one; the first is the usual one (`.png`).
+    """
+    if path.suffix.lower() not in endings:
+        raise UserError(f"{option} writes {endings[0]} files; {path} does not end so")
+
+
 Recipe = Annotated[
     str,
     typer.Argument(

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from dsv3_plugin.cli.options import refuse_other_ending
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.report.plan.case import Case
@@ -90,8 +91,7 @@ class Output:
 
 def refuse_no_page(page: Path) -> None:
     """Raise UserError for what cannot become a page, before anything is computed for it."""
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--html writes .html files; {page} does not end so")
+    refuse_other_ending("--html", page, ".html", ".htm")
     with write_errors_as(lambda reason: f"cannot write {page}: {reason}"):
         if page.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dsv3_plugin.cli.options import Cluster
+from dsv3_plugin.cli.options import Cluster, refuse_other_ending
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import number_of
 from dsv3_plugin.schedules.registry import SCHEDULES
@@ -159,8 +159,8 @@ class Output:
     def check(self) -> None:
         """Raise UserError if a picture's name does not end in what its option says."""
         for option, ending, path in (("--png", ".png", self.png), ("--svg", ".svg", self.svg)):
-            if path is not None and path.suffix.lower() != ending:
-                raise UserError(f"{option} writes {ending} files; {path} does not end so")
+            if path is not None:
+                refuse_other_ending(option, path, ending)
 
     def write(self, timeline: "Timeline", summary: dict[str, Any], lines: list[str]) -> None:
         """Write the files that were asked for, then print the summary as JSON, or the lines."""

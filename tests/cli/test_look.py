@@ -70,9 +70,17 @@ def test_runs_are_plotted(dsv3, two, tmp_path):
         f"a  a: step {STEPS}, {STEPS}K tokens, loss 2.1465, held out 2.5000",
         f"b  b: step {STEPS}, {STEPS}K tokens, loss 3.0827, held out 2.5000",
     ]
-    assert dsv3("plot", "runs/a", "--png", "a.png").code == 0
+    drawn = dsv3("plot", "runs/a", "--png", "a.png")
+    assert (drawn.code, drawn.out) == (0, "wrote the losses of 1 run into a.png.\n")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     assert dsv3("plot", "runs").code == 2
+
+
+@pytest.mark.parametrize("verb", ["plot", "balance"])
+@pytest.mark.parametrize("name", ["b.txt", "b"])
+def test_a_picture_is_a_png(dsv3, two, verb, name):
+    said = dsv3(verb, "runs/a", "--png", name)
+    assert (said.code, said.err) == (2, f"dsv3: --png writes .png files; {name} does not end so.\n")
 
 
 def test_before_any_run_it_is_said_what_makes_one(dsv3, tmp_path, monkeypatch):
