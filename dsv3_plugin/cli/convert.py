@@ -1,6 +1,8 @@
 """`dsv3 import` and `dsv3 export`: Hugging Face folders and checkpoints, each from the other."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -51,7 +53,7 @@ def import_(
     from dsv3_plugin.checkpoint import import_hf
     from dsv3_plugin.cli.progress import bytes_done
 
-    with bytes_done("import") as progress:
+    with _resumable("import", checkpoint), bytes_done("import") as progress:
         report = import_hf(
             hf_dir,
             checkpoint,
@@ -108,7 +110,7 @@ def export(
             f"--shards-as takes the shards of {shards_as}, and --shard-size makes others: leave "
             "one out"
         )
-    with bytes_done("export") as progress:
+    with _resumable("export", hf_dir), bytes_done("export") as progress:
         report = export_hf(
             checkpoint,
             hf_dir,
@@ -123,7 +125,22 @@ def export(
             announce=lambda ahead: said_before("export", hf_dir, ahead),
         )
     say(outcome("exported", hf_dir, report, as_json=as_json))
+    if fp8_rule != "reversible" and not report.fp8:
+        note(f"{hf_dir} has no FP8 weights, so --fp8-rule {fp8_rule} changed nothing: add --fp8.")
     note_missing_tokenizer(hf_dir)
+
+
+@contextlib.contextmanager
+def _resumable(verb: str, target: Path) -> Iterator[None]:
+    """Say how a conversion that is interrupted is gone on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from dsv3_plugin.checkpoint.tracker import INCOMPLETE
+
+        if (target / INCOMPLETE).exists():
+            note(f"{target} is unfinished: the same dsv3 {verb} with --resume goes on with it.")
+        raise
 
 
 def outcome(verb: str, target: Path, report: "Report", *, as_json: bool = False) -> str:

@@ -57,10 +57,14 @@ def serve(
         raise UserError("Name what is served: either --checkpoint or --hf.")
     from dsv3_plugin.checkpoint.loadable import tokenizer_beside
     from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, files_of
+    from dsv3_plugin.files.run_folder import is_checkpoint
+    from dsv3_plugin.recipe.places import weights_at
 
     # Nothing is worth the wait for a model without one.
     if checkpoint is not None:
         tokenizer_beside(checkpoint)
+    elif is_checkpoint(weights_at(hf)):
+        raise UserError(f"{hf} is a checkpoint: name it with --checkpoint.")
     elif hf.is_dir() and not files_of(hf, VOCABULARY_FILES):
         raise UserError(
             f"{hf} has no tokenizer, by which text becomes tokens: put the model's own tokenizer "

@@ -9,6 +9,7 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 
+from dsv3_plugin.checkpoint.conversion.stream import TargetFolder
 from dsv3_plugin.checkpoint.names import layout
 from dsv3_plugin.cli.command import app
 from dsv3_plugin.data.tokenizer import SMALLEST_VOCABULARY, train_bpe
@@ -30,6 +31,29 @@ def test_keep_fp8_without_fp8_says_that_it_changed_nothing(tmp_path, form, said,
     assert ahead.startswith("import: ")
     assert without.startswith(f"Note: {tmp_path / form} has no tokenizer")
     assert notes == ([note] if said else [])
+
+
+def test_scales_of_fp8_without_fp8_change_nothing(tmp_path, dsv3):
+    write_folder(tmp_path / "hf", MODEL, random_tensors(MODEL, "bf16"))
+    assert dsv3("import", tmp_path / "hf", tmp_path / "checkpoint").code == 0
+    done = dsv3("export", tmp_path / "checkpoint", tmp_path / "out", "--fp8-rule", "deepgemm")
+    assert f"Note: {tmp_path}/out has no FP8 weights, so --fp8-rule deepgemm changed" in done.err
+    done = dsv3("serve", "--hf", tmp_path / "checkpoint")
+    said = f"dsv3: {tmp_path}/checkpoint is a checkpoint: name it with --checkpoint.\n"
+    assert (done.code, done.err) == (2, said)
+
+
+def test_what_is_interrupted_says_how_it_goes_on(tmp_path, dsv3, monkeypatch):
+    write_folder(tmp_path / "hf", MODEL, random_tensors(MODEL, "bf16"))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TargetFolder, "write", interrupted)
+    done = dsv3("import", tmp_path / "hf", tmp_path / "checkpoint")
+    assert "checkpoint is unfinished: the same dsv3 import with --resume goes on" in done.err
+    monkeypatch.undo()
+    assert dsv3("import", tmp_path / "hf", tmp_path / "checkpoint", "--resume").code == 0
 
 
 def test_what_follows_of_a_folder_without_a_tokenizer(tmp_path, dsv3, monkeypatch):

@@ -171,8 +171,9 @@ def _same_as_recorded(
         if manifest.whole(target, checksums[name]) != recorded[name]:
             raise UserError(
                 f"{name} in {source.file_of(name)} is damaged: its checksum is "
-                f"not the one in {source.root / manifest.MANIFEST}, which the import wrote. If "
-                "you changed it on purpose, remove that file."
+                f"not the one in {source.root / manifest.MANIFEST}, which the import wrote: copy "
+                f"{source.root} again, or import it again; if the weights were changed on purpose, "
+                f"remove {manifest.MANIFEST}."
             )
 
     return check

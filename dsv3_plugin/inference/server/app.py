@@ -49,6 +49,7 @@ from dsv3_plugin.inference.text import TextStream
 
 _CLIENT_LEFT = 499
 """nginx's code for a reply that nobody waits for."""
+_ENDS = "The server is ending, before this answer is whole: ask again when it is back."
 
 
 class Server:
@@ -120,6 +121,8 @@ class Server:
                 return reply(refusal_of(error))
             except ClientDisconnect:
                 return Response(status_code=_CLIENT_LEFT)
+            except asyncio.CancelledError:  # by uvicorn, whose patience ended with what was asked
+                return reply(Refusal(503, _ENDS))
 
         return guarded
 

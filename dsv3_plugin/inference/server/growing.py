@@ -71,7 +71,8 @@ class Stream(StreamingResponse):
 
     async def __call__(self, *connection: Any) -> None:
         async with self._stack:
-            await super().__call__(*connection)
+            with contextlib.suppress(asyncio.CancelledError):  # the server ends: the text is cut
+                await super().__call__(*connection)
 
 
 async def unless_left(request: Request, work: Awaitable[None]) -> None:
