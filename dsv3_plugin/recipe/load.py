@@ -26,6 +26,7 @@ from dsv3_plugin.recipe.overrides import Override, parse, refuse_without_effect
 from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
 from dsv3_plugin.recipe.sections import BUDGETS
+from dsv3_plugin.recipe.stage_keys import without_keys_of_others
 from dsv3_plugin.recipe.unset import without_unset
 from dsv3_plugin.recipe.validation import fields_of, validate
 from dsv3_plugin.recipe.yaml_text import quoted
@@ -96,8 +97,9 @@ def stage_of(name_or_path: str | Path, overrides: Sequence[str] = ()) -> type[Re
 
 
 def _stage_with(data: Mapping[str, Any], overrides: Sequence[Override], where: str) -> type[Recipe]:
-    stages = [override.value for override in overrides if override.keys == ("stage",)]
-    return _stage({**data, **({"stage": stages[-1]} if stages else {})}, where)
+    stages = [one for one in overrides if one.keys == ("stage",)]
+    said = {"stage": None if stages[-1].takes_back else stages[-1].value} if stages else {}
+    return _stage({**data, **said}, where)
 
 
 def _checked(
@@ -115,7 +117,7 @@ def _checked(
     if "model" in data:
         data["model"] = _inline_model(data["model"], where)
     _refuse_what_no_file_can_hold(data, where)
-    _refuse_keys_of_other_stages(kind, data, where)
+    data = without_keys_of_others(kind, data, where)
     recipe = validate(kind, without_unset(kind, data), where)
     _check(recipe, machine, where)
     return recipe
@@ -132,18 +134,6 @@ def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     over = validate(type(recipe), without_unset(type(recipe), data), recipe.name)
     _check(over, None, recipe.name)
     return over
-
-
-def _refuse_keys_of_other_stages(kind: type[Recipe], data: dict[str, Any], where: str) -> None:
-    """Raise UserError for a section that is another stage's."""
-    stages = {name: fields_of(stage).keys() for name, stage in STAGES.items()}
-    this = next(name for name, stage in STAGES.items() if stage is kind)
-    for key in data.keys() - stages[this]:
-        if others := [name for name, keys in stages.items() if key in keys]:
-            raise UserError(
-                f"{where}: '{key}' is a key of stage {' and '.join(others)}, and the stage "
-                f"is {this}: leave it out, or set the stage."
-            )
 
 
 def _refuse_what_no_file_can_hold(data: Any, where: str, path: str = "") -> None:

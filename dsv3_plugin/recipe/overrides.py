@@ -3,7 +3,8 @@
 A value is read as YAML only where it can be nothing else: a number, `true`, `false`, `null` (or
 nothing at all), and a list or a mapping in brackets, each where the key takes such a thing. All
 else is text, to the last character: `run #2`, `a: b`, `*`, `"quoted"`, `no`, `2026-11-25`, `12:30`.
-A key that takes text and nothing else takes `12` and `[exp1]` as text too.
+A key that takes text and nothing else takes `12` and `[exp1]` as text too. `null` takes back what
+was said of any key, as in a file; who means a folder of that name writes `./null`.
 """
 
 import re
@@ -39,6 +40,11 @@ class Override:
     def path(self) -> str:
         return ".".join(self.keys)
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether it is null, as a file's `key: null` is."""
+        return self.value.strip() == "null"
+
     def holds(self, other: "Override") -> bool:
         """Whether another's key is below this one's."""
         return len(self.keys) < len(other.keys) and other.keys[: len(self.keys)] == self.keys
@@ -56,7 +62,7 @@ class Override:
         field = _field_at(kind, self.keys)
         takes = set() if field is None else {*types_in(field.annotation)}
         if field is not None and not self.value and type(None) not in takes:
-            default = takes != {str} and not field.is_required()
+            default = not field.is_required()
             raise UserError(
                 f"'{self.text}' has no value: give it one{', or null for its default' * default}."
             )
@@ -65,7 +71,7 @@ class Override:
         value = self._as_yaml() if takes != {str} else self.value
         if str in takes and not isinstance(value, tuple(takes)):
             value = self.value
-        if not self.value:
+        if not self.value or self.takes_back:
             value = None
         nested: Any = value
         for key in reversed(self.keys):
@@ -117,9 +123,11 @@ def refuse_without_effect(overrides: Sequence[Override], where: str) -> None:
     """
     for place, override in enumerate(overrides):
         if override.keys == ("base",):
+            named = override.value and not override.takes_back
             raise UserError(
                 f"{where} with {override.text}: base is a key of files alone: name "
-                f"{override.value or 'the other recipe'} in place of {where}, or give it in a file."
+                f"{override.value if named else 'the other recipe'} in place of {where}, or give "
+                "it in a file."
             )
         for later in overrides[place + 1 :]:
             if later.holds(override) and not later.value.strip().startswith("{"):

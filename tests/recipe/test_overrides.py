@@ -16,7 +16,7 @@ KIND = STAGES["pretrain"]
     "text",
     [
         "run #2", "a: b", "*x", "&x", "!x", "%x", "@x", "`x`", '"x"', "'x'", "- x", "run[/a]",
-        "1e3", "0x10", "12", "yes", "true", "null", "2026-11-25", "12:30:45", "[exp1]",
+        "1e3", "0x10", "12", "yes", "true", "~", "./null", "2026-11-25", "12:30:45", "[exp1]",
         "[exp1]/run", "{a}", "γ→", "a=b", "| x", "> x", "  x ",
     ],
 )  # fmt: skip
@@ -67,6 +67,40 @@ def test_a_sentence_names_the_override_that_it_is_about(overrides, said, not_sai
         load_recipe("pretrain/tiny", overrides)
     assert said in str(refused.value)
     assert not_said not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "name", "directory", "stage", "backend", "data.corpus", "data.packing", "data.text_key",
+        "precision.dtype", "pipeline.schedule", "dispatch.kind", "model.rope_type", "from",
+        "rollouts", "rewards",
+    ],
+)  # fmt: skip
+def test_null_takes_back_what_is_text_and_what_is_another_stages(key, tmp_path):
+    (tmp_path / "tiny.yaml").write_text("base: pretrain/tiny\n")
+    by_file = "null"
+    for part in reversed(key.split(".")):
+        by_file = f"{{{part}: {by_file}}}"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/tiny.yaml").write_text(f"{{base: pretrain/tiny, {by_file[1:]}")
+    given = load_recipe(tmp_path / "tiny.yaml", [f"{key}=null"])
+    assert given == load_recipe(tmp_path / "other/tiny.yaml")
+    assert given.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.tokenizer=null", "'data.tokenizer' is null; it must"),
+        ("base=null", "name the other recipe in place of"),
+        ("backend=", "'backend=' has no value: give it one, or null for its default"),
+        ("rollouts.n=null", "'rollouts' is a key of stage rl, and the stage is pretrain"),
+    ],
+)
+def test_null_where_there_is_nothing_to_take_back_to(override, said):
+    with pytest.raises(UserError, match=said):
+        load_recipe("pretrain/tiny", [override])
 
 
 def test_the_home_folder_is_no_folder_called_tilde(monkeypatch):
