@@ -39,7 +39,7 @@ def runs(
         jobs = queued(jobs_of(found))
     except UserError as error:  # the files say most of it
         note(f"Note: {error}")
-        jobs = {}
+        jobs = None
     lines = [line_of(run, status_of(run, jobs)) for run in found]
     if as_json:
         for line in lines:

@@ -53,7 +53,7 @@ def status(
         jobs = queued(jobs_of(found))
     except UserError as error:  # the files say most of it
         note(str(error))
-        jobs = {}
+        jobs = None
     stand = [status_of(run, jobs) for run in found]
     if json:
         for one in stand:
@@ -67,7 +67,7 @@ def status(
     for one in stand:
         if runs and one.why:
             console.line_of(f"{one.folder}: {one.why}")
-    if runs and len(found) == 1 and (sentence := not_begun(found[0])) is not None:
+    if runs and len(found) == 1 and (sentence := not_begun(found[0], jobs)) is not None:
         console.line_of(sentence)
 
 
@@ -149,8 +149,7 @@ def cancel(
     """Let the job of a run save and end, or those of a sweep, by its folder."""
     from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.cancelling import cancel_all
-    from dsv3_plugin.launch.status import find_runs
     from dsv3_plugin.terminal.lines import say
 
-    for sentence in cancel_all(find_runs(named(run)), now=now):
+    for sentence in cancel_all(named(run), now=now):
         say(sentence)

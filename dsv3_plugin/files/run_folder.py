@@ -30,6 +30,9 @@ RECIPE = "recipe.yaml"
 JOB_SCRIPT = "job.sbatch"
 """What its job runs, in the folder `launch`, where that has a recipe too."""
 
+SWEEP_SCRIPT = "sweep.sbatch"
+"""What the job of a sweep runs, in the folder `launch` of the folder that holds its runs."""
+
 JOB_RECORD = "job.json"
 """In the folder `launch`: which job the run was last submitted as."""
 
@@ -145,6 +148,11 @@ class RunFolder:
     def launch(self) -> Path:
         """Of the job that runs it on a cluster: its script, what that printed, its starts."""
         return self.root / "launch"
+
+    @property
+    def sweep_script(self) -> Path:
+        """In a folder that holds the runs of a sweep: what its job runs."""
+        return self.launch / SWEEP_SCRIPT
 
     @property
     def launched_with(self) -> Path:

@@ -1,29 +1,54 @@
 """Ending the job of a run. No torch here."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import queue
 from dsv3_plugin.launch.job_record import ask_to_stop, forget_stop, is_asked_to_stop, record_of
+from dsv3_plugin.launch.status import find_runs, jobs_of, runs_side_by_side
 
 SAVE = "--signal=TERM"
 """To the ranks of a job and not to its script, which sees them to their end."""
+_NAMED = 8
 
 
-def cancel_all(runs: Sequence[RunFolder], *, now: bool) -> Iterator[str]:
-    """Let the jobs of runs save and end, as far as they have one still: sentences.
+def cancel_all(folder: Path, *, now: bool) -> Iterator[str]:
+    """Let the job of a run save and end, or those that a sweep has still: sentences.
+
+    Args:
+        folder: the run's, or that of the sweep.
+        now: as `cancel` has it.
 
     Raises:
-        UserError: none of them has, or Slurm refuses.
+        UserError: there is none, the folder holds runs that are no sweep, or Slurm refuses.
     """
-    if len(runs) > 1:
-        jobs = queue.queued(record.job for run in runs if (record := record_of(run)) is not None)
-        runs = [
-            run for run in runs if (record := record_of(run)) is not None and record.job in jobs
-        ] or runs
-    for run in runs:
+    runs = find_runs(folder)
+    several = runs_side_by_side(folder)
+    with_jobs = _with_jobs(several)
+    if several and not RunFolder(folder).sweep_script.is_file():
+        raise UserError(_no_sweep(folder, with_jobs))
+    for run in with_jobs or runs:
         yield cancel(run, now=now)
+
+
+def _with_jobs(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """Those whose job waits or runs."""
+    jobs = queue.queued(jobs_of(runs))
+    return [run for run in runs if (record := record_of(run)) is not None and record.job in jobs]
+
+
+def _no_sweep(folder: Path, with_jobs: Sequence[RunFolder]) -> str:
+    """That a folder holds runs which nobody launched together."""
+    names = [str(run.root) for run in with_jobs]
+    if not names:
+        return f"{folder} is no run and no sweep, and no run in it has a job that waits or runs."
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return (
+        f"{folder} is no run and no sweep: name the run whose job is to end, one of those in it "
+        f"that have jobs ({', '.join(names[:_NAMED])}{more})."
+    )
 
 
 def cancel(run: RunFolder, *, now: bool) -> str:

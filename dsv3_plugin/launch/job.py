@@ -91,7 +91,7 @@ def begin(recipe: Recipe, job: str, restarts: int) -> None:
         note(f"dsv3: {why}")
     node_verdicts.forget(run.root)
     which = f"restart {len(before)}" if before else "first start"
-    note(f"{START_MARK}{recipe.name} in {run.root}: {which}, step {step:,} is saved ---")
+    note(f"{START_MARK}{recipe.name} in {run.root}: {which}, {_saved(step)} ---")
 
 
 def pick(run: Path, nodes: list[str], needed: int) -> tuple[str, ...]:
@@ -169,15 +169,20 @@ def sentence_of(ended: End, recipe: Recipe, code: int) -> str:
         case "done":
             return closing_sentence(recipe)
         case "time limit":
-            return f"The job's time is nearly over: saved at step {saved:,}."
+            return f"The job's time is nearly over: {_saved(saved)}."
         case "stopped":
-            return f"Stopped: the newest checkpoint is that of step {saved:,}."
+            return f"Stopped: {_saved(saved)}."
         case "refused":
             return "The run did not begin: see the sentence above, which somebody has to mend."
         case "failed":
             from_where = f"the checkpoint of step {saved:,}" if saved else "the beginning"
             how = "were not started" if code == NOT_STARTED else f"ended with exit code {code}"
             return f"The ranks {how}; the run goes on from {from_where}."
+
+
+def _saved(step: int) -> str:
+    """Of which step the newest checkpoint is."""
+    return f"step {step:,} is saved" if step else "nothing is saved yet"
 
 
 def show_first_failure(run: RunFolder) -> None:

@@ -87,7 +87,7 @@ def _listed(jobs: Sequence[str]) -> str:
     which = ("--array", "--states=all", f"--jobs={','.join(jobs)}")
     answer = _run(["squeue", "--noheader", *which, "-O", columns])
     if answer.returncode and _UNKNOWN not in answer.stderr:
-        raise UserError(f"squeue says: {_words(answer)}.")
+        raise UserError(f"squeue says: {_words(answer)}{_from_here(answer)}.")
     return answer.stdout
 
 
@@ -153,7 +153,7 @@ def cancel(job: str, options: Sequence[str] = ()) -> None:
     need_slurm("scancel")
     answer = _run(["scancel", *options, job])
     if answer.returncode:
-        raise UserError(f"Slurm does not cancel job {job}: {_words(answer)}.")
+        raise UserError(f"Slurm does not cancel job {job}: {_words(answer)}{_from_here(answer)}.")
 
 
 def need_slurm(command: str) -> None:
@@ -169,9 +169,17 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+def _from_here(answer: subprocess.CompletedProcess[str]) -> str:
+    """What helps where nobody answers."""
+    reached = _NO_CONTROLLER.search(answer.stderr) is None
+    return "" if reached else ": Slurm's controller is not reached from here: ask on a login node"
+
+
 def _words(answer: subprocess.CompletedProcess[str]) -> str:
-    """What one of Slurm's commands said, in one line."""
+    """What one of Slurm's commands said, in one line; where nobody answers, its first error."""
     said = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
+    if said and _NO_CONTROLLER.search(said[0]):
+        said = said[:1]
     return "; ".join(dict.fromkeys(line.strip().rstrip(".") for line in said)) or (
         f"nothing, with exit code {answer.returncode}"
     )

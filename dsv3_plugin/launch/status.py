@@ -38,7 +38,8 @@ class RunStatus:
 
     Attributes:
         folder: its folder.
-        state: the job's, in Slurm's words, while Slurm has it; else training, done or stopped.
+        state: the job's, in Slurm's words, while Slurm has it; else training, done or stopped, and
+            unknown where it has a job and Slurm does not answer.
         job: Slurm's number of the job that it was last submitted as.
         step, tokens, loss, tokens_per_second: of the last step.
         steps: of the whole run.
@@ -126,8 +127,12 @@ def find_runs(folder: Path) -> list[RunFolder]:
     Raises:
         UserError: there is none.
     """
-    below = [] if is_run(folder) else [child for child in _folders(folder) if is_run(child)]
-    return [find_run(one) for one in below or [folder]]
+    return runs_side_by_side(folder) or [find_run(folder)]
+
+
+def runs_side_by_side(folder: Path) -> list[RunFolder]:
+    """The runs that a folder holds; none where it is that of a run."""
+    return [] if is_run(folder) else [find_run(one) for one in _folders(folder) if is_run(one)]
 
 
 def all_runs(folder: Path) -> list[RunFolder]:
@@ -196,12 +201,12 @@ def jobs_of(runs: Sequence[RunFolder]) -> Iterator[str]:
             yield record.job
 
 
-def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob]) -> RunStatus:
+def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> RunStatus:
     """How a run stands.
 
     Args:
         run: its folder.
-        jobs: those that Slurm has still, by number.
+        jobs: those that Slurm has still, by number; None: it does not answer.
     """
     record, recipe = record_of(run), _recipe(run)
     starts = [] if record is None else starts_of(run, record.job)
@@ -224,7 +229,7 @@ def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob]) -> RunStatus:
         loss=number_in(last, "loss"),
         tokens_per_second=number_in(last, "tokens_per_second") if under_way else None,
         seconds_left=_left(recipe, records, since) if under_way else None,
-        restarts=_restarts(record, starts, jobs),
+        restarts=_restarts(record, starts, jobs or {}),
         saved_step=run.steps_saved(),
         saved_at=run.saved_at(),
         why=starts[-1].why if starts else "",
@@ -232,27 +237,33 @@ def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob]) -> RunStatus:
 
 
 def _state(
-    run: RunFolder, record: JobRecord | None, jobs: Mapping[str, QueuedJob], steps: int | None
+    run: RunFolder,
+    record: JobRecord | None,
+    jobs: Mapping[str, QueuedJob] | None,
+    steps: int | None,
 ) -> tuple[str, bool]:
     """The state in words, and whether the run is under way."""
-    if record is not None and (job := jobs.get(record.job)) is not None:
+    if record is not None and (job := (jobs or {}).get(record.job)) is not None:
         return str(job), not job.waits
     if run.is_held_here:
         return "training", True
-    if not run.recipe.is_file():
-        return "not begun", False
     if steps is not None and run.steps_saved() >= steps:
         return "done", False
+    if record is not None and jobs is None:  # its job may be running
+        return "unknown", False
+    if not run.recipe.is_file():
+        return "not begun", False
     return "stopped", False
 
 
-def not_begun(run: RunFolder) -> str | None:
+def not_begun(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> str | None:
     """A sentence on a run of which there is nothing yet but its job; None: there is more."""
     record = record_of(run)
     if record is None or not run.waits_to_begin:
         return None
+    stands = "not begun" if jobs is not None else "nothing more is known of it"
     return (
-        f"{run.root}: launched as job {record.job}, and not begun; what that prints is in "
+        f"{run.root}: launched as job {record.job}, and {stands}; what that prints is in "
         f"{record.output}."
     )
 

@@ -13,7 +13,7 @@ from dsv3_plugin.files import locks
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
-from dsv3_plugin.files.run_folder import JOB_SCRIPT, RunFolder
+from dsv3_plugin.files.run_folder import JOB_SCRIPT, SWEEP_SCRIPT, RunFolder
 from dsv3_plugin.launch import manifests, queue
 from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
@@ -33,7 +33,6 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 
-_SWEEP = "sweep.sbatch"
 _CLUSTER = "cluster.yaml"
 """In a run's `launch` folder: the cluster's file, as it was when the run was launched."""
 _LOCK = ".lock"
@@ -140,7 +139,7 @@ def launch(prepared: Prepared) -> list[str]:
     for command in ("sbatch", "squeue", "scancel"):
         queue.need_slurm(command)
     values, recipes, home = prepared.values, prepared.recipes, prepared.home
-    place = home / (_SWEEP if values.is_array else JOB_SCRIPT)
+    place = home / (SWEEP_SCRIPT if values.is_array else JOB_SCRIPT)
     with contextlib.ExitStack() as stack:
         stack.enter_context(write_errors_as(lambda why: f"cannot write {home}: {why}"))
         for folder in dict.fromkeys([home, *(recipe.run_folder.launch for recipe in recipes)]):

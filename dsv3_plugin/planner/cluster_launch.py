@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 from dsv3_plugin.planner.cluster_words import (
     Environment,
     FolderOfNode,
+    Image,
     Lines,
     Mounts,
     Options,
@@ -47,7 +48,7 @@ class Container(Section):
     runtime: Annotated[Literal["pyxis", "apptainer"], BeforeValidator(runtime_today)]
     """pyxis: Slurm's plugin for enroot starts it (`--container-image`); apptainer: `apptainer
     exec` in every task."""
-    image: Place
+    image: Image
     """What pyxis or apptainer takes: a file, or a registry's name."""
     mounts: Mounts = Field(default=[])
     """`FROM:TO` each (`FROM` alone is there under its own path), beside what is there anyway: the
@@ -103,6 +104,8 @@ class Launch(Section):
     def _image_alone(cls, value: Any) -> Any:
         if isinstance(value, str):
             meant = in_line({"runtime": "pyxis", "image": value})
+            if not value.strip():
+                raise ValueError("it is empty: leave it out")
             raise ValueError(f"{in_line(value)} does not say what starts it: write {meant}")
         return value
 

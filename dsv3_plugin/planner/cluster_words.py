@@ -30,6 +30,8 @@ def _as_text(value: Any) -> Any:
 
 
 def _word(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it must not be empty: leave it out")
     if not _WORD.fullmatch(text):
         raise ValueError(
             f"{_short(text)} is no name that Slurm takes: write one word, such as gpu or team-1"
@@ -46,8 +48,16 @@ def _option(text: str) -> str:
     return text
 
 
+def _named_image(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError(
+            "it is empty: name an image, a file or a registry's name, or leave container out"
+        )
+    return value
+
+
 def _one_line(text: str) -> str:
-    if not text:
+    if not text.strip():
         raise ValueError("it must not be empty: leave it out")
     if not _ONE_LINE.fullmatch(text):
         raise ValueError(
@@ -139,6 +149,8 @@ Place = Annotated[OneLine, AfterValidator(os.path.expanduser)]
 """A path, in which no shell reads `~`: it stands for the home folder of who reads the file."""
 FolderOfNode = Annotated[Place, AfterValidator(_absolute)]
 """A place that is looked for on a node."""
+Image = Annotated[Place, BeforeValidator(_named_image)]
+"""What is started in the place of a node's own system; nothing goes without."""
 Lines = Annotated[list[OneLine], BeforeValidator(lambda value: _listed(value, None))]
 Options = Annotated[
     list[Annotated[str, AfterValidator(_option)]],

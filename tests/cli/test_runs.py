@@ -125,6 +125,31 @@ def test_a_job_has_slurms_words_its_restarts_and_why_it_ended(dsv3, run, slurm):
     assert stands(dsv3, "runs/small")["state"] == "RUNNING"
 
 
+NOBODY = """squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+squeue: error: fetch_config: DNS SRV lookup failed
+squeue: fatal: Could not establish a configuration source"""
+
+
+def test_where_slurm_does_not_answer_nobody_knows_how_a_job_stands(dsv3, run, slurm):
+    write_record(run, JobRecord("7", "cpu", "none", 0.0))
+    waits = RunFolder(run.root.parent / "waits")
+    write_record(waits, JobRecord("8", "cpu", "none", 0.0))
+    squeue = slurm("").parent / "squeue"
+    squeue.write_text(f"#!/bin/sh\necho '{NOBODY}' >&2; exit 1\n")
+    first = "squeue says: squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host"
+    noted = f"{first}: Slurm's controller is not reached from here: ask on a login node.\n"
+    for verb in ("status", "runs"):
+        said = dsv3(verb)
+        assert (said.code, said.err) == (0, f"Note: {noted}")
+        assert said.out.count("unknown") == 2
+    assert "launched as job 8, and nothing more is known of it" in dsv3("status", waits.root).out
+    for words in (("cancel", "runs/small"), ("launch", "pretrain/tiny", "--after", "7")):
+        said = dsv3(*words, *(["--cluster", "h800"] if words[0] == "launch" else []))
+        assert (said.code, said.err) == (2, f"dsv3: {noted}")
+    (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("12")
+    assert stands(dsv3, "runs/small")["state"] == "done"
+
+
 def test_cancel_lets_a_running_job_save_and_takes_a_waiting_one_away(dsv3, run, slurm):
     write_record(run, JobRecord("7", "cpu", "none", 0.0))
     calls = slurm("7|RUNNING|None|0|1:00:00|n1|")
@@ -143,12 +168,29 @@ def test_cancelling_a_sweep_ends_those_of_its_jobs_that_there_are(dsv3, run, slu
     for number in range(3):
         one = RunFolder(run.root.parent / "sweep" / f"seed-{number}")
         write_record(one, JobRecord(f"9_{number}", "cpu", "none", 0.0))
+    sweep = one.root.parent / "launch" / "sweep.sbatch"
+    sweep.parent.mkdir()
+    sweep.touch()
     calls = slurm("9_0|RUNNING|None|0|1:00:00|n1|\n9_2|PENDING|Priority|0|1:00:00||")
     said = dsv3("cancel", "runs/sweep")
     assert [line.split()[1] for line in said.out.splitlines()] == ["9_0", "9_2"]
     assert calls.read_text() == "--signal=TERM 9_0\n9_2\n"
     slurm("")
     assert "job 9_0 of the run in runs/sweep/seed-0 has ended" in dsv3("cancel", "runs/sweep").err
+
+
+def test_cancelling_a_folder_of_runs_that_are_no_sweep_ends_none(dsv3, run, slurm):
+    write_record(run, JobRecord("7", "cpu", "none", 0.0))
+    write_record(RunFolder(run.root.parent / "other"), JobRecord("8", "cpu", "none", 0.0))
+    calls = slurm("7|RUNNING|None|0|1:00:00|n1|\n8|PENDING|Priority|0|1:00:00||")
+    said = dsv3("cancel", "runs")
+    assert (said.code, said.out) == (2, "")
+    assert "runs is no run and no sweep: name the run whose job is to end, one of" in said.err
+    assert "(runs/other, runs/small)" in said.err
+    assert not calls.exists()
+    assert not is_asked_to_stop(run)
+    slurm("")
+    assert "no run in it has a job that waits or runs" in dsv3("cancel", "runs").err
 
 
 @pytest.mark.parametrize("asked_before", [False, True])

@@ -62,7 +62,7 @@ def test_a_job_is_numbered_as_squeue_writes_it():
 
 
 def test_starts_and_ends_are_remembered_and_the_next_action_is_one_word(run, ask):
-    assert "first start, step 0 is saved" in ask("begin", "--restarts", 1).err
+    assert "first start, nothing is saved yet" in ask("begin", "--restarts", 1).err
     save(run, 4)
     take_step(run, 5)
     answer = ask("end", 1)

@@ -146,6 +146,8 @@ def test_what_no_cluster_is(path, value, sentence, tmp_path):
         ("setup", ["a\nb"], "launch.setup.0: 'a\\nb' has a line's end"),
         ("options", "--constraint=ib --x", "is no list: write [--constraint=ib, --x]."),
         ("options", ["constraint=ib"], "write it as --constraint=ib, without blanks"),
+        ("container", "", "launch.container: it is empty: leave it out."),
+        ("container", {"runtime": "pyxis", "image": ""}, "container.image: it is empty: name an"),
         ("container", "nvcr.io/a", "write {runtime: pyxis, image: nvcr.io/a}."),
         ("container", {"runtime": "singularity", "image": "x"}, "write apptainer."),
         ("container", {"runtime": "pyxis", "image": "x", "mounts": ["data"]}, "such as /data:/da"),
@@ -153,6 +155,7 @@ def test_what_no_cluster_is(path, value, sentence, tmp_path):
         ("exclusive", "maybe", "'launch.exclusive' is 'maybe'; it must be true or false."),
         ("scratch", "local/scratch", "is relative, and nodes have no folder that it would be"),
         ("venv", "", "launch.venv: it must not be empty: leave it out."),
+        ("partition", "", "launch.partition: it must not be empty: leave it out."),
         ("partition", "two words", "write one word, such as gpu or team-1."),
     ],
 )

@@ -209,8 +209,8 @@ def test_the_end_of_its_time_is_saved_before_and_a_cancelled_run_is_saved_too(cl
     trains(cluster, run, after=third.step)
     assert "saves and ends" in cancel(run, now=False)
     said = ends(cluster, run)
-    assert "The job's time is nearly over: saved at step" in said
-    assert f"Stopped: the newest checkpoint is that of step {run.steps_saved()}." in said
+    assert "The job's time is nearly over: step" in said
+    assert f"Stopped: step {run.steps_saved()} is saved." in said
     assert run.steps_saved() > third.step
     assert len(starts_of(run)) == 3
 
