@@ -1,14 +1,17 @@
 """What a recipe will do, said before it does it. No torch here."""
 
+from collections.abc import Iterator
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from dsv3_plugin.numbers import count_text, tokens_text
+from dsv3_plugin.numbers import count_text, number_of, tokens_text
 from dsv3_plugin.planner.counts import parameter_counts
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.curve import Curve
 from dsv3_plugin.recipe.hf_config import why_not_exported
 from dsv3_plugin.recipe.regrets import regrets
+from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.console import styled
 
@@ -34,6 +37,7 @@ def summary(recipe: Recipe) -> RenderableType:
         ),
         ("ranks", _ranks(recipe)),
         ("steps", f"{recipe.total_steps:,} ({tokens_text(recipe.total_tokens)} tokens)"),
+        *_answers(recipe),
         ("folder", str(recipe.folder)),
         *(() if unexportable is None else (("no export", unexportable),)),
         *(("mind", sentence) for sentence in regrets(recipe)),
@@ -46,6 +50,23 @@ def summary(recipe: Recipe) -> RenderableType:
     for name in ("learning_rate", "batch_size", "router_bias_speed", "mtp_weight"):
         phases.add_row(name, describe_curve(getattr(recipe.curves, name)))
     return Group(styled(recipe.name), facts, phases)
+
+
+def _answers(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What a run of reinforcement learning asks for, and what is paid for it."""
+    if not isinstance(recipe, Rl):
+        return
+    rollouts = recipe.rollouts
+    yield (
+        "answers",
+        f"{number_of(rollouts.prompts, 'prompt')} × {rollouts.n} in a round, of "
+        f"{number_of(rollouts.max_tokens, 'token')} at most",
+    )
+    named = (
+        name if reward.weight == 1 else f"{reward.weight:g} × {name}"
+        for name, reward in recipe.rewards.items()
+    )
+    yield "rewards", " + ".join(named)
 
 
 def describe_curve(curve: Curve) -> str:

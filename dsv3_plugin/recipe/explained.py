@@ -1,16 +1,23 @@
 """One key of a recipe explained, as `docs/recipes.md` has it: what it takes, and what it means."""
 
 import re
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from pydantic.fields import FieldInfo
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.key_tables import Told
 from dsv3_plugin.recipe.other_names import MEANT
 from dsv3_plugin.recipe.reference import TABLES
+from dsv3_plugin.recipe.rules.rl import NAMED_REWARDS
 from dsv3_plugin.recipe.schema import STAGES
 from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.recipe.validation import fields_of, model_in, nearest
+
+_NAME = "NAME"
+"""In a key, what a person names."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,14 @@ def explained(path: str) -> dict[Explained, list[str]]:
     """
     found: dict[Explained, list[str]] = {}
     for stage, kind in STAGES.items():
-        if path in paths(kind):
-            found.setdefault(_in(kind, path), []).append(stage)
+        if (meant := _without_own_name(kind, path)) in paths(kind):
+            found.setdefault(_in(kind, meant), []).append(stage)
     if not found:
         every = dict.fromkeys(known for kind in STAGES.values() for known in paths(kind))
         called_so = [known for known in every if known.rpartition(".")[2] == path]
         called_so += [known for known in every if known == MEANT.get(path.replace("-", "_"))]
         near = f" (nearest: {', '.join(map(repr, called_so))})" if called_so else ""
+        every |= dict.fromkeys(f"rewards.{name}" for name in NAMED_REWARDS)
         near = near or nearest(path, every) or ": dsv3 explain, alone, says which there are"
         raise UserError(f"no recipe has a key '{path}'{near}")
     return found
@@ -108,8 +116,9 @@ def _all_told() -> dict[Place, Told]:
 def _told_in(kind: type[Section], above: str = "") -> Iterator[tuple[str, Told]]:
     for one in TABLES.told(kind, above):
         yield above + one.key, one
-        if (section := model_in(fields_of(kind)[one.key].annotation)) is not None:
-            yield from _told_in(section, f"{above}{one.key}.")
+        field = fields_of(kind)[one.key]
+        if (section := model_in(field.annotation)) is not None:
+            yield from _told_in(section, f"{above}{one.key}.{_name_in(field)}")
 
 
 def _plain(text: str) -> str:
@@ -122,7 +131,29 @@ def paths(kind: type[Section], above: str = "") -> Iterator[str]:
     for key, field in fields_of(kind).items():
         yield above + key
         if (section := model_in(field.annotation)) is not None:
-            yield from paths(section, f"{above}{key}.")
+            yield from paths(section, f"{above}{key}.{_name_in(field)}")
+
+
+def _name_in(field: FieldInfo) -> str:
+    """What stands for a name of the user's own, where a field has sections by such."""
+    return f"{_NAME}." if typing.get_origin(field.annotation) is dict else ""
+
+
+def _without_own_name(kind: type[Section], path: str) -> str:
+    """A key as `paths` has it, where a person gives a name: `rewards.length.margin`.
+
+    What is like a known name and no such is left as it is, to be refused.
+    """
+    first, *inside = path.split(".")
+    field = fields_of(kind).get(first)
+    if field is None or not inside or not _name_in(field):
+        return path
+    known = fields_of(model_in(field.annotation))
+    if inside[-1] in known:
+        return f"{first}.{_NAME}.{inside[-1]}"
+    own = len(inside) > 1 and inside[0] not in NAMED_REWARDS
+    one = len(inside) == 1 and (inside[0] in NAMED_REWARDS or not nearest(inside[0], NAMED_REWARDS))
+    return first if known and (own or one) else path
 
 
 def _in(kind: type[Section], path: str) -> Explained:
@@ -130,6 +161,8 @@ def _in(kind: type[Section], path: str) -> Explained:
     *above, key = path.split(".")
     section = kind
     for part in above:
+        if part == _NAME:
+            continue
         section = model_in(fields_of(section)[part].annotation)
     place = "".join(f"{part}." for part in above)
     [told] = (told for told in TABLES.told(section, place) if told.key == key)

@@ -8,6 +8,7 @@ was said of any key, as in a file; who means a folder of that name writes `./nul
 """
 
 import re
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe import yaml_text
-from dsv3_plugin.recipe.validation import fields_of, model_in, types_in
+from dsv3_plugin.recipe.validation import fields_of, model_in, nearest, types_in
 
 _BRACKETS = {"[": "]", "{": "}"}
 
@@ -59,6 +60,7 @@ class Override:
             UserError: brackets that open and close, with something else than YAML between them;
                 brackets that only open; no value, and the key takes no null.
         """
+        self._refuse_dotted_name(kind)
         field = _field_at(kind, self.keys)
         takes = set() if field is None else {*types_in(field.annotation)}
         if field is not None and not self.value and type(None) not in takes:
@@ -77,6 +79,30 @@ class Override:
         for key in reversed(self.keys):
             nested = {key: nested}
         return nested
+
+    def _refuse_dotted_name(self, kind: type[pydantic.BaseModel]) -> None:
+        """Raise UserError for a name of the user's own that has dots, which divide keys here."""
+        named = [*self.keys]
+        for part in self.keys:
+            field = None if kind is None else fields_of(kind).get(part)
+            if field is None:
+                return
+            named.pop(0)
+            kind, inner = model_in(field.annotation), typing.get_args(field.annotation)
+            if typing.get_origin(field.annotation) is dict and (kind or inner[1:] == (str,)):
+                break
+        else:
+            return
+        known, value, above = fields_of(kind), self.value, self.keys[: len(self.keys) - len(named)]
+        if len(named) > 1 and named[-1] in known:
+            value = f"{{{named.pop()}: {value}}}"
+        elif known and not value.startswith("{") and nearest(named[-1] if named else "", known):
+            return  # a misspelt key of a section, which is told so
+        if len(named) > 1:
+            raise UserError(
+                f"'{self.text}': dots divide keys here, and {'.'.join(named)} is a name with dots: "
+                f"write '{'.'.join(above)}={{{'.'.join(named)}: {value}}}'."
+            )
 
     def _refuse_open_brackets(self) -> None:
         """Raise UserError for a list or a mapping without its end.

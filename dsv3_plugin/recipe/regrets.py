@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from dsv3_plugin.numbers import number_of
+from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import TrainedTokenizer
 
@@ -97,10 +98,29 @@ def _other_vocabulary(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _rewards_that_teach_otherwise(recipe: Recipe) -> Iterator[str]:
+    """Rewards that weigh nothing, or are fled from."""
+    if not isinstance(recipe, Rl):
+        return
+    weights = {name: reward.weight for name, reward in recipe.rewards.items()}
+    if not any(weights.values()):
+        yield (
+            f"the weight of {' and of '.join(f'rewards.{name}' for name in weights)} is 0, so that "
+            "no answer is worth more than another and nothing is learned: give one another weight"
+        )
+    for name, weight in weights.items():
+        if weight < 0:
+            yield (
+                f"rewards.{name}.weight {weight:g} is negative, so that answers are the better the "
+                f"less {name} they get: {-weight:g} is for the other way round"
+            )
+
+
 _LOOKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _curves_beyond_the_end,
     _shorter_than_a_step,
     _nothing_is_learned,
     _intervals_beyond_the_end,
     _other_vocabulary,
+    _rewards_that_teach_otherwise,
 )

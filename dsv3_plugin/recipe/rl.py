@@ -168,7 +168,7 @@ class Reward(Section):
     margin: Size | None = None
     """Of `length`: the last so many of rollouts.max_tokens, over which it falls to -1."""
     script: str | None = None
-    """Of `language`: a script, by Unicode's name (`LATIN`, `CJK`)."""
+    """Of `language`: a script, by Unicode's name (`LATIN`, `CJK`), in whatever case."""
 
 
 class Rl(Tuned):
@@ -188,7 +188,7 @@ class Rl(Tuned):
     """By name: `accuracy` (mathematics in the last box), `match` (the text of the answer), `code`
     (tests in a sandbox), `format` (thoughts and answer in tags), `length`, `language`, the
     dotted path of a Python function, or any name with an `address`. An answer is right by the
-    first of them, at 1."""
+    first of them, at 1. Where none is named, it is `accuracy` alone."""
 
     @property
     def updates(self) -> int:

@@ -58,14 +58,15 @@ def within(longest: int, margin: int) -> Judge:
 
 
 def in_script(script: str) -> Judge:
-    """The share of an answer's letters that are of a script ("LATIN", "CJK"), by Unicode's names.
+    """The share of an answer's letters that are of a script ("LATIN", "CJK"), by Unicode's names,
+    in whatever case.
 
     DeepSeek-R1's reward of consistent language (arXiv 2501.12948, section 2.3.2), by letters in
     place of words, which not every language divides. Without letters it is 1.
     """
 
     def judge(attempts: Sequence[Attempt]) -> list[Verdict]:
-        return [Verdict(_share(attempt.text, script)) for attempt in attempts]
+        return [Verdict(_share(attempt.text, script.upper())) for attempt in attempts]
 
     return judge
 

@@ -67,3 +67,27 @@ def test_what_keys_are_called_elsewhere():
 def test_words_are_found_whole():
     [only] = having("lr")  # and no "already"
     assert only.path == "curves.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("rewards.match", "rewards"),
+        ("rewards.mine.score", "rewards"),
+        ("rewards.length.margin", "margin"),
+        ("rewards.mine.score.weight", "weight"),
+        ("rewards.NAME.margin", "margin"),
+    ],
+)
+def test_a_key_under_a_name_of_the_users_own(path, key):
+    [meaning] = explained(path)
+    assert meaning.told.key == key
+
+
+@pytest.mark.parametrize(
+    ("path", "near"),
+    [("rewards.acuracy", "rewards.accuracy"), ("margin", "rewards.NAME.margin")],
+)
+def test_the_nearest_of_them_is_named(path, near):
+    with pytest.raises(UserError, match=f"nearest: '{near}'"):
+        explained(path)

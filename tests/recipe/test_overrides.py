@@ -103,6 +103,22 @@ def test_null_where_there_is_nothing_to_take_back_to(override, said):
         load_recipe("pretrain/tiny", [override])
 
 
+@pytest.mark.parametrize(
+    ("override", "way_out"),
+    [
+        ("rewards.mine.score={}", "write 'rewards={mine.score: {}}'."),
+        ("rewards.mine.score.weight=0.5", "write 'rewards={mine.score: {weight: 0.5}}'."),
+        ("rewards.accuracy.wieght=1", "unknown key 'rewards.accuracy.wieght' (nearest: 'weight')."),
+        ("data.held_out_sets.my.set=a", "write 'data.held_out_sets={my.set: a}'."),
+    ],
+)
+def test_a_name_with_dots_is_written_in_braces(override, way_out):
+    with pytest.raises(UserError) as refused:
+        load_recipe("rl/tiny", [override])
+    assert str(refused.value).endswith(way_out)
+    assert "mine.score" in load_recipe("rl/tiny", ["rewards={mine.score: {}}"]).rewards
+
+
 def test_the_home_folder_is_no_folder_called_tilde(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     recipe = load_recipe(

@@ -54,6 +54,18 @@ def test_it_is_said(overrides: list[str], sentence: str):
     assert said.startswith(sentence)
 
 
+@pytest.mark.parametrize(
+    ("weight", "sentence"),
+    [
+        (0, "the weight of rewards.match is 0, so that no answer is worth more than another"),
+        (-1, "rewards.match.weight -1 is negative, so that answers are the better the less match"),
+    ],
+)
+def test_rewards_that_teach_nothing_or_the_contrary(weight: int, sentence: str):
+    [said] = regrets(load_recipe("rl/tiny", [f"rewards.match.weight={weight}"]))
+    assert said.startswith(sentence)
+
+
 @pytest.mark.parametrize("steps", [3, 100, 240])
 def test_curves_by_shares_suit_every_length(steps: int):
     tiny = load_recipe("pretrain/tiny", [f"training.steps={steps}", "training.eval_interval=1"])

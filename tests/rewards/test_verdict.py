@@ -36,4 +36,5 @@ def test_length_and_language() -> None:
     attempts = [Attempt("", "ab", tokens=6), Attempt("", "ab你们", tokens=8), Attempt("", "12")]
     assert [v.value for v in within(10, 4)(attempts)] == [0, -0.5, 0]
     assert [v.value for v in in_script("LATIN")(attempts)] == [1, 0.5, 1]
+    assert [v.value for v in in_script("latin")(attempts)] == [1, 0.5, 1]
     assert [v.value for v in in_script("CJK")(attempts)] == [0, 0.5, 1]

@@ -7,6 +7,7 @@ from dsv3_plugin.recipe.continued import PARENT
 from dsv3_plugin.recipe.fitting import divisor, multiples
 from dsv3_plugin.recipe.rl import Grpo, Rl
 from dsv3_plugin.recipe.schema import Recipe
+from dsv3_plugin.recipe.scripts import is_script, near_script
 from dsv3_plugin.recipe.yaml_text import quoted
 
 _WHOLE = ("tensor", "context")
@@ -216,6 +217,11 @@ def rewards(recipe: Recipe) -> Iterator[str]:
                 yield f"rewards.{name}.{key} is for {owner}: leave it out"
             if not given and name == owner:
                 yield f"rewards.{name} needs a {key}: give rewards.{name}.{key}"
+        if reward.script is not None and name == "language" and not is_script(reward.script):
+            yield (
+                f"rewards.{name}.script: Unicode has no letters of a script {reward.script}"
+                f"{near_script(reward.script)}: name one by the word that its letters begin with"
+            )
         if reward.cap is not None and reward.cap[0] > reward.cap[1]:
             there, right = quoted(reward.cap), quoted(reward.cap[::-1])
             yield f"rewards.{name}.cap {there} has its bounds the wrong way round: write {right}"
