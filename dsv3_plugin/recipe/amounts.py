@@ -15,6 +15,7 @@ _AMOUNT = re.compile(
     re.IGNORECASE,
 )
 _SHARE = re.compile(r"(\d{1,3}(?:\.\d{0,12})?|\.\d{1,12})\s*%")
+_LIKE_A_SHARE = re.compile(r"(\d{1,2}|100)\s*(?:percent|per cent|pct|p\.c\.)", re.IGNORECASE)
 
 
 class Steps(int):
@@ -49,14 +50,20 @@ def parse_tokens(text: Any) -> int:
     Raises ValueError with the sentence.
     """
     amount = parse_extent(text)
-    for kind, what in ((Steps, "counts steps"), (Epochs, "counts epochs"), (Share, "is a share")):
+    for kind, what, way_out in (
+        (Steps, "counts steps", f": training.steps takes {int(amount)}"),
+        (Epochs, "counts epochs", f": training.epochs takes {int(amount)}"),
+        (Share, "is a share", ""),
+    ):
         if isinstance(amount, kind):
-            raise ValueError(f"'{text}' {what} where tokens are meant")
+            raise ValueError(f"'{text}' {what} where tokens are meant{way_out}")
     return amount
 
 
 def parse_extent(text: Any) -> int | Steps | Epochs | Share:
     """Tokens as `parse_tokens` reads them, or "2000 steps", or "2 epochs", or "10%"."""
+    if isinstance(text, float) and text.is_integer():  # 1.5e6
+        text = int(text)
     if isinstance(text, int) and not isinstance(text, bool):
         if text < 0:
             raise ValueError(f"{text} is negative")
@@ -64,18 +71,27 @@ def parse_extent(text: Any) -> int | Steps | Epochs | Share:
     if isinstance(text, str) and (percent := _SHARE.fullmatch(text.strip())):
         share = Share(Fraction(percent[1].rstrip(".")) / 100)
         if share > 1:
-            raise ValueError(f"'{text}' is more than the whole run")
+            raise ValueError(f"'{text}' is more than the whole run; write 100% or less of it")
         return share
     match = _AMOUNT.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
-        raise ValueError(
-            f"{quoted(text)} is not an amount; write for example 120M, 469B or 2000 steps"
-        )
+        raise ValueError(f"{quoted(text)} is not an amount; {_way_out(text)}")
     amount = Fraction(match[1].rstrip(".")) * _SUFFIX[match[2].upper()]
     if amount.denominator != 1:
         raise ValueError(f"'{text}' is not a whole number")
     unit = {"step": Steps, "epoch": Epochs}.get((match[3] or "").lower().rstrip("s"), int)
     return unit(_bounded(int(amount), text))
+
+
+def _way_out(text: Any) -> str:
+    """How what was meant is written."""
+    if isinstance(text, float) and 0 < text < 1:
+        return f"write {text * 100:.10g}% for that share of the run"
+    if isinstance(text, str) and (percent := _LIKE_A_SHARE.fullmatch(text.strip())):
+        return f"write {percent[1]}% for that share of the run"
+    if isinstance(text, str) and text.strip().endswith("%"):
+        return "a share of the run is written 10%"
+    return "write for example 120M, 469B or 2000 steps"
 
 
 def _bounded(amount: int, written: int | str) -> int:

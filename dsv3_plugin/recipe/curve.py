@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe.amounts import Epochs, Extent, Share, Steps
 from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.recipe.yaml_text import quoted
@@ -245,6 +246,8 @@ def _end(
     written = str(extent)
     if isinstance(extent, Share):
         assert budget is not None
+        if not extent:
+            raise ValueError(f"'{written}' is no length: write one such as 10%, or leave it out")
         written += f" of {budget}"
         if isinstance(budget, Epochs):
             budget = _tokens_of(budget, tokens_of_epochs)
@@ -264,5 +267,8 @@ def _end(
 
 def _tokens_of(epochs: Epochs, tokens_of_epochs: Callable[[int], int] | None) -> int:
     if tokens_of_epochs is None:
-        raise ValueError(f"'{epochs}' is for training on conversations")
+        raise ValueError(
+            f"'{number_of(int(epochs), 'epoch')}' is for training on conversations: give tokens, "
+            "steps, or a share of the run such as 10%"
+        )
     return tokens_of_epochs(epochs)

@@ -21,11 +21,18 @@ def regrets(recipe: Recipe) -> list[str]:
 def _curves_beyond_the_end(recipe: Recipe) -> Iterator[str]:
     """Curves that were written for a longer run, which never come to their end."""
     reached = {}
-    for name in _CURVES:
+    over = [name for name in _CURVES if _shares_beyond_all(recipe, name)]
+    if over:
+        yield (
+            f"the shares of {' and of '.join(over)} are more than 100% of the run, which ends in "
+            "the middle of them: give lengths (for) whose sum is 100%, or places (until)"
+        )
+    for name in (name for name in _CURVES if name not in over):
         starts = [segment.start for segment in getattr(recipe.curves, name).segments]
         if (begun := sum(start < recipe.total_tokens for start in starts)) < len(starts):
             reached[name] = f"{name} {begun} of {len(starts)}"
-    unfinished = [name for name in _CURVES if name not in reached and _unfinished(recipe, name)]
+    seen = {*reached, *over}
+    unfinished = [name for name in _CURVES if name not in seen and _unfinished(recipe, name)]
     if unfinished:
         yield (
             f"the last piece of {' and of '.join(unfinished)} goes on beyond the run's end, and "
@@ -36,6 +43,12 @@ def _curves_beyond_the_end(recipe: Recipe) -> Iterator[str]:
             f"the run ends in the middle of its curves (pieces begun: {', '.join(reached.values())}"
             "): lengths that are shares of it (for: 10%) give a shorter run the same shape"
         )
+
+
+def _shares_beyond_all(recipe: Recipe, name: str) -> bool:
+    """Whether the lengths of pieces that are shares are longer together than the run."""
+    written = [piece for piece in getattr(recipe.curve_specs, name) if piece.is_share]
+    return sum(piece.for_ for piece in written if piece.until is None) > 1
 
 
 def _unfinished(recipe: Recipe, name: str) -> bool:

@@ -151,6 +151,20 @@ def test_shares_that_are_none(text):
         parse_extent(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "way_out"),
+    [
+        (0.1, "write 10% for that share of the run"),
+        ("100 percent", "write 100% for that share of the run"),
+        ("150%", "write 100% or less of it"),
+        ("-10%", "a share of the run is written 10%"),
+    ],
+)
+def test_how_a_share_is_written_is_said(text, way_out):
+    with pytest.raises(ValueError, match=way_out):
+        parse_extent(text)
+
+
 @given(st.decimals(0, 100, places=6))
 def test_written_shares_read_back(percent):
     share = parse_extent(f"{percent:f}%")
@@ -239,6 +253,7 @@ def test_batch_that_ranks_cannot_share_is_refused(size):
     [
         ("1 token", 1),
         ("14.8T", 14_800_000_000_000), ("469B", 469 * 10**9), ("1.5M", 1_500_000), ("3k", 3000),
+        (1.5e6, 1_500_000),
         (17, 17), ("17 tokens", 17), ("4.3 T", 4_300_000_000_000),
     ],
 )  # fmt: skip
@@ -249,7 +264,7 @@ def test_token_amounts(text, tokens):
 def test_steps_are_told_from_tokens():
     assert parse_extent("2K steps") == 2000
     assert isinstance(parse_extent("2K steps"), Steps)
-    with pytest.raises(ValueError, match="counts steps where tokens are meant"):
+    with pytest.raises(ValueError, match=r"where tokens are meant: training.steps takes 2000"):
         parse_tokens("2000 steps")
     with pytest.raises(ValueError, match="is a share where tokens are meant"):
         parse_tokens("10%")

@@ -47,6 +47,10 @@ def test_nothing_is_to_be_regretted_of_what_ships(name: str):
             ["curves.learning_rate=[{linear: 1e-3, from: 0, for: 5000 steps}]"],
             "the last piece of learning_rate goes on beyond the run's end, and never comes to its",
         ),
+        (
+            ["curves.learning_rate=[{linear: 1e-3, from: 0, for: 60%}, {cosine: 1e-4, for: 60%}]"],
+            "the shares of learning_rate are more than 100% of the run",
+        ),
     ],
 )
 def test_it_is_said(overrides: list[str], sentence: str):

@@ -492,6 +492,15 @@ def test_the_smallest_vocabulary_is_that_of_the_tokenizer():
     ("change", "sentence"),
     [
         ("beta=0.1", "unknown key 'beta' (nearest: 'grpo.kl_weight')."),
+        (
+            "curves.learning_rate=[{linear: 1e-3, from: 0, for: 0%}, {constant: 1e-3}]",
+            "piece 1: '0%' is no length: write one such as 10%, or leave it out.",
+        ),
+        (
+            "curves.learning_rate=[{linear: 1e-3, from: 0, for: 1 epoch}, {constant: 1e-3}]",
+            "piece 1: '1 epoch' is for training on conversations: give tokens, steps, or a share "
+            "of the run such as 10%.",
+        ),
         ("rewards=accuracy", "must be a mapping of keys to values: write {accuracy: {}}."),
         ("rewards.accuracy=1.0", "must be a mapping of keys to values: write {weight: 1}."),
         ("data.packing=conversations", "and the stage is rl: set data.packing to prompts."),
