@@ -68,6 +68,8 @@ def launch(
         is_submitted=not others and not dry_run,
         made_of_it=next(iter(others.values()), None),
     )
+    if prepared is None:
+        return
     for text in others.values():
         say_all(text(prepared).splitlines())
         return

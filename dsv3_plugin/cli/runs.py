@@ -136,8 +136,10 @@ def logs(
             finish()
 
         follow_files(found, rank, ends, add, is_over)
-        state = status_of(found, {}).state
-        note(f"The run in {found.root} has ended ({state}): nothing more will be printed.")
+        stands = status_of(found, {})
+        note(f"The run in {found.root} has ended ({stands.state}): nothing more will be printed.")
+        if stands.state in ("failed", "broke off") and stands.why:
+            note(stands.why)
 
 
 def cancel(

@@ -170,9 +170,19 @@ class RunFolder:
         return locks.is_held(self.root / _LOCK)
 
     @property
+    def prepares(self) -> bool:
+        """Whether its ranks are here and its recipe is not yet: its data are being built."""
+        return not self.recipe.is_file() and self.logs.is_dir() and self.is_held_here
+
+    @property
+    def holder(self) -> str:
+        """Who holds the folder, or held it last, in words; empty where nobody said so."""
+        return locks.signature(self.root / _LOCK)
+
+    @property
     def holder_is_gone(self) -> bool:
         """Whether the process that held the folder last was of this machine, and has ended."""
-        signed = _SIGNATURE.match(locks.signature(self.root / _LOCK))
+        signed = _SIGNATURE.match(self.holder)
         if signed is None or signed["node"] != os.uname().nodename or self.is_held_here:
             return False
         return not Path("/proc", signed["process"]).exists()

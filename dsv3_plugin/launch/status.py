@@ -16,6 +16,7 @@ from dsv3_plugin.files.metrics_file import number_in
 from dsv3_plugin.files.run_folder import JOB_SCRIPT, TRACKER, RunFolder
 from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, record_of
+from dsv3_plugin.launch.local_end import state_here
 from dsv3_plugin.launch.progress import Pace
 from dsv3_plugin.launch.queue import QueuedJob, queued
 from dsv3_plugin.launch.starts import Start, starts_of
@@ -38,8 +39,9 @@ class RunStatus:
 
     Attributes:
         folder: its folder.
-        state: the job's, in Slurm's words, while Slurm has it; else training, done or stopped, and
-            unknown where it has a job and Slurm does not answer.
+        state: the job's, in Slurm's words, while Slurm has it; else preparing (its data),
+            training, done, stopped, failed or broke off (without a word), and unknown where it has
+            a job and Slurm does not answer.
         job: Slurm's number of the job that it was last submitted as.
         step, tokens, loss, tokens_per_second: of the last step.
         steps: of the whole run.
@@ -96,13 +98,13 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, begun or waiting for its job.
+    """Whether a folder is that of a run: begun, waiting for its job or preparing its data.
 
     Where its checkpoints lie, and what it was launched with, is a recipe too, and no run.
     """
     others = any((folder / name).exists() for name in (TRACKER, JOB_SCRIPT))
     begun = RunFolder(folder).recipe.is_file() and not others
-    return begun or _was_launched(folder)
+    return begun or _was_launched(folder) or RunFolder(folder).prepares
 
 
 def find_run(folder: Path) -> RunFolder:
@@ -218,6 +220,9 @@ def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> RunStatus
             records.append(line)
     steps, tokens = _of(recipe, "total_steps"), number_in(last, "tokens") or 0
     state, under_way = _state(run, record, jobs, steps)
+    why = starts[-1].why if starts else ""
+    if state == "stopped" and (broken := _broken(run, starts)) is not None:
+        state, why = broken
     since = starts[-1].began if starts else 0.0
     return RunStatus(
         folder=run.root,
@@ -232,7 +237,7 @@ def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> RunStatus
         restarts=_restarts(record, starts, jobs or {}),
         saved_step=run.steps_saved(),
         saved_at=run.saved_at(),
-        why=starts[-1].why if starts else "",
+        why=why,
     )
 
 
@@ -246,7 +251,7 @@ def _state(
     if record is not None and (job := (jobs or {}).get(record.job)) is not None:
         return str(job), not job.waits
     if run.is_held_here:
-        return "training", True
+        return ("preparing" if run.prepares else "training"), True
     if steps is not None and run.steps_saved() >= steps:
         return "done", False
     if record is not None and jobs is None:  # its job may be running
@@ -254,6 +259,16 @@ def _state(
     if not run.recipe.is_file():
         return "not begun", False
     return "stopped", False
+
+
+def _broken(run: RunFolder, starts: Sequence[Start]) -> tuple[str, str] | None:
+    """`failed` or `broke off`, and why; None: nothing is known but that the run was stopped."""
+    if (here := state_here(run, starts[-1].began if starts else 0.0)) is not None:
+        return here
+    if not starts or starts[-1].ended in ("done", "time limit", "stopped"):
+        return None
+    ended, why = starts[-1].ended, starts[-1].why
+    return ("broke off" if ended is None else "failed"), why
 
 
 def not_begun(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> str | None:

@@ -15,7 +15,7 @@ from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import JOB_SCRIPT, SWEEP_SCRIPT, RunFolder
 from dsv3_plugin.launch import manifests, queue
-from dsv3_plugin.launch.ending import is_done
+from dsv3_plugin.launch.ending import is_done, nothing_to_do
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
 from dsv3_plugin.launch.job_script import script, torchrun
 from dsv3_plugin.launch.job_values import JobValues, of_sweep, values_of
@@ -71,7 +71,7 @@ def prepare(
     *,
     is_submitted: bool = True,
     made_of_it: Callable[[Prepared], object] | None = None,
-) -> Prepared:
+) -> Prepared | None:
     """Look at each run's recipe, plan it, rehearse its configuration; nothing is written.
 
     Args:
@@ -80,6 +80,9 @@ def prepare(
         is_submitted: whether a job of Slurm follows; otherwise what it would lack is only told.
         made_of_it: makes what is started in a job's place, so that what it refuses is refused
             before the rehearsal.
+
+    Returns:
+        The job; None where one would be submitted, and all its runs are done, as is told.
 
     Raises:
         UserError: whatever would have cost the job, or one of its runs, its start.
@@ -93,6 +96,11 @@ def prepare(
             refuse_what_does_not_go_on(recipe)
             refuse_unwritable_names(recipe)
         recipes.append(recipe)
+    done = [recipe for recipe in recipes if _has_ended(recipe)]
+    for recipe in done:
+        tell(nothing_to_do(recipe))
+    if is_submitted and len(done) == len(recipes):
+        return None
     _refuse_shared_checkpoints(recipes)
     after = None if wanted.after is None else job_to_wait_for(wanted.after)
     values, hints = [], []
@@ -124,6 +132,14 @@ def prepare(
         with _naming(run.value):
             refuse_what_upstream_would(wanted.name, run.overrides, recipe, cluster.machine, tell)
     return prepared
+
+
+def _has_ended(recipe: Recipe) -> bool:
+    """Whether a run has had all its tokens; none has whose conversations are not counted yet."""
+    try:
+        return is_done(recipe)
+    except ValueError:
+        return False
 
 
 def launch(prepared: Prepared) -> list[str]:

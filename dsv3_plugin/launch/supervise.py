@@ -19,6 +19,7 @@ from dsv3_plugin.dispatch.kernels import refuse_missing_kernels
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch import local_end
 from dsv3_plugin.launch.conversations import count_first
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
@@ -151,6 +152,7 @@ def _locally(
             console.line_of(nothing_to_do(recipe))
             return 0
         _search_first_schedule(recipe, machine)
+        local_end.remember(directory, "begun")
         return _supervise(name, overrides, recipe, directory, console, said)
 
 
@@ -241,19 +243,36 @@ def _supervise(
             signal.signal(number, handler)
 
     if stop_requests >= 2:
+        local_end.remember(directory, "stopped", "Ended without saving.")
         console.line_of(closing_sentence(recipe, "Ended without saving"))
         return 128 + signal.SIGINT
     if failure is not None and not (
         (stop_requests or hung_up) and failure.signal == signal.SIGTERM
     ):
         step = last["iteration"] if last is not None else directory.steps_saved()
-        note(f"dsv3: {_explain(failure, step)}")
+        note(f"dsv3: {_explained(failure, step, directory)}")
         return 1
+    local_end.remember(directory, "stopped")
     if display.unwritable is not None:
         note(f"dsv3: {display.unwritable} {closing_sentence(recipe)}")
         raise display.unwritable
     console.line_of(closing_sentence(recipe))
     return 0
+
+
+def _explained(failure: Failure, step: int, directory: RunFolder) -> str:
+    """One sentence on why a rank ended, which the run's folder keeps.
+
+    Raises:
+        UserError: it ended with a sentence for the person.
+    """
+    try:
+        why = _explain(failure, step)
+    except UserError as refused:
+        local_end.remember(directory, "failed", str(refused))
+        raise
+    local_end.remember(directory, "failed", why)
+    return why
 
 
 def _explain(failure: Failure, step: int) -> str:

@@ -254,6 +254,18 @@ def test_a_run_that_is_done_is_not_waited_for(dsv3, sbatch, monkeypatch):
     assert "afterok" not in said.out
 
 
+def test_a_run_that_is_done_is_not_queued_again(dsv3, sbatch, tmp_path, monkeypatch):
+    monkeypatch.setattr(submit, "is_done", lambda recipe: recipe.training.seed != 3)
+    monkeypatch.setattr(submit, "nothing_to_do", lambda recipe: f"Done is {recipe.folder}.")
+    said = dsv3(*LAUNCH)
+    assert (said.code, said.out, said.err) == (0, "", "Done is runs/tiny.\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["two.yaml"]
+    swept = dsv3(*LAUNCH, "--array", "training.seed=1,3")  # one of them is left
+    assert "Done is runs/tiny/seed-1." in swept.err
+    assert "Job 12_1: tiny in runs/tiny/seed-3" in swept.out
+    assert dsv3(*LAUNCH, "--dry-run").out.startswith("#!/bin/bash")
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -3,11 +3,13 @@
 import json
 import os
 import shutil
+import time
 
 import pytest
 
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch import local_end
 from dsv3_plugin.launch import status as run_status
 from dsv3_plugin.launch.job_record import (
     JobRecord,
@@ -123,6 +125,54 @@ def test_a_job_has_slurms_words_its_restarts_and_why_it_ended(dsv3, run, slurm):
     assert "rank 1 broke" in dsv3("status", "runs/small").out
     slurm("7|RUNNING|None|2|1:00:00|n1|")
     assert stands(dsv3, "runs/small")["state"] == "RUNNING"
+
+
+def test_a_run_that_failed_or_broke_off_is_told_from_one_that_was_stopped(dsv3, run, no_slurm):
+    lock = run.root / ".lock"
+    lock.write_text(f"process {2**22 + 1} on {os.uname().nodename}")
+    local_end.remember(run, "begun")
+    status = stands(dsv3, "runs/small")
+    assert (status["state"], "without a word" in status["why"]) == ("broke off", True)
+    local_end.remember(run, "failed", "rank 1 was killed")
+    assert dsv3("status", "runs/small").out.endswith("runs/small: rank 1 was killed\n")
+    assert stands(dsv3, "runs/small")["state"] == "failed"
+    (run.logs / "rank0.log").write_text("all\n")
+    assert dsv3("logs", "runs/small", "-f").err.splitlines() == [
+        "The run in runs/small has ended (failed): nothing more will be printed.",
+        "rank 1 was killed",
+    ]
+    later = time.time() + 60  # other ranks went on with it
+    os.utime(run.metrics.path, (later, later))
+    assert stands(dsv3, "runs/small")["state"] == "stopped"
+    local_end.remember(run, "begun")
+    lock.write_text(f"process {2**22 + 2} on {os.uname().nodename}")
+    assert stands(dsv3, "runs/small")["state"] == "stopped"
+    local_end.remember(run, "stopped")
+    assert stands(dsv3, "runs/small")["state"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("ended", "state"), [("failed", "failed"), (None, "broke off"), ("stopped", "stopped")]
+)
+def test_a_job_that_is_over_ended_as_its_last_start_did(dsv3, run, slurm, ended, state):
+    write_record(run, JobRecord("7", "cpu", "none", 0.0))
+    remember_start(run, "7", 0)
+    if ended is not None:
+        remember_end(run, "7", ended, "rank 1 broke")
+    slurm("")
+    assert stands(dsv3, "runs/small")["state"] == state
+
+
+def test_a_run_whose_data_are_being_built_is_preparing(dsv3, tmp_path, monkeypatch, no_slurm):
+    monkeypatch.chdir(tmp_path)
+    new = RunFolder(tmp_path / "runs" / "new")
+    with new.held():
+        assert "there is no run in runs/" in dsv3("status").err
+        new.logs.mkdir()
+        (new.logs / "rank0.log").write_text("tokenizing\n")
+        assert stands(dsv3)["state"] == "preparing"
+        assert dsv3("runs").out.splitlines()[1].split()[:2] == ["runs/new", "preparing"]
+        assert dsv3("logs", "runs/new").out.splitlines()[-1] == "tokenizing"
 
 
 NOBODY = """squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
