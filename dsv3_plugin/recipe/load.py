@@ -9,7 +9,6 @@ names them, then among those shipped with the package; all other paths are relat
 directory.
 """
 
-import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,11 +20,11 @@ from dsv3_plugin.files.named import is_name, named
 from dsv3_plugin.files.run_folder import RECIPE, RunFolder
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import shipped, yaml_text
+from dsv3_plugin.recipe.merging import laid_over
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.overrides import Override, parse, refuse_without_effect
 from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
-from dsv3_plugin.recipe.sections import BUDGETS
 from dsv3_plugin.recipe.stage_keys import without_keys_of_others
 from dsv3_plugin.recipe.unset import without_unset
 from dsv3_plugin.recipe.validation import fields_of, validate
@@ -58,9 +57,10 @@ def load_recipe(
     """
     path = find(str(name_or_path))
     data = _read(path)
-    if "model" in data or not (data.keys() & _OF_MODELS_ALONE and _is_model(data.get("base"))):
+    model_alone = _is_like_a_model(data) or data.keys() & _OF_MODELS_ALONE
+    if "model" in data or not (model_alone and _is_model(data.get("base"))):
         data = _with_bases(path, ())
-    if "model" not in data and data.keys() & _OF_MODELS_ALONE:
+    if "model" not in data and (data.keys() & _OF_MODELS_ALONE or _is_like_a_model(data)):
         raise UserError(
             f"{path} is a model, and a recipe is asked for: name the model in one with "
             f"`model: {path.name}`, or begin with the recipe pretrain/tiny."
@@ -77,6 +77,13 @@ def load_recipe(
 
 def _is_model(name: Any) -> bool:
     return isinstance(name, str) and name in shipped.names_in(shipped_folder() / "models")
+
+
+def _is_like_a_model(data: Mapping[str, Any]) -> bool:
+    """Whether a file builds on a model and has no key of a recipe: its own are misspelt."""
+    known = {key for kind in STAGES.values() for key in fields_of(kind)}
+    own = data.keys() - {"base"}
+    return _is_model(data.get("base")) and bool(own) and not own & known
 
 
 def _is_a_cluster(name_or_path: str | Path) -> UserError:
@@ -109,7 +116,7 @@ def _checked(
     where = str(path)
     kind = _stage_with(data, overrides, where)
     refuse_without_effect(overrides, where)
-    data = _laid_over(data, [override.read(kind) for override in overrides])
+    data = laid_over(data, [override.read(kind) for override in overrides])
     if data.get("name") is None:
         data["name"] = path.stem
     if isinstance(data["name"], str) and data.get("directory") is None:
@@ -130,7 +137,7 @@ def changed(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         UserError: one sentence naming the recipe, the key and the way out.
     """
     data = recipe.model_dump(mode="json") | {"model": recipe.model.to_mapping()}
-    data = _laid_over(data, [parse(text).read(type(recipe)) for text in overrides])
+    data = laid_over(data, [parse(text).read(type(recipe)) for text in overrides])
     over = validate(type(recipe), without_unset(type(recipe), data), recipe.name)
     _check(over, None, recipe.name)
     return over
@@ -211,8 +218,9 @@ def load_recipe_or_model(
     if (shipped_folder() / "models" / f"{name_or_path}.yaml").is_file():
         name_or_path = f"models/{name_or_path}"
     path = find(name_or_path, models=True)
-    keys = _read(path).keys()
-    if "model" in keys or ("base" in keys and not keys & _OF_MODELS_ALONE):
+    data = _read(path)
+    keys, like_a_model = data.keys(), _is_like_a_model(data)
+    if "model" in keys or ("base" in keys and not (keys & _OF_MODELS_ALONE or like_a_model)):
         return load_recipe(path, overrides, machine)
     if overrides:
         raise UserError(
@@ -257,41 +265,23 @@ def find(
     raise shipped.no_such(name_or_path, what, [name.removeprefix("models/") for name in known])
 
 
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `over` laid on top, mapping by mapping.
+def _found(name: str, folder: str, path: str | Path, key: str) -> Path:
+    """The file that a key names in another, which the sentence begins with if there is none.
 
-    A model given by name is a model without changes, so `model.num_layers: 2` over `model: tiny`
-    changes tiny; a name, or a mapping with its own `base`, replaces the model.
+    Args:
+        name: what it names.
+        folder: as `find`.
+        path: the file that says so.
+        key: that says so there; paths of a `base` may be relative to the file's folder.
     """
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        stretch = merged.get("rotary_scaling_factor")
-        if key == "rope_type" and (value, below, stretch) == ("yarn", "rope", 1.0):
-            del merged["rotary_scaling_factor"]  # plain RoPE's own, which stretches nothing
-        if key == "model" and isinstance(below, str):
-            below = {"base": below}
-        replaces = key == "model" and isinstance(value, dict) and "base" in value
-        if isinstance(below, dict) and isinstance(value, dict) and not replaces:
-            merged[key] = merge(below, value)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _laid_over(below: dict[str, Any], overs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """`below` with mappings of one level laid on top: a file over its base, or all overrides.
-
-    A budget that they give takes the place of whichever there was; two of one level are refused
-    when the recipe is validated.
-    """
-    sections = [over["training"] for over in overs if isinstance(over.get("training"), dict)]
-    given = {key for one in sections for key in one.keys() & BUDGETS if one[key] is not None}
-    training = below.get("training")
-    if given and isinstance(training, dict):
-        others = BUDGETS - given
-        below = below | {"training": {k: v for k, v in training.items() if k not in others}}
-    return functools.reduce(merge, overs, below)
+    beside = Path(path).parent if key == "base" else None
+    try:
+        return find(name, folder, beside)
+    except UserError as error:
+        said = str(error)
+        if beside is not None and (beside / f"{name}.yaml").is_file():
+            said = f"'{name}' is no file, and {name}.yaml beside it is one: write that."
+        raise UserError(f"{path}: {key}: {said}") from error
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -304,11 +294,11 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return data
     if not isinstance(base, str):
         raise UserError(f"{path}: 'base' must be the name or path of a recipe.")
-    below = _with_bases(find(base, beside=path.parent), (*seen, path.resolve()))
+    below = _with_bases(_found(base, "", path, "base"), (*seen, path.resolve()))
     # A recipe is named by its own file, not by what it builds on.
     below.pop("name", None)
     below.pop("directory", None)
-    return _laid_over(below, [data])
+    return laid_over(below, [data])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -360,7 +350,7 @@ def _inline_model(model: Any, where: str) -> Any:
     if not isinstance(base, str):
         raise UserError(f"{where}: 'model.base' must be the name or path of a model.")
     changes = {key: value for key, value in model.items() if key != "base"}
-    return {**_model_with_bases(find(base, "models"), ()), **changes}
+    return {**_model_with_bases(_found(base, "models", where, "model"), ()), **changes}
 
 
 def _model_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -375,7 +365,11 @@ def _model_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return {"name": path.stem, **data}
     if not isinstance(base, str):
         raise UserError(f"{path}: 'base' must be the name or path of a model.")
-    below = find(base, "models", beside=path.parent)
+    if shipped.existing(base, shipped_folder() / "models", path.parent) is None and (
+        shipped.existing(base, shipped_folder(), path.parent) is not None
+    ):
+        raise UserError(f"{path} is a recipe, and a model is asked for: name its model.")
+    below = _found(base, "models", path, "base")
     return {
         **_model_with_bases(below, (*seen, path.resolve())),
         "name": path.stem,

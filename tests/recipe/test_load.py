@@ -13,8 +13,8 @@ from dsv3_plugin.recipe.load import (
     load_model,
     load_recipe,
     load_recipe_or_model,
-    merge,
 )
+from dsv3_plugin.recipe.merging import merge
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.training import parent

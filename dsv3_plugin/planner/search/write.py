@@ -10,7 +10,8 @@ from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.planner.search.candidate import Candidate, Choice
 from dsv3_plugin.recipe import yaml_text
-from dsv3_plugin.recipe.load import find, load_recipe, merge, shipped_folder
+from dsv3_plugin.recipe.load import find, load_recipe, shipped_folder
+from dsv3_plugin.recipe.merging import merge
 from dsv3_plugin.recipe.overrides import parse
 
 _WIDTH = 98

@@ -1,6 +1,6 @@
 """What is said of a plan in words, on a terminal and on a page."""
 
-from dsv3_plugin.numbers import bytes_text, count_text, money_text
+from dsv3_plugin.numbers import bytes_text, count_text, figure_text, money_text
 from dsv3_plugin.planner.plan import Limit, PhasePlan, Plan
 from dsv3_plugin.report.plan.case import Case
 from dsv3_plugin.report.plan.words import MOMENT
@@ -68,7 +68,7 @@ def answering(plan: Plan) -> list[str]:
         f"its cache takes {bytes_text(found.cache_bytes)} of a rank, and is given back before the "
         "step; weights are read where they lie, and nothing is handed over (to a server elsewhere, "
         f"{bytes_text(found.weights_bytes)} a round)",
-        f"a round takes {found.seconds:,.0f} s at the least, in which weights and latents "
+        f"a round takes {_seconds(found.seconds)} s at the least, in which weights and latents "
         "are read for each token of the longest answer; messages, products, drawing and rewards "
         "are not counted",
     ]
@@ -78,6 +78,11 @@ def answering(plan: Plan) -> list[str]:
             "that while it is in place; of the device nothing"
         )
     return lines
+
+
+def _seconds(seconds: float) -> str:
+    """Whole ones, and of less than ten two digits: a small model's are not 0."""
+    return f"{seconds:,.0f}" if seconds >= 10 else figure_text(seconds, 2)
 
 
 def limit(found: Limit) -> str:
