@@ -57,9 +57,11 @@ def launch(
     others = {name: text for name, (is_wanted, text) in without_slurm.items() if is_wanted}
     if len(others) > 1:
         raise UserError(f"{' and '.join(others)} are different ways to start a run: name one")
-    if others and (after or array or dry_run):
+    of_jobs = {"--after": after, "--array": array, "--dry-run": dry_run}
+    if others and (stray := [option for option, given in of_jobs.items() if given]):
         raise UserError(
-            f"{next(iter(others))} starts one run by hand: leave out --after, --array and --dry-run"
+            f"{next(iter(others))} prints how one run is started by hand: leave out "
+            f"{' and '.join(stray)}"
         )
     wanted = Wanted(recipe, tuple(overrides or ()), cluster, nodes, after, array)
     prepared = submit.prepare(

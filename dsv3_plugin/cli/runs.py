@@ -48,7 +48,7 @@ def status(
             "there is no run in runs/: name the folder of one, or begin one (dsv3 train, dsv3 "
             "launch)."
         )
-    found = [run for folder in asked for run in find_runs(folder)]
+    found = list(dict.fromkeys(run for folder in asked for run in find_runs(folder)))
     try:
         jobs = queued(jobs_of(found))
     except UserError as error:  # the files say most of it

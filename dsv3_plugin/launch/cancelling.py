@@ -1,5 +1,6 @@
 """Ending the job of a run. No torch here."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -66,8 +67,14 @@ def cancel(run: RunFolder, *, now: bool) -> str:
     """
     record = record_of(run)
     if record is None:
-        here = " (Ctrl-C or SIGTERM to `dsv3 train` saves and stops it)" if run.is_held_here else ""
-        raise UserError(f"the run in {run.root} was not launched as a job of Slurm{here}.")
+        way_out = ": there is nothing to cancel"
+        if run.is_held_here:
+            holder = re.match(r"process \d+", run.holder)
+            process = "PROCESS" if holder is None else holder[0].removeprefix("process ")
+            way_out = (
+                f": Ctrl-C where dsv3 train runs, or kill -TERM {process}, lets it save and stop"
+            )
+        raise UserError(f"the run in {run.root} was not launched as a job of Slurm{way_out}.")
     for command in ("scancel", "squeue"):
         queue.need_slurm(command)
     job = queue.queued([record.job]).get(record.job)

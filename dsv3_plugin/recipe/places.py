@@ -81,5 +81,17 @@ def the_run_at(path: str | Path) -> RunFolder:
             f"the run in {path} has not begun, and Slurm was given no job of it: launch it again "
             "(dsv3 launch)."
         )
-    there = "holds no run" if named(path).is_dir() else "does not exist"
-    raise UserError(f"{path} {there}: name a run's folder; dsv3 status lists those in runs/.")
+    raise UserError(f"{path} {_what_is_there(named(path))}; dsv3 status lists those in runs/.")
+
+
+def _what_is_there(path: Path) -> str:
+    """What stands in the place of a run, and what to name instead."""
+    if path.is_file():
+        above = next((folder for folder in path.parents if run_at(folder) is not None), None)
+        return f"is a file: name a run's folder{'' if above is None else f', {above}'}"
+    if path.is_dir():
+        return "holds no run: name a run's folder"
+    near = Path("runs") / path
+    if near.is_dir() and run_at(near) is not None:
+        return f"does not exist: name a run's folder, such as {near}"
+    return "does not exist: name a run's folder"

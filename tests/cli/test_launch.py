@@ -280,7 +280,7 @@ def test_a_run_that_is_done_is_not_queued_again(dsv3, sbatch, tmp_path, monkeypa
         ((*LAUNCH, "--array", "directory=a,b"), "has a folder of its own already"),
         ((*LAUNCH, "--array", "training.seed"), "is not an override"),
         ((*LAUNCH, "--array", "training.sed=1,2"), "unknown key"),
-        ((*LAUNCH, "--torchrun", "--dry-run"), "--torchrun starts one run by hand"),
+        ((*LAUNCH, "--torchrun", "--dry-run"), "is started by hand: leave out --dry-run."),
         (("launch", "pretrain/deepseek-v3", "--cluster", "two.yaml"), "asks for 2,048 devices"),
         ((*LAUNCH, "directory=runs/a\nb"), "cannot name"),
         ((*LAUNCH, "directory=runs/a\\b"), "cannot name"),

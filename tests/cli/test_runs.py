@@ -323,11 +323,16 @@ def test_what_cannot_be_shown_or_cancelled_is_a_sentence(dsv3, run, slurm, tmp_p
         (("diff", "runs/small", "runs/mall"), "runs/mall is neither the folder of a run nor a rec"),
         (("diff", "pretrain/tinny", "x"), "nor a recipe (nearest: 'pretrain/tiny'): dsv3 runs"),
         (("logs", "runs/small"), "nothing has been printed yet"),
-        (("cancel", "runs/small"), "was not launched as a job of Slurm"),
+        (("cancel", "runs/small"), "not launched as a job of Slurm: there is nothing to cancel."),
+        (("logs", "small"), "small does not exist: name a run's folder, such as runs/small; dsv3"),
+        (("logs", "runs/small/metrics.jsonl"), "is a file: name a run's folder, runs/small; dsv3"),
     ):
         said = dsv3(*words)
         assert (said.code, said.out) == (2, "")
         assert sentence in said.err
+    with run.held():
+        assert f"or kill -TERM {os.getpid()}, lets it save" in dsv3("cancel", "runs/small").err
+    assert dsv3("status", "runs/small", "runs/small").out.count("stopped") == 1
     write_record(run, JobRecord("7", "cpu", "none", 0.0))
     slurm("")
     assert "job 7 of the run in" in dsv3("cancel", "runs/small").err
