@@ -111,7 +111,10 @@ def missing_texts(recipe: Recipe) -> list[str]:
     if recipe.data.made_by:
         return []
     view = View(Path.cwd(), whole=True)
-    lacks = (*_data(recipe, view), *_tokenizer(recipe, view))
+    template = recipe.data.template
+    lacks = [*_data(recipe, view), *_tokenizer(recipe, view)]
+    if template is not None and (lack := _of("data.template", named(template), view)) is not None:
+        lacks.append(lack)
     return [lack.sentence for lack in lacks if lack.certain]
 
 

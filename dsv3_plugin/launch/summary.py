@@ -36,7 +36,7 @@ def summary(recipe: Recipe) -> RenderableType:
             f"{corpora.text(recipe.data.corpus)}, sequences of {recipe.data.seq_length} tokens",
         ),
         ("ranks", _ranks(recipe)),
-        ("steps", f"{recipe.total_steps:,} ({tokens_text(recipe.total_tokens)} tokens)"),
+        ("steps", _steps(recipe)),
         *_answers(recipe),
         ("folder", str(recipe.folder)),
         *(() if unexportable is None else (("no export", unexportable),)),
@@ -50,6 +50,14 @@ def summary(recipe: Recipe) -> RenderableType:
     for name in ("learning_rate", "batch_size", "router_bias_speed", "mtp_weight"):
         phases.add_row(name, describe_curve(getattr(recipe.curves, name)))
     return Group(styled(recipe.name), facts, phases)
+
+
+def _steps(recipe: Recipe) -> str:
+    """How many, with their tokens; of epochs nobody has counted yet, what the recipe guesses."""
+    said = f"{recipe.total_steps:,} ({tokens_text(recipe.total_tokens)} tokens)"
+    if recipe.training.epochs is None or recipe.epochs_counted is not None:
+        return said
+    return f"{said}, by data.sequences; they are counted when the data are built"
 
 
 def _answers(recipe: Recipe) -> Iterator[tuple[str, str]]:
