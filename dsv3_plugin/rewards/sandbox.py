@@ -8,13 +8,14 @@ within them, too (`nobody`): the kernel holds root to no number of processes.
 import json
 import os
 import secrets
+import select
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,7 +29,7 @@ class Limits:
     """What a program may use.
 
     Attributes:
-        seconds: by the clock, and of processor time.
+        seconds: by the clock from when the program begins, and of processor time.
         memory: bytes of each process's address space, and of all files it writes.
         output: bytes of what it prints, and of each file.
         processes: at once.
@@ -54,6 +55,8 @@ class Ran:
 
 
 _GONE = {137: "it was killed", 152: "it took too much processor time"}
+_TO_BEGIN_S = 60.0
+"""In which a program has to begin; its own seconds count from there."""
 _SAID = 400
 """Characters of what is wrong with the walls."""
 _PROGRAM, _BEGIN = "/program.py", "/begin.py"
@@ -97,11 +100,17 @@ def ran(program: str, given: str = "", limits: Limits | None = None) -> Ran:
     mark = f"\n{secrets.token_hex(16)}\n"
     root = os.geteuid() == 0
     with ExitStack() as stack:
-        output, errors, status, end, source, begin, begun = (
+        heard, begun = (
+            stack.enter_context(open(end, mode, buffering=0))
+            for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True)
+        )
+        output, errors, status, end, source, begin, typed = (
             stack.enter_context(tempfile.TemporaryFile()) for _ in range(7)
         )
         for file, text in ((end, mark), (source, program), (begin, _RUN)):
             _put(file, text)
+        typed.write(given.encode(errors="replace"))
+        typed.seek(0)
         handed = [file.fileno() for file in (status, end, source, begin, begun)]
         command = [
             *(as_root_of_two() if root else ()),
@@ -109,27 +118,33 @@ def ran(program: str, given: str = "", limits: Limits | None = None) -> Ran:
             *_limited(limits),
             *(sys.executable, "-I", _BEGIN, str(begun.fileno()), str(end.fileno()), f"{root:d}"),
         ]
-        try:
-            done = subprocess.run(
-                command,
-                input=given.encode(errors="replace"),
-                stdout=output,
-                stderr=errors,
-                pass_fds=handed,
-                timeout=limits.seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            if not _read(begun, limits):
-                raise _broken(f"no program had begun after {limits.seconds:g} s") from None
-            return Ran("", False, f"took more than {limits.seconds:g} s")
+        files = {"stdin": typed, "stdout": output, "stderr": errors}
+        with _ended(subprocess.Popen(command, **files, pass_fds=handed)) as running:
+            begun.close()
+            if not select.select([heard], [], [], _TO_BEGIN_S)[0]:
+                raise _broken(f"no program had begun after {_TO_BEGIN_S:g} s")
+            has_begun = heard.read(1) == b"1"
+            try:
+                code = running.wait(limits.seconds)
+            except subprocess.TimeoutExpired:
+                return Ran("", False, f"took more than {limits.seconds:g} s")
         printed, said = _read(output, limits), _read(errors, limits)
-        if "child-pid" not in _status(status) or not _read(begun, limits):
-            raise _broken(said.strip() or f"it ended with code {done.returncode}")
-    if done.returncode == 0 and printed.endswith(mark):
+        if "child-pid" not in _status(status) or not has_begun:
+            raise _broken(said.strip() or f"it ended with code {code}")
+    if code == 0 and printed.endswith(mark):
         return Ran(printed.removesuffix(mark), True)
-    problem = _GONE.get(done.returncode, (said.strip().splitlines() or ["it left early"])[-1])
+    problem = _GONE.get(code, (said.strip().splitlines() or ["it left early"])[-1])
     return Ran(printed + said, False, problem[:200])
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has ended behind the block, and with it all that is within its walls."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _broken(why: str) -> UserError:
