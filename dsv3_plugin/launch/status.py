@@ -262,12 +262,14 @@ def _state(
 
 
 def _broken(run: RunFolder, starts: Sequence[Start]) -> tuple[str, str] | None:
-    """`failed` or `broke off`, and why; None: nothing is known but that the run was stopped."""
+    """`failed`, `broke off` or `unknown`, and why; None: nothing is known but that it stopped."""
     if (here := state_here(run, starts[-1].began if starts else 0.0)) is not None:
         return here
     if not starts or starts[-1].ended in ("done", "time limit", "stopped"):
         return None
     ended, why = starts[-1].ended, starts[-1].why
+    if ended is None and shutil.which("squeue") is None:  # from a laptop its job is not seen
+        return "unknown", ""
     return ("broke off" if ended is None else "failed"), why
 
 

@@ -163,6 +163,14 @@ def test_a_job_that_is_over_ended_as_its_last_start_did(dsv3, run, slurm, ended,
     assert stands(dsv3, "runs/small")["state"] == state
 
 
+def test_a_job_without_an_end_is_unknown_where_there_is_no_slurm(dsv3, run, no_slurm):
+    write_record(run, JobRecord("7", "cpu", "none", 0.0))
+    remember_start(run, "7", 0)
+    assert stands(dsv3, "runs/small")["state"] == "unknown"
+    remember_end(run, "7", "failed", "rank 1 broke")
+    assert stands(dsv3, "runs/small")["state"] == "failed"
+
+
 def test_a_run_whose_data_are_being_built_is_preparing(dsv3, tmp_path, monkeypatch, no_slurm):
     monkeypatch.chdir(tmp_path)
     new = RunFolder(tmp_path / "runs" / "new")
