@@ -11,7 +11,7 @@ import torch
 from soak_got import Got, GotChoice
 from soak_requests import LONG, Asked
 from soak_server import THINK
-from soak_ties import NEAR, as_good, first_other_experts, gap_of_tokens
+from soak_ties import NEAR, as_good, first_other_experts, has_tied_experts, tokens_as_good
 
 from dsv3_plugin.distributed.world import single_process
 
@@ -275,16 +275,21 @@ class Alone:
             return
         if tied < len(made.prompt) + place:
             return
-        gap = gap_of_tokens(
-            self._models[self._of(choice.versions[place])],
-            [*made.prompt, *made.tokens[:place]],
-            {made.tokens[place], choice.tokens[place]},
-            sampling := self._sampling(asked),
-            (sampling.seed, number, made.number, place),
-        )
-        into.counts["another token as good"] += gap <= NEAR
-        if gap > NEAR:
-            into.faults.append(f"{where}: another token, {gap:.2e} better")
+        sampling = self._sampling(asked)
+        model = self._models[self._of(choice.versions[place])]
+        text = [*made.prompt, *made.tokens[:place]]
+        two = [choice.tokens[place], made.tokens[place]]
+        key = (sampling.seed, number, made.number, place)
+        if tokens_as_good(model, text, two, sampling, key):
+            into.counts["another token as good"] += 1
+        elif len({*choice.versions}) > 1 and has_tied_experts(model, text):
+            # Its experts were computed again when the weights changed: those before are not known.
+            into.counts["other experts as good"] += 1
+        else:
+            into.faults.append(
+                f"{where}: token {place} is {two[0]}, not {two[1]}, "
+                f"of versions {sorted({*choice.versions[: place + 1]})}"
+            )
 
     def _compare_log_probs(
         self, asked: Asked, choice: GotChoice, made: Any, tied: float, where: str, into: Compared
