@@ -4,6 +4,7 @@ A file in the run's logs says that it began, and then how it ended, for whoever 
 afterwards; a job of Slurm has its own (`launch/starts.jsonl`).
 """
 
+import contextlib
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -41,10 +42,14 @@ class LocalEnd:
 
 
 def remember(run: RunFolder, state: LocalState, why: str = "") -> None:
-    """Say how the start of a run stands, by the process that holds its folder."""
-    run.logs.mkdir(parents=True, exist_ok=True)
+    """Say how the start of a run stands, by the process that holds its folder.
+
+    Where that cannot be written, on a full disk for one, nobody is told, and nothing else is wrong.
+    """
     said = LocalEnd(state, why, run.holder, time.time())
-    replace_file(_place(run), json.dumps(asdict(said)).encode())
+    with contextlib.suppress(OSError):
+        run.logs.mkdir(parents=True, exist_ok=True)
+        replace_file(_place(run), json.dumps(asdict(said)).encode())
 
 
 def state_here(run: RunFolder, since: float = 0.0) -> tuple[str, str] | None:

@@ -107,7 +107,7 @@ def test_tensor_parallel_ranks_train(trained, tmp_path):
 
 def test_a_run_that_megatron_refuses_keeps_its_recipes(trained, tmp_path):
     copied = shutil.copytree(trained.folder, tmp_path / "run")
-    kept = (p for p in copied.rglob("*.*") if p.is_file() and p.suffix != ".log")
+    kept = (p for p in copied.rglob("*.*") if p.is_file() and p.parent.name != "logs")
     before = {path: path.read_bytes() for path in kept if path.name != ".lock"}
     more = ["training.steps=20", "megatron_args.no-such-flag=1"]
     ended = Command.forked("train", trained.recipe, f"directory={copied}", *more).end()

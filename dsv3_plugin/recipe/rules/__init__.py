@@ -59,6 +59,5 @@ RULES: tuple[Callable[[Recipe], Iterator[str]], ...] = (
 
 
 def first_broken(recipe: Recipe) -> str | None:
-    """What the first rule that a recipe breaks says of it, None where all is well."""
-    broken = ("; ".join(rule(recipe)) for rule in RULES)
-    return next(filter(None, broken), None)
+    """The sentence of the first rule that a recipe breaks, None where all is well."""
+    return next((sentence for rule in RULES for sentence in rule(recipe)), None)
