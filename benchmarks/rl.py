@@ -7,7 +7,8 @@ fine-tunes that parent further on what its teacher says, for as many seconds of 
 these took: what the same time is worth without rewards. All of it goes through `dsv3 train`.
 
 `--as` trains otherwise as well, or alone: `gspo` by ratios of whole answers, `openai` by answers of
-`dsv3 serve` beside the run, `async` by answers that are a round old, `hot` by answers drawn at a
+`dsv3 serve` beside the run, `async` by answers that are a round old, `openai_async` by both,
+`curriculum` on problems that are neither too hard nor too easy by then, `hot` by answers drawn at a
 temperature of 1.3, `drafts` with a token guessed ahead by multi-token prediction, `frozen_drafts`
 by one that does not learn the answers.
 
@@ -47,6 +48,10 @@ WAYS = {
     ),
     "openai": ("rollouts.kind=openai", "rollouts.key_variable=DSV3_API_KEY"),
     "async": ("rollouts.async=1",),
+    "openai_async": (
+        "rollouts.kind=openai", "rollouts.key_variable=DSV3_API_KEY", "rollouts.async=1",
+    ),
+    "curriculum": ("rollouts.curriculum={low: 0.2, high: 0.8, again: 0.1}",),
     "hot": ("rollouts.temperature=1.3",),
     "drafts": ("rollouts.drafts=1",),
     "frozen_drafts": ("rollouts.drafts=1", "mtp=freeze"),
@@ -103,7 +108,7 @@ def answering(checkpoint: str, weights: Path) -> Iterator[str]:
 def by_rewards(way: str, seed: int, parent: str, run: Path) -> Mapping[str, float]:
     """Train the recipe in one of the ways; how many seconds it took."""
     words = (f"training.seed={seed}", *WAYS[way])
-    if way != "openai" or (run / "seconds.json").is_file():
+    if not way.startswith("openai") or (run / "seconds.json").is_file():
         return train(RECIPE, run, *words)
     with answering(parent, run.parent) as address:
         return train(RECIPE, run, *words, f"rollouts.url={address}")
