@@ -13,7 +13,8 @@ from torch.distributed import distributed_c10d
 from dsv3_plugin.errors import SaidElsewhere, UserError
 
 _RESULT, _ERROR = "result\n", "error\n"
-_FOREVER = datetime.timedelta(days=365)
+FOREVER = datetime.timedelta(days=365)
+"""However long others work."""
 
 
 def rank_zero_first(
@@ -45,7 +46,7 @@ def rank_zero_first(
         store.set(key, _RESULT + result)
         return result
     try:
-        store.wait([key], timeout or _FOREVER)
+        store.wait([key], timeout or FOREVER)
     except RuntimeError as error:  # torch's DistStoreError among them
         if timeout is None:
             raise

@@ -147,6 +147,8 @@ def train_as_rank(
     with naming_place(run):
         # Before anything is written: what Megatron refuses must not change a run that is there.
         first_on_rank_zero("arguments", lambda: upstream_arguments.check(recipe, machine), outbox)
+        if stage.needs is not None:
+            _look_on_machines(stage.needs(_rank()), outbox)
         first_on_rank_zero("prepare", lambda: stage.prepare(tell), outbox)
         train(run, stage)
 
@@ -222,6 +224,18 @@ def first_on_rank_zero(what: str, work: Callable[[], object], outbox: Outbox) ->
         rank_zero_first(what, told)
     except UserError as error:
         raise SaidElsewhere(str(error)) from error
+
+
+def _look_on_machines(look: Callable[[], None] | None, outbox: Outbox) -> None:
+    """Raise UserError, on every rank, if a machine has not what a rank of it needs.
+
+    Args:
+        look: at this rank's; None: it needs nothing.
+    """
+    from dsv3_plugin.distributed.on_every_machine import looked_at
+
+    refuse = looked_at("needs", look, os.uname().nodename)
+    first_on_rank_zero("machines", refuse, outbox)
 
 
 def _output_into_log(directory: RunFolder, outbox: Outbox, complaints: TextIO) -> Console:

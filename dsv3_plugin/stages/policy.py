@@ -165,6 +165,12 @@ class Policy:
         return _Part(groups, self._source.costs + Costs(making, judging))
 
 
+def judges(recipe: Rl, rank: int) -> bool:
+    """Whether a rank of the world judges what its replica of the model has answered: the first of
+    each pipeline does, and upstream numbers pipelines last."""
+    return rank < recipe.parallel.processes // recipe.parallel.pipeline
+
+
 def _told_to_all(own: _Part | None) -> list[_Part]:
     """The parts of all replicas of the model.
 

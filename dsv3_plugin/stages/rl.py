@@ -24,7 +24,7 @@ from dsv3_plugin.stages.draws import Draws
 from dsv3_plugin.stages.held_out_prompts import HeldOutPrompts
 from dsv3_plugin.stages.journal import Journal
 from dsv3_plugin.stages.learning import Learning
-from dsv3_plugin.stages.policy import Policy
+from dsv3_plugin.stages.policy import Policy, judges
 from dsv3_plugin.stages.pretrain import chunk_inputs
 from dsv3_plugin.stages.rounds import Rounds
 from dsv3_plugin.stages.temperature import divided_by
@@ -60,12 +60,17 @@ def rl(run: Run) -> Stage:
         packs=True,
         beside=policy,
         freeze=partial(freeze, recipe),
+        needs=partial(needs, recipe),
     )
 
 
+def needs(recipe: Rl, rank: int) -> Callable[[], None] | None:
+    """What a rank judges answers with, if it does."""
+    return partial(refuse_missing, recipe.rewards) if judges(recipe, rank) else None
+
+
 def prepare(run: Run, policy: Policy, tell: Callable[[str], None]) -> None:
-    """Rewards, folders and prompts, and who answers."""
-    refuse_missing(run.recipe.rewards)
+    """Folders and prompts, and who answers."""
     prepare_prompts(run, tell)
     policy.open()
 

@@ -30,6 +30,9 @@ class Stage:
         beside: what lives for as long as training does.
         freeze: takes a rank's model chunks before they are wrapped for training, and has parts of
             them stay as they are.
+        needs: takes the number of a rank, and gives what looks whether its machine has what the
+            rank works with, and raises UserError; None where it needs nothing. One rank of a
+            machine looks, before `prepare`.
     """
 
     prepare: Callable[[Callable[[str], None]], None]
@@ -39,3 +42,4 @@ class Stage:
     packs: bool = False
     beside: AbstractContextManager[object] = field(default_factory=nullcontext)
     freeze: Callable[[Sequence[torch.nn.Module]], Sequence[torch.nn.Module]] | None = None
+    needs: Callable[[int], Callable[[], None] | None] | None = None
