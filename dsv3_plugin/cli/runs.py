@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
     from dsv3_plugin.launch.status import RunStatus
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run (runs/tiny).")]
+Run = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="The folder of a run (runs/tiny), or its job's number."),
+]
 
 
 _WIDEST = 500
@@ -23,14 +26,16 @@ _WIDEST = 500
 def status(
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN…", help="Folders of runs; by default all those in runs/."),
+        typer.Argument(
+            metavar="RUN…", help="Folders of runs, or jobs' numbers; by default all in runs/."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
     """Say how runs stand: step, loss, tokens/s, time left, restarts, the last checkpoint."""
     from dsv3_plugin.cli.notes import note
-    from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.queue import queued
+    from dsv3_plugin.launch.run_of_job import folder_meant
     from dsv3_plugin.launch.status import (
         find_runs,
         jobs_of,
@@ -42,7 +47,9 @@ def status(
     from dsv3_plugin.terminal.lines import say_json
 
     below = Path("runs")
-    asked = [named(run) for run in runs or ()] or runs_below(below) or launched_in_vain(below)
+    asked = (
+        [folder_meant(run) for run in runs or ()] or runs_below(below) or launched_in_vain(below)
+    )
     if not asked:
         raise UserError(
             "there is no run in runs/: name the folder of one, or begin one (dsv3 train, dsv3 "
@@ -110,13 +117,13 @@ def logs(
     ] = None,
 ) -> None:
     """Show what a run printed since its last start, the failing rank's lines first."""
-    from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.run_logs import follow as follow_files
     from dsv3_plugin.launch.run_logs import log_ends
+    from dsv3_plugin.launch.run_of_job import folder_meant
     from dsv3_plugin.launch.status import end_of_run, find_run, status_of
     from dsv3_plugin.terminal.lines import finish, note, say
 
-    found = find_run(named(run))
+    found = find_run(folder_meant(run))
     is_over = end_of_run(found)
     try:
         ends = log_ends(found, rank)
@@ -149,9 +156,9 @@ def cancel(
     ] = False,
 ) -> None:
     """Let the job of a run save and end, or those of a sweep, by its folder."""
-    from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.cancelling import cancel_all
+    from dsv3_plugin.launch.run_of_job import folder_meant
     from dsv3_plugin.terminal.lines import say
 
-    for sentence in cancel_all(named(run), now=now):
+    for sentence in cancel_all(folder_meant(run), now=now):
         say(sentence)

@@ -9,7 +9,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.recipe.places import run_at
+from dsv3_plugin.recipe.places import nearest_run, run_at
 from dsv3_plugin.recipe.validation import nearest
 
 OWN = ("name", "directory")
@@ -72,7 +72,7 @@ def whole_recipe(place: str) -> dict[str, Any]:
         not os.path.lexists(path)
         and shipped.existing(place, shipped.shipped_folder("recipes")) is None
     ):
-        near = nearest(place, shipped.what_ships()["recipes"])
+        near = nearest_run(path) or nearest(place, shipped.what_ships()["recipes"])
         raise UserError(
             f"{place} is neither the folder of a run nor a recipe{near}: dsv3 runs "
             "lists those in runs/, dsv3 recipes the recipes that ship."

@@ -5,6 +5,7 @@ dataset is; checkpoints, and an iteration of them, stand for the run that they a
 is. What a folder is itself it stays: nothing is looked for below weights.
 """
 
+import difflib
 import os
 from pathlib import Path
 
@@ -84,6 +85,27 @@ def the_run_at(path: str | Path) -> RunFolder:
     raise UserError(f"{path} {_what_is_there(named(path))}; dsv3 status lists those in runs/.")
 
 
+def nearest_run(path: Path) -> str:
+    """The run that a misspelt one is most like, in parentheses; empty if it is like none.
+
+    Those in its folder are looked at, and those in runs/.
+    """
+    runs: dict[str, Path] = {}
+    for folder in (path.parent, Path("runs")):
+        children = sorted(folder.iterdir()) if folder.is_dir() else ()
+        runs |= {child.name: child for child in children if child.name not in runs}
+    near = difflib.get_close_matches(path.name, runs, n=3)
+    found = next((runs[name] for name in near if _is_run(runs[name])), None)
+    return "" if found is None else f" (nearest: '{found}')"
+
+
+def _is_run(path: Path) -> bool:
+    try:
+        return run_at(path) is not None
+    except UserError:  # its recipe is damaged
+        return True
+
+
 def _what_is_there(path: Path) -> str:
     """What stands in the place of a run, and what to name instead."""
     if path.is_file():
@@ -94,4 +116,4 @@ def _what_is_there(path: Path) -> str:
     near = Path("runs") / path
     if near.is_dir() and run_at(near) is not None:
         return f"does not exist: name a run's folder, such as {near}"
-    return "does not exist: name a run's folder"
+    return f"does not exist{nearest_run(path)}: name a run's folder"

@@ -237,6 +237,23 @@ def test_cancelling_a_sweep_ends_those_of_its_jobs_that_there_are(dsv3, run, slu
     assert "job 9_0 of the run in runs/sweep/seed-0 has ended" in dsv3("cancel", "runs/sweep").err
 
 
+def test_a_run_may_be_named_by_its_job(dsv3, run, slurm):
+    write_record(run, JobRecord("7", "cpu", "none", 0.0))
+    for number in range(2):
+        one = RunFolder(run.root.parent / "sweep" / f"seed-{number}")
+        write_record(one, JobRecord(f"9_{number}", "cpu", "none", 0.0))
+    slurm("7|RUNNING|None|0|1:00:00|n1|")
+    assert dsv3("status", "7").out == dsv3("status", "runs/small").out
+    assert [line.split()[0] for line in dsv3("status", "9").out.splitlines()[1:]] == [
+        "runs/sweep/seed-0",
+        "runs/sweep/seed-1",
+    ]
+    assert dsv3("cancel", "7").out.startswith("Job 7 finishes its step")
+    assert "job 9_1 of the run in runs/sweep/seed-1 has ended" in dsv3("cancel", "9_1").err
+    (run.root.parent.parent / "7").mkdir()
+    assert "7 holds no run" in dsv3("status", "7").err  # a folder comes first
+
+
 def test_cancelling_a_folder_of_runs_that_are_no_sweep_ends_none(dsv3, run, slurm):
     write_record(run, JobRecord("7", "cpu", "none", 0.0))
     write_record(RunFolder(run.root.parent / "other"), JobRecord("8", "cpu", "none", 0.0))
@@ -328,7 +345,14 @@ def test_what_cannot_be_shown_or_cancelled_is_a_sentence(dsv3, run, slurm, tmp_p
     for words, sentence in (
         (("status", "nowhere"), "nowhere does not exist: name a run's folder"),
         (("logs", tmp_path), "holds no run"),
-        (("diff", "runs/small", "runs/mall"), "runs/mall is neither the folder of a run nor a rec"),
+        (("status", "runs/mall"), "mall does not exist (nearest: 'runs/small'): name a run's fold"),
+        (
+            ("logs", "smal"),
+            "smal does not exist (nearest: 'runs/small'): name a run's folder; dsv3",
+        ),
+        (("cancel", "runs/smol"), "runs/smol does not exist (nearest: 'runs/small'): name a run's"),
+        (("diff", "runs/small", "runs/mall"), "of a run nor a recipe (nearest: 'runs/small'): dsv"),
+        (("cancel", "12345"), "12345 is no folder of a run, and no run in runs/ was launched as j"),
         (("diff", "pretrain/tinny", "x"), "nor a recipe (nearest: 'pretrain/tiny'): dsv3 runs"),
         (("logs", "runs/small"), "nothing has been printed yet"),
         (("cancel", "runs/small"), "not launched as a job of Slurm: there is nothing to cancel."),
