@@ -1,14 +1,15 @@
 """Two recipes or runs beside each other: lines, and a mapping. No torch here."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.numbers import tokens_text
+from dsv3_plugin.numbers import number_of, tokens_text
+from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.differences import MISSING, Difference, differences, whole_recipe
 from dsv3_plugin.recipe.places import run_at
@@ -16,6 +17,9 @@ from dsv3_plugin.report.losses import RunLosses, losses_of
 
 _LONGEST = 90
 """Characters of a difference in one line."""
+_CLUSTER = "cluster"
+_MOST_OF_CLUSTERS = 12
+"""Keys that are listed; of two kinds of devices nearly all differ."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Compared:
     Attributes:
         a, b: as they were asked for.
         keys: in which they differ.
+        cluster: keys in which the files of the clusters differ that they are planned for; `cluster`
+            itself where one names none, or none that is there.
         losses: of each that is a run with steps; None otherwise.
         not_begun: those that are runs and wait for their jobs: what is compared is the recipe that
             they were launched with.
@@ -35,6 +41,7 @@ class Compared:
     keys: list[Difference]
     losses: tuple[RunLosses | None, RunLosses | None]
     not_begun: tuple[str, ...] = ()
+    cluster: tuple[Difference, ...] = ()
 
     @property
     def common(self) -> float | None:
@@ -53,21 +60,41 @@ def compared(a: str, b: str) -> Compared:
     Raises:
         UserError: one of them is neither, or cannot be read.
     """
-    keys = differences(whole_recipe(a), whole_recipe(b))
+    mine, theirs = whole_recipe(a), whole_recipe(b)
+    keys = [one for one in differences(mine, theirs) if one.key != _CLUSTER]
+    clusters = tuple(_clusters(mine.get(_CLUSTER), theirs.get(_CLUSTER)))
     waiting = [one for one in dict.fromkeys((a, b)) if (run := _run(one)) and run.waits_to_begin]
-    return Compared(a, b, keys, (_losses(a), _losses(b)), tuple(waiting))
+    return Compared(a, b, keys, (_losses(a), _losses(b)), tuple(waiting), clusters)
+
+
+def _clusters(a: str | None, b: str | None) -> Iterator[Difference]:
+    """What differs between two clusters, whatever their files are called: a run that was launched
+    has its own copy."""
+    if a == b:
+        return
+    try:
+        if a is None or b is None:
+            raise UserError("no cluster is named")
+        mine, theirs = load_cluster(a), load_cluster(b)
+    except UserError:  # of which nothing but its name is to be said
+        yield Difference(_CLUSTER, a, b)
+        return
+    if found := differences(mine.model_dump(mode="json"), theirs.model_dump(mode="json")):
+        if mine.name != theirs.name:
+            yield Difference("name", mine.name, theirs.name)
+        yield from found
 
 
 def lines(found: Compared) -> Iterator[str]:
     """What differs, a line for each key, then how the runs stand."""
     if not found.keys:
         yield "The recipes are the same in all keys but their names and folders."
-    for one in found.keys:
-        a, b = _text(one.a), _text(one.b)
-        if len(one.key) + len(a) + len(b) <= _LONGEST:
-            yield f"{one.key}: {a} → {b}"
-        else:
-            yield from (f"{one.key}:", f"  {a}", f"  → {b}")
+    yield from _of_keys(found.keys)
+    if found.cluster:
+        yield from ("", "The clusters that they are planned for:")
+        yield from _of_keys(found.cluster[:_MOST_OF_CLUSTERS])
+        if (more := len(found.cluster) - _MOST_OF_CLUSTERS) > 0:
+            yield f"… and {number_of(more, 'more key', 'more keys')}"
     runs = [run for run in found.losses if run is not None]
     if runs or found.not_begun:
         yield ""
@@ -90,12 +117,22 @@ def lines(found: Compared) -> Iterator[str]:
             )
 
 
+def _of_keys(keys: Sequence[Difference]) -> Iterator[str]:
+    for one in keys:
+        a, b = _text(one.a), _text(one.b)
+        if len(one.key) + len(a) + len(b) <= _LONGEST:
+            yield f"{one.key}: {a} → {b}"
+        else:
+            yield from (f"{one.key}:", f"  {a}", f"  → {b}")
+
+
 def mapping(found: Compared) -> dict[str, Any]:
     """The same for JSON, which knows no numbers that are not finite: null."""
     return {
         "a": found.a,
         "b": found.b,
         "keys": [_without_missing(asdict(one)) for one in found.keys],
+        "cluster": [_without_missing(asdict(one)) for one in found.cluster],
         "losses": [None if run is None else _last(run) for run in found.losses],
     }
 

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.shipped import shipped_folder
 from tests.report.test_losses import STEPS, write_run
 
 
@@ -52,6 +55,31 @@ def test_runs_and_recipes_differ_in(dsv3, two):
     assert found["keys"] == [{"key": "training.seed", "a": 1234, "b": 7}]
     assert [run["step"] for run in found["losses"]] == [STEPS, STEPS]
     assert dsv3("diff", "pretrain/tiny", "runs/a").out.startswith("The recipes are the same")
+
+
+def test_of_the_clusters_of_runs_what_differs_stands_apart(dsv3, two, tmp_path):
+    """A run that was launched has its own copy of the cluster's file."""
+    shipped = yaml_text.read_mapping(shipped_folder("launch/clusters") / "h100.yaml")
+    for run, price in zip(two, (2.5, 3.5), strict=True):
+        run.launch.mkdir()
+        copy = run.launch / "cluster.yaml"
+        copy.write_text(yaml_text.dump({"name": "mine"} | shipped | {"price_per_gpu_hour": price}))
+        recipe = load_recipe("pretrain/tiny", [f"directory={run.root}", f"cluster={copy}"])
+        run.recipe.write_text(recipe.to_yaml())
+    assert dsv3("diff", "runs/a", "runs/b").out.splitlines()[:4] == [
+        "The recipes are the same in all keys but their names and folders.",
+        "",
+        "The clusters that they are planned for:",
+        "price_per_gpu_hour: 2.5 → 3.5",
+    ]
+    found = json.loads(dsv3("diff", "runs/a", "runs/b", "--json").out)
+    assert (found["keys"], found["cluster"]) == (
+        [],
+        [{"key": "price_per_gpu_hour", "a": 2.5, "b": 3.5}],
+    )
+    (two[0].launch / "cluster.yaml").write_text((two[1].launch / "cluster.yaml").read_text())
+    assert "cluster" not in dsv3("diff", "runs/a", "runs/b").out
+    assert "\ncluster: null → " in dsv3("diff", "pretrain/tiny", "runs/b").out
 
 
 def test_stages_have_keys_of_their_own(dsv3):
