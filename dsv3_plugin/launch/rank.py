@@ -95,7 +95,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
     with contextlib.ExitStack() as stack:
         first_on_rank_zero("lock", lambda: stack.enter_context(directory.held()), outbox)
         if _rank() == 0:
-            console.print(summary(recipe))
+            console.print(summary(recipe, machine))
         first_on_rank_zero("settings", lambda: refuse_what_does_not_go_on(recipe), outbox)
         if is_done(recipe):
             if _rank() == 0:

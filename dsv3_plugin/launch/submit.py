@@ -16,6 +16,7 @@ from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import JOB_SCRIPT, SWEEP_SCRIPT, RunFolder
 from dsv3_plugin.launch import manifests, queue
 from dsv3_plugin.launch.ending import is_done, nothing_to_do
+from dsv3_plugin.launch.idle_gpus import on_cluster
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
 from dsv3_plugin.launch.job_script import script, torchrun
 from dsv3_plugin.launch.job_values import JobValues, of_sweep, values_of
@@ -109,6 +110,7 @@ def prepare(
             plan = make_plan(recipe, cluster, cluster.machine)
             closed = resolve(recipe, cluster.machine, cluster)
             hints += unsuited(closed, max(phase.step_seconds for phase in plan.phases))
+            hints += on_cluster(recipe, cluster)
             one = values_of(
                 recipe,
                 plan,

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from dsv3_plugin.launch.idle_gpus import on_machine
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import count_text, number_of, tokens_text
 from dsv3_plugin.planner.counts import parameter_counts
 from dsv3_plugin.recipe import corpora
@@ -16,10 +18,10 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.console import styled
 
 
-def summary(recipe: Recipe) -> RenderableType:
+def summary(recipe: Recipe, machine: Machine) -> RenderableType:
     """The recipe in a few lines: model, data, ranks, tokens, and the phases of its curves.
 
-    And, before anything is spent on it, what its author may not have meant.
+    And, before anything is spent on it, what its author may not have meant, on this machine too.
     """
     counts = parameter_counts(recipe.model)
     unexportable = why_not_exported(recipe.model)
@@ -40,7 +42,7 @@ def summary(recipe: Recipe) -> RenderableType:
         *_answers(recipe),
         ("folder", str(recipe.folder)),
         *(() if unexportable is None else (("no export", unexportable),)),
-        *(("mind", sentence) for sentence in regrets(recipe)),
+        *(("mind", sentence) for sentence in (*regrets(recipe), *on_machine(recipe, machine))),
     ):
         facts.add_row(styled(name), value)
 

@@ -108,7 +108,7 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
     recipe.run_folder.refuse_unwritable()
     if recipe.passed_flags:  # of which upstream alone knows what there is
         refuse_what_upstream_would(name, overrides, recipe, machine, console.line_of)
-    console.print(summary(recipe))
+    console.print(summary(recipe, machine))
     if overrides:
         console.line_of(f"That is {name} with {shlex.join(overrides)}.")
     if is_done(recipe):
@@ -147,7 +147,7 @@ def _locally(
     with directory.held():
         refuse_what_does_not_go_on(recipe)
         refuse_another_parent(recipe)
-        console.print(summary(recipe))
+        console.print(summary(recipe, machine))
         if is_done(recipe):
             console.line_of(nothing_to_do(recipe))
             return 0

@@ -5,14 +5,18 @@ import io
 import pytest
 from rich.console import Console
 
+from dsv3_plugin.launch.idle_gpus import on_cluster
 from dsv3_plugin.launch.needs import missing_texts
 from dsv3_plugin.launch.summary import summary
+from dsv3_plugin.machine import Machine
+from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.recipe.load import load_recipe
 
 
-def told(*overrides: str, of: str = "rl/tiny") -> list[str]:
+def told(*overrides: str, of: str = "rl/tiny", gpus: int = 0) -> list[str]:
     out = io.StringIO()
-    Console(file=out, width=200).print(summary(load_recipe(of, [*overrides])))
+    machine = Machine(gpus=gpus, transformer_engine=False)
+    Console(file=out, width=400).print(summary(load_recipe(of, [*overrides]), machine))
     return [" ".join(line.split()) for line in out.getvalue().splitlines()]
 
 
@@ -28,6 +32,33 @@ def test_rewards_and_answers_are_said(overrides: list[str], rewards: str):
     said = told(*overrides)
     assert f"rewards {rewards}" in said
     assert "answers 32 prompts × 16 in a round, of 4 tokens at most" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "minds"),
+    [
+        ([], 0, []),
+        ([], 1, ["this machine has 1 GPU, which stays idle: host=auto computes on it"]),
+        (["cluster=cpu"], 8, ["computes on processors alone, and this machine has 8 GPUs, which"]),
+        (["host=auto"], 8, []),
+        (["host=auto", "cluster=h100"], 8, []),
+        (["host=auto", "cluster=cpu"], 0, []),
+        (["host=auto", "cluster=cpu"], 8, ["planned for cpu, whose file says host: cpu: host=cpu"]),
+        (["host=auto", "cluster=nowhere.yaml"], 8, []),
+    ],
+)
+def test_gpus_that_a_run_leaves_idle_are_minded(overrides: list[str], gpus: int, minds: list[str]):
+    said = [one for one in told(*overrides, of="pretrain/tiny", gpus=gpus) if "GPU" in one]
+    assert len(said) == len(minds)
+    assert all(sentence in one for sentence, one in zip(minds, said, strict=True))
+
+
+def test_a_job_that_asks_for_none_of_a_clusters_gpus_is_minded():
+    recipe, other = (load_recipe("pretrain/tiny", [host]) for host in ("host=cpu", "host=auto"))
+    [sentence] = on_cluster(recipe, load_cluster("h800"))
+    assert "nodes of h800 have 8 GPUs each, which the job does not ask for: host=auto" in sentence
+    assert not [*on_cluster(other, load_cluster("h800"))]
+    assert not [*on_cluster(recipe, load_cluster("cpu"))]
 
 
 def test_steps_that_nobody_has_counted_are_no_promise(tmp_path, monkeypatch):
