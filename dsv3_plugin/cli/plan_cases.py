@@ -122,7 +122,8 @@ class Conditions:
             return Case(asked.name, recipe.model, self.seq_length)
         plan = make_plan(*run.planned, run.imbalance)
         if alone:
-            say_what_is_unsuited(run.closed(), max(phase.step_seconds for phase in plan.phases))
+            longest = max(phase.step_seconds for phase in plan.phases)
+            say_what_is_unsuited(run.closed(), longest, run.cluster, run.machine)
         balanced = None if run.imbalance == 1 else make_plan(*run.planned)
         timeline = None
         if self.drawn and len(plan.longest.ranks) > 1:
@@ -226,9 +227,11 @@ def _calibrated(path: Path, recipe: Recipe, cluster: Cluster) -> "Calibration":
     return replace(found, notes=(*measured.notes, *found.notes))
 
 
-def say_what_is_unsuited(recipe: Recipe, step_seconds: float) -> None:
-    """Warn of times and intervals that were made for other steps."""
-    for sentence in unsuited(recipe, step_seconds):
+def say_what_is_unsuited(
+    recipe: Recipe, step_seconds: float, cluster: Cluster, machine: Machine
+) -> None:
+    """Warn of times and intervals that were made for other steps, or another cluster."""
+    for sentence in unsuited(recipe, step_seconds, cluster, machine):
         note(f"Warning: {sentence}.")
 
 

@@ -48,7 +48,9 @@ class Search:
         found = rank(*run.planned, run.imbalance)
         if self.write is not None:
             write_recipe(found.best, self.write, asked.what, asked.overrides, conditions.cluster)
-            say_what_is_unsuited(found.best.recipe, found.best.step_seconds)
+            say_what_is_unsuited(
+                found.best.recipe, found.best.step_seconds, run.cluster, run.machine
+            )
         if self.json:
             say_json(_mapping(run, found))
             return

@@ -109,7 +109,8 @@ def prepare(
         with _naming(run.value):
             plan = make_plan(recipe, cluster, cluster.machine)
             closed = resolve(recipe, cluster.machine, cluster)
-            hints += unsuited(closed, max(phase.step_seconds for phase in plan.phases))
+            longest = max(phase.step_seconds for phase in plan.phases)
+            hints += unsuited(closed, longest, cluster, cluster.machine)
             hints += on_cluster(recipe, cluster)
             one = values_of(
                 recipe,
