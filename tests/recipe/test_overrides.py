@@ -8,6 +8,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.load import load_recipe, load_recipe_or_model
 from dsv3_plugin.recipe.overrides import parse
 from dsv3_plugin.recipe.schema import STAGES
+from tests.recipe.refused import refusal
 
 KIND = STAGES["pretrain"]
 
@@ -165,3 +166,36 @@ def test_a_folder_is_no_recipe(tmp_path):
 def test_what_may_be_a_model_suggests_models():
     with pytest.raises(UserError, match=r"shipped recipe or model \(nearest: 'deepseek-v"):
         load_recipe_or_model("deepseek-v4")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["model=pretrain/tiny"], "is neither a file nor a shipped model (nearest: 'tiny')."),
+        (["curves.learning_rate.0.linear=1e-3"], "a piece cannot be changed alone: give the whole"),
+        (["model=tinny"], "'tinny' is neither a file nor a shipped model (nearest: 'tiny')"),
+        (["training.steps="], "with training.steps=: training: there is no budget: give training."),
+        (
+            ["training.seed="],
+            "'training.seed=' has no value: give it one, or null for its default.",
+        ),
+        (["directory="], "'directory=' has no value: give it one."),
+        (["base=rl/tiny"], "base is a key of files alone: name rl/tiny in place of "),
+        (
+            ["model.num_layers=8", "model=deepseek-v3"],
+            "with model.num_layers=8 model=deepseek-v3: the second takes the place of all of "
+            "model, the first with it: put model.num_layers=8 behind it.",
+        ),
+        (["model={num_layers: 3"], "'model={num_layers: 3' lacks the } at its end: a shell takes"),
+        (["data.corpus=[a, b"], "lacks the ] at its end: a shell takes it whole in quotes, 'data."),
+        (["steps"], "'steps' is not an override"),
+        (
+            ["rewards.match.weight=1"],
+            "with rewards.match.weight=1: 'rewards' is a key of stage rl, and the stage is "
+            "pretrain: leave it out, or set the stage.",
+        ),
+        (["[]=3"], "'[]=3' is not an override"),
+    ],
+)
+def test_an_override_that_cannot_be_is_refused_in_one_sentence(overrides, sentence):
+    assert sentence in refusal("pretrain/tiny", overrides)
