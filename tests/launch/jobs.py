@@ -15,6 +15,9 @@ from dsv3_plugin.recipe.load import load_recipe, shipped_folder
 RECIPES = [name for name in shipped.names_in(shipped_folder()) if not name.startswith("models/")]
 """Those that ship."""
 
+LAUNCH = ("launch", "pretrain/tiny", "--cluster", "two.yaml")
+"""Words of a launch where the cluster is written."""
+
 
 def write_cluster(
     folder: Path, launch: dict[str, Any], nodes: int = 2, devices: int = 4, **keys: Any
