@@ -72,6 +72,10 @@ class ForkedProcess:
         """What it has printed by now, on either stream if they are not kept apart."""
         return open(self._printed.name, encoding="utf-8")
 
+    def complaints(self) -> str:
+        """What it has printed on standard error by now, which is kept apart."""
+        return Path(self._complained.name).read_text(encoding="utf-8")
+
     def communicate(self, timeout: float) -> tuple[str, str | None]:
         """Wait for its end; what it has printed, and on standard error if that is kept apart.
 
