@@ -4,22 +4,21 @@ Of the documents that are not held out a share is cut for fill-in-the-middle on 
 """
 
 import itertools
-import multiprocessing
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy
 import tokenizers
 
 from dsv3_plugin.data import fim
+from dsv3_plugin.data.encoding_process import EncodingProcess
 from dsv3_plugin.data.forms import Span
-from dsv3_plugin.data.tokenizer import encode_texts, without_threads
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.data.tokenizer import encode_texts
 
 # Documents are encoded in batches of about this many characters: enough for many threads, few
 # enough to bound memory.
@@ -151,41 +150,31 @@ def encode_documents(
         for batch in batches:
             yield from encoder.encode(batch)
         return
-    # Spawned, not forked: the calling process may hold threads of torch or of a communicator.
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(encoder,),
-    )
+    processes = [EncodingProcess[Text, EncodedDocument](encoder) for _ in range(workers)]
+    idle: SimpleQueue[EncodingProcess[Text, EncodedDocument]] = SimpleQueue()
+    for process in processes:
+        idle.put(process)
+
+    def encoded(batch: list[Text]) -> list[EncodedDocument]:
+        process = idle.get()
+        try:
+            return process.encode(batch)
+        finally:
+            idle.put(process)
+
+    threads = ThreadPoolExecutor(workers)  # one waits for each process
     try:
         waiting: deque[Future[list[EncodedDocument]]] = deque()
         for batch in batches:
-            waiting.append(pool.submit(_encode_in_worker, batch))
+            waiting.append(threads.submit(encoded, batch))
             if len(waiting) > 2 * workers:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a process that encodes documents was killed, most likely for memory: use fewer "
-            "workers."
-        ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
-
-
-_worker_encoder: Encoder
-
-
-def _start_worker(encoder: Encoder) -> None:
-    global _worker_encoder
-    without_threads()
-    _worker_encoder = encoder
-
-
-def _encode_in_worker(batch: list[Text]) -> list[EncodedDocument]:
-    return _worker_encoder.encode(batch)
+        threads.shutdown(cancel_futures=True)
+        for process in processes:
+            process.end()
 
 
 def _batches(documents: Iterable[Text]) -> Iterator[list[Text]]:
