@@ -1,6 +1,7 @@
 """A checkpoint, or a Hugging Face folder, served."""
 
 import contextlib
+import logging
 import os
 import socket
 import tempfile
@@ -110,9 +111,15 @@ def _serve(
             ws="none",  # an upgrade would have a connection that nobody counts
             timeout_graceful_shutdown=_GRACE_S,
         )
+        logging.getLogger("asyncio").addFilter(is_of_the_server)
         with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
             uvicorn.Server(settings).run([listening])
     return not worker.failed
+
+
+def is_of_the_server(record: logging.LogRecord) -> bool:
+    """Whether it is not asyncio's line for each event behind the fifth to a client that left."""
+    return record.getMessage() != "socket.send() raised exception."
 
 
 def key_of(environment: Mapping[str, str]) -> str | None:

@@ -1,6 +1,8 @@
 """`dsv3 serve` as it is called."""
 
+import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -102,3 +104,29 @@ def test_a_key_that_cannot_be_sent_is_refused(key):
 def test_a_key_is_that_of_the_environment():
     assert key_of({}) is None
     assert key_of({KEY_VARIABLE: "a Schlüssel"}) == "a Schlüssel"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_client_that_left_is_no_line_on_the_terminal(quiet):
+    """asyncio has one for each event behind the fifth."""
+    said = []
+    lines = logging.Handler()
+    lines.emit = said.append
+    logger = logging.getLogger("asyncio")
+
+    async def tell_who_left():
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        _, writer = await asyncio.open_connection(sock=ours)
+        theirs.close()
+        for _ in range(10):
+            writer.write(b"data: {}\n\n")
+
+    logger.addHandler(lines)
+    if quiet:
+        lines.addFilter(servers.is_of_the_server)
+    try:
+        asyncio.run(tell_who_left())
+    finally:
+        logger.removeHandler(lines)
+    assert bool(said) is not quiet
