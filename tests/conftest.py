@@ -94,3 +94,11 @@ def dsv3(
         return Said(ended.value.code or 0, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def forked_rehearsals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rehearses on the CPU host has children that are forked: a tenth of their cost."""
+    from tests.rehearsal.forked_child import fork_those_of_a_cpu  # brings torch
+
+    fork_those_of_a_cpu(monkeypatch)

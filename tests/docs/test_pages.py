@@ -118,7 +118,7 @@ def quick_commands() -> list[tuple[Page, list[str]]]:
 
 
 @each(quick_commands(), takes_long)
-@pytest.mark.usefixtures("beside_its_files")
+@pytest.mark.usefixtures("beside_its_files", "forked_rehearsals")
 def test_a_quick_command_runs(page, command):
     answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 0, answer.output

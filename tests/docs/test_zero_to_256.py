@@ -26,6 +26,7 @@ def written(tmp_path, monkeypatch) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("words", [JOBS[0], JOBS[-1]], ids=lambda words: words[1])
+@pytest.mark.usefixtures("forked_rehearsals")
 def test_a_job_is_planned_rehearsed_and_written(words, written, dsv3):
     """Its line, printed and not submitted: nobody here has a Slurm."""
     done = dsv3(*dict.fromkeys([*words, "--dry-run"]))

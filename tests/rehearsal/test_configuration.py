@@ -80,6 +80,7 @@ SHIPPED = [
 
 
 @pytest.mark.parametrize("recipe", SHIPPED)
+@pytest.mark.usefixtures("forked_rehearsals")
 def test_every_shipped_recipe_is_configured(dsv3: Callable[..., Said], recipe: str) -> None:
     said = dsv3("rehearse", recipe, "--configuration")
     assert said.code == 0, said.out + said.err

@@ -22,6 +22,7 @@ def _asked(*overrides: str) -> list[str]:
     return told
 
 
+@pytest.mark.usefixtures("forked_rehearsals")
 def test_what_upstream_takes_goes_on() -> None:
     assert _asked() == []
 
