@@ -1,14 +1,16 @@
-"""One step of a small model, whole on every rank and divided over ranks, tokens and heads.
+"""One step of a small model, whole on one rank and divided over ranks, tokens and heads.
 
 What ranks of tests/model/test_latent_context.py run, each case with the same weights and batches
-twice: with every sequence and all heads on each rank, and with its part of them. The step is
-upstream's, with its scales of losses and its reduction of gradients; the loss is the product's.
+twice: with every sequence and all heads on one rank, and on several with each its part of them. The
+step is upstream's, with its scales of losses and its reduction of gradients; the loss is the
+product's.
 """
 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +20,13 @@ import dsv3_plugin
 from dsv3_plugin.checkpoint.live_model import distributed_tensors
 from dsv3_plugin.distributed.zigzag import Zigzag, taken
 from dsv3_plugin.upstream import own_run
-from tests import oracles
-from tests.whole_tensors import Part, parts, whole
+from tests import oracles, whole_tensors
+from tests.whole_tensors import Part
 
 LENGTH, BATCH, MICRO_BATCHES = 48, 2, 2
+
+Weights = dict[str, torch.Tensor]
+"""By their keys in a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -83,34 +88,44 @@ class Answer:
     logits: torch.Tensor
 
 
-def whole_and_divided(rank: int, cases: dict[str, Case]) -> dict[str, tuple[Answer, Answer]]:
-    """For `gloo_ranks.run_ranks`: every case on this rank."""
-    from megatron.core import parallel_state
-
-    logging.disable(logging.INFO)  # upstream lists every bucket of gradients
-    dsv3_plugin.register()
-    weights: dict[str, dict[str, torch.Tensor]] = {name: {} for name in cases}
-    answers: dict[str, list[Answer]] = {name: [] for name in cases}
+def whole(rank: int, cases: dict[str, Case]) -> dict[str, tuple[Answer, Weights]]:
+    """For `gloo_ranks.run_ranks`, on one rank: the answer of every case undivided, and the weights
+    that it was given by."""
     plain = {"context": 1, "expert": 1, "tensor": 1}
     alone = {
         name: replace(case, **plain, config=case.config | {"sequence_parallel": False})
         for name, case in cases.items()
     }
-    for steps in (alone, cases):
-        for sizes in {case.sizes: None for case in steps.values()}:
-            # Once for all of these: groups have threads, which stay.
-            parallel_state.initialize_model_parallel(
-                **dict(sizes), expert_tensor_parallel_size=1, create_gloo_process_groups=False
-            )
-            for name, case in steps.items():
-                if case.sizes == sizes:
-                    with own_run.training():
-                        answers[name].append(_step(case, weights[name]))
-            parallel_state.destroy_model_parallel()
-    return {name: (whole, divided) for name, (whole, divided) in answers.items()}
+    weights: dict[str, Weights] = {name: {} for name in cases}
+    answers = _answers(alone, weights)
+    return {name: (answers[name], weights[name]) for name in cases}
 
 
-def _step(case: Case, weights: dict[str, torch.Tensor]) -> Answer:
+def divided(rank: int, cases: dict[str, Case], weights: Path) -> dict[str, Answer]:
+    """For `gloo_ranks.run_ranks`: every case on this rank, its weights from a file."""
+    return _answers(cases, torch.load(weights))
+
+
+def _answers(cases: dict[str, Case], weights: dict[str, Weights]) -> dict[str, Answer]:
+    from megatron.core import parallel_state
+
+    logging.disable(logging.INFO)  # upstream lists every bucket of gradients
+    dsv3_plugin.register()
+    answers = {}
+    for sizes in {case.sizes: None for case in cases.values()}:
+        # Once for all of these: groups have threads, which stay.
+        parallel_state.initialize_model_parallel(
+            **dict(sizes), expert_tensor_parallel_size=1, create_gloo_process_groups=False
+        )
+        for name, case in cases.items():
+            if case.sizes == sizes:
+                with own_run.training():
+                    answers[name] = _step(case, weights[name])
+        parallel_state.destroy_model_parallel()
+    return answers
+
+
+def _step(case: Case, weights: Weights) -> Answer:
     """A step with these weights; where there are none yet, they are drawn here."""
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
@@ -140,8 +155,8 @@ def _step(case: Case, weights: dict[str, torch.Tensor]) -> Answer:
         **{"calculate_per_token_loss": bool(case.padded)} | case.config,
     ).train()
     if not weights:
-        oracles.randomize(built, seed=5)  # alike on all ranks
-        weights |= whole(parts([built]))
+        oracles.randomize(built, seed=5)
+        weights |= whole_tensors.whole(whole_tensors.parts([built]))
     _take(built, weights)
     built.config.finalize_model_grads_func = _finish
     wrapped = DistributedDataParallel(built.config, DistributedDataParallelConfig(), built)
@@ -192,7 +207,7 @@ def _gradients(model: torch.nn.Module) -> list[Part]:
     """Of every parameter; the model is of no use afterwards."""
     for parameter in model.parameters():
         parameter.data = parameter.main_grad
-    return [part for part in parts([model]) if "expert_bias" not in part[0]]
+    return [part for part in whole_tensors.parts([model]) if "expert_bias" not in part[0]]
 
 
 def _forward_step(case: Case, iterator: Iterator[Any], model: torch.nn.Module) -> Any:

@@ -5,7 +5,7 @@ import torch
 
 from tests import whole_tensors
 from tests.gloo_ranks import run_ranks
-from tests.model.context_ranks import Case, part_of, whole_and_divided
+from tests.model.context_ranks import Case, divided, part_of, whole
 
 SELECTIVE = {"recompute_granularity": "selective"}
 YARN = {
@@ -96,31 +96,35 @@ CASES = {
 
 @pytest.fixture(scope="module", params=CASES)
 def answers(request, tmp_path_factory):
-    """By case, what each rank answered; one start of processes for all."""
+    """By case, what the one rank and what each of several answered; one start of processes for all
+    cases."""
     scratch = tmp_path_factory.mktemp(f"context{request.param}")
     cases = CASES[request.param]
-    ranks = run_ranks(request.param, whole_and_divided, cases, scratch=scratch, timeout_s=240)
-    return cases, {name: [rank[name] for rank in ranks] for name in cases}
+    [alone] = run_ranks(1, whole, cases, scratch=scratch, timeout_s=240)
+    weights = scratch / "weights.pt"
+    torch.save({name: given for name, (_, given) in alone.items()}, weights)
+    ranks = run_ranks(request.param, divided, cases, weights, scratch=scratch, timeout_s=240)
+    return cases, {name: (alone[name][0], [rank[name] for rank in ranks]) for name in cases}
 
 
 def test_logits_losses_and_gradients_are_those_of_one_rank(answers):
-    cases, ranks = answers
+    cases, answered = answers
     for name, case in cases.items():
-        check(name, case, ranks[name])
+        check(name, case, *answered[name])
 
 
-def check(name, case, ranks):
+def check(name, case, alone, ranks):
     near = 0.03 if case.dtype == torch.bfloat16 else 1e-5
-    for whole, divided in ranks:
-        same(name, "loss", divided.loss, whole.loss, near)
-        same(name, "MTP loss", divided.ahead, whole.ahead, near)
-        same(name, "logits", divided.logits, whole.logits, near)
-        gradients = whole_tensors.whole(whole.gradients)
-        assert {part[0] for part in divided.gradients} == gradients.keys()
-        for weight, offset, _, gradient in divided.gradients:
+    gradients = whole_tensors.whole(alone.gradients)
+    for mine in ranks:
+        same(name, "loss", mine.loss, alone.loss, near)
+        same(name, "MTP loss", mine.ahead, alone.ahead, near)
+        same(name, "logits", mine.logits, alone.logits, near)
+        assert {part[0] for part in mine.gradients} == gradients.keys()
+        for weight, offset, _, gradient in mine.gradients:
             same(name, weight, gradient, part_of(gradients, weight, offset, gradient.shape), near)
-        for router, bias in whole.biases.items():
-            same(name, router, divided.biases[router], bias, near)
+        for router, bias in alone.biases.items():
+            same(name, router, mine.biases[router], bias, near)
 
 
 def same(case, what, actual, expected, tolerance):
