@@ -79,7 +79,18 @@ SHIPPED = [
 ]
 
 
-@pytest.mark.parametrize("recipe", SHIPPED)
+def apart_where_large(recipes: list[str]) -> list[Any]:
+    """A case for each recipe; those that go on with a large model are apart from the rest."""
+    return [
+        pytest.param(
+            recipe,
+            marks=[] if recipe.startswith("pretrain/") or "tiny" in recipe else [pytest.mark.long],
+        )
+        for recipe in recipes
+    ]
+
+
+@pytest.mark.parametrize("recipe", apart_where_large(SHIPPED))
 @pytest.mark.usefixtures("forked_rehearsals")
 def test_every_shipped_recipe_is_configured(dsv3: Callable[..., Said], recipe: str) -> None:
     said = dsv3("rehearse", recipe, "--configuration")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dsv3_plugin.rehearsal.report import Depth
 from dsv3_plugin.rehearsal.te.installed import how_to_get_it
 
@@ -21,6 +23,7 @@ def said(depth: Depth, scratch: Path) -> list[str]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_upstream_configures_the_full_model_by_names_alone(tmp_path: Path):
     assert said("configuration", tmp_path) == []
 
