@@ -208,13 +208,18 @@ def shipped_clusters() -> list[str]:
     return shipped.names_in(_shipped_folder())
 
 
-def load_cluster(name_or_path: str | Path) -> Cluster:
+def load_cluster(name_or_path: str | Path, beside: Path | None = None) -> Cluster:
     """The cluster of a shipped name (`h800`) or of a YAML file's path.
+
+    Args:
+        name_or_path: which.
+        beside: a folder that relative paths may also be relative to: that of the file which names
+            the cluster.
 
     Raises:
         UserError: one sentence naming the file, the key and the way out.
     """
-    path = _find(str(name_or_path))
+    path = _find(str(name_or_path), beside)
     data = yaml_text.read_mapping(path)
     if data.keys() & _OF_OTHERS and not data.keys() & _OF_A_CLUSTER:
         raise _another_file(path, "a model" if "num_layers" in data else "a recipe")
@@ -239,8 +244,8 @@ def _shipped_folder() -> Path:
     return shipped.shipped_folder("launch/clusters")
 
 
-def _find(name_or_path: str) -> Path:
-    if (file := shipped.existing(name_or_path, _shipped_folder())) is not None:
+def _find(name_or_path: str, beside: Path | None) -> Path:
+    if (file := shipped.existing(name_or_path, _shipped_folder(), beside)) is not None:
         return file
     path = named(name_or_path)
     if os.path.isdir(path):

@@ -38,8 +38,9 @@ parallel: {processes: 2, expert: 2}
   curves.learning_rate=1e-3`. `key=null` takes back there, too. `training.steps`, there or in a file
   over its base, takes the place of `tokens` and `epochs`, as each of them does of the others.
 - **Where names are found**: recipes, models, clusters and schedule files are looked for beside the
-  file that names them, then among the shipped ones. All other paths are relative to the working
-  directory.
+  file that names them (a recipe, a model, a table of measured steps), then in the working
+  directory, then among the shipped ones; what the command line names has no file beside it. All
+  other paths are relative to the working directory.
 - **Tokens** are written in full or as `120K`, `469B`, `14.8T`. Where steps may stand too, write
   `2000 steps`: they become tokens through the batch size in force there.
 - **A share** of the run (`for: 10%`, `until: 90%`) may stand there too: a shorter run has the same

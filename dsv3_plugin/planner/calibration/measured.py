@@ -85,7 +85,7 @@ class Row(Section):
     overrides: list[str] = Field(default=[])
     """Of the recipe, `key.path=value`."""
     cluster: str | None = None
-    """Shipped name or path; by default that which is calibrated."""
+    """Shipped name or path, looked for like a recipe; by default that which is calibrated."""
     batch: Size | None = None
     """Sequences of the step; by default those of the recipe's last one."""
     step_seconds: Amount | None = None
@@ -105,7 +105,7 @@ class Row(Section):
 
     def measured(self, where: str, beside: Path, calibrated: Cluster) -> Measured:
         """The step that it says."""
-        cluster = calibrated if self.cluster is None else load_cluster(self.cluster)
+        cluster = calibrated if self.cluster is None else load_cluster(self.cluster, beside)
         nearby = beside / self.recipe
         file = nearby if os.path.isfile(nearby) else self.recipe
         loaded = load_recipe(file, self.overrides, cluster.machine)

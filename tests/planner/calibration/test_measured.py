@@ -1,6 +1,7 @@
 """Measured steps, read from what a run left behind and from tables."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.planner.calibration.measured import read_measurements
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.shipped import shipped_folder
 
 CPU = load_cluster("cpu")
 TINY = load_recipe("pretrain/tiny")  # saves every 60 steps, evaluates every 40
@@ -131,6 +133,25 @@ def test_a_recipe_beside_the_table(tmp_path):
     (tmp_path / "t.yaml").write_text("rows: [{recipe: mine.yaml, step_seconds: 1}]\n")
     (row,) = read_measurements(tmp_path / "t.yaml", None, CPU).rows
     assert row.recipe.training.micro_batch_size == 2
+
+
+def test_a_cluster_beside_the_table_then_in_the_working_folder(tmp_path, monkeypatch):
+    text = (shipped_folder("launch/clusters") / "cpu.yaml").read_text()
+    table, here = tmp_path / "table", tmp_path / "here"
+    for folder, price in ((table, 7), (here, 5)):
+        folder.mkdir()
+        changed = re.sub("(?m)^price_per_gpu_hour:.*", f"price_per_gpu_hour: {price}", text)
+        (folder / "mine.yaml").write_text(changed)
+    (table / "t.yaml").write_text(
+        "rows: [{recipe: pretrain/tiny, cluster: mine.yaml, step_seconds: 1}]\n"
+    )
+    monkeypatch.chdir(here)
+    for price in (7, 5):
+        (row,) = read_measurements(table / "t.yaml", None, CPU).rows
+        assert row.cluster.price_per_gpu_hour == price
+        (table / "mine.yaml").unlink(missing_ok=True)
+    (here / "mine.yaml").unlink()
+    assert "mine.yaml: no such cluster file" in refusal(table / "t.yaml")
 
 
 def test_rows_of_other_devices_are_left_out_and_named(tmp_path):
