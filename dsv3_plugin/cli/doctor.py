@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsv3_plugin.cli import completion
 from dsv3_plugin.cli.options import Json
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.terminal.lines import say, say_json
@@ -25,7 +26,11 @@ def doctor(
     ] = False,
     cluster: Annotated[
         str | None,
-        typer.Option(metavar="NAME_OR_FILE", help="With --node: what the node is of."),
+        typer.Option(
+            metavar="NAME_OR_FILE",
+            help="With --node: what the node is of.",
+            autocompletion=completion.clusters,
+        ),
     ] = None,
 ) -> None:
     """Say what this machine has, and what each missing thing costs."""

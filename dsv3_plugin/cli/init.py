@@ -4,15 +4,24 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.cli import completion
 from dsv3_plugin.terminal.lines import note, say
 
 
 def init(
     name: Annotated[str, typer.Argument(help="NAME or NAME.yaml, the new file.")],
     origin: Annotated[
-        str, typer.Option("--from", help="The recipe that it is written from (name or path).")
+        str,
+        typer.Option(
+            "--from",
+            help="The recipe that it is written from (name or path).",
+            autocompletion=completion.recipes,
+        ),
     ] = "pretrain/tiny",
-    model: Annotated[str | None, typer.Option(help="Another model (name or path).")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Another model (name or path).", autocompletion=completion.models),
+    ] = None,
     corpus: Annotated[
         str | None, typer.Option(help="What to train on: a file or folder of text, or stdlib.")
     ] = None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsv3_plugin.cli import completion
 from dsv3_plugin.cli.options import Json, refuse_other_ending
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import number_of
@@ -52,8 +53,14 @@ def runs(
 
 
 def diff(
-    a: Annotated[str, typer.Argument(help="A recipe (name or path), or the folder of a run.")],
-    b: Annotated[str, typer.Argument(help="The other one.")],
+    a: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe (name or path), or the folder of a run.",
+            autocompletion=completion.recipes,
+        ),
+    ],
+    b: Annotated[str, typer.Argument(help="The other one.", autocompletion=completion.recipes)],
     as_json: Json = False,
 ) -> None:
     """Say in which keys two recipes or runs differ, and what the last losses of runs are."""

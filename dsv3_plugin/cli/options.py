@@ -5,14 +5,8 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.cli import completion
 from dsv3_plugin.errors import UserError
-
-
-def _shipped(beginning: str) -> list[str]:
-    """For a shell that completes a word: the shipped recipes that begin so."""
-    from dsv3_plugin.recipe.shipped import what_ships
-
-    return [name for name in what_ships()["recipes"] if name.startswith(beginning)]
 
 
 def _not_empty(cluster: str | None) -> str | None:
@@ -38,7 +32,8 @@ def refuse_other_ending(option: str, path: Path, *endings: str) -> None:
 Recipe = Annotated[
     str,
     typer.Argument(
-        help="Shipped name (pretrain/tiny, pretrain/deepseek-v3) or path.", autocompletion=_shipped
+        help="Shipped name (pretrain/tiny, pretrain/deepseek-v3) or path.",
+        autocompletion=completion.recipes,
     ),
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value for this run.")]
@@ -47,6 +42,7 @@ Cluster = Annotated[
     typer.Option(
         metavar="NAME_OR_FILE",
         callback=_not_empty,
+        autocompletion=completion.clusters,
         help="Where it is to run (h800, or a YAML file); by default the recipe's `cluster`.",
     ),
 ]

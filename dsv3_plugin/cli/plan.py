@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.cli import completion
 from dsv3_plugin.cli.options import Cluster, Html, Imbalance, Json
 from dsv3_plugin.errors import UserError
 
@@ -13,7 +14,9 @@ def plan(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE_OR_MODEL", help="Shipped name (pretrain/tiny, deepseek-v3) or path."
+            metavar="RECIPE_OR_MODEL",
+            help="Shipped name (pretrain/tiny, deepseek-v3) or path.",
+            autocompletion=completion.recipes_and_models,
         ),
     ],
     overrides: Annotated[

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsv3_plugin.cli import completion
 from dsv3_plugin.cli.options import Json
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.terminal.lines import say, say_all, say_json
@@ -34,11 +35,16 @@ def explain(
         str | None,
         typer.Argument(
             help="A key (training.eval_steps), a section (data), or a word to look for (experts); "
-            "by default what there is."
+            "by default what there is.",
+            autocompletion=completion.keys,
         ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Argument(help="Say what it is in this recipe, too (name or path).")
+        str | None,
+        typer.Argument(
+            help="Say what it is in this recipe, too (name or path).",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
 ) -> None:
     """Explain a key of a recipe: what it takes, its default, what it means."""

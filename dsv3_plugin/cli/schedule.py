@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsv3_plugin.cli import completion
 from dsv3_plugin.cli.options import Cluster, refuse_other_ending
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.numbers import number_of
@@ -28,6 +29,7 @@ def schedule(
             metavar="SCHEDULE_OR_RECIPE",
             help=f"{', '.join(SCHEDULES)} (which looks for a better one), or a recipe, whose "
             "schedule is timed with its own stages on its cluster.",
+            autocompletion=completion.schedules_and_recipes,
         ),
     ] = None,
     overrides: Annotated[
@@ -73,7 +75,11 @@ def schedule(
         str | None, typer.Option(help="Relative work of the stages: 1,2*30,3.9")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Stages as large as this model's FLOPs (deepseek-v3).")
+        str | None,
+        typer.Option(
+            help="Stages as large as this model's FLOPs (deepseek-v3).",
+            autocompletion=completion.models,
+        ),
     ] = None,
     layers: Annotated[
         str | None, typer.Option(help="Its decoder layers on each stage: 1,2*30,0")

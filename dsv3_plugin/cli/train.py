@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from dsv3_plugin.cli import completion
 from dsv3_plugin.cli.options import Overrides, Recipe
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.terminal.lines import note, say_all
@@ -14,6 +15,7 @@ RecipeOrCheckpoint = Annotated[
     typer.Argument(
         metavar="RECIPE_OR_CHECKPOINT",
         help="Shipped name (pretrain/tiny) or path of a recipe, or the folder of a checkpoint.",
+        autocompletion=completion.recipes,
     ),
 ]
 

@@ -9,6 +9,7 @@ import typer
 
 import dsv3_plugin.cli
 from dsv3_plugin.cli import command as cli
+from dsv3_plugin.cli import completion
 from dsv3_plugin.cli.examples import EXAMPLES
 from dsv3_plugin.errors import UserError
 
@@ -105,18 +106,47 @@ def test_a_folder_that_is_gone_is_told(dsv3, tmp_path, monkeypatch):
     assert "the folder in which dsv3 was started has been removed" in said.err
 
 
+PRETRAIN = ["pretrain/deepseek-v3", "pretrain/deepseek-v3-256", "pretrain/tiny"]
+
+
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
         ("dsv3 re", ["recipes", "rehearse"]),
-        ("dsv3 train pre", ["pretrain/deepseek-v3", "pretrain/deepseek-v3-256", "pretrain/tiny"]),
+        *((f"dsv3 {verb} pre", PRETRAIN) for verb in ("train", "launch", "rehearse", "plan")),
+        *((f"dsv3 {verb} pre", PRETRAIN) for verb in ("args", "schedule", "data prepare", "diff")),
+        ("dsv3 diff pretrain/tiny pre", PRETRAIN),
+        ("dsv3 init mine --from pre", PRETRAIN),
+        ("dsv3 explain data pre", PRETRAIN),
+        ("dsv3 train mi", ["mine.yaml"]),
+        ("dsv3 train folder/", ["folder/its.yml"]),
+        ("dsv3 plan deepseek-v3", ["deepseek-v3"]),
+        ("dsv3 init mine --model deepseek-v2", ["deepseek-v2", "deepseek-v2-lite"]),
+        ("dsv3 schedule dualpipe --model deepseek-v3", ["deepseek-v3"]),
+        ("dsv3 schedule dual", ["dualpipe", "dualpipe_v"]),
+        ("dsv3 explain training.eval", ["training.eval_interval", "training.eval_steps"]),
+        ("dsv3 explain dispatch.r", ["dispatch.ranks_per_node"]),
+        ("dsv3 explain nothing.begins.so", []),
+        *(
+            (f"dsv3 {verb} --cluster h", ["h100", "h200", "h800", "here.yaml"])
+            for verb in ("plan x", "launch x", "rehearse x", "schedule x", "doctor --node")
+        ),
     ],
 )
-def test_a_shell_completes_verbs_and_recipes(dsv3, monkeypatch, words, completed):
+def test_a_shell_completes_what_there_is(dsv3, tmp_path, monkeypatch, words, completed):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("mine.yaml", "here.yaml", "folder/its.yml", "mine.txt"):
+        (tmp_path / name).touch()
     monkeypatch.setenv("_DSV3_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     assert dsv3().out.split() == completed
+
+
+def test_an_empty_word_is_completed_to_sections_alone():
+    assert {"data", "training", "rewards"} <= {*completion.keys("")}
+    assert not any("." in key for key in completion.keys(""))
 
 
 def verbs(command, *path):
