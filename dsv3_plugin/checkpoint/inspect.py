@@ -151,6 +151,9 @@ def _inspect_unfinished(path: Path, mark: Path) -> Findings:
         return findings
     findings.kind = kinds.get(header.get("conversion"), findings.kind)
     findings.written = len(done)
+    findings.advice.append(
+        f"what was begun is gone on with by: {journal.command_to_go_on(mark.parent, header)}"
+    )
     return findings
 
 

@@ -167,7 +167,8 @@ def refuse_unfinished(directory: Path) -> None:
     if (directory / INCOMPLETE).exists():
         raise UserError(
             f"{directory} is unfinished ({INCOMPLETE} is there): finish the conversion that "
-            "writes it with --resume, or remove it."
+            f"writes it with --resume (dsv3 inspect {shlex.quote(str(directory))} says the "
+            "command), or remove it."
         )
 
 

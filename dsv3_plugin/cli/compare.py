@@ -77,6 +77,8 @@ def verify(
     else:
         most = None if all_ else _LONGEST_LIST
         print_comparison(comparison, tolerance, most, by_manifest=b is None)
+    for sentence in comparison.notes:
+        note(sentence)
     raise typer.Exit(1 if comparison.differences else 0)
 
 

@@ -65,11 +65,7 @@ def import_(
             progress=progress,
             announce=lambda ahead: said_before("import", checkpoint, ahead),
         )
-    say(outcome("imported", checkpoint, report, as_json=as_json))
-    for sentence in report.notes:
-        note(sentence)
-    if dtype == "keep-fp8" and not report.fp8:
-        note(f"{hf_dir} has no FP8 weights, so --dtype keep-fp8 changed nothing.")
+    _say_outcome("imported", checkpoint, report, as_json=as_json)
 
 
 def export(
@@ -102,7 +98,7 @@ def export(
 ) -> None:
     """Turn a checkpoint into a Hugging Face folder that transformers loads, streamed."""
     from dsv3_plugin.checkpoint import export_hf
-    from dsv3_plugin.checkpoint.formats.hf_writer import shard_bytes
+    from dsv3_plugin.checkpoint.formats.shard_size import DEFAULT_SHARD, shard_bytes
     from dsv3_plugin.cli.progress import bytes_done
 
     if shards_as is not None and shard_size is not None:
@@ -117,17 +113,14 @@ def export(
             dtype=dtype,
             fp8=fp8,
             fp8_rule=fp8_rule,
-            shard_size=shard_bytes(shard_size or "5GB"),
+            shard_size=DEFAULT_SHARD if shard_size is None else shard_bytes(shard_size),
             shards_as=shards_as,
             workers=workers,
             resume=resume,
             progress=progress,
             announce=lambda ahead: said_before("export", hf_dir, ahead),
         )
-    say(outcome("exported", hf_dir, report, as_json=as_json))
-    if fp8_rule != "reversible" and not report.fp8:
-        note(f"{hf_dir} has no FP8 weights, so --fp8-rule {fp8_rule} changed nothing: add --fp8.")
-    note_missing_tokenizer(hf_dir)
+    _say_outcome("exported", hf_dir, report, as_json=as_json)
 
 
 @contextlib.contextmanager
@@ -143,21 +136,34 @@ def _resumable(verb: str, target: Path) -> Iterator[None]:
         raise
 
 
-def outcome(verb: str, target: Path, report: "Report", *, as_json: bool = False) -> str:
-    """One line on a finished conversion."""
+def _say_outcome(verb: str, target: Path, report: "Report", *, as_json: bool) -> None:
     if as_json:
-        return json.dumps({"folder": str(target), **asdict(report)})
+        say(json.dumps({"folder": str(target), **asdict(report)}))
+    else:
+        say(outcome(verb, target, report))
+    for sentence in report.notes:
+        note(sentence)
+
+
+def outcome(verb: str, target: Path, report: "Report") -> str:
+    """One line on a finished conversion."""
     if report.was_complete:
         return (
             f"{target} was complete already: {number_of(report.tensors, 'tensor')}, "
             f"{bytes_text(report.target_bytes)}, are as its manifest says "
             f"(checked in {report.seconds:.1f} s)."
         )
-    rate = report.source_bytes / max(report.seconds, 1e-9)
+    kept = report.kept
+    read, written = report.source_bytes - kept.source_bytes, report.target_bytes - kept.bytes
+    before = ""
+    if kept.tensors:
+        before = (
+            f" ({number_of(kept.tensors, 'tensor')}, {bytes_text(kept.bytes)}, kept from before)"
+        )
     line = (
-        f"{verb} {tensors_text(verb, report)} into {target}: {bytes_text(report.source_bytes)} "
-        f"read, {bytes_text(report.target_bytes)} written, {report.seconds:.1f} s "
-        f"({bytes_text(rate)}/s)."
+        f"{verb} {tensors_text(verb, report)} into {target}{before}: {bytes_text(read)} read, "
+        f"{bytes_text(written)} written, {report.seconds:.1f} s "
+        f"({bytes_text(read / max(report.seconds, 1e-9))}/s)."
     )
     if report.dropped:
         line += (
@@ -185,20 +191,17 @@ def tensors_text(verb: str, report: "Report") -> str:
 
 def said_before(verb: str, target: Path, ahead: "Ahead") -> None:
     """Say on standard error what a conversion is about to do: bytes, room, and time at a rate."""
-    lines.note(
-        f"{verb}: {bytes_text(ahead.source_bytes)} to read, {bytes_text(ahead.target_bytes)} to "
-        f"write into {target} ({number_of(ahead.files, 'file')} of tensors), "
-        f"{bytes_text(ahead.free_bytes)} free there; "
-        f"{time_text(ahead.source_bytes / _READ_RATE)} at {bytes_text(_READ_RATE)}/s."
-    )
-
-
-def note_missing_tokenizer(hf_dir: Path) -> None:
-    """Say on standard error that an exported model came without a tokenizer."""
-    from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, files_of
-
-    if not files_of(hf_dir, VOCABULARY_FILES):
-        note(
-            f"the checkpoint has no tokenizer, so {hf_dir} has none; put the model's own "
-            "tokenizer files there before text goes in."
+    kept = ahead.kept
+    read, written = ahead.source_bytes - kept.source_bytes, ahead.target_bytes - kept.bytes
+    files = f"{number_of(ahead.files, 'file')} of tensors"
+    if kept.tensors:
+        lines.note(
+            f"{verb}: {number_of(kept.tensors, 'tensor')}, {bytes_text(kept.bytes)}, kept from "
+            f"before in {target}: each is read back, and made again if it is not what was written."
         )
+        files += f", {kept.files:,} of them whole"
+    lines.note(
+        f"{verb}: {bytes_text(read)} to read, {bytes_text(written)} to write into {target} "
+        f"({files}), {bytes_text(ahead.free_bytes)} free there; "
+        f"{time_text((read + kept.bytes) / _READ_RATE)} at {bytes_text(_READ_RATE)}/s."
+    )

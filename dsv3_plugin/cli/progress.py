@@ -21,7 +21,8 @@ _FIRST_LOG_SECONDS = 5.0
 def bytes_done(label: str) -> Iterator[Callable[[int, int], None]]:
     """Shows bytes done, rate and time left; in a log, a line after 5 seconds and every half minute.
 
-    Yields what is to be called with (bytes done, bytes in all).
+    Yields what is to be called with (bytes done, bytes in all), first with those that were done
+    before: no rate counts them.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -47,19 +48,30 @@ def bytes_done(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _lines(label: str) -> Callable[[int, int], None]:
-    began = time.monotonic()
-    due = began + _FIRST_LOG_SECONDS
+    began = due = time.monotonic()
+    before: int | None = None
 
     def report(done: int, total: int) -> None:
-        nonlocal due
+        nonlocal began, before, due
         now = time.monotonic()
+        if before is None:  # the first call says what was done before
+            began, before, due = now, done, now + _FIRST_LOG_SECONDS
+        looks_back = before > 0 and done == before
+        if looks_back:  # at what was kept: new bytes, and their rate, begin later
+            began = now
         if now < due or not done:
             return
-        due, rate = now + _LOG_SECONDS, done / (now - began)
-        left = (total - done) / rate
+        due = now + _LOG_SECONDS
+        if looks_back:
+            note(
+                f"{label}: {bytes_text(done)} of {bytes_text(total)} were done before, and are "
+                "read back"
+            )
+            return
+        rate = (done - before) / max(now - began, 1e-9)
         note(
             f"{label}: {bytes_text(done)} of {bytes_text(total)}, {bytes_text(rate)}/s, "
-            f"{time_text(left)} left"
+            f"{time_text((total - done) / rate)} left"
         )
 
     return report

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,54 @@ def test_what_is_interrupted_says_how_it_goes_on(tmp_path, dsv3, monkeypatch):
     assert "checkpoint is unfinished: the same dsv3 import with --resume goes on" in done.err
     monkeypatch.undo()
     assert dsv3("import", tmp_path / "hf", tmp_path / "checkpoint", "--resume").code == 0
+
+
+def stop_after(jobs, monkeypatch):
+    """Conversions are interrupted once they have written the tensors of so many jobs."""
+    run, left = TargetFolder._run, iter(range(jobs))
+
+    def stops(self, job, failed):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return run(self, job, failed)
+
+    monkeypatch.setattr(TargetFolder, "_run", stops)
+
+
+def test_what_goes_on_says_what_it_kept_and_what_is_left(tmp_path, dsv3, monkeypatch):
+    tensors = random_tensors(MODEL, "bf16")
+    write_folder(tmp_path / "hf", MODEL, tensors)
+    target, out = tmp_path / "a folder", tmp_path / "out"
+    with monkeypatch.context() as patch:
+        stop_after(5, patch)
+        dsv3("import", tmp_path / "hf", target, "--workers=1", "--dtype=fp32")
+    command = f"dsv3 import {tmp_path}/hf '{target}' --dtype fp32 --resume"
+    found = dsv3("inspect", target)
+    assert f"Note: what was begun is gone on with by: {command}\n" in found.err
+    assert "UNFINISHED: 5 tensors" in found.out
+    assert f"(dsv3 inspect '{target}' says the command)" in dsv3("export", target, out).err
+    done = dsv3(*shlex.split(command)[1:])
+    kept = re.fullmatch(
+        rf"import: 5 tensors, (.*), kept from before in {target}: each is read back, and made "
+        "again if it is not what was written.",
+        done.err.splitlines()[0],
+    )
+    assert f"into {target} (5 tensors, {kept[1]}, kept from before): " in done.out
+
+    export = ("export", target, out, "--workers=1", "--shard-size=1MB", "--json")
+    with monkeypatch.context() as patch:
+        stop_after(7, patch)
+        dsv3(*export)
+    other = dsv3("export", target, out, "--resume")
+    assert f"{out} was begun with --shard-size 1MB, not with --shard-size 5GB: " in other.err
+    report = json.loads(dsv3(*export, "--resume").out)
+    first = [entry.name for entry in layout(MODEL)][:7]
+    size = sum(tensors[name].nbytes * 2 for name in first)
+    assert (report["kept"]["tensors"], report["kept"]["bytes"]) == (7, size)
+    assert report["notes"] == [
+        f"the checkpoint has no tokenizer, so {out} has none; put the model's own tokenizer files "
+        "there before text goes in."
+    ]
 
 
 def test_what_follows_of_a_folder_without_a_tokenizer(tmp_path, dsv3, monkeypatch):
@@ -147,7 +196,7 @@ def test_what_was_done_as_json(tmp_path, dsv3):
     same = json.loads(dsv3("verify", tmp_path / "hf", tmp_path / "back", "--json").out)
     assert same == {
         "equal": exported["tensors"], "differences": [], "absent_copies": [], "scales": 0,
-        "equal_by_value": 0,
+        "equal_by_value": 0, "notes": [],
     }  # fmt: skip
 
 
@@ -164,3 +213,14 @@ def test_the_page_on_conversion_names_every_option_and_no_other():
         if option.startswith("--")
     }
     assert {*re.findall(r"--[a-z][a-z0-9-]*", page)} == known
+
+
+def test_without_mtp_where_there_is_none_changes_nothing(tmp_path, dsv3):
+    model = small_model(mtp_num_layers=None)
+    folder, checkpoint = tmp_path / "hf", tmp_path / "t"
+    write_folder(folder, model, random_tensors(model, "bf16"))
+    done = dsv3("import", folder, checkpoint, "--without-mtp")
+    what = "multi-token prediction, so --without-mtp changed nothing: leave it out."
+    assert f"Note: {folder} promises no {what}\n" in done.err
+    same = dsv3("verify", folder, checkpoint, "--without-mtp")
+    assert f"Note: neither {folder} nor {checkpoint} promises {what}\n" in same.err

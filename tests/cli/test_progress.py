@@ -17,6 +17,7 @@ def clock(monkeypatch):
 def test_log_lines_have_the_rate_and_the_time_left(clock, monkeypatch, capsys):
     monkeypatch.setattr(Console, "is_terminal", False)
     with progress.bytes_done("import") as report:
+        report(0, 24 * 10**9)
         clock[0] += 4
         report(10**9, 24 * 10**9)  # too early for a line
         assert capsys.readouterr() == ("", "")
@@ -29,6 +30,19 @@ def test_log_lines_have_the_rate_and_the_time_left(clock, monkeypatch, capsys):
         clock[0] += 29
         report(20 * 10**9, 32 * 10**9)  # not again so soon
         assert capsys.readouterr() == ("", "")
+
+
+def test_what_was_done_before_has_no_rate(clock, monkeypatch, capsys):
+    """8 of 32 GB were kept, and are read back for a minute; the next 4 GB take 40 s."""
+    monkeypatch.setattr(Console, "is_terminal", False)
+    with progress.bytes_done("import") as report:
+        for seconds, done in ((0, 8), (60, 8), (40, 12)):
+            clock[0] += seconds
+            report(done * 10**9, 32 * 10**9)
+    assert capsys.readouterr().err.splitlines() == [
+        "import: 8.0 GB of 32.0 GB were done before, and are read back",
+        "import: 12.0 GB of 32.0 GB, 100.0 MB/s, 3m20s left",
+    ]
 
 
 def test_nothing_done_has_no_rate(clock, monkeypatch, capsys):

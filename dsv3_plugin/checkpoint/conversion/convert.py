@@ -20,6 +20,7 @@ from dsv3_plugin.checkpoint import absent, tracker, trained_on
 from dsv3_plugin.checkpoint.conversion import manifest, manifest_file
 from dsv3_plugin.checkpoint.conversion.config_json import HF_CONFIG, exported_config, new_config
 from dsv3_plugin.checkpoint.conversion.identity import header_of, is_another, was_complete
+from dsv3_plugin.checkpoint.conversion.job import NOTHING, Job, Kept, kept_of
 from dsv3_plugin.checkpoint.conversion.jobs import (
     CAST,
     export_jobs,
@@ -27,17 +28,19 @@ from dsv3_plugin.checkpoint.conversion.jobs import (
     import_jobs,
     import_regions,
 )
+from dsv3_plugin.checkpoint.conversion.journal import Checksums
+from dsv3_plugin.checkpoint.conversion.notes import notes_on_export, notes_on_import
 from dsv3_plugin.checkpoint.conversion.recode import FP8_RULES
 from dsv3_plugin.checkpoint.conversion.stream import (
     Ahead,
     Announce,
-    Job,
     Progress,
     TargetFolder,
     as_sentence,
     free_bytes,
     refuse_taken,
     sole_writer,
+    written_before,
 )
 from dsv3_plugin.checkpoint.conversion.tokenizer_files import (
     CARRIED,
@@ -55,11 +58,12 @@ from dsv3_plugin.checkpoint.formats.dist_writer import DistLayout
 from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG
 from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout
 from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
+from dsv3_plugin.checkpoint.formats.shard_size import DEFAULT_SHARD
 from dsv3_plugin.checkpoint.formats.sharding import Sharding
 from dsv3_plugin.checkpoint.formats.target import Target
 from dsv3_plugin.checkpoint.names import EMBEDDING, SCALE, extra_states
 from dsv3_plugin.checkpoint.trained_on import TOKENIZER
-from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, copy_tokenizer, files_of
+from dsv3_plugin.data.tokenizer_folder import copy_tokenizer, files_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file
 from dsv3_plugin.files.folders import whole_folder
@@ -104,8 +108,10 @@ class Report:
     """Tensors of the source that carry no information (see names.DERIVED)."""
     fp8: int = 0
     """Tensors of the target that are FP8."""
+    kept: Kept = NOTHING
+    """Of the target, what an earlier run had written: it was read back, and not made again."""
     notes: tuple[str, ...] = ()
-    """What the user should know of the source: a sentence each."""
+    """What the user should know: a sentence each."""
 
 
 def import_hf(
@@ -133,7 +139,8 @@ def import_hf(
         allow_pickle: read `*.bin` or `*.pt` weights, as tensors only.
         without_mtp: the folder has no multi-token prediction layers, though config.json promises
             them, as transformers saves this family; the checkpoint's model has none.
-        progress: called now and then with (source bytes done, source bytes in all).
+        progress: called now and then with (source bytes done, source bytes in all), first with
+            those that an earlier run has done.
         announce: called before anything is written, with what will be.
 
     Raises:
@@ -153,16 +160,21 @@ def import_hf(
     jobs = import_jobs(source, layout.targets.values())
     _require_consumed(source, jobs, {*source.stored} - {*source.dropped})
 
-    header = header_of("import", source, dtype=dtype, dropped=source.dropped)
+    said = {"allow_pickle": allow_pickle, "without_mtp": without_mtp}
+    read_so = {option: True for option, given in said.items() if given}
+    header = header_of("import", source, dtype=dtype, dropped=source.dropped, **read_so)
     with sole_writer(root):
+        kept = None
         is_done = resume and was_complete(root, header, workers, progress)
         if not is_done:
             refuse_taken(root, header, resume=resume)
-            _announce(announce, jobs, layout.files, root)
+            before = written_before(root, header, resume=resume)
+            _announce(announce, jobs, layout.files, root, before)
             folder = TargetFolder(root, root / tracker.RELEASE, layout.files)
             try:
                 done = folder.begin(header, resume=resume)
                 checksums = folder.write(jobs, done, workers, progress or _silent)
+                kept = folder.kept
             finally:
                 folder.close()
             with as_sentence(root):
@@ -174,14 +186,9 @@ def import_hf(
                 manifest.write(root, header, source, layout.targets.values(), checksums)
                 tracker.write_tracker(root, tracker.RELEASE)
                 folder.complete()
-    report = _report(source, jobs, layout.targets.values(), began, is_done)
-    notes = source.notes()
-    if not files_of(root / TOKENIZER, VOCABULARY_FILES):
-        notes.append(
-            f"{source.path} has no tokenizer, so {root} has none: put the model's own tokenizer "
-            f"files into {root / TOKENIZER} before text goes in (dsv3 generate, serve, eval)."
-        )
-    return replace(report, dropped=tuple(source.dropped), notes=tuple(notes))
+    report = _report(source, jobs, layout.targets.values(), began, kept)
+    notes = notes_on_import(source, root, dtype=dtype, fp8=report.fp8, without_mtp=without_mtp)
+    return replace(report, dropped=tuple(source.dropped), notes=notes)
 
 
 def export_hf(
@@ -191,7 +198,7 @@ def export_hf(
     dtype: Literal["bf16", "fp32"] | None = None,
     fp8: bool = False,
     fp8_rule: Literal["reversible", "deepgemm"] = "reversible",
-    shard_size: int = 5 * 10**9,
+    shard_size: int = DEFAULT_SHARD,
     shards_as: str | Path | None = None,
     workers: int = 2,
     resume: bool = False,
@@ -217,7 +224,8 @@ def export_hf(
         workers: threads.
         resume: continue an unfinished export into the same folder.
         model: instead of the checkpoint's own `model.yaml`.
-        progress: called now and then with (source bytes done, source bytes in all).
+        progress: called now and then with (source bytes done, source bytes in all), first with
+            those that an earlier run has done.
         announce: called before anything is written, with what will be.
 
     Raises:
@@ -253,10 +261,12 @@ def export_hf(
     options["shards_as"] = None if like is None else str(like.folder.resolve())
     header = header_of("export", source, **options)
     with sole_writer(root):
+        kept = None
         is_done = resume and was_complete(root, header, workers, progress)
         if not is_done:
             refuse_taken(root, header, resume=resume)
-            _announce(announce, jobs, layout.files, root)
+            before = written_before(root, header, resume=resume)
+            _announce(announce, jobs, layout.files, root, before)
             folder = TargetFolder(root, root, layout.files)
             try:
                 if resume:
@@ -266,6 +276,7 @@ def export_hf(
                 for part, head in layout.headers.items():
                     folder.put(part, head, 0)
                 checksums = folder.write(jobs, done, workers, progress or _silent)
+                kept = folder.kept
                 folder.sync()
             finally:
                 folder.close()
@@ -276,7 +287,8 @@ def export_hf(
                 manifest.write(root, header, source, layout.targets.values(), checksums)
                 layout.publish(root)
                 folder.complete()
-    return _report(source, jobs, layout.targets.values(), began, is_done)
+    report = _report(source, jobs, layout.targets.values(), began, kept)
+    return replace(report, notes=notes_on_export(root, fp8_rule=fp8_rule, fp8=report.fp8))
 
 
 def _config(
@@ -332,11 +344,16 @@ def _require_apart(source: Path, target: Path) -> None:
 
 
 def _announce(
-    announce: Announce | None, jobs: list[Job], files: dict[str, int], root: Path
+    announce: Announce | None,
+    jobs: list[Job],
+    files: dict[str, int],
+    root: Path,
+    before: Checksums,
 ) -> None:
     if announce is not None:
         reads, writes = sum(job.read_bytes for job in jobs), sum(files.values())
-        announce(Ahead(reads, writes, free_bytes(root), len(files)))
+        kept = kept_of(jobs, before)
+        announce(Ahead(reads, writes, free_bytes(root), len(files), kept))
 
 
 def _report(
@@ -344,19 +361,21 @@ def _report(
     jobs: list[Job],
     targets: Iterable[Target],
     began: float,
-    done: bool,
+    kept: Kept | None,
 ) -> Report:
+    """Args: kept: by an earlier run; None: all, which was complete."""
     targets = list(targets)
     return Report(
         tensors=len(targets),
         source_bytes=sum(job.read_bytes for job in jobs),
         target_bytes=sum(target.nbytes for target in targets),
         seconds=time.monotonic() - began,
-        was_complete=done,
+        was_complete=kept is None,
         source_tensors=len(source.stored),
         copies=_copies(source, {target.name for target in targets}),
         scales=sum(target.name.endswith(SCALE) for target in targets),
         fp8=sum(target.dtype == E4M3 for target in targets),
+        kept=kept or NOTHING,
     )
 
 

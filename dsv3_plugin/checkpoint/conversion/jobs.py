@@ -12,8 +12,8 @@ import torch
 
 from dsv3_plugin.checkpoint.conversion import manifest, recode
 from dsv3_plugin.checkpoint.conversion.config_json import wants_power_of_two
+from dsv3_plugin.checkpoint.conversion.job import Job
 from dsv3_plugin.checkpoint.conversion.journal import Checksums
-from dsv3_plugin.checkpoint.conversion.stream import Job
 from dsv3_plugin.checkpoint.conversion.weights import E4M3, DistWeights, HFWeights
 from dsv3_plugin.checkpoint.formats.target import Target
 from dsv3_plugin.checkpoint.names import HEAD, SCALE, Entry

@@ -8,11 +8,13 @@ so what a line says holds after a kill and after a power cut; what no line says 
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dsv3_plugin.checkpoint.formats.shard_size import DEFAULT_SHARD, shard_text
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import append_to, replace_file
@@ -28,6 +30,13 @@ class OtherTargetError(UserError):
 _COMMIT_BYTES = 2 << 30
 _COMMIT_SECONDS = 20.0
 """A line is due after so many bytes or seconds: what a kill can cost."""
+
+_MOST_BYTES = 10**18
+"""Of a shard: a mark that is no journal of ours may say anything."""
+_HOW_READ = ("allow_pickle", "without_mtp")
+"""Options by which a source is read: what came of them is told by its tensors."""
+_OPTIONS = ("dtype", "fp8", "fp8_rule", "shard_size", "shards_as", *_HOW_READ)
+"""Of a first line, what is an option with its value."""
 
 
 class Journal:
@@ -104,7 +113,7 @@ def require_same(folder: Path, earlier: dict[str, Any], header: dict[str, Any]) 
     for key, value in header.items():
         before = earlier.get(key)
         # The files of the tokenizer were not noted by 0.1.
-        if before == value or (isinstance(value, dict) and key not in earlier):
+        if key in _HOW_READ or before == value or (isinstance(value, dict) and key not in earlier):
             continue
         if isinstance(value, dict):
             before = before if isinstance(before, dict) else {}
@@ -114,10 +123,33 @@ def require_same(folder: Path, earlier: dict[str, Any], header: dict[str, Any]) 
                 f"{folder} was begun when {file} in {header['source']} had another {what}: put "
                 "that file back, or remove the folder."
             )
+        if key in ("source_tensors", "dropped"):
+            raise OtherTargetError(
+                f"{folder} was begun when {header['source']} had other tensors, or another "
+                "configuration: put those back, or remove the folder."
+            )
         raise OtherTargetError(
             f"{folder} was begun {_option(key, before)}, not {_option(key, value)}: repeat the "
             "first command with --resume, or remove the folder."
         )
+
+
+def command_to_go_on(folder: Path, first: dict[str, Any]) -> str:
+    """The command that goes on with a conversion, as a shell takes it.
+
+    Args:
+        folder: the target.
+        first: what is converted, by the first line; nothing where that is not known.
+    """
+    if first.get("conversion") not in ("import", "export") or "source" not in first:
+        return "the same command with --resume"
+    words = ["dsv3", first["conversion"], str(first["source"]), str(folder)]
+    given = {key: first[key] for key in _OPTIONS if first.get(key) not in (None, False)}
+    if given.get("shard_size") == DEFAULT_SHARD:
+        del given["shard_size"]
+    for key, value in given.items():
+        words += [_called(key), *([] if value is True else [_typed(key, value)])]
+    return shlex.join([*words, "--resume"])
 
 
 def _done(line: bytes) -> Checksums:
@@ -132,7 +164,19 @@ def _crc(text: str) -> str:
 
 def _option(key: str, value: Any) -> str:
     """How a user said it: an option that was left out is None or False here."""
-    return f"without {key}" if value is None or value is False else f"with {key} {value}"
+    if value is None or value is False:
+        return f"without {_called(key)}"
+    return f"with {_called(key)}" + ("" if value is True else f" {_typed(key, value)}")
+
+
+def _called(key: str) -> str:
+    return f"--{key.replace('_', '-')}" if key in _OPTIONS else key
+
+
+def _typed(key: str, value: Any) -> str:
+    """The value of an option, as a person types it."""
+    is_size = key == "shard_size" and isinstance(value, int) and value < _MOST_BYTES
+    return shard_text(value) if is_size else str(value)
 
 
 def _line(content: dict[str, Any]) -> bytes:

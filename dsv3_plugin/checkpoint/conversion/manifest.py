@@ -116,6 +116,8 @@ def check(path: str | Path, *, workers: int = 2, progress: Progress | None = Non
     ]
     common = [name for name in weights.stored if name in listed]
     total, done, equal = sum(weights.stored[name].nbytes for name in common), 0, 0
+    if progress:
+        progress(0, total)
     with worker_threads(workers) as pool:
         found = pool.map(lambda name: _differs(weights, name, listed[name]), common)
         for name, what in zip(common, found, strict=True):

@@ -65,6 +65,8 @@ def compare_files(
             only.append(f"{name} in {where}")
     sizes = {name: left[name].stat().st_size for name in common}
     equal, done, total = 0, 0, sum(sizes.values())
+    if progress:
+        progress(0, total)
     with worker_threads(workers) as pool:
         found = pool.map(lambda name: _differs(left[name], right[name]), common)
         for name, what in zip(common, found, strict=True):

@@ -1,9 +1,8 @@
 """Writes tensors into place, in parallel, so that a killed run can be continued.
 
-A `Job` produces the blocks of one or a few tensors;
-workers run jobs and write each block where it belongs, so memory is a few blocks per worker,
-whatever the size of the model. Reading, summing, converting and writing all happen outside Python's
-lock, so threads are enough.
+A `Job` produces the blocks of one or a few tensors; workers run jobs and write each block where it
+belongs, so memory is a few blocks per worker, whatever the size of the model. Reading, summing,
+converting and writing all happen outside Python's lock, so threads are enough.
 """
 
 import contextlib
@@ -21,6 +20,7 @@ import torch
 from zlib_ng.zlib_ng import crc32
 
 from dsv3_plugin.checkpoint.conversion import journal, manifest_file
+from dsv3_plugin.checkpoint.conversion.job import NOTHING, Job, Kept, kept_of
 from dsv3_plugin.checkpoint.conversion.journal import Checksums
 from dsv3_plugin.checkpoint.conversion.workers import worker_threads
 from dsv3_plugin.checkpoint.formats.target import Piece, Target
@@ -37,7 +37,7 @@ _CACHE_BYTES = 256 << 10
 """Bytes that are summed and then written, so that they are still in the core's cache."""
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes of the source done, bytes in all)."""
+"""Called with (bytes of the source done, bytes in all), first with what an earlier run has done."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,12 @@ class Ahead:
     """What the target's disk has free."""
     files: int = 1
     """Files that it will write the tensors into."""
+    kept: Kept = NOTHING
+    """Of all these, what an earlier run has written."""
 
 
 Announce = Callable[[Ahead], None]
 """Called once, before anything is written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Produces the bytes of its targets, front to back; one without targets only checks."""
-
-    targets: tuple[Target, ...]
-    blocks: Callable[[], Iterator[tuple[torch.Tensor, ...]]]
-    """Yields one tensor per target at a time; their rows, put together, are the targets."""
-    sources: tuple[str, ...]
-    """Names of the source tensors it consumes."""
-    read_bytes: int
-    check: Callable[[Checksums], None] | None = None
-    """Looks at the checksums of its targets; what it raises fails the job."""
 
 
 def refuse_taken(root: Path, header: dict[str, Any], *, resume: bool) -> None:
@@ -106,6 +94,15 @@ def refuse_taken(root: Path, header: dict[str, Any], *, resume: bool) -> None:
         raise journal.OtherTargetError(f"{root} is not empty: {other}.")
 
 
+def written_before(root: Path, header: dict[str, Any], *, resume: bool) -> Checksums:
+    """What an earlier run has finished of a conversion into a folder that is to go on.
+
+    Raises OtherTargetError if it was another conversion.
+    """
+    mark = root / INCOMPLETE
+    return journal.read(mark, header) if resume and mark.exists() else {}
+
+
 class TargetFolder:
     """The files of a conversion's target while they are written."""
 
@@ -113,6 +110,8 @@ class TargetFolder:
         """`files` (name → bytes) go into `folder`; the mark of incompleteness into `root`."""
         self.root, self._folder, self._files = root, folder, files
         self._descriptors: dict[str, int] = {}
+        self.kept = NOTHING
+        """What `write` found written by an earlier run, and right."""
 
     def begin(self, header: dict[str, Any], *, resume: bool) -> Checksums:
         """Claims the folder and its room on the disk; returns what an earlier run has finished.
@@ -125,13 +124,11 @@ class TargetFolder:
         written or is too small.
         """
         mark = self.root / INCOMPLETE
-        done: Checksums = {}
         with as_sentence(self.root):
             sweep(mark)
-            if resume and mark.exists():
-                done = journal.read(mark, header)
-            else:
+            if not mark.exists() or not resume:
                 refuse_taken(self.root, header, resume=resume)
+            done = written_before(self.root, header, resume=resume)
             self._require_room()
             self.root.mkdir(parents=True, exist_ok=True)
             journal.begin(mark, header, done)
@@ -152,17 +149,18 @@ class TargetFolder:
 
         What was done is read back and compared with its checksum; if it differs it is done again.
         """
-        total, advanced = sum(job.read_bytes for job in jobs), 0
+        total = sum(job.read_bytes for job in jobs)
+        advanced = kept_of(jobs, done).source_bytes
         finished: Checksums = {}
+        right: Checksums = {}
+        progress(advanced, total)
         notes = journal.Journal(self.root / INCOMPLETE, self.sync)
         failed = threading.Event()
 
         def run(job: Job) -> tuple[Checksums, bool]:
             earlier = {t.name: done[t.name] for t in job.targets if t.name in done}
-            if (
-                job.targets
-                and len(earlier) == len(job.targets)
-                and all(self._checksums(target) == earlier[target.name] for target in job.targets)
+            if job.is_among(done) and all(
+                self._checksums(target) == earlier[target.name] for target in job.targets
             ):
                 return earlier, False
             return self._run(job, failed), True
@@ -177,9 +175,12 @@ class TargetFolder:
                     job, future = answers.get()
                     checksums, is_new = future.result()
                     finished |= checksums
-                    advanced += job.read_bytes
+                    if not job.is_among(done):
+                        advanced += job.read_bytes
                     progress(advanced, total)
-                    if is_new:
+                    if not is_new:
+                        right |= checksums
+                    else:
                         with as_sentence(self.root):
                             notes.add(checksums, sum(target.nbytes for target in job.targets))
             except BaseException:
@@ -190,6 +191,7 @@ class TargetFolder:
                 raise
             with as_sentence(self.root):
                 notes.commit()
+        self.kept = kept_of(jobs, right)
         return finished
 
     def close(self) -> None:

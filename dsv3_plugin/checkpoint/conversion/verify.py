@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from dsv3_plugin.checkpoint.conversion import recode
+from dsv3_plugin.checkpoint.conversion.notes import notes_on_comparison
 from dsv3_plugin.checkpoint.conversion.stream import Progress
 from dsv3_plugin.checkpoint.conversion.weights import E4M3, Weights, open_weights
 from dsv3_plugin.checkpoint.conversion.workers import worker_threads
@@ -55,6 +56,8 @@ class Comparison:
     equal_by_value: int = 0
     """Of the `equal`, those that are stored in unlike types: their values are the same in one of
     the two, or in FP32, and not their bits."""
+    notes: tuple[str, ...] = ()
+    """What the user should know: a sentence each."""
 
 
 def verify(
@@ -105,6 +108,8 @@ def verify(
             common.append(entry)
     equal, by_value, done = 0, 0, 0
     total = sum(left.stored[entry.name].nbytes for entry in common)
+    if progress:
+        progress(0, total)
     with worker_threads(workers) as pool:
         found = pool.map(lambda entry: compare(left, right, entry, tolerance), common)
         for entry, difference in zip(common, found, strict=True):
@@ -118,7 +123,8 @@ def verify(
             if progress:
                 progress(done, total)
     scales = {name for side in (left, right) for name in side.stored if name.endswith(SCALE)}
-    return Comparison(equal, differences, absent, len(scales), by_value)
+    notes = notes_on_comparison(left, right, without_mtp=without_mtp)
+    return Comparison(equal, differences, absent, len(scales), by_value, notes)
 
 
 def compare(left: Weights, right: Weights, entry: Entry, tolerance: float) -> Difference | None:

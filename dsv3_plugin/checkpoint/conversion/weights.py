@@ -80,6 +80,8 @@ class HFWeights:
         self.config = read_config(folder)
         said = self.config | ({"num_nextn_predict_layers": 0} if without_mtp else {})
         self.model = model_from_hf(said, folder.resolve().name, folder / CONFIG)
+        self.promises_mtp = bool(published(self.config)["num_nextn_predict_layers"])
+        """Whether `config.json` says that there is multi-token prediction."""
         self.trained_length = trained_length.of_conversion(folder)
         self._described = "config.json describes"
         if without_mtp:

@@ -6,7 +6,6 @@ folder is laid out before anything is written. Shards are named and indexed as t
 
 import json
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import torch
 from dsv3_plugin.checkpoint.formats.hf_headers import DTYPES, INDEX
 from dsv3_plugin.checkpoint.formats.sharding import Sharding
 from dsv3_plugin.checkpoint.formats.target import Piece, Target
-from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import replace_file, sync_folder
 
 Described = tuple[str, torch.dtype, tuple[int, ...]]
@@ -30,26 +28,6 @@ _ALONE = "model.safetensors"
 
 _PART = ".part"
 """Ending of a shard's name until all shards are whole."""
-
-_LEAST_SHARD = 10**6
-"""Bytes that a person can mean: 5 was meant as GB."""
-
-
-def shard_bytes(text: str) -> int:
-    """Bytes of a shard size as people write it: "5GB" is 5·10⁹, "5GiB" 5·2³⁰."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    size = 0
-    if match:
-        base = 1024 if match[3] else 1000
-        size = int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
-    if size < 1:
-        raise UserError(f"'{text}' is no size of a shard; write for example 5GB or 500MB.")
-    if size < _LEAST_SHARD:
-        raise UserError(
-            f"a shard of '{text}' would be less than 1MB, a file for nearly each tensor: write "
-            "for example 5GB or 500MB."
-        )
-    return size
 
 
 class HFLayout:

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
-from dsv3_plugin.checkpoint.formats.hf_writer import shard_bytes
+from dsv3_plugin.checkpoint.formats.shard_size import shard_bytes, shard_text
 from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.errors import UserError
 from tests.checkpoint.conversion.damage import FIRST, INDEX, O_PROJ, SECOND, edit, refused, rename
@@ -315,6 +316,13 @@ def test_command_line_prints_the_sentence_and_exits_with_2(source, tmp_path, dsv
 def test_a_type_under_another_name(tmp_path, convert, dtype, way):
     with pytest.raises(UserError, match=f"the type '{dtype}' is not known: {way}"):
         convert(tmp_path, tmp_path / "t", dtype=dtype)
+
+
+@pytest.mark.parametrize("text", ["5GB", "1.5GB", "300KB", "5GiB", "512MiB", "1000001"])
+def test_a_size_of_a_shard_is_told_as_it_was_typed(text):
+    digits, unit = re.fullmatch(r"([\d.]+)(\w*)", text).groups()
+    of_one = {"": 1, "KB": 10**3, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}[unit]
+    assert shard_text(int(float(digits) * of_one)) == text
 
 
 def test_a_size_of_a_shard_in_bytes_was_meant_in_gigabytes():

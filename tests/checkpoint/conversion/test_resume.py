@@ -127,7 +127,7 @@ def test_a_resumed_run_must_be_the_same(sources, tmp_path):
     assert die_at(60, "import", source, target) == 9
     with pytest.raises(UserError, match="unfinished conversion: continue it with --resume"):
         import_hf(source, target)
-    with pytest.raises(UserError, match="was begun without dtype, not with dtype fp32"):
+    with pytest.raises(UserError, match="was begun without --dtype, not with --dtype fp32"):
         import_hf(source, target, resume=True, dtype="fp32")
     other = write_folder(tmp_path / "other", MODEL, random_tensors(MODEL, "fp8"))
     with pytest.raises(UserError, match="was begun with source"):

@@ -81,7 +81,7 @@ def test_another_division_is_no_continuation(imported, tmp_path):
     export_hf(imported / "t", tmp_path / "out", shards_as=imported / "hf")
     again = export_hf(imported / "t", tmp_path / "out", shards_as=imported / "hf", resume=True)
     assert again.was_complete
-    with pytest.raises(UserError, match=f"was begun with shards_as {imported}/hf, not without"):
+    with pytest.raises(UserError, match=f"was begun with --shards-as {imported}/hf, not without"):
         export_hf(imported / "t", tmp_path / "out", resume=True)
 
 
