@@ -45,8 +45,8 @@ from dsv3_plugin.checkpoint.names import (
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import is_checkpoint
 from dsv3_plugin.recipe.hf_config import model_from_hf
-from dsv3_plugin.recipe.load import shipped_folder
 from dsv3_plugin.recipe.model import ModelConfig
+from dsv3_plugin.recipe.model_names import told_name
 from dsv3_plugin.recipe.places import weights_at
 
 Shape = tuple[int, ...]
@@ -335,7 +335,7 @@ def _describe(
     findings: Findings, model: ModelConfig, prefix: Any = None, names: Any = None
 ) -> None:
     """Args: prefix, names: how an MTP layer's tensors begin, and the tensors; None if unknown."""
-    findings.model = _shipped_name(model) or model.name
+    findings.model = told_name(model)
     findings.values = sum(math.prod(entry.shape) for entry in layout(model))
     dense = model.moe_layer_freq.count(0)
     findings.layers = f"{model.num_layers} ({dense} dense, {model.num_layers - dense} MoE)"
@@ -347,14 +347,6 @@ def _describe(
             starts = tuple(prefix(model.num_layers + d) for d in range(model.mtp_num_layers))
             there = any(name.startswith(starts) for name in names)
         findings.mtp = f"{model.mtp_num_layers} layer(s)" + ("" if there else _MISSING)
-
-
-def _shipped_name(model: ModelConfig) -> str | None:
-    """The shipped model that differs in nothing but its name."""
-    for path in sorted((shipped_folder() / "models").glob("*.yaml")):
-        if ModelConfig.read(path).model_copy(update={"name": model.name}) == model:
-            return path.stem
-    return None
 
 
 def _misshapen(name: str, shape: Shape, expected: Shape, keys: list[str]) -> str:

@@ -21,6 +21,7 @@ from dsv3_plugin.inference.server.messages import EngineOrder
 from dsv3_plugin.inference.server.pushed_weights import PushedWeights
 from dsv3_plugin.inference.server.words import words_of
 from dsv3_plugin.inference.settings import EngineSettings
+from dsv3_plugin.recipe.model_names import told_name
 
 KEY_VARIABLE = "DSV3_API_KEY"
 _BYTES_OF_POSITION = 64
@@ -101,9 +102,10 @@ def _serve(
         limits = Limits(body, running, wanted.answer_tokens, wanted.seconds, wanted.per_minute)
         pushed = None if root is None else PushedWeights(root, about.model)
         words = words_of(tokenizer or tokenizer_of_checkpoint(checkpoint))
-        server = Server(about.model.name, worker, words, limits, key, pushed)
+        name = told_name(about.model)
+        server = Server(name, worker, words, limits, key, pushed)
         address, bound = listening.getsockname()[:2]
-        said(f"{about.model.name} at http://{address}:{bound}/v1")
+        said(f"{name} at http://{address}:{bound}/v1")
         settings = uvicorn.Config(
             server.application(),
             log_level="warning",
