@@ -1,7 +1,9 @@
 """The files of `dsv3 logits`: token ids in, logits out, both NumPy's .npy."""
 
 import contextlib
+import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,14 @@ import numpy as np
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
+
+_A_FILE = "as numpy.save('tokens.npy', numpy.array([[17, 4]])) writes it"
+_FROM_TEXT = (
+    "the model's tokenizer makes them of a text, and numpy.save('tokens.npy', numpy.array([ids])) "
+    "a file of those"
+)
+_LONGEST = 200
+"""Characters of a path that are told: it may be a whole text."""
 
 
 def read_tokens(path: Path, *, vocab_size: int, longest: int) -> np.ndarray:
@@ -23,12 +33,16 @@ def read_tokens(path: Path, *, vocab_size: int, longest: int) -> np.ndarray:
     Raises:
         UserError: there is no such file, or it does not hold an int64 array [b, s] of such ids.
     """
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder: --tokens takes a file, {_A_FILE}.")
     try:
         # Mapped, so that a shape that lies costs nothing; a pipe has to be read.
         tokens = np.load(path, "r" if path.is_file() else None, allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
+        raise UserError(_not_there(path)) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(_not_there(path)) from None
         raise UserError(
             f"{path} cannot be read: {(error.strerror or str(error)).lower()}."
         ) from None
@@ -44,22 +58,47 @@ def read_tokens(path: Path, *, vocab_size: int, longest: int) -> np.ndarray:
         ) from None
     if not isinstance(tokens, np.ndarray):
         raise UserError(f"{path} is an archive of arrays; --tokens takes a single .npy array.")
+    if tokens.dtype.kind in "US":
+        raise UserError(f"{path} holds text, and --tokens takes token ids: {_FROM_TEXT}.")
     if tokens.dtype != np.int64 or tokens.ndim != 2:
         raise UserError(
-            f"{path} holds {tokens.dtype} {list(tokens.shape)}; token ids are int64 [b, s]."
+            f"{path} holds {tokens.dtype} {list(tokens.shape)}; token ids are int64 [b, s]: "
+            f"{_in_that_form(tokens)}."
         )
     if tokens.size == 0:
-        raise UserError(f"{path} holds no tokens: its shape is {list(tokens.shape)}.")
+        raise UserError(
+            f"{path} holds no tokens: its shape is {list(tokens.shape)}; save one sequence [1, s] "
+            "at least."
+        )
     if tokens.shape[1] > longest:
         raise UserError(
-            f"{path} holds sequences of {tokens.shape[1]} tokens; the model takes {longest}."
+            f"{path} holds sequences of {tokens.shape[1]} tokens; the model takes {longest}: save "
+            f"tokens[:, :{longest}]."
         )
     if tokens.min() < 0 or tokens.max() >= vocab_size:
         raise UserError(
             f"{path} holds token ids from {tokens.min()} to {tokens.max()}; "
-            f"the model knows 0 to {vocab_size - 1}."
+            f"the model knows 0 to {vocab_size - 1}: take the ids of its own tokenizer."
         )
     return tokens
+
+
+def _not_there(path: Path) -> str:
+    """Of what is no file: it may be what was to be in the file."""
+    said = str(path)
+    if re.fullmatch(r"[\d\s,\[\]]*\d[\d\s,\[\]]*", said):
+        return f"'{said[:_LONGEST]}' is no file: --tokens takes the ids in one, {_A_FILE}."
+    if path.suffix == ".npy" or (" " not in said and (path.suffix or path.parent != Path())):
+        return f"{said[:_LONGEST]} does not exist: --tokens takes a file, {_A_FILE}."
+    return f"'{said[:_LONGEST]}' is no file, and --tokens takes one of token ids: {_FROM_TEXT}."
+
+
+def _in_that_form(tokens: np.ndarray) -> str:
+    """How an array of another form is saved in the right one, where that loses nothing."""
+    if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2):
+        return f"save {_A_FILE}"
+    cast = "" if tokens.dtype == np.int64 else ".astype('int64')"
+    return f"save tokens{cast}{'[None]' if tokens.ndim == 1 else ''}"
 
 
 def require_place(path: Path) -> None:

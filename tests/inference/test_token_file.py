@@ -1,5 +1,8 @@
 """Token files: what is refused, and that nothing half-written appears."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -24,12 +27,13 @@ def test_reads_ids(tmp_path):
 @pytest.mark.parametrize(
     ("array", "said"),
     [
-        (np.zeros((2, 3), np.int32), "int64"),
-        (np.zeros((2, 3)), "int64"),
-        (np.zeros(3, np.int64), r"\[b, s\]"),
-        (np.zeros((0, 3), np.int64), "no tokens"),
-        (np.zeros((1, 9), np.int64), "9 tokens"),
-        (np.full((1, 3), 10), "0 to 9"),
+        (np.zeros((2, 3), np.int32), r"int64 \[b, s\]: save tokens\.astype\('int64'\)\."),
+        (np.zeros((2, 3)), r"int64 \[b, s\]: save as numpy\.save\('tokens\.npy'"),
+        (np.zeros(3, np.int64), r"\[b, s\]: save tokens\[None\]\."),
+        (np.zeros((0, 3), np.int64), "no tokens: its shape is .*; save one sequence"),
+        (np.array(["def f"]), "holds text, and --tokens takes token ids: the model's tokenizer"),
+        (np.zeros((1, 9), np.int64), r"9 tokens; the model takes 8: save tokens\[:, :8\]"),
+        (np.full((1, 3), 10), "0 to 9: take the ids of its own tokenizer"),
         (np.full((1, 3), -1), "0 to 9"),
     ],
 )
@@ -50,6 +54,28 @@ def test_refuses_other_files(tmp_path):
     np.savez(tmp_path / "many.npz", a=np.zeros(1))
     with pytest.raises(UserError, match="archive"):
         read(tmp_path / "many.npz")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("17,4", "'17,4' is no file: --tokens takes the ids in one, as numpy.save"),
+        ("[[17, 4]]", "is no file: --tokens takes the ids in one, as numpy.save"),
+        (
+            "def f(x):",
+            "is no file, and --tokens takes one of token ids: the model's tokenizer makes",
+        ),
+        (
+            "a " * 3000,
+            "is no file, and --tokens takes one of token ids: the model's tokenizer makes",
+        ),
+        ("", ". is a folder: --tokens takes a file, as numpy.save('tokens.npy'"),
+        ("no.npy", "no.npy does not exist: --tokens takes a file, as numpy.save('tokens.npy'"),
+    ],
+)
+def test_what_is_no_file_is_told_how_one_is_made(typed, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        read(Path(typed))
 
 
 def test_writes_whole_or_not_at_all(tmp_path):
