@@ -1,5 +1,6 @@
 """What is said of a place that holds no weights, or others than were asked for: where those are."""
 
+import contextlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*):/+(.*)", re.IGNORECASE)
 """A URL; as a path it has lost one of its slashes."""
 _HUB = re.compile(r"(?:hf|(?:www\.)?(?:huggingface\.co|hf\.co))/([\w.-]+/[\w.-]+)(?:/.*)?")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MOST_ABOVE = 3
+"""Folders: of a run, a file of an iteration lies in the third."""
 _MOST_LOOKED_AT = 1000
 """Folders: more would be waited for."""
 
@@ -39,10 +42,20 @@ def refuse_no_folder(path: Path, wanted: Wanted = "weights") -> None:
     if path.is_dir():
         return
     if path.exists():
-        raise UserError(f"{path} is a file, and no folder: name the one that it lies in.")
+        folder = weights_around(path) or "the one that it lies in"
+        raise UserError(f"{path} is a file, and no folder: name {folder}.")
     if remote := _elsewhere(path, wanted):
         raise UserError(remote)
     raise UserError(f"{path} does not exist: name {_NAMES[wanted]}.")
+
+
+def weights_around(file: Path) -> Path | None:
+    """The folder of weights, or of a run, that a file belongs to; None: it lies in none."""
+    for folder in islice(file.parents, _MOST_ABOVE):
+        with contextlib.suppress(UserError):  # of a run's recipe
+            if is_checkpoint(weights_at(folder)) or (folder / _CONFIG).is_file():
+                return folder
+    return None
 
 
 def refuse_checkpoint(path: Path) -> None:

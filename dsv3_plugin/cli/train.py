@@ -45,6 +45,7 @@ def args(recipe: RecipeOrCheckpoint, overrides: Overrides = None) -> None:
     if Path(recipe).is_dir():
         args_of_checkpoint(Path(recipe), overrides or [])
         return
+    refuse_file_of_checkpoint(Path(recipe))
     from dsv3_plugin.machine import Machine
     from dsv3_plugin.model import SPEC
     from dsv3_plugin.planner.resolve import load_resolved
@@ -61,6 +62,19 @@ def args(recipe: RecipeOrCheckpoint, overrides: Overrides = None) -> None:
     say_all(command_line(loaded, machine, SPEC))
     for phrase in beyond_the_line(loaded):
         note(f"dsv3: upstream has no flag for this: {phrase}")
+
+
+def refuse_file_of_checkpoint(file: Path) -> None:
+    """Raise UserError for a file that lies in a checkpoint and can be no recipe."""
+    from dsv3_plugin.checkpoint import absent
+    from dsv3_plugin.checkpoint.formats.model_file import MODEL_FILE
+
+    if not file.is_file() or (file.suffix in (".yaml", ".yml") and file.name != MODEL_FILE):
+        return
+    if (folder := absent.weights_around(file)) is not None:
+        raise UserError(
+            f"{file} is a file of a checkpoint, and no recipe: name the folder {folder}."
+        )
 
 
 def args_of_checkpoint(folder: Path, overrides: list[str]) -> None:

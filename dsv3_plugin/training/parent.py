@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv3_plugin.checkpoint import tracker
+from dsv3_plugin.checkpoint import absent, tracker
 from dsv3_plugin.checkpoint.conversion import trained_length
 from dsv3_plugin.checkpoint.conversion.journal import OtherTargetError
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, read_contents
@@ -113,7 +113,8 @@ def _nothing_in(path: Path) -> str:
             way_out = f"dsv3 train {maker} makes it; or {way_out}"
         return f"from: {path} does not exist: {way_out}."
     if not path.is_dir():
-        return f"from: {path} is not a folder: {way_out}."
+        folder = absent.weights_around(path)
+        return f"from: {path} is not a folder: {way_out if folder is None else f'name {folder}'}."
     if (path / RECIPE).is_file():
         return (
             f"from: the run {path} has no whole checkpoint yet: wait for its first, or {way_out}."

@@ -224,3 +224,20 @@ def test_without_mtp_where_there_is_none_changes_nothing(tmp_path, dsv3):
     assert f"Note: {folder} promises no {what}\n" in done.err
     same = dsv3("verify", folder, checkpoint, "--without-mtp")
     assert f"Note: neither {folder} nor {checkpoint} promises {what}\n" in same.err
+
+
+def test_a_file_of_a_checkpoint_is_told_the_folder_it_lies_in(tmp_path, dsv3):
+    write_folder(tmp_path / "hf", MODEL, random_tensors(MODEL, "bf16"))
+    checkpoint = tmp_path / "t"
+    dsv3("import", tmp_path / "hf", checkpoint)
+    for file in (checkpoint / "manifest.json", checkpoint / "release" / ".metadata"):
+        for verb in ("inspect", "verify", "export", "generate --prompt a --checkpoint",
+                     "serve --checkpoint", "eval loss --checkpoint"):  # fmt: skip
+            more = (tmp_path / "out",) if verb == "export" else ()
+            done = dsv3(*verb.split(), file, *more)
+            said = f"dsv3: {file} is a file, and no folder: name {file.parent}.\n"
+            assert (done.code, done.err) == (2, said)
+        done = dsv3("args", file)
+        said = f"dsv3: {file} is a file of a checkpoint, and no recipe: name the folder "
+        assert (done.code, done.err) == (2, f"{said}{file.parent}.\n")
+    assert "name the folder" in dsv3("args", checkpoint / "model.yaml").err
