@@ -105,6 +105,8 @@ def stage_of(name_or_path: str | Path, overrides: Sequence[str] = ()) -> type[Re
 
 def _stage_with(data: Mapping[str, Any], overrides: Sequence[Override], where: str) -> type[Recipe]:
     stages = [one for one in overrides if one.keys == ("stage",)]
+    if stages and not stages[-1].value:
+        raise stages[-1].without_value(takes_back=True)
     said = {"stage": None if stages[-1].takes_back else stages[-1].value} if stages else {}
     return _stage({**data, **said}, where)
 
@@ -278,9 +280,12 @@ def _found(name: str, folder: str, path: str | Path, key: str) -> Path:
     try:
         return find(name, folder, beside)
     except UserError as error:
-        said = str(error)
-        if beside is not None and (beside / f"{name}.yaml").is_file():
-            said = f"'{name}' is no file, and {name}.yaml beside it is one: write that."
+        said, around = str(error), Path(path).parent
+        own = beside is not None or not around.is_relative_to(shipped_folder())
+        if own and (meant := around / f"{name}.yaml").is_file():
+            # The folder of a file is not where an override looks.
+            where = meant if beside is None else f"{name}.yaml beside it"
+            said = f"'{name}' is no file, and {where} is one: write that."
         raise UserError(f"{path}: {key}: {said}") from error
 
 

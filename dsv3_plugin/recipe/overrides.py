@@ -1,10 +1,10 @@
 """`key.path=value` on a command line: what a user gives is taken as written.
 
-A value is read as YAML only where it can be nothing else: a number, `true`, `false`, `null` (or
-nothing at all), and a list or a mapping in brackets, each where the key takes such a thing. All
-else is text, to the last character: `run #2`, `a: b`, `*`, `"quoted"`, `no`, `2026-11-25`, `12:30`.
-A key that takes text and nothing else takes `12` and `[exp1]` as text too. `null` takes back what
-was said of any key, as in a file; who means a folder of that name writes `./null`.
+A value is read as YAML only where it can be nothing else: a number, `true`, `false`, `null`, and a
+list or a mapping in brackets, each where the key takes such a thing. All else is text, to the last
+character: `run #2`, `a: b`, `*`, `"quoted"`, `no`, `2026-11-25`, `12:30`. No value at all is
+refused. A key that takes text and nothing else takes `12` and `[exp1]` as text too. `null` takes
+back what was said of any key, as in a file; who means a folder of that name writes `./null`.
 """
 
 import re
@@ -21,6 +21,8 @@ from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.validation import fields_of, model_in, nearest, types_in
 
 _BRACKETS = {"[": "]", "{": "}"}
+_FROM_ITS_FILE = ("name", "directory")
+"""What a recipe has by its file, where nothing is said of it."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,14 @@ class Override:
 
         Raises:
             UserError: brackets that open and close, with something else than YAML between them;
-                brackets that only open; no value, and the key takes no null.
+                brackets that only open; no value at all.
         """
         self._refuse_dotted_name(kind)
         field = _field_at(kind, self.keys)
         takes = set() if field is None else {*types_in(field.annotation)}
-        if field is not None and not self.value and type(None) not in takes:
-            default = not field.is_required()
-            raise UserError(
-                f"'{self.text}' has no value: give it one{', or null for its default' * default}."
-            )
+        if field is not None and not self.value:
+            takes_back = not field.is_required() or self.path in _FROM_ITS_FILE
+            raise self.without_value(takes_back=takes_back, nullable=type(None) in takes)
         if takes and takes != {str}:
             self._refuse_open_brackets()
         value = self._as_yaml() if takes != {str} else self.value
@@ -79,6 +79,18 @@ class Override:
         for key in reversed(self.keys):
             nested = {key: nested}
         return nested
+
+    def without_value(self, *, takes_back: bool, nullable: bool = False) -> UserError:
+        """What is said where nothing stands behind the `=`.
+
+        Args:
+            takes_back: null takes back what was said of the key.
+            nullable: null is a value of the key.
+        """
+        way = ", or null for its default" * takes_back
+        if nullable and takes_back:
+            way = ", or null, which takes back what was said of it"
+        return UserError(f"'{self.text}' has no value: give it one{way}.")
 
     def _refuse_dotted_name(self, kind: type[pydantic.BaseModel]) -> None:
         """Raise UserError for a name of the user's own that has dots, which divide keys here."""

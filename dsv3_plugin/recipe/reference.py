@@ -35,8 +35,9 @@ parallel: {processes: 2, expert: 2}
   is replaced. `name` and `directory` are never inherited. `key: null` takes back what was said of
   a key, which has its default then; where null is a value of the key, it has that.
 - **Overrides** on the command line win over the file: `dsv3 train pretrain/tiny training.steps=50
-  curves.learning_rate=1e-3`. `key=null` takes back there, too. `training.steps`, there or in a file
-  over its base, takes the place of `tokens` and `epochs`, as each of them does of the others.
+  curves.learning_rate=1e-3`. `key=null` takes back there, too; `key=` is refused. `training.steps`,
+  there or in a file over its base, takes the place of `tokens` and `epochs`, as each of them does
+  of the others.
 - **Where names are found**: recipes, models, clusters and schedule files are looked for beside the
   file that names them (a recipe, a model, a table of measured steps), then in the working
   directory, then among the shipped ones; what the command line names has no file beside it. All

@@ -13,6 +13,8 @@ FILES = {
     "nowhere.yaml": "base: nosuch",
     "of_recipe.yaml": "{base: pretrain/tiny, model: n12.yaml}",
     "of_nothing.yaml": "{base: pretrain/tiny, model: nosuch}",
+    "of_bare.yaml": "{base: pretrain/tiny, model: m3}",
+    "m3.yaml": "{base: tiny, num_layers: 3}",
     "misspelt.yaml": "{base: tiny, num_layerz: 4}",
     "over_recipe.yaml": "{base: n12.yaml, num_layers: 3, vocab_size: 300}",
 }
@@ -32,6 +34,8 @@ def files(tmp_path: Path) -> Path:
         ("nowhere", "nowhere.yaml: base: 'nosuch' is neither a file nor a shipped recipe"),
         ("of_recipe", "n12.yaml is a recipe, and a model is asked for: name its model."),
         ("of_nothing", "of_nothing.yaml: model: 'nosuch' is neither a file nor a shipped model"),
+        ("of_bare", "of_bare.yaml: model: 'm3' is no file, and "),
+        ("of_bare", "/m3.yaml is one: write that."),
         ("misspelt", "misspelt.yaml is a model, and a recipe is asked for"),
     ],
 )

@@ -31,7 +31,7 @@ def test_text_is_taken_as_written(text):
     [
         ("training.steps=10", 10), ("training.steps=null", None), ("training.tokens=10M", "10M"),
         ("optimizer.eps=1e-9", 1e-9), ("parallel.zero1=true", True), ("parallel.zero1=yes", "yes"),
-        ("data.path=null", None), ("data.path=", None), ("data.path=1 #2", "1 #2"),
+        ("data.path=null", None), ("megatron_args.seed=", None), ("data.path=1 #2", "1 #2"),
         ("data.corpus=[a, 'b #']", ["a", "b #"]), ("data.corpus=12", "12"),
         ("data.corpus=[a]/b", "[a]/b"), ("pipeline.timeout=.5", 0.5),
         ("curves.learning_rate=[{constant: 1e-3}]", [{"constant": 1e-3}]),
@@ -96,6 +96,11 @@ def test_null_takes_back_what_is_text_and_what_is_another_stages(key, tmp_path):
         ("data.tokenizer=null", "'data.tokenizer' is null; it must"),
         ("base=null", "name the other recipe in place of"),
         ("backend=", "'backend=' has no value: give it one, or null for its default"),
+        ("stage=", "'stage=' has no value: give it one, or null for its default"),
+        ("name=", "'name=' has no value: give it one, or null for its default"),
+        ("model=", r"'model=' has no value: give it one\.$"),
+        ("cluster=", "'cluster=' has no value: give it one, or null, which takes back what was"),
+        ("training.steps=", "'training.steps=' has no value: give it one, or null, which takes"),
         ("rollouts.n=null", "'rollouts' is a key of stage rl, and the stage is pretrain"),
     ],
 )

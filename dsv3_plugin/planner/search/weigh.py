@@ -85,7 +85,7 @@ class Scales:
 def _text(value: object) -> str:
     """A value as an override has it."""
     if value is None:
-        return ""
+        return "null"
     if isinstance(value, list):
         return f"[{','.join(value)}]"
     return str(value)
