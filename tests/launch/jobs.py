@@ -34,6 +34,13 @@ def write_cluster(
     return path
 
 
+def write_slurm(folder: Path, body: str = "echo 12", queue: str = "", cancel: str = "") -> None:
+    """Write what stands for Slurm: it takes jobs as number 12 and has them waiting."""
+    for name, text in (("sbatch", body), ("squeue", f"echo '{queue}'"), ("scancel", cancel)):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+
+
 def job(recipe: str, cluster: Cluster, runs: int = 1, after: str | None = None) -> JobValues:
     loaded = load_recipe(recipe, [], cluster.machine)
     return values_of(

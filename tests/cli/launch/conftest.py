@@ -1,9 +1,11 @@
 """A folder to launch from, and what stands for Slurm."""
 
+from functools import partial
+
 import pytest
 
 from dsv3_plugin.launch import submit
-from tests.launch.jobs import write_cluster
+from tests.launch.jobs import write_cluster, write_slurm
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +22,6 @@ def sbatch(monkeypatch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
-    def put(body: str = "echo 12", queue: str = "", cancel: str = "") -> None:
-        for name, text in (("sbatch", body), ("squeue", f"echo '{queue}'"), ("scancel", cancel)):
-            (folder / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
-            (folder / name).chmod(0o755)
-
+    put = partial(write_slurm, folder)
     put()
     return put
