@@ -75,6 +75,7 @@ def _round(steps: RecipeSteps) -> RoundPlan | None:
         answers=answering.prompts * answering.n,
         at_once=answering.at_once(setting.data),
         tokens=answering.tokens,
+        made=answering.made,
         steps=answering.steps,
         seconds=answering_seconds(*run),
         cache_bytes=max(cache(setting, answering, stages) for stages in held),

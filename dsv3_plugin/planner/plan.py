@@ -157,6 +157,7 @@ class RoundPlan:
     Attributes:
         answers: of a round. at_once: of them that an engine is asked for.
         tokens: of the longest answer.
+        made: of it in a round, at the most.
         steps: that a round is trained on.
         seconds: that it takes at the least.
         cache_bytes: of latents, on the rank that has most.
@@ -169,6 +170,7 @@ class RoundPlan:
     answers: int
     at_once: int
     tokens: int
+    made: int
     steps: int
     seconds: float
     cache_bytes: int

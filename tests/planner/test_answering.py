@@ -3,15 +3,17 @@
 import pytest
 import torch
 
+from dsv3_plugin.inference.batch import POSITIONS_AT_ONCE
 from dsv3_plugin.inference.cache import CacheShape
 from dsv3_plugin.inference.pages import PAGE_TOKENS
-from dsv3_plugin.planner.answering import PAGE
+from dsv3_plugin.planner.answering import PAGE, READ_AT_ONCE
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.make import make_plan
-from dsv3_plugin.planner.memory.answering import cache
+from dsv3_plugin.planner.memory.answering import cache, engine_works_with
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stages import Stage
+from dsv3_plugin.report.plan import sentences
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def planned():
 def test_the_cache_is_the_engines(planned):
     """32 answers of 4,096 tokens, and two guesses, of layers that the rank has."""
     _, setting = planned
-    assert PAGE == PAGE_TOKENS
+    assert (PAGE, READ_AT_ONCE) == (PAGE_TOKENS, POSITIONS_AT_ONCE)
     for stages, layers in (((Stage(moe=2), Stage(moe=2)), 4), ((Stage(dense=1), Stage(mtp=1)), 2)):
         shape = CacheShape(layers, 512, 64, torch.bfloat16)
         assert cache(setting, setting.answering, stages) == shape.bytes_for([4096 + 2] * 32)
@@ -59,6 +61,22 @@ def test_a_round_takes_as_long_as_its_weights_and_latents_are_read(planned):
     latents = (61 + 1) * 576 * 2 * 65 * PAGE * 32 / 2
     rate = cluster.memory_gb_per_second * 1e9 * cluster.efficiency.memory.value
     assert plan.round.seconds == pytest.approx(1536 * (read + latents) / rate, rel=0.01)
+
+
+def test_a_round_that_goes_on_with_answers_makes_a_part_of_them(planned):
+    """A third of the longest takes a third of the time; keys and values of a whole text of 4,096
+    tokens are made again, 128 heads of 128 + 128 and 192 numbers of two bytes."""
+    whole, setting = planned
+    recipe = load_resolved("rl/deepseek-v3", ("rollouts.partial=1024",), whole.cluster.machine)
+    plan = make_plan(recipe, whole.cluster, whole.cluster.machine)
+    assert plan.round.seconds == pytest.approx(whole.round.seconds / 3)
+    assert "3,072 tokens, of which a round makes 1,024, 32 at" in sentences.answering(plan)[0]
+    assert "of which" not in sentences.answering(whole)[0]
+    cluster, stages = whole.cluster, (Stage(moe=2),)
+    again = Setting.of(recipe, cluster, cluster.machine)
+    before, now = (engine_works_with(one, one.answering, stages) for one in (setting, again))
+    heads = 4096 * 128 * (256 + 192) * 2
+    assert before < heads < now < 1.2 * heads
 
 
 def test_a_stage_without_answers_has_none():

@@ -12,6 +12,7 @@ from dsv3_plugin.planner.stages import Stage
 
 _EXPERT = 4
 """Bytes of an expert's number."""
+_FP32 = 4
 
 
 def cache(setting: Setting, answering: Answering, stages: Sequence[Stage]) -> int:
@@ -31,21 +32,49 @@ def layers(answering: Answering, stages: Sequence[Stage]) -> int:
 
 
 def engine_works_with(setting: Setting, answering: Answering, stages: Sequence[Stage]) -> int:
-    """Bytes at the fullest of a step in which every answer gets a token at its longest.
+    """Bytes that attention of a layer takes in the fullest of an engine's steps.
 
-    Attention of a layer reads the latents of all texts side by side, and has for each query what it
-    must not look at, as it is told and as a number that is added.
+    What else the step's tokens go through, experts of other ranks' tokens among it, is not counted;
+    nor are keys and values of all heads where sums are rounded once (FP32 on a CPU).
     """
-    held = layers(answering, stages)
-    if not held:
+    if not layers(answering, stages):
         return 0
-    rows = min(answering.at_once(setting.data), answering.in_step // (1 + answering.drafts))
-    read = cache(setting, answering, stages) // held
-    read = min(read, rows * answering.pages * _page(setting))
+    return max(_of_answers(setting, answering), _of_a_prompt(setting, answering))
+
+
+def _of_answers(setting: Setting, answering: Answering) -> int:
+    """Where every answer gets a token at its longest.
+
+    Of all texts there is what their queries must not look at. The latents of as many as are read at
+    once lie side by side, shared pages once for each, and of these there are for each head scores
+    before the softmax and behind it, in FP32; in other types torch keeps none, and there is what
+    may be seen, as it is told and as a number that is added.
+    """
+    each = 1 + answering.drafts
+    rows = min(answering.at_once(setting.data), answering.in_step // each)
     positions = answering.pages * PAGE
-    heads = setting.model.num_attention_heads // setting.tensor
-    queries = rows * (1 + answering.drafts) * heads
-    return read + queries * positions * (1 + setting.width)
+    texts = min(rows, answering.read_at_once)
+    for_head = 2 * _FP32 if setting.dtype == "fp32" else 1 + setting.width
+    read = texts * answering.pages * _page(setting)
+    return read + texts * each * _heads(setting) * positions * for_head + rows * each * positions
+
+
+def _of_a_prompt(setting: Setting, answering: Answering) -> int:
+    """Where the last part of a prompt is read, or of a text that is gone on with, which is read
+    again: its latents, keys and values of all heads, keys again with the rotated part, what the
+    queries must not look at, and where they are not the whole text what they may, told and added.
+    """
+    model = setting.model
+    length, heads = answering.read_in, _heads(setting)
+    wide = 2 * model.qk_head_dim + model.v_head_dim + model.qk_pos_emb_head_dim
+    read = -(-length // PAGE) * _page(setting)
+    for_pair = 1 if length <= answering.in_step else 2 + setting.width
+    told = min(answering.in_step, length) * length * for_pair
+    return read + length * heads * wide * setting.width + told
+
+
+def _heads(setting: Setting) -> int:
+    return setting.model.num_attention_heads // setting.tensor
 
 
 def _page(setting: Setting) -> int:

@@ -28,7 +28,8 @@ def answering_seconds(
     stages: Sequence[Stage],
     placement: Placement,
 ) -> float:
-    """Seconds that a round takes at the least whose longest answer is as long as it may be.
+    """Seconds that a round takes at the least whose longest answer is as long as it may be, or is
+    gone on by as many tokens as a round may make of it.
 
     Every text is of half its length on average; the embedding's rows are not counted.
 
@@ -47,7 +48,7 @@ def answering_seconds(
         )
         read += _weights_read(setting, answering, held, rows)
         read += cache(setting, answering, held) / 2
-    steps = -(-answering.tokens // (1 + answering.drafts))
+    steps = -(-answering.made // (1 + answering.drafts))
     return steps * read / memory_rate(cluster)
 
 

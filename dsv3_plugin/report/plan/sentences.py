@@ -62,9 +62,10 @@ def answering(plan: Plan) -> list[str]:
     if found is None:
         return []
     steps = "one step" if found.steps == 1 else f"{found.steps} steps"
+    made = f", of which a round makes {found.made:,}" if found.made < found.tokens else ""
     lines = [
-        f"a round: {found.answers:,} answers of up to {found.tokens:,} tokens, {found.at_once:,} "
-        f"at once by an engine, for {steps}; planned is that all are so long",
+        f"a round: {found.answers:,} answers of up to {found.tokens:,} tokens{made}, "
+        f"{found.at_once:,} at once by an engine, for {steps}; planned is that all are so long",
         f"its cache takes {bytes_text(found.cache_bytes)} of a rank, and is given back before the "
         "step; weights are read where they lie, and nothing is handed over (to a server elsewhere, "
         f"{bytes_text(found.weights_bytes)} a round)",
