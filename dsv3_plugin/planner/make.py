@@ -6,6 +6,7 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.counts import flops_per_token, parameter_counts
+from dsv3_plugin.planner.journal import Kept
 from dsv3_plugin.planner.limits import limit_of
 from dsv3_plugin.planner.memory.answering import cache
 from dsv3_plugin.planner.memory.of_recipe import rank_memories
@@ -56,6 +57,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, machine: Machine, imbalance: flo
         limit=limit_of(steps, phases, machine),
         imbalance=imbalance,
         round=_round(steps),
+        kept=Kept.of(recipe),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.counts import FlopCounts, ParameterCounts
+from dsv3_plugin.planner.journal import Kept
 from dsv3_plugin.planner.stages import Stage
 
 MemoryPart = Literal[
@@ -186,7 +187,8 @@ class Plan:
         name: the recipe's.
         processes: ranks of the run, one to a GPU.
         imbalance: load of the busiest rank's experts over the mean, for which it is made.
-        round: of answers; None: a stage without them.
+        round: of answers that its own ranks make; None: there are none.
+        kept: of answers on the disk, whoever makes them; None: a stage without them.
     """
 
     name: str
@@ -198,6 +200,7 @@ class Plan:
     limit: Limit
     imbalance: float = 1.0
     round: RoundPlan | None = None
+    kept: Kept | None = None
 
     @property
     def tokens(self) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dsv3_plugin.files.atomic import replacing
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.planner.journal import OF_PROMPT, OF_TOKEN, of_expert
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.rollouts.groups import Group, Scored
 from dsv3_plugin.rollouts.rollout import Rollout
@@ -35,7 +36,8 @@ _WHO = (
 """Of rollouts: by whom they are made, and how."""
 _TIMES = ("log_interval", "eval_interval", "eval_steps")
 """Of training: when something is said."""
-_PER_TOKEN = {"tokens": torch.int32, "log_probs": torch.float64, "versions": torch.int32}
+_PER_TOKEN = {name: getattr(torch, kind) for name, kind in OF_TOKEN.items()}
+_OF_PROMPT = getattr(torch, OF_PROMPT)
 
 
 class Journal:
@@ -149,12 +151,12 @@ def state_of(groups: Sequence[Group]) -> dict[str, Any]:
             [torch.tensor([], dtype=dtype)]
             + [torch.tensor(getattr(one, name), dtype=dtype) for one in rollouts]
         )
-        for name, dtype in (_PER_TOKEN | {"prompt": torch.int32}).items()
+        for name, dtype in (_PER_TOKEN | {"prompt": _OF_PROMPT}).items()
     }
     return flat | {
         "lengths": [len(rollout.tokens) for rollout in rollouts],
         "prompt_lengths": [len(rollout.prompt) for rollout in rollouts],
-        "experts": [rollout.experts for rollout in rollouts],
+        "experts": [_narrowed(rollout.experts) for rollout in rollouts],
         "finish_reasons": [rollout.finish_reason for rollout in rollouts],
         "answers": [_without_rollout(answer) for answer in answers],
         "of_prompts": [
@@ -163,6 +165,14 @@ def state_of(groups: Sequence[Group]) -> dict[str, Any]:
             for group in groups
         ],
     }  # fmt: skip
+
+
+def _narrowed(experts: Tensor | None) -> Tensor | None:
+    """Numbers of experts in the smallest kind that has room for them."""
+    if experts is None:
+        return None
+    highest = int(experts.max()) if experts.numel() else 0
+    return experts.to(getattr(torch, of_expert(highest + 1)))
 
 
 def _without_rollout(answer: Scored) -> dict[str, Any]:
@@ -195,7 +205,8 @@ def _rollouts(state: Mapping[str, Any]) -> Iterator[Rollout]:
     for (tokens, log_probs, versions), prompt, reason, experts in zip(
         of_tokens, prompts, state["finish_reasons"], state["experts"], strict=True
     ):
-        yield Rollout(prompt, tokens, log_probs, reason, versions, experts)
+        wide = None if experts is None else experts.to(torch.int32)
+        yield Rollout(prompt, tokens, log_probs, reason, versions, wide)
 
 
 def _parts(flat: Tensor, lengths: Sequence[int]) -> Iterator[tuple[Any, ...]]:

@@ -8,11 +8,13 @@ from dsv3_plugin.inference.cache import CacheShape
 from dsv3_plugin.inference.pages import PAGE_TOKENS
 from dsv3_plugin.planner.answering import PAGE, READ_AT_ONCE
 from dsv3_plugin.planner.cluster import load_cluster
+from dsv3_plugin.planner.journal import Kept
 from dsv3_plugin.planner.make import make_plan
 from dsv3_plugin.planner.memory.answering import cache, engine_works_with
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.planner.setting import Setting
 from dsv3_plugin.planner.stages import Stage
+from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.report.plan import sentences
 
 
@@ -79,9 +81,32 @@ def test_a_round_that_goes_on_with_answers_makes_a_part_of_them(planned):
     assert before < heads < now < 1.2 * heads
 
 
+def test_answers_on_the_disk_are_said_whoever_makes_them():
+    """16 bytes of a token of an answer and its text's 4, and 4 of a prompt's."""
+    cluster = load_cluster("h800")
+    elsewhere = (
+        "rollouts.kind=openai",
+        "rollouts.url=http://127.0.0.1:8000",
+        "rollouts.drafts=0",
+    )
+    recipe = load_resolved("rl/deepseek-v3", elsewhere, cluster.machine)
+    plan = make_plan(recipe, cluster, cluster.machine)
+    assert plan.round is None
+    assert plan.kept == Kept(1024 * (3072 * 20 + 1024 * 4), 50)
+    assert sentences.answering(plan) == [
+        "answers of a round take 67.1 MB of the run's folder at the most (rollouts/), 3.4 GB of "
+        "the 50 between two checkpoints"
+    ]
+    overrides = ("grpo.routing_replay=true", "checkpoint.interval=1")
+    replayed = Kept.of(load_recipe("rl/deepseek-r1-zero", overrides))
+    assert replayed.bytes == 8192 * (32768 * 20 + 1024 * 4 + 33791 * 58 * 8)
+    assert replayed.rounds == 1
+
+
 def test_a_stage_without_answers_has_none():
     cluster = load_cluster("h800")
     recipe = load_resolved("sft/deepseek-v3", (), cluster.machine)
     plan = make_plan(recipe, cluster, cluster.machine)
     assert plan.round is None
+    assert plan.kept is None
     assert "answering" not in plan.phases[0].ranks[0].moments

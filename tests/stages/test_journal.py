@@ -1,5 +1,6 @@
 """Answers that were made before a run ended are read in place of being made again."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import torch
 from dsv3_plugin.data.chat.conversation import Conversation
 from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.planner.journal import Kept
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.rollouts.asked import Asked
 from dsv3_plugin.rollouts.groups import Group, Scored
@@ -89,6 +91,36 @@ def test_what_is_written_is_what_was_answered() -> None:
     assert again == groups
     assert torch.equal(again[1].answers[0].rollout.experts, groups[1].answers[0].rollout.experts)
     assert groups_of(state_of([])) == []
+
+
+@pytest.mark.parametrize(("replay", "experts"), [(False, 16), (True, 16), (True, 300)])
+def test_a_file_is_as_large_as_it_is_planned_to_be(
+    tmp_path: Path, replay: bool, experts: int
+) -> None:
+    recipe = load_recipe(
+        "rl/tiny",
+        ["rollouts.prompts=4", "rollouts.n=2", "rollouts.max_tokens=900", "data.seq_length=1024",
+         "rollouts.max_prompt_tokens=100", f"grpo.routing_replay={json.dumps(replay)}",
+         "model.max_position_embeddings=1024", f"model.num_moe_experts={experts}",
+         f"directory={tmp_path}"],
+    )  # fmt: skip
+    where = len(recipe.model.moe_layers), recipe.model.moe_router_topk
+    went = torch.full((999, *where), experts - 1, dtype=torch.int32) if replay else None
+
+    def answer(number: int) -> Scored:
+        own = None if went is None else went.clone()
+        rollout = Rollout((7,) * 100, (8,) * 900, (-0.5,) * 900, "length", (2,) * 900, own)
+        return Scored(rollout, f"{number:04}" * 900, 1.0, {"match": 1.0}, {}, True, "four")
+
+    groups = [Group("1 + 1?", "2", "here", (answer(n), answer(n + 4))) for n in range(4)]
+    journal = Journal(recipe, RunFolder(tmp_path), print)
+    journal.keep(3, 0, [(1,)], 2, groups, Costs())
+    [file] = tmp_path.glob("rollouts/*.pt")
+    planned = Kept.of(recipe).bytes
+    assert 0.95 * planned < file.stat().st_size < 1.05 * planned + 4096
+    [again, *_], _ = journal.read(3, 0, [(1,)], 2)
+    assert again.answers == groups[0].answers
+    assert not replay or torch.equal(again.answers[0].rollout.experts, went)
 
 
 def test_a_run_that_goes_on_asks_nobody_what_was_answered(tmp_path: Path) -> None:

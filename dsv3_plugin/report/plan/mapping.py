@@ -22,6 +22,7 @@ def plan_mapping(plan: Plan) -> dict[str, Any]:
         },
         "limit": _limit(plan.limit),
         **({} if plan.round is None else {"round": asdict(plan.round)}),
+        **({} if plan.kept is None else {"kept": asdict(plan.kept)}),
     }
 
 

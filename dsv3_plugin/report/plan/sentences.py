@@ -58,9 +58,9 @@ def checkpoints(plan: Plan) -> str:
 
 def answering(plan: Plan) -> list[str]:
     """What a round of answers takes, where there are any."""
-    found = plan.round
+    found, kept = plan.round, _kept(plan)
     if found is None:
-        return []
+        return kept
     steps = "one step" if found.steps == 1 else f"{found.steps} steps"
     made = f", of which a round makes {found.made:,}" if found.made < found.tokens else ""
     lines = [
@@ -78,7 +78,20 @@ def answering(plan: Plan) -> list[str]:
             f"the reference takes {bytes_text(found.reference_bytes)} of a rank's host, and twice "
             "that while it is in place; of the device nothing"
         )
-    return lines
+    return [*lines, *kept]
+
+
+def _kept(plan: Plan) -> list[str]:
+    """What answers take on the disk, whoever makes them."""
+    kept = plan.kept
+    if kept is None:
+        return []
+    several = kept.rounds * kept.bytes
+    more = f", {bytes_text(several)} of the {kept.rounds} between two checkpoints"
+    return [
+        f"answers of a round take {bytes_text(kept.bytes)} of the run's folder at the most "
+        f"(rollouts/){more if kept.rounds > 1 else ''}"
+    ]
 
 
 def _seconds(seconds: float) -> str:
