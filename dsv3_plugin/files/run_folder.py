@@ -172,7 +172,25 @@ class RunFolder:
     @property
     def prepares(self) -> bool:
         """Whether its ranks are here and its recipe is not yet: its data are being built."""
-        return not self.recipe.is_file() and self.logs.is_dir() and self.is_held_here
+        return self.has_not_trained and self.is_held_here
+
+    @property
+    def has_not_trained(self) -> bool:
+        """Whether its ranks, wherever they are or were, had its data to build first, and its
+        recipe is not there yet."""
+        return not self.recipe.is_file() and self.logs.is_dir()
+
+    @contextlib.contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Be seen to prepare data while the block lasts, before there are ranks."""
+        had_logs = self.logs.is_dir()
+        self.logs.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            if not had_logs:
+                with contextlib.suppress(OSError):  # somebody has put something there
+                    self.logs.rmdir()
 
     @property
     def holder(self) -> str:

@@ -8,6 +8,7 @@ has that found out by a process of its own, `python -m dsv3_plugin.launch.conver
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from dsv3_plugin.data.progress import Progress
@@ -63,6 +64,8 @@ def prepare_data(
     overrides: list[str],
     tell: Callable[[str], None],
     progress: Progress | None = None,
+    *,
+    begins: bool = False,
 ) -> None:
     """Build the data of a recipe, as its run would, and count its conversations; look at its
     prompts. On a CPU.
@@ -70,6 +73,7 @@ def prepare_data(
     Args:
         tell: takes a sentence for the person.
         progress: told after every document.
+        begins: whether its run begins with it, and is seen to prepare them.
 
     Raises:
         UserError: for whatever is wrong with the recipe or the data.
@@ -89,7 +93,7 @@ def prepare_data(
 
         look_at_prompts(recipe, tell)
         return
-    with recipe.run_folder.held():
+    with recipe.run_folder.held(), recipe.run_folder.preparing() if begins else nullcontext():
         data, _, _ = prepare.prepare_data(Run(recipe, recipe.run_folder, machine), tell, progress)
         tell(f"The data are in {recipe.data_folder}: {data.train_tokens:,} tokens.")
         if isinstance(recipe, Sft):
@@ -105,7 +109,7 @@ def uncounted(name: str, overrides: list[str], machine: Machine) -> Recipe:
 
 if __name__ == "__main__":
     try:
-        prepare_data(sys.argv[1], sys.argv[2:], note)
+        prepare_data(sys.argv[1], sys.argv[2:], note, begins=True)
     except UserError as error:
         note(f"dsv3: {error}")
         sys.exit(2)

@@ -39,9 +39,9 @@ class RunStatus:
 
     Attributes:
         folder: its folder.
-        state: the job's, in Slurm's words, while Slurm has it; else preparing (its data),
-            training, done, stopped, failed or broke off (without a word), and unknown where it has
-            a job and Slurm does not answer.
+        state: the job's, in Slurm's words, while Slurm has it, and behind RUNNING whether it is
+            preparing (its data); else preparing, training, done, stopped, failed or broke off
+            (without a word), and unknown where it has a job and Slurm does not answer.
         job: Slurm's number of the job that it was last submitted as.
         step, tokens, loss, tokens_per_second: of the last step.
         steps: of the whole run.
@@ -249,7 +249,8 @@ def _state(
 ) -> tuple[str, bool]:
     """The state in words, and whether the run is under way."""
     if record is not None and (job := (jobs or {}).get(record.job)) is not None:
-        return str(job), not job.waits
+        prepares = job.state == "RUNNING" and run.has_not_trained
+        return f"{job}{', preparing' if prepares else ''}", not job.waits
     if run.is_held_here:
         return ("preparing" if run.prepares else "training"), True
     if steps is not None and run.steps_saved() >= steps:

@@ -183,6 +183,30 @@ def test_a_run_whose_data_are_being_built_is_preparing(dsv3, tmp_path, monkeypat
         assert dsv3("logs", "runs/new").out.splitlines()[-1] == "tokenizing"
 
 
+def test_a_job_whose_data_are_being_built_is_preparing(dsv3, tmp_path, monkeypatch, slurm):
+    monkeypatch.chdir(tmp_path)
+    new = RunFolder(tmp_path / "runs" / "new")
+    write_record(new, JobRecord("7", "cpu", "none", 0.0))
+    slurm("7|RUNNING|None|0|1:00:00|n1|")
+    assert stands(dsv3)["state"] == "RUNNING"  # its nodes are looked at
+    new.logs.mkdir()
+    assert stands(dsv3)["state"] == "RUNNING, preparing"
+    slurm("7|PENDING|Priority|0|1:00:00||")
+    assert stands(dsv3)["state"] == "PENDING (Priority)"
+    new.recipe.write_text("base: pretrain/tiny\n")
+    slurm("7|RUNNING|None|0|1:00:00|n1|")
+    assert stands(dsv3)["state"] == "RUNNING"
+
+
+def test_a_run_whose_conversations_are_counted_first_is_preparing(dsv3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    new = RunFolder(tmp_path / "runs" / "new")
+    with new.held(), new.preparing():
+        assert stands(dsv3)["state"] == "preparing"
+    assert not new.logs.exists()
+    assert "there is no run in runs/" in dsv3("status").err
+
+
 NOBODY = """squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
 squeue: error: fetch_config: DNS SRV lookup failed
 squeue: fatal: Could not establish a configuration source"""
