@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dsv3_plugin.cli.convert import AllowPickle, WithoutMtp, Workers
+from dsv3_plugin.cli.convert import AllowPickle, WithoutMtp, Workers, said_before_reading
 from dsv3_plugin.cli.notes import note
 from dsv3_plugin.cli.options import Json
 from dsv3_plugin.errors import UserError
@@ -61,7 +61,7 @@ def verify(
 
     with bytes_done("verify") as progress:
         if b is None:
-            comparison = check(a, workers=workers, progress=progress)
+            comparison = check(a, workers=workers, progress=progress, announce=said_before_reading)
         else:
             comparison = compare(
                 a,
@@ -71,6 +71,7 @@ def verify(
                 allow_pickle=allow_pickle,
                 without_mtp=without_mtp,
                 progress=progress,
+                announce=said_before_reading,
             )
     if as_json:
         say(json_of(comparison))
@@ -88,7 +89,9 @@ def verify_files(a: Path, b: Path, workers: int, most: int | None, *, as_json: b
     from dsv3_plugin.cli.progress import bytes_done
 
     with bytes_done("verify") as progress:
-        found = compare_files(a, b, workers=workers, progress=progress)
+        found = compare_files(
+            a, b, workers=workers, progress=progress, announce=said_before_reading
+        )
     if as_json:
         say_json(asdict(found))
     else:

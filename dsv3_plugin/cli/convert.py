@@ -189,6 +189,14 @@ def tensors_text(verb: str, report: "Report") -> str:
     return number_of(written, "tensor") + (f" ({why} among them)" if why else "")
 
 
+def said_before_reading(read: int) -> None:
+    """Say on standard error how much a comparison is about to read, and the time at a rate."""
+    lines.note(
+        f"verify: {bytes_text(read)} to read; {time_text(read / _READ_RATE)} at "
+        f"{bytes_text(_READ_RATE)}/s."
+    )
+
+
 def said_before(verb: str, target: Path, ahead: "Ahead") -> None:
     """Say on standard error what a conversion is about to do: bytes, room, and time at a rate."""
     kept = ahead.kept

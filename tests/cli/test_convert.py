@@ -1,6 +1,7 @@
 """What `dsv3 import` and `dsv3 verify` say, as typed."""
 
 import json
+import math
 import re
 import shlex
 from pathlib import Path
@@ -180,9 +181,19 @@ def test_what_lies_ahead_and_what_was_counted_is_said(tmp_path, dsv3):
     assert said in done.out
     weights = there - len(scales)
     done = dsv3("verify", folder, tmp_path / "out")
+    assert done.err.startswith(f"verify: {bytes_text(2 * read)} to read; 0s at 1.0 GB/s.\n")
     assert f"{weights} tensors are the same, bit for bit." in done.out
     assert f"Not counted by themselves: {len(scales)} scales." in done.out
-    assert f"{kept} tensors are as" in dsv3("verify", tmp_path / "t").out
+    done = dsv3("verify", tmp_path / "t")
+    assert f"{kept} tensors are as" in done.out
+    listed = json.loads((tmp_path / "t" / "manifest.json").read_text())["tensors"]
+    written = sum(math.prod(t["shape"]) * getattr(torch, t["dtype"]).itemsize for t in listed)
+    assert done.err.startswith(f"verify: {bytes_text(written)} to read; 0s at ")
+    out = tmp_path / "out"
+    done = dsv3("verify", folder, out, "--bytes")
+    sizes = [{file.name: file.stat().st_size for file in at.iterdir()} for at in (folder, out)]
+    alike = sum(size for _, size in sizes[0].items() & sizes[1].items())
+    assert done.err.startswith(f"verify: {bytes_text(2 * alike)} to read; 0s at ")
 
 
 def test_what_was_done_as_json(tmp_path, dsv3):

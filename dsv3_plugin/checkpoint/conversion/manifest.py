@@ -7,7 +7,7 @@ signature (a cryptographic hash is two to ten times slower than the disk).
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,20 @@ def recorded(source: Weights) -> dict[str, str]:
     return {name: tensor["crc32"] for name, tensor in found.items()}
 
 
-def check(path: str | Path, *, workers: int = 2, progress: Progress | None = None) -> Comparison:
+def check(
+    path: str | Path,
+    *,
+    workers: int = 2,
+    progress: Progress | None = None,
+    announce: Callable[[int], None] | None = None,
+) -> Comparison:
     """Compares a conversion's target with its own manifest.
 
     Args:
         path: a checkpoint that was imported or a Hugging Face folder that was exported; only read.
         workers: threads.
         progress: called with (bytes compared, bytes in all).
+        announce: called before any tensor is read, with the bytes that will be.
 
     Raises UserError if it cannot be read, is not whole, or has no manifest.
     """
@@ -115,6 +122,8 @@ def check(path: str | Path, *, workers: int = 2, progress: Progress | None = Non
         Difference(name, f"not in {MANIFEST}") for name in weights.stored.keys() - listed - copies
     ]
     common = [name for name in weights.stored if name in listed]
+    if announce:
+        announce(sum(weights.stored[name].nbytes for name in common))
     total, done, equal = sum(weights.stored[name].nbytes for name in common), 0, 0
     if progress:
         progress(0, total)

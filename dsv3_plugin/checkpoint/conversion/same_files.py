@@ -4,7 +4,7 @@
 whoever publishes a folder, or mirrors one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,12 @@ class FileComparison:
 
 
 def compare_files(
-    a: str | Path, b: str | Path, *, workers: int = 2, progress: Progress | None = None
+    a: str | Path,
+    b: str | Path,
+    *,
+    workers: int = 2,
+    progress: Progress | None = None,
+    announce: Callable[[int], None] | None = None,
 ) -> FileComparison:
     """Compare the files of two folders.
 
@@ -46,6 +51,7 @@ def compare_files(
         a, b: the folders; only read.
         workers: threads.
         progress: called with (bytes of `a` compared, bytes in all).
+        announce: called before any file is read, with the bytes of both folders that will be.
 
     Raises:
         UserError: one is no folder, or not finished, or a link leads out of it; one is a Hugging
@@ -64,6 +70,9 @@ def compare_files(
         else:
             only.append(f"{name} in {where}")
     sizes = {name: left[name].stat().st_size for name in common}
+    if announce:  # files of unlike sizes differ, unread
+        alike = (n for name, n in sizes.items() if right[name].stat().st_size == n)
+        announce(2 * sum(alike))
     equal, done, total = 0, 0, sum(sizes.values())
     if progress:
         progress(0, total)

@@ -8,7 +8,7 @@ distance apart, nor are two equal infinities.
 The models are compared too: the same tensors under another rope_theta are another model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,7 @@ def verify(
     allow_pickle: bool = False,
     without_mtp: bool = False,
     progress: Progress | None = None,
+    announce: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Compares any two of {Hugging Face folder, Megatron checkpoint, run's folder}.
 
@@ -79,6 +80,7 @@ def verify(
         allow_pickle: read `*.bin` or `*.pt` weights, as tensors only.
         without_mtp: as for `import_hf`, of a Hugging Face folder.
         progress: called with (bytes of `a` compared, bytes in all).
+        announce: called before any tensor is read, with the bytes of both that will be.
 
     Raises UserError if one of them cannot be read or is not whole.
     """
@@ -86,6 +88,8 @@ def verify(
         open_weights(weights_at(path), allow_pickle=allow_pickle, without_mtp=without_mtp)
         for path in (a, b)
     )
+    if announce:
+        announce(_bytes_in_both(left, right))
     differences, absent = _configuration(left.model, right.model, a, b), []
     mine, theirs = ({entry.name: entry for entry in side.entries} for side in (left, right))
     common = []
@@ -181,6 +185,12 @@ def _configuration(
         for field in left
         if field not in _TRAINED_WITH and left[field] != right[field]
     ]
+
+
+def _bytes_in_both(left: Weights, right: Weights) -> int:
+    """Bytes of the tensors that two folders have in common, scales included, in either."""
+    common = left.stored.keys() & right.stored.keys()
+    return sum(side.stored[name].nbytes for side in (left, right) for name in common)
 
 
 def _same_rows(left: Weights, right: Weights, name: str) -> bool:
