@@ -104,17 +104,14 @@ class View:
 
 
 def missing_texts(recipe: Recipe) -> list[str]:
-    """A sentence for each corpus or tokenizer that a run on this machine would not find.
+    """A sentence for each corpus, tokenizer or template that a run on this machine would not find.
 
     What `data.made_by` makes is not missing.
     """
-    if recipe.data.made_by:
-        return []
     view = View(Path.cwd(), whole=True)
-    template = recipe.data.template
-    lacks = [*_data(recipe, view), *_tokenizer(recipe, view)]
-    if template is not None and (lack := _of("data.template", named(template), view)) is not None:
-        lacks.append(lack)
+    lacks = [*_template(recipe, view)]
+    if not recipe.data.made_by:
+        lacks = [*_data(recipe, view), *_tokenizer(recipe, view), *lacks]
     return [lack.sentence for lack in lacks if lack.certain]
 
 
@@ -178,7 +175,10 @@ def lacking(
         waits: whether it begins after another job, which may make what is missing.
     """
     view = View(here, None if launch.container is None else place.mounts)
-    for lack in (*_data(recipe, view), *_tokenizer(recipe, view), *_parent(recipe, waits)):
+    for lack in (
+        *(*_data(recipe, view), *_tokenizer(recipe, view), *_template(recipe, view)),
+        *_parent(recipe, waits),
+    ):
         yield Lack(lack.sentence, lack.certain and not waits)
     yield from _environment(place, view)
 
@@ -208,6 +208,13 @@ def _data(recipe: Recipe, view: View) -> Iterator[Lack]:
             "job encodes them, while all others wait; dsv3 data prepare does so before",
             certain=False,
         )
+
+
+def _template(recipe: Recipe, view: View) -> Iterator[Lack]:
+    """The template by which conversations are written, which no `data.made_by` makes."""
+    template = recipe.data.template
+    if template is not None and (lack := _of("data.template", named(template), view)) is not None:
+        yield lack
 
 
 def unmade(recipe: Recipe) -> list[Path]:

@@ -76,6 +76,15 @@ def test_texts_and_tokenizer_that_are_not_in_the_folder_are_certainly_missing(he
     assert len(lacks(*words)) == 1
 
 
+def test_a_template_is_missed_whoever_makes_the_texts(here):
+    sentence = f"data.template: nope.jinja does not exist in {here}: put it there, or name another"
+    words = ("data.template=nope.jinja", "data.made_by=mine.write")
+    assert missing_texts(load_recipe("sft/tiny", words)) == [sentence]
+    assert (sentence, True) in lacks(*words, recipe="sft/tiny", waits=False)
+    (here / "nope.jinja").touch()
+    assert missing_texts(load_recipe("sft/tiny", words)) == []
+
+
 def test_an_encoded_corpus_is_two_files(here):
     (here / "texts.bin").touch()
     (here / "tokenizer").mkdir()
