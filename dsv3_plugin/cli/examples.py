@@ -5,7 +5,7 @@ EXAMPLES = {
     "explain": (
         "dsv3 explain experts",
         "dsv3 explain training.eval_steps",
-        "dsv3 explain curves pretrain/deepseek-v3",
+        "dsv3 explain model.num_layers pretrain/deepseek-v3",
     ),
     "init": ("dsv3 init mine --corpus texts/ --tokens 20M", "dsv3 init long --from extend/tiny-1k"),
     "train": (

@@ -1,6 +1,7 @@
 """`dsv3 recipes` and `dsv3 explain`: what ships, and what the keys of a recipe mean."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -63,12 +64,29 @@ def explain(
         say(f"No key of a recipe is '{key}'; these are called so, or speak of it:")
         say_all(_one_line_each(found))
         return
-    loaded = load_recipe(recipe) if recipe is not None else None
+    asked = None if recipe is None else _recipe_at(recipe)
+    loaded = None if asked is None else load_recipe(asked)
     for meaning, stages in meanings.items():
         say(Place(key, tuple(stages)).title)
         say_all(_lines(meaning))
     if loaded is not None:
-        say_all(["", f"in {recipe}:", *_in_yaml(loaded, key)])
+        say_all(["", f"in {recipe}, {_whose(asked, key)}:", *_in_yaml(loaded, key)])
+
+
+def _recipe_at(name: str) -> str:
+    """A recipe as it was named, or that of a run."""
+    from dsv3_plugin.recipe.places import run_at
+
+    run = run_at(name) if Path(name).is_dir() else None
+    return name if run is None or not run.recipe.is_file() else str(run.recipe)
+
+
+def _whose(recipe: str, key: str) -> str:
+    """Which file a recipe has the value of a key from."""
+    from dsv3_plugin.recipe.said_by import said_by
+
+    files = said_by(recipe, key)
+    return f"as {' and '.join(files)} says" if files else "by default"
 
 
 def _one_line_each(found: "Mapping[Place, Told]") -> Iterator[str]:

@@ -54,8 +54,9 @@ parallel: {processes: 2, expert: 2}
 - **Numbers** are finite, and no value is turned into another type: `seed: "1"` is refused.
 
 An unknown key is refused with the file, the path and the nearest key there is. `dsv3 explain KEY`
-says what this page says of it, and `dsv3 explain KEY RECIPE` its value in a recipe, too. A run
-keeps its recipe in its folder as `recipe.yaml`, complete, with every default written out.
+says what this page says of it, and `dsv3 explain KEY RECIPE` its value in a recipe, too, or in a
+run, and which file says so: its own, one it builds on, or none. A run keeps its recipe in its
+folder as `recipe.yaml`, complete, with every default written out.
 
 This page is printed by `python -m dsv3_plugin.recipe.reference`.
 """

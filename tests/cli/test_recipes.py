@@ -40,7 +40,7 @@ def test_a_key_is_explained_with_its_value_in_a_recipe():
         "  default  10",
         "  Batches per evaluation, of the size of the first batch.",
         "",
-        "in extend/tiny-1k:",
+        "in extend/tiny-1k, as extend/tiny-1k says:",
         "  eval_steps: 5",
     ]
 
