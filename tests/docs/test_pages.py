@@ -17,6 +17,7 @@ from tests.docs.pages import PAGES, ROOT, Page
 from tests.docs.transcripts import transcripts
 
 VERBS = typer.main.get_command(app)
+CHANGELOG = Page(ROOT / "CHANGELOG.md")
 COMMANDS = [(page, command) for page in PAGES for command in page.commands()]
 
 
@@ -75,7 +76,7 @@ def resolve(words: list[str]) -> tuple[Any, list[str]]:
     return verb, rest
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, CHANGELOG], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     broken = []
     for link in page.links:

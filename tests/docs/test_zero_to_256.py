@@ -1,5 +1,7 @@
 """docs/zero-to-256.md: its jobs can be launched with the cluster's file that it shows."""
 
+import re
+
 import pytest
 import yaml
 
@@ -59,3 +61,32 @@ def test_its_sums_of_disk_and_of_reading_are_the_plans():
     assert f"Below {size / 60 / minutes / 1e9:.0f} GB/s that is longer than" in text
     assert f"`parallel.timeout_minutes: {minutes:g}`" in text
     assert f"{recipe.model.vocab_size:,} ids do not fit into two" in text
+
+
+def test_its_sentences_of_layout_and_time_are_the_plans():
+    """That the recipe is the one a search takes first is test_long_lines' to see."""
+    cluster = load_cluster("h100")
+
+    def planned(name, *overrides):
+        recipe = load_recipe(name, overrides, cluster.machine)
+        return make_plan(recipe, cluster, cluster.machine)
+
+    text = " ".join(PAGE.text.split())
+    shipped = (ROOT / "recipes" / "pretrain" / "deepseek-v3-256.yaml").read_text(encoding="utf-8")
+    said = " ".join(shipped.replace("\n#", "").split())
+    plan = planned("pretrain/deepseek-v3-256")
+    longest = plan.longest
+    parts = longest.time_by_part
+    step = longest.step_seconds - parts["saving"] - parts["evaluation"]
+    assert f"a step takes {step:.0f} s" in said
+    assert f"saving takes {parts['saving'] / longest.step_seconds:.1%}".replace("%", " %") in text
+    assert f"{plan.seconds / 86400 / 7:.0f} weeks".replace("5", "five") in said
+    hours = load_recipe("pretrain/deepseek-v3-256").checkpoint.interval * step / 3600
+    assert round(2 * hours) == 5  # two and a half
+    undivided = planned("pretrain/deepseek-v3-256", "parallel.tensor=1").limit
+    needs = re.search(r"tensor 1 needs ([\d.]+ GB)", said)[1]
+    assert not undivided.fits
+    assert f"needs {needs} in a step" in undivided.sentence
+    nearest = planned("pretrain/deepseek-v3", "parallel.processes=256", "parallel.expert=16").limit
+    needs = re.search(r"what comes nearest needs ([\d.]+ GB)", text)[1]
+    assert f"needs {needs} in a step" in nearest.sentence

@@ -1,6 +1,7 @@
 """Hooks: called at their moments, in order, with their state in the checkpoint."""
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 
@@ -21,6 +22,21 @@ def hook_of_the_page():
     names = {"__name__": "update_size"}
     exec(compile(code, str(PAGE), "exec"), names)
     return names["UpdateSize"]
+
+
+def hooks_of_the_page():
+    """`hooks` of stages/pretrain.py with the page's diff in it, and its class."""
+    from dsv3_plugin.stages import pretrain
+
+    [diff] = re.findall(r"```diff\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    lines = diff.splitlines(keepends=True)
+    before = "".join(line[1:] for line in lines if line[0] == " ")
+    source = inspect.getsource(pretrain)
+    assert source.count(before) == 1
+    names = {"__name__": "dsv3_plugin.stages.pretrain", "UpdateSize": hook_of_the_page()}
+    patched = source.replace(before, "".join(line[1:] for line in lines))
+    exec(compile(patched, pretrain.__file__, "exec"), names)
+    return names["hooks"]
 
 
 def with_hooks(*more):
@@ -109,8 +125,20 @@ def train_recorded(rank, recipe, overrides):
     return hook.seen
 
 
+def with_the_page(*more):
+    """Pretraining with the page's hook where the page puts it, and others before the last."""
+    from dsv3_plugin.stages import pretrain
+
+    def stage(run):
+        *first, metrics = hooks_of_the_page()(run)
+        assert type(first[-1]).__name__ == "UpdateSize"
+        return dataclasses.replace(pretrain.pretrain(run), hooks=[*first, *more, metrics])
+
+    return stage
+
+
 def train_with_the_page(rank, recipe, overrides):
-    trainer_ranks.train(rank, recipe, overrides, with_hooks(hook_of_the_page()(), counter()))
+    trainer_ranks.train(rank, recipe, overrides, with_the_page(counter()))
 
 
 def test_each_moment_is_offered_in_order_and_once(recipe, tmp_path):
