@@ -44,6 +44,7 @@ def test_a_rank_takes_its_step(kind: str) -> None:
     assert report.without_gradient == report.overwritten == ()
 
 
+@pytest.mark.long
 def test_a_rank_takes_its_step_on_packs() -> None:
     """Where samples end is read by the host, and so it is known."""
     ours = ("parallel.processes=4", "parallel.context=2", "pipeline.schedule=dualpipe_v")

@@ -26,6 +26,7 @@ def _found(said: Said) -> dict[str, Any]:
     return json.loads(said.out)
 
 
+@pytest.mark.usefixtures("forked_rehearsals")
 def test_tiny_is_rehearsed_on_the_cpu(dsv3: Callable[..., Said], tmp_path: Path) -> None:
     page = tmp_path / "rehearsal.html"
     found = _found(dsv3("rehearse", "pretrain/tiny", "--ranks", "1", "--json", "--html", str(page)))

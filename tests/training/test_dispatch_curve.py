@@ -7,6 +7,7 @@ import pytest
 from tests.small_runs import Command, records, steps_taken
 
 
+@pytest.mark.long
 def test_twenty_steps_of_tiny_give_the_same_curve_by_either_dispatcher(recipe, tmp_path):
     overrides = [
         f"data.corpus={recipe.parent}/corpus", "data.seq_length=64", "training.steps=20",
