@@ -6,7 +6,18 @@ import sys
 
 import pytest
 
+from dsv3_plugin.report.balance import LoadHistory, load_mapping
 from tests.report.test_balance import record
+
+
+def test_as_json_it_is_what_the_report_has(dsv3, tmp_path):
+    records = [record(step) for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in records))
+    said = dsv3("balance", tmp_path, "--json")
+    assert said.code == 0
+    assert json.loads(said.out) == json.loads(
+        json.dumps(load_mapping(LoadHistory(iter(records), tmp_path)))
+    )
 
 
 @pytest.mark.parametrize("verb", ["balance", "load"])

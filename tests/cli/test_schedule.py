@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from dsv3_plugin.cli.command import app
 from dsv3_plugin.cli.schedule_options import parse_costs, parse_numbers
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.report.plan.words import TIME
 from dsv3_plugin.schedules.actions import csv_text
 from dsv3_plugin.schedules.csv_file import read_csv
 from dsv3_plugin.schedules.dualpipe_v import dualpipe_v
@@ -243,6 +244,10 @@ def test_a_recipe_is_timed_as_its_plan_does():
     after = sum(parts.get(part, 0.0) for part in ("data_parallel", "optimizer"))
     within = planned["step_seconds"] - parts["saving"] - parts["evaluation"] - after
     assert said["makespan"] == pytest.approx(within, rel=5e-3)
+    # What the slowest has beyond the mean of ranks, part by part, is what makes it the slowest.
+    busy, rank = said["busy_per_rank"], said["slowest_rank"]
+    beyond = busy[rank] - sum(busy) / len(busy)
+    assert sum(said["beyond_mean"].values()) == pytest.approx(beyond, rel=1e-6)
 
 
 def test_a_recipe_is_told_in_milliseconds_and_gigabytes_and_its_slowest_rank_named():
@@ -255,7 +260,13 @@ def test_a_recipe_is_told_in_milliseconds_and_gigabytes_and_its_slowest_rank_nam
     rank = said["slowest_rank"]
     assert said["busy_per_rank"][rank] == max(said["busy_per_rank"])
     assert f"\nrank {rank} (" in out
-    assert "is the slowest" in out
+    most, next_, *_, least = sorted(said["beyond_mean"].items(), key=lambda part: -part[1])
+    why = out.partition("is the slowest, ")[2].partition(": against the mean of ranks ")[2]
+    more, _, less = why.partition(" more, ")
+    assert more == " and ".join(
+        f"{1000 * time:.3g} ms of {TIME[part]}" for part, time in (most, next_)
+    )
+    assert less == f"{-1000 * least[1]:.3g} ms of {TIME[least[0]]} less\n"
     queued = json.loads(run(*words, "--links", "nccl", "--json"))
     assert queued["ideal_makespan"] == said["makespan"] <= queued["makespan"]
 

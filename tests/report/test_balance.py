@@ -185,6 +185,25 @@ def test_an_early_violation_leaves_colours_for_the_rest(tmp_path, monkeypatch):
     assert over_experts.get_title().endswith("step 2499")
 
 
+@pytest.mark.parametrize(("most", "end"), [(5, 5.0), (1, 2.0)])
+def test_the_largest_load_of_an_expert_has_a_colour_of_its_own(tmp_path, monkeypatch, most, end):
+    """Up to that of five times the mean, and not only to twice, where all beyond were one red."""
+    figures = []
+    monkeypatch.setattr("matplotlib.pyplot.close", figures.append)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.touch())
+    one = record(1)
+    others = (1600 - 100 * most) / 15
+    one["expert_load"] = {layer: [100 * most, *[others] * 15] for layer in ("1", "2")}
+    draw_load(LoadHistory([one], tmp_path), tmp_path / "load.png", "experts")
+    (image,) = figures[0].axes[2].images
+    assert image.get_array()[:, 0].tolist() == [most, most]
+    assert (image.norm.vmin, image.norm.vcenter, image.norm.vmax) == (0.0, 1.0, end)
+    below, twice, largest = image.norm([1.0, 2.0, end])
+    assert below == pytest.approx(0.5)
+    assert largest == pytest.approx(1.0)
+    assert twice < 1 or end == 2.0
+
+
 @pytest.mark.parametrize(
     ("most", "word"), [(1.04, "good"), (1.72, "fair"), (2.5, "uneven"), (4.0, "bad")]
 )

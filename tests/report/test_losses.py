@@ -1,10 +1,12 @@
 """Losses of runs: what is kept of their metrics, compared, and drawn."""
 
+import itertools
 import json
 import math
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
@@ -112,3 +114,44 @@ def test_losses_that_are_none_are_left_out(tmp_path):
             file.write(json.dumps(record) + "\n")
     assert drawn([losses_of(run, "run")], 60, colours=False)
     draw_losses([losses_of(run, "run")], tmp_path / "losses.png")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """What is drawn, in place of pictures, which take long."""
+    drawn = []
+
+    def keep(figure, path, **_):
+        drawn.append(figure)
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return drawn
+
+
+def test_the_picture_of_several_runs_has_a_line_and_dots_of_each(two, tmp_path, figures):
+    found = [losses_of(run, name) for run, name in zip(two, "ab", strict=True)]
+    draw_losses(found, tmp_path / "both.png")
+    losses, *curves = figures[0].axes
+    for run, (raw, mean, dots) in zip(found, itertools.batched(losses.lines, 3), strict=True):
+        assert raw.get_xydata().tolist() == [
+            [*pair] for pair in zip(run.tokens, run.loss, strict=True)
+        ]
+        assert mean.get_ydata().tolist() == means(run.loss)
+        assert mean.get_label() == run.name
+        assert (dots.get_marker(), dots.get_linestyle()) == ("o", "None")
+        assert dots.get_xydata().tolist() == [[0, 10.5], [STEPS * 1000, 2.5]]
+        assert len({raw.get_color(), mean.get_color(), dots.get_color()}) == 1
+    assert losses.lines[0].get_color() != losses.lines[3].get_color()
+    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["a", "b"]
+    # Below, each run's curve and what was computed with.
+    assert [len(axis.lines) for axis in curves] == [4, 4, 4, 4]
+
+
+def test_the_picture_of_one_run_has_its_held_out_losses(two, tmp_path, figures):
+    draw_losses([losses_of(two[0], "a")], tmp_path / "one.png")
+    (losses, *_) = figures[0].axes
+    lines = {line.get_label(): line for line in losses.lines}
+    assert lines["held out"].get_xydata().tolist() == [[0, 10.5], [STEPS * 1000, 2.5]]
+    assert {"next token", "two tokens ahead (MTP)"} < lines.keys()
+    assert [text.get_text() for text in losses.texts] in (["10.50", "2.50"], ["2.50", "10.50"])
