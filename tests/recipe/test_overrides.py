@@ -179,12 +179,15 @@ def test_what_may_be_a_model_suggests_models():
         (["model=pretrain/tiny"], "is neither a file nor a shipped model (nearest: 'tiny')."),
         (["curves.learning_rate.0.linear=1e-3"], "a piece cannot be changed alone: give the whole"),
         (["model=tinny"], "'tinny' is neither a file nor a shipped model (nearest: 'tiny')"),
-        (["training.steps="], "with training.steps=: training: there is no budget: give training."),
+        (
+            ["training.steps=null"],
+            "training.steps=null: training: there is no budget: give training",
+        ),
         (
             ["training.seed="],
             "'training.seed=' has no value: give it one, or null for its default.",
         ),
-        (["directory="], "'directory=' has no value: give it one."),
+        (["directory="], "'directory=' has no value: give it one, or null for its default."),
         (["base=rl/tiny"], "base is a key of files alone: name rl/tiny in place of "),
         (
             ["model.num_layers=8", "model=deepseek-v3"],
