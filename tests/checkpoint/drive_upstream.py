@@ -100,6 +100,7 @@ def main(model_file: str, spec: str, load: str, save: str, *flags: str) -> None:
     def datasets(_):
         return Noise(model.vocab_size, args.seq_length), None, None
 
+    datasets.is_distributed = True  # every tensor-parallel rank has the same
     container = pretrain_cfg_container_from_args(args, gpt_config_from_args(args))
     pretrain(container, datasets, ModelType.encoder_or_decoder, forward_step)
 

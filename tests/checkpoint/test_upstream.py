@@ -33,6 +33,7 @@ def upstream(ranks: int, *words: object) -> None:
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks),
         "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1",
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # without which upstream divides no matrices
     }  # fmt: skip
     running = [
         ForkedProcess(
@@ -114,3 +115,14 @@ def test_our_spec_on_a_pipeline_with_a_distributed_optimizer(imported, tmp_path)
     # An iteration's own folder does as well, and so does a quantised export of it.
     export_hf(tmp_path / "saved" / "iter_0000001", tmp_path / "fp8", fp8=True)
     assert inspect(tmp_path / "fp8").complete
+
+
+def test_our_spec_on_ranks_that_divide_matrices_and_experts(imported, tmp_path):
+    """Tensor and expert parallelism of an import that knew of neither: whole, it is what it was."""
+    flags = "--tensor-model-parallel-size 2 --sequence-parallel --expert-model-parallel-size 2 "
+    flags += "--expert-tensor-parallel-size 1"
+    upstream(2, imported / "checkpoint" / "model.yaml", "ours", imported / "checkpoint",
+             tmp_path / "saved", *flags.split())  # fmt: skip
+    assert not verify(imported / "checkpoint", tmp_path / "saved").differences
+    export_hf(tmp_path / "saved", tmp_path / "out", dtype="bf16")
+    assert_same_bytes(read_tensors(tmp_path / "out"), read_tensors(imported / "folder"))

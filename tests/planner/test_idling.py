@@ -1,5 +1,7 @@
 """A layout with which ranks wait, beside the balanced one."""
 
+from pathlib import Path
+
 import pytest
 
 from dsv3_plugin.planner.cluster import load_cluster
@@ -7,6 +9,7 @@ from dsv3_plugin.planner.idling import idling_layout
 from dsv3_plugin.planner.layout.balanced import OF_BOUND
 from dsv3_plugin.planner.make import make_plan
 from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.rehearsal.findings import of_layout
 
 CLUSTER = load_cluster("cpu").model_copy(update={"gpus": 4})
 PIPELINE = (
@@ -58,15 +61,18 @@ def test_one_rank_has_nobody_to_wait_for() -> None:
     assert idling_layout(alone, CLUSTER, CLUSTER.machine) is None
 
 
-@pytest.mark.parametrize("layout", ["Et|(tt|)*30mL", ""])
+@pytest.mark.parametrize("layout", ["Et|(tt|)*30mL", "null"])
 def test_the_full_recipe_is_divided_as_evenly_as_can_be(layout: str) -> None:
     """And as many layers to each stage are not: the head has none to spare."""
     cluster = load_cluster("h800")
     recipe = load_resolved("pretrain/deepseek-v3", (f"pipeline.layout={layout}",), cluster.machine)
     found = idling_layout(recipe, cluster, cluster.machine)
-    if layout:
+    if layout != "null":
         assert found is None
     else:
         assert found is not None
         assert found.seconds > 1.2 * found.balanced_seconds
         assert found.balanced == "Et|(tt|)*30mL"
+        page = (Path(__file__).parents[2] / "docs" / "rehearsal.md").read_text(encoding="utf-8")
+        said = of_layout(found)
+        assert f"{said.sentence} ({said.way_out})" in " ".join(page.split())
