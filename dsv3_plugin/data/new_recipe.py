@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dsv3_plugin.data.hub import tokenizer_folder_of
 from dsv3_plugin.data.tokenizer import open_tokenizer
+from dsv3_plugin.data.vocabulary import ids_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.named import named
@@ -62,7 +63,8 @@ def write_recipe(
     with whole_file(path) as beside:
         beside.write_text(text, encoding="utf-8")
     try:
-        return path, regrets(load_recipe(path))
+        written = load_recipe(path)
+        return path, regrets(written, tokenizer_ids=ids_of(written))
     except UserError:
         path.unlink()
         raise

@@ -38,6 +38,7 @@ from dsv3_plugin.launch.witness import witnessed
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import number_of
 from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.recipe.said_by import inherited
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.terminal import lines
@@ -95,7 +96,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
     with contextlib.ExitStack() as stack:
         first_on_rank_zero("lock", lambda: stack.enter_context(directory.held()), outbox)
         if _rank() == 0:
-            console.print(summary(recipe, machine))
+            console.print(summary(recipe, machine, inherited(name, overrides)))
         first_on_rank_zero("settings", lambda: refuse_what_does_not_go_on(recipe), outbox)
         if is_done(recipe):
             if _rank() == 0:

@@ -1,10 +1,13 @@
 """What a recipe will do, said before it does it. No torch here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from dsv3_plugin.data.little_held_out import little_held_out
+from dsv3_plugin.data.vocabulary import ids_of
 from dsv3_plugin.launch.idle_gpus import on_machine
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import count_text, number_of, tokens_text
@@ -17,11 +20,20 @@ from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.console import styled
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
-def summary(recipe: Recipe, machine: Machine) -> RenderableType:
+
+def summary(
+    recipe: Recipe, machine: Machine, inherited: Mapping[str, str] = _NOTHING
+) -> RenderableType:
     """The recipe in a few lines: model, data, ranks, tokens, and the phases of its curves.
 
     And, before anything is spent on it, what its author may not have meant, on this machine too.
+
+    Args:
+        recipe: the recipe.
+        machine: where it runs.
+        inherited: keys that it has from another recipe, and the name of that.
     """
     counts = parameter_counts(recipe.model)
     unexportable = why_not_exported(recipe.model)
@@ -42,7 +54,7 @@ def summary(recipe: Recipe, machine: Machine) -> RenderableType:
         *_answers(recipe),
         ("folder", str(recipe.folder)),
         *(() if unexportable is None else (("no export", unexportable),)),
-        *(("mind", sentence) for sentence in (*regrets(recipe), *on_machine(recipe, machine))),
+        *(("mind", sentence) for sentence in _minded(recipe, machine, inherited)),
     ):
         facts.add_row(styled(name), value)
 
@@ -52,6 +64,13 @@ def summary(recipe: Recipe, machine: Machine) -> RenderableType:
     for name in ("learning_rate", "batch_size", "router_bias_speed", "mtp_weight"):
         phases.add_row(name, describe_curve(getattr(recipe.curves, name)))
     return Group(styled(recipe.name), facts, phases)
+
+
+def _minded(recipe: Recipe, machine: Machine, inherited: Mapping[str, str]) -> Iterator[str]:
+    """What the author may not have meant; what a folder has of tokens is looked up for it."""
+    yield from regrets(recipe, inherited, ids_of(recipe))
+    yield from little_held_out(recipe)
+    yield from on_machine(recipe, machine)
 
 
 def _steps(recipe: Recipe) -> str:

@@ -35,6 +35,7 @@ from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import number_of
 from dsv3_plugin.planner.recipe_schedules import schedules_on, searches
 from dsv3_plugin.planner.resolve import load_resolved
+from dsv3_plugin.recipe.said_by import inherited
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.terminal.console import Console
@@ -108,7 +109,7 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
     recipe.run_folder.refuse_unwritable()
     if recipe.passed_flags:  # of which upstream alone knows what there is
         refuse_what_upstream_would(name, overrides, recipe, machine, console.line_of)
-    console.print(summary(recipe, machine))
+    console.print(summary(recipe, machine, inherited(name, overrides)))
     if overrides:
         console.line_of(f"That is {name} with {shlex.join(overrides)}.")
     if is_done(recipe):
@@ -147,7 +148,7 @@ def _locally(
     with directory.held():
         refuse_what_does_not_go_on(recipe)
         refuse_another_parent(recipe)
-        console.print(summary(recipe, machine))
+        console.print(summary(recipe, machine, inherited(name, overrides)))
         if is_done(recipe):
             console.line_of(nothing_to_do(recipe))
             return 0

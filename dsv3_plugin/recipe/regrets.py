@@ -1,6 +1,7 @@
 """What works, and a person would regret later: said before a run begins, never refused."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe.rl import Rl
@@ -8,14 +9,35 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import TrainedTokenizer
 
 _CURVES = ("learning_rate", "batch_size", "router_bias_speed", "mtp_weight")
+INTERVALS = (
+    "training.eval_interval", "checkpoint.interval", "training.log_interval",
+    "grpo.reference_interval",
+)  # fmt: skip
+"""Keys of what happens every so many steps."""
 _PADDED_TO = 128
 """Up to so many ids more than a tokenizer has are upstream's padding
 (`--make-vocab-size-divisible-by`)."""
+_FEW = 0.01
+"""Up to such a share of a vocabulary may be meant for tokens that are added later, as DeepSeek-V3's
+has 465 ids of 129,280."""
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def regrets(recipe: Recipe) -> list[str]:
-    """A sentence for each thing in a recipe that its author may not have meant."""
-    return [sentence for look in _LOOKS for sentence in look(recipe)]
+def regrets(
+    recipe: Recipe, inherited: Mapping[str, str] = _NOTHING, tokenizer_ids: int | None = None
+) -> list[str]:
+    """A sentence for each thing in a recipe that its author may not have meant.
+
+    Args:
+        recipe: the recipe.
+        inherited: keys that it has from another recipe, and the name of that.
+        tokenizer_ids: of the tokenizer in its folder, where they are known.
+    """
+    return [
+        *(sentence for look in _LOOKS for sentence in look(recipe)),
+        *_intervals_beyond_the_end(recipe, inherited),
+        *_other_vocabulary(recipe, tokenizer_ids),
+    ]
 
 
 def _curves_beyond_the_end(recipe: Recipe) -> Iterator[str]:
@@ -83,31 +105,58 @@ def _nothing_is_learned(recipe: Recipe) -> Iterator[str]:
         )
 
 
-def _intervals_beyond_the_end(recipe: Recipe) -> Iterator[str]:
+def _intervals_beyond_the_end(recipe: Recipe, inherited: Mapping[str, str]) -> Iterator[str]:
     """What happens every so many steps, and so never."""
-    every, steps = recipe.training.eval_interval, recipe.total_steps
-    if every is not None and every > steps:
+    steps = recipe.total_steps
+    there = f"the {number_of(steps, 'step')} that there {'is' if steps == 1 else 'are'}"
+    for key, every, never in _intervals(recipe):
+        if every is not None and every > steps:
+            who = f" ({inherited[key]} says so, its base)" if key in inherited else ""
+            yield f"{key} {every:,}{who} is more than {there}: {never}"
+
+
+def _intervals(recipe: Recipe) -> Iterator[tuple[str, int | None, str]]:
+    """Key and value of each interval that somebody wrote, and what it is that never happens."""
+    training, checkpoint = recipe.training, recipe.checkpoint
+    evaluated = "nothing is evaluated between the first and the last"
+    yield "training.eval_interval", training.eval_interval, evaluated
+    if "interval" in checkpoint.model_fields_set:
+        yield "checkpoint.interval", checkpoint.interval, "nothing is saved before the last"
+    if "log_interval" in training.model_fields_set:
         yield (
-            f"training.eval_interval {every:,} is more than the {number_of(steps, 'step')} that "
-            f"there {'is' if steps == 1 else 'are'}: nothing "
-            f"is evaluated between the first and the last"
+            "training.log_interval",
+            training.log_interval,
+            "no step has a line of its own in the log",
         )
+    if isinstance(recipe, Rl):
+        stays = "the reference stays the parent"
+        yield "grpo.reference_interval", recipe.grpo.reference_interval, stays
 
 
-def _other_vocabulary(recipe: Recipe) -> Iterator[str]:
+def _other_vocabulary(recipe: Recipe, in_folder: int | None) -> Iterator[str]:
     """Rows of the embedding and of the head that no text ever uses; or ids without one."""
     tokenizer, vocabulary = recipe.data.tokenizer, recipe.model.vocab_size
-    if isinstance(tokenizer, TrainedTokenizer) and tokenizer.vocab_size + _PADDED_TO <= vocabulary:
+    trained = isinstance(tokenizer, TrainedTokenizer)
+    ids = tokenizer.vocab_size if trained else in_folder
+    if ids is None:
+        return
+    whose = "" if trained else f" {tokenizer}"
+    unused = vocabulary - ids
+    if unused >= _PADDED_TO and unused > _FEW * vocabulary:
+        rows = ids if trained else -(-ids // _PADDED_TO) * _PADDED_TO
         yield (
-            f"data.tokenizer has {tokenizer.vocab_size:,} ids and the model {vocabulary:,}: the "
-            f"rest are never used, and cost as much; model.vocab_size={tokenizer.vocab_size} "
-            f"leaves them out"
+            f"data.tokenizer{whose} has {ids:,} ids and the model {vocabulary:,}: the "
+            f"rest are never used, and cost as much; model.vocab_size={rows} leaves them out"
         )
-    if isinstance(tokenizer, TrainedTokenizer) and tokenizer.vocab_size > vocabulary:
+    elif trained and unused < 0:
         yield (
-            f"data.tokenizer may have {tokenizer.vocab_size:,} ids and the model {vocabulary:,}: "
-            f"it is refused when it has more; take bpe:{vocabulary}, or model.vocab_size="
-            f"{tokenizer.vocab_size}"
+            f"data.tokenizer may have {ids:,} ids and the model {vocabulary:,}: "
+            f"it is refused when it has more; take bpe:{vocabulary}, or model.vocab_size={ids}"
+        )
+    elif unused < 0:
+        yield (
+            f"data.tokenizer{whose} has {ids:,} ids and the model {vocabulary:,}: it is refused "
+            f"when the data are built; take model.vocab_size={-(-ids // _PADDED_TO) * _PADDED_TO}"
         )
 
 
@@ -133,7 +182,5 @@ _LOOKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _curves_beyond_the_end,
     _shorter_than_a_step,
     _nothing_is_learned,
-    _intervals_beyond_the_end,
-    _other_vocabulary,
     _rewards_that_teach_otherwise,
 )

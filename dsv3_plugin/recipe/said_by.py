@@ -1,11 +1,13 @@
 """Which file says the value of a key that a recipe has: its own, one it builds on, or none."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.load import find, shipped_folder
+from dsv3_plugin.recipe.overrides import parse
+from dsv3_plugin.recipe.regrets import INTERVALS
 
 _ABSENT = object()
 _OWN = ("name", "directory")
@@ -48,6 +50,29 @@ def said_by(recipe: str | Path, key: str) -> list[str]:
     sections = [file for file, said in found if isinstance(said, dict)]
     winning = found[:1] if found and not isinstance(found[0][1], dict) else []
     return list(dict.fromkeys(map(_called, [file for file, _ in winning] or sections)))
+
+
+def inherited(
+    recipe: str | Path, overrides: Sequence[str] = (), keys: Sequence[str] = INTERVALS
+) -> dict[str, str]:
+    """Of some keys those that a recipe has from one it builds on, and which that is.
+
+    Args:
+        recipe: a name or a path.
+        overrides: `key.sub=value` texts, which say a key themselves.
+        keys: with their sections, by dots.
+
+    Raises:
+        UserError: as `said_by`.
+    """
+    own, laid_over = _called(find(str(recipe))), [parse(text).path for text in overrides]
+    found = {}
+    for key in keys:
+        files = said_by(recipe, key)
+        over = any(f"{key}.".startswith(f"{path}.") for path in laid_over)
+        if files and files[0] != own and not over:
+            found[key] = files[0]
+    return found
 
 
 def _with_bases(path: Path, folder: str) -> Iterator[tuple[Path, dict[str, Any]]]:

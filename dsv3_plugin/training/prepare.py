@@ -3,7 +3,6 @@
 Everything that can be refused is looked at before anything is written.
 """
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from dsv3_plugin.training import parent
 from dsv3_plugin.training.changed_settings import other_numbers
 from dsv3_plugin.training.checkpoint_folder import write_description
 from dsv3_plugin.training.conversations import conversation_notes, refuse_other_count
+from dsv3_plugin.training.evaluation_notes import evaluation_notes
 from dsv3_plugin.training.long_documents_note import packing_notes
 from dsv3_plugin.training.resume import (
     refuse_another_model,
@@ -166,34 +166,6 @@ def mixture_notes(recipe: Recipe, data: RunData) -> Iterator[str]:
             f"{share:.1%} of the sequences come from {member}: its {there:,} tokens {times:,.3g} "
             f"times."
         )
-
-
-def evaluation_notes(recipe: Recipe, data: RunData) -> Iterator[str | None]:
-    """Of each thing that is evaluated on, as `evaluation_note`."""
-    if recipe.data.packing == "conversations":
-        return  # how many sequences they fill is not known by their tokens
-    if recipe.data.held_out:
-        yield evaluation_note(recipe, data.valid_tokens)
-    for name, dataset in data.held_out_sets.items():
-        yield evaluation_note(recipe, dataset.manifest.train.tokens, f"held-out set {name}")
-
-
-def evaluation_note(
-    recipe: Recipe, held_out_tokens: int, what: str = "held-out part"
-) -> str | None:
-    """How often the held-out part is read, where it is read more than once; None: it suffices."""
-    training, steps = recipe.training, recipe.total_steps
-    if training.eval_interval is None:
-        return None
-    there = (held_out_tokens - 1) // recipe.data.seq_length
-    evaluations = 1 + math.ceil(steps / training.eval_interval)  # the first before any step
-    read = evaluations * training.eval_steps * recipe.batch_schedule.batch(0)
-    if read <= there:
-        return None
-    sequences = "1 sequence" if there == 1 else f"{there:,} sequences"
-    return (
-        f"The {what} has {sequences} and {evaluations:,} evaluations read {read:,}: it is repeated."
-    )
 
 
 def _data(

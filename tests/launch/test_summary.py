@@ -1,10 +1,13 @@
 """What is said of a recipe before it runs."""
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from dsv3_plugin.data.tokenizer import train_bpe
 from dsv3_plugin.launch.idle_gpus import on_cluster
 from dsv3_plugin.launch.needs import missing_texts
 from dsv3_plugin.launch.summary import summary
@@ -71,3 +74,21 @@ def test_a_template_that_is_not_there_is_missed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = load_recipe("sft/tiny", ["data.template=nope.jinja", "data.made_by=null"])
     assert any("data.template: nope.jinja does not exist" in one for one in missing_texts(recipe))
+
+
+def test_a_dry_run_minds_what_files_say_by_themselves(dsv3, tmp_path, monkeypatch):
+    """Intervals of the base, a tokenizer in a folder, a held-out set of one document."""
+    monkeypatch.chdir(tmp_path)
+    train_bpe(["a few words"], 290, tmp_path / "hf")
+    Path("book.txt").write_text("a few words")
+    Path("mine.yaml").write_text(
+        "base: pretrain/tiny\n"
+        "training: {steps: 20}\n"
+        "data: {tokenizer: hf, fim_rate: 0, held_out_sets: {book: book.txt}}\n"
+    )
+    said = " ".join(dsv3("train", "mine.yaml", "--dry-run").out.split())
+    assert "eval_interval 40 (pretrain/tiny says so, its base) is more than the 20 steps" in said
+    assert "checkpoint.interval 60 (pretrain/tiny says so, its base) is more than the 20" in said
+    assert re.search(r"data.tokenizer hf has \d+ ids and the model 4,096: the rest are never", said)
+    assert "data.held_out_sets.book has 11 bytes, and so fewer than 12 tokens" in said
+    assert "data.held_out_sets.book is a single document" in said

@@ -4,6 +4,7 @@ import pytest
 
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.regrets import regrets
+from dsv3_plugin.recipe.said_by import inherited
 from dsv3_plugin.recipe.shipped import what_ships
 
 SHARES = (
@@ -34,6 +35,16 @@ def test_nothing_is_to_be_regretted_of_what_ships(name: str):
             "piece 1 of learning_rate is 100 tokens long, and a step there 2,048: a number alone",
         ),
         (["training.eval_interval=300"], "training.eval_interval 300 is more than the 240 steps"),
+        (
+            ["checkpoint.interval=5000"],
+            "checkpoint.interval 5,000 is more than the 240 steps that there are: nothing is saved "
+            "before the last",
+        ),
+        (
+            ["training.log_interval=241"],
+            "training.log_interval 241 is more than the 240 steps that there are: no step has a "
+            "line of its own in the log",
+        ),
         (
             ["data.tokenizer=bpe:2048"],
             "data.tokenizer has 2,048 ids and the model 4,096: the rest are never used, and cost "
@@ -68,6 +79,67 @@ def test_it_is_said(overrides: list[str], sentence: str):
 def test_rewards_that_teach_nothing_or_the_contrary(weight: int, sentence: str):
     [said] = regrets(load_recipe("rl/tiny", [f"rewards.match.weight={weight}"]))
     assert said.startswith(sentence)
+
+
+def test_an_interval_says_which_recipe_it_is_from(tmp_path):
+    """Of a child its base's are said to be so, and its own and the command line's are not."""
+    (tmp_path / "mine.yaml").write_text(
+        "base: pretrain/tiny\ntraining: {steps: 20, log_interval: 30}\ncurves: {learning_rate: 1}\n"
+    )
+    words = ["checkpoint.interval=50"]
+    recipe = load_recipe(tmp_path / "mine.yaml", words)
+    said = regrets(recipe, inherited(tmp_path / "mine.yaml", words))
+    more = "is more than the 20 steps that there are"
+    assert [one.partition(":")[0] for one in said if more in one] == [
+        f"training.eval_interval 40 (pretrain/tiny says so, its base) {more}",
+        f"checkpoint.interval 50 {more}",
+        f"training.log_interval 30 {more}",
+    ]
+
+
+def test_an_interval_that_nobody_wrote_is_no_regret():
+    recipe = load_recipe("pretrain/tiny", ["checkpoint.interval=null"])
+    assert recipe.checkpoint.interval > recipe.total_steps
+    assert regrets(recipe) == []
+
+
+def test_a_reference_that_is_never_renewed():
+    [said] = regrets(load_recipe("rl/tiny", ["grpo={kl_weight: 0.1, reference_interval: 9999}"]))
+    assert said.startswith("grpo.reference_interval 9,999 is more than the ")
+    assert said.endswith(" steps that there are: the reference stays the parent")
+
+
+@pytest.mark.parametrize(
+    ("ids", "sentences"),
+    [
+        (None, []),
+        (4096, []),
+        (4000, []),  # upstream's padding
+        (
+            300,
+            [
+                "data.tokenizer hf has 300 ids and the model 4,096: the rest are never used, and "
+                "cost as much; model.vocab_size=384 leaves them out"
+            ],
+        ),
+        (
+            5000,
+            [
+                "data.tokenizer hf has 5,000 ids and the model 4,096: it is refused when the data "
+                "are built; take model.vocab_size=5120"
+            ],
+        ),
+    ],
+)
+def test_ids_of_a_tokenizer_in_a_folder(ids: int | None, sentences: list[str]):
+    recipe = load_recipe("pretrain/tiny", ["data.tokenizer=hf"])
+    assert regrets(recipe, tokenizer_ids=ids) == sentences
+
+
+def test_deepseeks_own_vocabulary_has_ids_to_spare():
+    recipe = load_recipe("pretrain/deepseek-v3")
+    assert recipe.model.vocab_size == 129_280
+    assert not [one for one in regrets(recipe, tokenizer_ids=128_815) if "tokenizer" in one]
 
 
 @pytest.mark.parametrize("steps", [3, 100, 240])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dsv3_plugin.recipe.said_by import said_by
+from dsv3_plugin.recipe.said_by import inherited, said_by
 
 FILES = {
     "top.yaml": "{base: middle.yaml, data: {tokenizer: bpe-500}, host: null}",
@@ -43,3 +43,16 @@ def test_a_run_is_told_with_its_own_recipe(tmp_path, dsv3):
     said = dsv3("explain", "training.eval_steps", run).out
     assert said.endswith(f"in {run}, as {run}/recipe.yaml says:\n  eval_steps: 3\n")
     assert "by default:\n" in dsv3("explain", "pipeline.timeout", run).out
+
+
+def test_of_what_is_inherited_the_nearest_is_named(tmp_path):
+    (tmp_path / "below.yaml").write_text("base: pretrain/tiny\ntraining: {eval_interval: 7}\n")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: below.yaml\ntraining: {steps: 20}\n")
+    keys = ["training.eval_interval", "checkpoint.interval", "training.steps", "data.seq_length"]
+    assert inherited(mine, ["data.seq_length=64"], keys) == {
+        "training.eval_interval": str(tmp_path / "below.yaml"),
+        "checkpoint.interval": "pretrain/tiny",
+    }
+    assert inherited(mine, ["training={eval_interval: 3}", "checkpoint=null"], keys[:2]) == {}
+    assert inherited("pretrain/tiny", ["training.steps=20"], keys) == {}

@@ -18,7 +18,7 @@ from dsv3_plugin.inference.requests import SamplingParameters
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.training.checkpoint_folder import retire
-from dsv3_plugin.training.prepare import evaluation_note, prepare
+from dsv3_plugin.training.prepare import prepare
 from dsv3_plugin.training.resume import refuse_another_model, whole_checkpoint
 from dsv3_plugin.training.run import Run
 
@@ -274,30 +274,6 @@ def test_a_corpus_that_is_not_there_is_refused(recipe, tmp_path, corpus, sentenc
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(
-    ("override", "tokens", "note"),
-    [
-        # 0, 4, 8 and 12: two batches of eight each.
-        ("training.eval_interval=4", 64 * 64 + 1, None),
-        (
-            "training.eval_interval=4",
-            64 * 64,
-            "The held-out part has 63 sequences and 4 evaluations read 64: it is repeated.",
-        ),
-        # 0, 5, 10 and the end.
-        ("training.eval_interval=5", 64 * 64 + 1, None),
-        (
-            "training.eval_interval=500",
-            65,
-            "The held-out part has 1 sequence and 2 evaluations read 32: it is repeated.",
-        ),
-        ("training.eval_interval=null", 65, None),
-    ],
-)
-def test_a_held_out_part_that_is_read_more_than_once_is_said(recipe, override, tokens, note):
-    assert evaluation_note(load_recipe(recipe, [override]), tokens) == note
-
-
 def test_a_resumed_run_says_where_and_drops_the_lines_it_will_write_again(trained, copied, said):
     shutil.rmtree(copied / "checkpoints" / "iter_0000012")
     recipe = load_recipe(trained.recipe, [f"directory={copied}"])
@@ -305,3 +281,33 @@ def test_a_resumed_run_says_where_and_drops_the_lines_it_will_write_again(traine
     assert said == ["Going on from step 8 of 12."]
     kept = [yaml.safe_load(line) for line in (copied / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in kept] == [0, 1, 2, 3, 4, 5, 6, 6, 7, 8]
+
+
+def test_what_a_run_goes_on_with_is_kept_and_told(trained, copied, said):
+    """The recipe is kept under the step that it goes on from; a held-out part too small is said."""
+    shutil.rmtree(copied / "checkpoints" / "iter_0000012")
+    words = [f"directory={copied}", "training.eval_steps=2000"]
+    prepare(Run(load_recipe(trained.recipe, words), RunFolder(copied), LAPTOP), said.append)
+    first, note = said
+    assert first == "Going on from step 8 of 12."
+    # 0, 6 and 12: 2,000 batches of eight each.
+    assert note.startswith("The held-out part has ")
+    assert note.endswith(" sequences and 3 evaluations read 48,000: it is repeated.")
+    kept = sorted(path.name for path in (copied / "recipes").iterdir())
+    assert kept == ["1_from_step_0.yaml", "2_from_step_8.yaml"]
+    steps = [yaml.safe_load((copied / "recipes" / name).read_text()) for name in kept]
+    assert [one["training"]["eval_steps"] for one in steps] == [2, 2000]
+
+
+def test_what_is_read_of_each_member_of_a_mixture_is_told(recipe, tmp_path, said):
+    lines = "".join(f"{number} bottles of beer on the wall\n" for number in range(300))
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(lines)
+    corpus = f"[{{path: {tmp_path}/a.txt, weight: 3}}, {{path: {tmp_path}/b.txt, weight: 1}}]"
+    words = [f"directory={tmp_path}/run", f"data.corpus={corpus}", "data.held_out=0"]
+    words += ["data.fim_rate=0", "training.eval_interval=null"]
+    prepare(Run(load_recipe(recipe, words), RunFolder(tmp_path / "run"), LAPTOP), said.append)
+    shares = [note.partition(" of the sequences come from ") for note in said[-2:]]
+    assert [share for share, _, _ in shares] == ["75.0%", "25.0%"]
+    assert [rest.partition(":")[0] for *_, rest in shares] == [f"{tmp_path}/{n}.txt" for n in "ab"]
+    assert all(" tokens " in rest and rest.endswith(" times.") for *_, rest in shares)
