@@ -14,7 +14,9 @@ _NAMED = re.compile(r"^`([^`\n]+)`[^`]*?:\n\n```\w*\n(.*?)^```$", re.MULTILINE |
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 _SHELL = ("", "sh", "bash", "console")
-_DSV3 = re.compile(r"^(?:torchrun .*?|srun .*?|python )?(?:dsv3|-m dsv3_plugin\.cli) +(.*)$")
+_DSV3 = re.compile(
+    r"^(?:\w+=\S+ |torchrun .*?|srun .*?|python )?(?:dsv3|-m dsv3_plugin\.cli) +(.*)$"
+)
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class Page:
         """The files that it shows: a paragraph that begins with a name, then the block of code."""
         return dict(_NAMED.findall(self.text))
 
-    def blocks(self, language: str) -> list[str]:
-        """Its blocks of code in a language."""
-        return [code for written_in, code in _FENCE.findall(self.text) if written_in == language]
+    def blocks(self, *languages: str) -> list[str]:
+        """Its blocks of code in some languages."""
+        return [code for written_in, code in _FENCE.findall(self.text) if written_in in languages]
 
     @property
     def inline_code(self) -> list[str]:

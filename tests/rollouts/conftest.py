@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.docs import to_servers
 from tests.served import free_port
 from tests.small_runs import Command, Trained
 
@@ -13,7 +14,7 @@ from tests.small_runs import Command, Trained
 def server(trained: Trained) -> Iterator[str]:
     """Its address; it may be starting yet."""
     port = free_port()
-    command = Command.forked("serve", "--checkpoint", trained.checkpoints, "--port", str(port))
+    command = Command.forked(*to_servers.serve(trained.folder, port))
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

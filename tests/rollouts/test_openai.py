@@ -34,6 +34,7 @@ from dsv3_plugin.rollouts.openai import OpenAi
 from dsv3_plugin.rollouts.rollout import Rollout
 from dsv3_plugin.rollouts.routing import Routing
 from dsv3_plugin.web import Patience
+from tests.docs import to_servers
 from tests.served import free_port, served
 from tests.small_runs import Command, Trained
 
@@ -85,6 +86,21 @@ def test_they_are_what_an_engine_of_ours_gives(
             assert torch.equal(mine.experts, other.experts)
 
 
+def test_lines_of_the_pages_ask_it(
+    server: str, dsv3: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Endpoint(server, patience=PATIENT) as endpoint:  # it may be starting yet
+        assert endpoint.model == "small"
+    answered = to_servers.curl("/completions", server)
+    assert answered["usage"]["completion_tokens"] == 16
+    for number, words in enumerate(to_servers.distill(server, tmp_path)):
+        words[words.index("samples.jsonl")] = f"{number}.jsonl"
+        done = dsv3(*words)
+        assert done.code == 0, done.err
+    assert {path.name for path in tmp_path.glob("[01].jsonl")} == {"0.jsonl", "1.jsonl"}
+
+
 def test_a_server_that_is_killed_in_the_middle_is_waited_for(
     tokenizer: TextTokenizer, trained: Trained
 ) -> None:
@@ -117,16 +133,15 @@ def test_weights_are_handed_on_and_not_lost_with_the_server(
     tokenizer: TextTokenizer, trained: Trained, tmp_path: Path
 ) -> None:
     earlier = trained.checkpoints / "iter_0000004"
-    export_hf(earlier, tmp_path / "hf")
+    export_hf(earlier, tmp_path / "step-20")
     address = f"http://127.0.0.1:{(port := free_port())}"
-    serve = ("serve", "--checkpoint", trained.checkpoints, "--port", str(port))
-    serve += ("--weights-root", tmp_path)
+    serve = to_servers.serve_to_a_run(trained.checkpoints, tmp_path, port)
     running = Command.forked(*serve, DSV3_API_KEY="secret")
     try:
         with Endpoint(address, key="secret", patience=PATIENT) as endpoint:
             source = rollouts(endpoint, tokenizer)
             (before,) = source.answers(PROMPTS[:1], 2, [7])
-            source.hand_on("hf")
+            source.hand_on("step-20")
             (after,) = source.answers(PROMPTS[:1], 2, [7])
             assert (source.version, source.made_again) == (1, 0)
             running.send(signal.SIGKILL).end()
@@ -137,6 +152,11 @@ def test_weights_are_handed_on_and_not_lost_with_the_server(
                 UserError, match=r"does not take the weights of nowhere: it refuses"
             ):
                 source.hand_on("nowhere")
+        names = {"sampling": SAMPLING, "tokenizer": tokenizer, "prompts": PROMPTS}
+        behind = to_servers.hand_on(address, "secret", tmp_path, names)
+        assert [len(group) for group in behind["groups"]] == [8] * len(PROMPTS)
+        taken = to_servers.curl("/weights", address, DSV3_API_KEY="secret")
+        assert taken == {"object": "weights", "version": 4}
     finally:
         running.send(signal.SIGKILL).end()
     assert {rollout.versions for rollout in before} == {(0,) * 12}
