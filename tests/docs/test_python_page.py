@@ -1,10 +1,16 @@
 """docs/python.md: its cells run, and print what stands behind them."""
 
 import contextlib
+import inspect
 import io
 import re
 from multiprocessing.connection import Connection
 
+import pytest
+
+from dsv3_plugin.launch import supervise
+from dsv3_plugin.model import SPEC
+from dsv3_plugin.recipe.load import load_recipe
 from tests.docs.pages import ROOT, Page
 from tests.forked import answer_of
 
@@ -40,3 +46,23 @@ def test_cells_print_what_the_page_says(tmp_path):
         for line, pattern in zip(lines, patterns, strict=True):
             assert re.fullmatch(pattern, line), (code, line)
     assert (tmp_path / "dualpipe_v.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_run_is_begun_as_the_function_takes_it(monkeypatch: pytest.MonkeyPatch):
+    """Trained in minutes, it is not: its recipe is read."""
+    [code] = Page(ROOT / "docs" / "python.md").blocks("text")
+    taken, steps = inspect.signature(supervise.train), []
+
+    def train(*given: object, **more: object) -> None:
+        name, overrides, *_ = taken.bind(*given, **more).args
+        steps.append(load_recipe(name, overrides).training.steps)
+
+    monkeypatch.setattr(supervise, "train", train)
+    exec(code, {})
+    assert steps == [120]
+
+
+def test_the_spec_of_the_readme_is_ours():
+    blocks = Page(ROOT / "README.md").blocks("text")
+    [line] = (line for block in blocks for line in block.splitlines() if "--spec" in line)
+    assert line.partition(" #")[0].split() == ["--spec", *SPEC]
