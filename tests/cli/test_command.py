@@ -12,6 +12,7 @@ from dsv3_plugin.cli import command as cli
 from dsv3_plugin.cli import completion
 from dsv3_plugin.cli.examples import EXAMPLES
 from dsv3_plugin.errors import UserError
+from tests.report.test_losses import write_run
 
 
 @pytest.mark.parametrize(
@@ -172,6 +173,31 @@ def test_every_help_ends_with_examples_that_can_be_typed(dsv3, verb):
         rest = words[words.index("dsv3") + 1 :]
         assert rest[: len(verb.split())] == verb.split()
         ALL[verb].make_context(verb, rest[len(verb.split()) :])
+
+
+QUICK = (
+    "recipes", "explain", "init", "args", "diff", "plot", "schedule", "plan", "train",
+)  # fmt: skip
+"""Verbs that take no time; what opens checkpoints is pasted in tests/docs."""
+SLOW = ("plan pretrain/", "--png", "torchrun", "training.steps=20")
+
+
+def test_quick_examples_can_be_run_one_after_the_other(dsv3, tmp_path, monkeypatch):
+    """With a recipe of one's own that the first of init's has written."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("a few words\n")
+    for name, slope in (("a", 10), ("b", 20)):
+        write_run(tmp_path / "runs" / name, slope)
+    dsv3("schedule", "1f1b", "--pp", "2", "--micro-batches", "4", "--csv", "mine.csv")
+    failed = {}
+    lines = [line for verb in ("init", *QUICK) for line in EXAMPLES[verb]]
+    for line in dict.fromkeys(lines):
+        if not any(word in line for word in SLOW):
+            said = dsv3(*shlex.split(line)[1:])
+            if said.code or not said.out:
+                failed[line] = said
+    assert not failed
 
 
 def test_there_are_examples_of_verbs_alone():
