@@ -13,6 +13,7 @@ from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.new import written_anew
 from dsv3_plugin.recipe.regrets import regrets
 
+_SUFFIXES = frozenset({".yaml", ".yml"})
 _MULTIPLE = 128
 """Of a vocabulary, as upstream pads it (`--make-vocab-size-divisible-by`)."""
 
@@ -46,7 +47,9 @@ def write_recipe(
         UserError: the file is there, or what is asked for does not go together.
     """
     path = named(name)
-    if path.suffix not in {".yaml", ".yml"}:
+    if not path.name.strip(" .") or path.name in _SUFFIXES or name.endswith("/"):
+        raise UserError(f"'{name}' names no file: write NAME or NAME.yaml.")
+    if path.suffix not in _SUFFIXES:
         path = path.with_name(f"{path.name}.yaml")
     overrides = []
     if model is not None:

@@ -89,7 +89,7 @@ def evaluate(checkpoint: Path, wanted: Wanted, progress: Progress | None = None)
         )
     except UserError:
         raise
-    except Exception as error:  # tasks are programs of their own
+    except (Exception, SystemExit) as error:  # tasks are programs of their own
         raise UserError(
             f"The harness ended with {type(error).__name__}: {str(error).strip() or 'no word'}"
         ) from error

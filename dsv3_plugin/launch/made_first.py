@@ -6,7 +6,6 @@ there is left as it is, and a parent that was stopped goes on.
 """
 
 import contextlib
-import importlib
 import inspect
 import os
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.needs import looking_here, refuse_no_package, unmade
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.continued import Continued
+from dsv3_plugin.recipe.functions import FAILURES, function_at, raised
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
@@ -59,10 +59,10 @@ def _written(path: Path, write: Callable[[Path], object], name: str) -> None:
             path.unlink()
         if isinstance(error, OSError) and (full_disk.is_full(error) or _is_about(error, path)):
             raise UserError(f"{path} cannot be written ({error.strerror}): make room.") from error
-        if not isinstance(error, Exception):
+        if not isinstance(error, FAILURES):
             raise
         raise UserError(
-            f"data.made_by: {name} raised {_shown(error)} where it was to write {path}: mend "
+            f"data.made_by: {name} raised {raised(error)} where it was to write {path}: mend "
             f"the function, in {_file_of(write)}, or put the file there."
         ) from error
     if not path.exists():
@@ -77,10 +77,6 @@ def _is_about(error: OSError, path: Path) -> bool:
     return isinstance(error.filename, str | os.PathLike) and (
         path.absolute().is_relative_to(Path(error.filename).absolute())
     )
-
-
-def _shown(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:200].removesuffix(".")
 
 
 def _file_of(function: Callable[[Path], object]) -> str:
@@ -154,16 +150,7 @@ def make_parent(
 
 
 def _function(path: str) -> Callable[[Path], object]:
-    module, _, name = path.rpartition(".")
-    if not module:
-        raise UserError(f"data.made_by: {path} is no function: write package.module.function.")
-    refuse_no_package(f"data.made_by: {path}", path, "function")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"data.made_by: {path} is not there: {error}.") from None
-    except Exception as error:  # whatever a module does that is not ours
-        raise UserError(f"data.made_by: {path} cannot be imported: {_shown(error)}.") from error
-    if not callable(function):
-        raise UserError(f"data.made_by: {path} is no function: write package.module.function.")
-    return function
+    said = f"data.made_by: {path}"
+    if "." in path:
+        refuse_no_package(said, path, "function")
+    return function_at(path, said)

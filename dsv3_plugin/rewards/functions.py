@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe.functions import function_at
 from dsv3_plugin.rewards.verdict import Attempt
 
 
@@ -18,16 +18,8 @@ def named(path: str) -> Callable[[Attempt], Any]:
     Raises:
         UserError: there is none.
     """
+    function_at(path, f"The reward '{path}'")
     module, _, name = path.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name) if module else None
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"The reward '{path}' is not there: {error}.") from None
-    except Exception as error:  # whatever a module does that is not ours
-        why = f"{type(error).__name__}: {error}"[:200]
-        raise UserError(f"The reward '{path}' cannot be imported: {why}.") from error
-    if not callable(function):
-        raise UserError(f"The reward '{path}' is no function: write package.module.function.")
     return partial(_called, module, name)
 
 

@@ -12,3 +12,11 @@ def test_a_corpus_that_is_not_there_is_minded(dsv3, there, tmp_path, monkeypatch
     assert said.code == 0
     assert (tmp_path / "mine.yaml").is_file()
     assert ("Note: data.corpus: texts does not exist in" in said.err) != there
+
+
+@pytest.mark.parametrize("name", [".", "..", "", " ", ".yaml", "in/.yml", "runs/"])
+def test_a_name_that_is_no_files_is_refused(dsv3, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = dsv3("init", name)
+    assert (said.code, said.err) == (2, f"dsv3: '{name}' names no file: write NAME or NAME.yaml.\n")
+    assert not [*tmp_path.iterdir()]

@@ -121,7 +121,11 @@ def test_data_are_written_where_they_are_not(done, tmp_path):
             "data.made_by: nowhere.at_all is a function in the Python package nowhere, which is "
             "neither in this folder nor installed: put it there, or name another function",
         ),
-        ("dsv3_plugin.numbers.nothing", "is not there"),
+        (
+            "dsv3_plugin.numbers.nothing",
+            "is not there: .*numbers.py has no nothing: write it there",
+        ),
+        ("dsv3_plugin.nowhere.nothing", "is not there: No module named 'dsv3_plugin.nowhere'"),
         ("nothing", "is no function: write package.module.function"),
     ],
 )
@@ -154,6 +158,9 @@ def half(path):
     path.write_text("half")
     raise ValueError("no more questions")
 
+def gone(path):
+    raise SystemExit(3)
+
 def without_source(path):
     open("nothing.txt")
 
@@ -176,6 +183,7 @@ def test_a_function_of_this_folder_is_found(done, monkeypatch, tmp_path):
     ("function", "what"),
     [
         ("half", "raised ValueError: no more questions where it was to write made/asked.jsonl"),
+        ("gone", "raised SystemExit: 3 where it was to write made/asked.jsonl: mend the function"),
         ("without_source", "raised FileNotFoundError: .*nothing.txt' where it was to write"),
         ("nothing", "has not written made/asked.jsonl, the path that it was given"),
     ],

@@ -194,7 +194,7 @@ def test_a_reward_that_is_not_there_is_refused(tmp_path, monkeypatch):
     look(style={"address": "http://127.0.0.1:1/score", "key_variable": "KEY_OF_MINE"})
     for name, reward, sentence in (
         ("yours.score", {}, "rewards: yours.score is a function in the Python package yours, whi"),
-        ("mine_to_judge.scores", {}, "The reward 'mine_to_judge.scores' is not there: module 'mi"),
+        ("mine_to_judge.scores", {}, "The reward 'mine_to_judge.scores' is not there: mine_to_ju"),
         ("mine_broken.score", {}, "The reward 'mine_broken.score' cannot be imported: ZeroDivis"),
         ("style", {"address": "reward.model"}, "rewards.style.address: 'reward.model' is no add"),
         (
