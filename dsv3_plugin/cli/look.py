@@ -28,10 +28,18 @@ def runs(
     """List runs, those that go on and those that ended: steps, losses, speed, state."""
     from dsv3_plugin.files.named import named
     from dsv3_plugin.launch.queue import queued
-    from dsv3_plugin.launch.status import all_runs, jobs_of, status_of
+    from dsv3_plugin.launch.status import (
+        all_runs,
+        is_run,
+        jobs_of,
+        launched_in_vain,
+        runs_below,
+        status_of,
+    )
     from dsv3_plugin.report.run_table import line_of, mapping, table
 
-    if directory == Path("runs") and not directory.exists():
+    here = Path("runs")
+    if directory == here and not (is_run(here) or runs_below(here) or launched_in_vain(here)):
         raise UserError(
             "there are no runs yet, which lie in runs/: dsv3 train pretrain/tiny makes one."
         )

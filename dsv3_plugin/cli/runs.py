@@ -72,7 +72,7 @@ def status(
     console = Console(width=_WIDEST)
     console.print(status_table(stand))
     for one in stand:
-        if runs and one.why:
+        if one.why and (runs or one.state in ("failed", "broke off")):
             console.line_of(f"{one.folder}: {one.why}")
     if runs and len(found) == 1 and (sentence := not_begun(found[0], jobs)) is not None:
         console.line_of(sentence)

@@ -180,6 +180,14 @@ class RunFolder:
         recipe is not there yet."""
         return not self.recipe.is_file() and self.logs.is_dir()
 
+    @property
+    def has_only_prepared(self) -> bool:
+        """Whether a run was here that prepared its data, or does so still, and got no further.
+
+        One that was refused takes its logs along.
+        """
+        return self.has_not_trained and (self.root / _LOCK).is_file()
+
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
         """Be seen to prepare data while the block lasts, before there are ranks."""
@@ -244,6 +252,12 @@ class RunFolder:
             return int(read_plain(self.checkpoints / TRACKER, 1000))
         except (OSError, ValueError):
             return 0
+
+    @property
+    def goes_on(self) -> str:
+        """What the same command does with it, as the rest of a sentence."""
+        saved = self.steps_saved()
+        return f"goes on from step {saved:,}" if saved else "begins anew"
 
     def saved_at(self) -> float | None:
         """When the newest checkpoint was finished; None if there is none."""

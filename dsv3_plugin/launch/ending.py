@@ -53,6 +53,4 @@ def closing_sentence(recipe: Recipe, stopped: str = "Stopped") -> str:
             *(kept_back if recipe.data.held_out else records),
         ]
         return f"Done: {describe(last)}. Everything is in {folder.root}."
-    saved = folder.steps_saved()
-    where = f"goes on from step {saved:,}" if saved else "begins anew"
-    return f"{stopped}: the same command {where}. The run is in {folder.root}."
+    return f"{stopped}: the same command {folder.goes_on}. The run is in {folder.root}."

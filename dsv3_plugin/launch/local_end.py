@@ -21,7 +21,8 @@ as was asked for, or with all tokens had."""
 
 _CLOCKS_S = 5.0
 """By which clocks of a disk and a process may differ."""
-_BROKE_OFF = "its process ended without a word, as where it is killed or the machine goes down"
+_BROKE_OFF = "its process ended without a word"
+_AS_WHERE = "as where it is killed, memory runs out or the machine goes down"
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,38 @@ def remember(run: RunFolder, state: LocalState, why: str = "") -> None:
 
 
 def state_here(run: RunFolder, since: float = 0.0) -> tuple[str, str] | None:
-    """`failed` or `broke off`, and why, of a run that nothing goes on with.
+    """`failed`, `broke off` or `stopped`, and why, of a run that nothing goes on with.
 
     Args:
         run: the run.
         since: when somebody else began it, in seconds since 1970: what is older says nothing.
 
     Returns:
-        None: it was stopped, or nothing is known of that.
+        None: nothing is known of that.
     """
     last = _last(run)
-    if last is None or last.time < since:
+    if last is None:
+        # What only prepares may have no ranks yet, which would say that they are there.
+        broke_off = run.has_only_prepared and not since and run.holder_is_gone
+        return ("broke off", _broke_off(run)) if broke_off else None
+    if last.time < since:
         return None
     if last.state == "begun":
         is_last = last.holder == run.holder and run.holder_is_gone
-        return ("broke off", _BROKE_OFF) if is_last else None
-    if last.state == "stopped" or _went_on(run, last.time):
+        return ("broke off", _broke_off(run)) if is_last else None
+    if _went_on(run, last.time):
         return None
+    if last.state == "stopped":
+        return (
+            last.state,
+            last.why or f"stopped, as it was asked to; the same command {run.goes_on}",
+        )
     return last.state, last.why
+
+
+def _broke_off(run: RunFolder) -> str:
+    where = " while its data were being prepared" if run.has_only_prepared else ""
+    return f"{_BROKE_OFF}{where}, {_AS_WHERE}; the same command {run.goes_on}"
 
 
 def _went_on(run: RunFolder, then: float) -> bool:

@@ -97,23 +97,23 @@ def lost(ranks: Mapping[int, Timeout | None]) -> Lost | None:
     return Lost([first], f"waited in {where} {_UNTIL} ended it first of all")
 
 
-def lost_sentence(lost: Lost, step: int, log: Path) -> str:
+def lost_sentence(lost: Lost, step: int, log: Path, *, saved: bool) -> str:
     """What the person is told of it.
 
     Args:
         lost: whom the others waited for.
         step: the last that is known to be done.
         log: of the first of them.
+        saved: whether there is a checkpoint.
     """
     names = ", ".join(map(str, lost.ranks[:_SHOWN]))
     if len(lost.ranks) > _SHOWN:
         names += f" and {len(lost.ranks) - _SHOWN} more"
     which = f"rank {names}" if len(lost.ranks) == 1 else f"one of ranks {names}"
-    return after(f"{which} {lost.sentence},", step, log)
+    return after(f"{which} {lost.sentence},", step, log, saved=saved)
 
 
-def after(what: str, step: int, log: Path) -> str:
+def after(what: str, step: int, log: Path, *, saved: bool) -> str:
     """The sentence of what ended a run: when, where to look, and how it goes on."""
-    return (
-        f"{what} after step {step:,}: see {log}; the same command goes on from the last checkpoint."
-    )
+    onward = "goes on from the last checkpoint" if saved else "begins anew, since nothing was saved"
+    return f"{what} after step {step:,}: see {log}; the same command {onward}."

@@ -104,7 +104,7 @@ def is_run(folder: Path) -> bool:
     """
     others = any((folder / name).exists() for name in (TRACKER, JOB_SCRIPT))
     begun = RunFolder(folder).recipe.is_file() and not others
-    return begun or _was_launched(folder) or RunFolder(folder).prepares
+    return begun or _was_launched(folder) or RunFolder(folder).has_only_prepared
 
 
 def find_run(folder: Path) -> RunFolder:
@@ -221,7 +221,8 @@ def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> RunStatus
     steps, tokens = _of(recipe, "total_steps"), number_in(last, "tokens") or 0
     state, under_way = _state(run, record, jobs, steps)
     why = starts[-1].why if starts else ""
-    if state == "stopped" and (broken := _broken(run, starts)) is not None:
+    ended = state == "stopped" or (state == "not begun" and run.has_not_trained)
+    if ended and (broken := _broken(run, starts)) is not None:
         state, why = broken
     since = starts[-1].began if starts else 0.0
     return RunStatus(
@@ -258,12 +259,12 @@ def _state(
     if record is not None and jobs is None:  # its job may be running
         return "unknown", False
     if not run.recipe.is_file():
-        return "not begun", False
+        return ("not begun" if run.waits_to_begin else "stopped"), False
     return "stopped", False
 
 
 def _broken(run: RunFolder, starts: Sequence[Start]) -> tuple[str, str] | None:
-    """`failed`, `broke off` or `unknown`, and why; None: nothing is known but that it stopped."""
+    """`failed`, `broke off`, `stopped` or `unknown`, and why; None: nobody said anything."""
     if (here := state_here(run, starts[-1].began if starts else 0.0)) is not None:
         return here
     if not starts or starts[-1].ended in ("done", "time limit", "stopped"):

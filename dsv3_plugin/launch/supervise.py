@@ -268,7 +268,7 @@ def _explained(failure: Failure, step: int, directory: RunFolder) -> str:
         UserError: it ended with a sentence for the person.
     """
     try:
-        why = _explain(failure, step)
+        why = _explain(failure, step, saved=directory.steps_saved() > 0)
     except UserError as refused:
         local_end.remember(directory, "failed", str(refused))
         raise
@@ -276,7 +276,7 @@ def _explained(failure: Failure, step: int, directory: RunFolder) -> str:
     return why
 
 
-def _explain(failure: Failure, step: int) -> str:
+def _explain(failure: Failure, step: int, *, saved: bool) -> str:
     """One sentence on why a rank ended.
 
     Raises:
@@ -285,7 +285,7 @@ def _explain(failure: Failure, step: int) -> str:
     if failure.message is not None and failure.message.kind == "refused":
         raise UserError(failure.message.text)
     if failure.lost is not None:
-        return lost_sentence(failure.lost, step, failure.log)
+        return lost_sentence(failure.lost, step, failure.log, saved=saved)
     if failure.signal is not None:
         how = f"was killed by signal {failure.signal.value} ({failure.signal.name})"
         if failure.signal == signal.SIGKILL:
@@ -294,4 +294,4 @@ def _explain(failure: Failure, step: int) -> str:
         how = f"crashed ({failure.message.text})"
     else:
         how = f"ended with exit code {failure.exit_code}"
-    return after(f"rank {failure.rank} {how}", step, failure.log)
+    return after(f"rank {failure.rank} {how}", step, failure.log, saved=saved)

@@ -65,9 +65,10 @@ def testimony(directory: RunFolder, ranks: int, seconds: float) -> str:
         time.sleep(_LOOK_EVERY_S)
     done = max((record["iteration"] for record in directory.metrics.stream()), default=0)
     missed = lost(waited)
+    saved = directory.steps_saved() > 0
     if missed is None:
-        return after("rank 0 ended without a word", done, logs[0])
-    return lost_sentence(missed, done, logs[missed.ranks[0]])
+        return after("rank 0 ended without a word", done, logs[0], saved=saved)
+    return lost_sentence(missed, done, logs[missed.ranks[0]], saved=saved)
 
 
 def main() -> None:

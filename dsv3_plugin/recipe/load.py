@@ -257,6 +257,8 @@ def find(
                 "it is that of a run that has not begun; it was launched with "
                 f"{launched.launched_with}"
             )
+        elif launched.has_only_prepared:
+            way_out = "it is that of a run that has not begun: name the recipe that it was given"
         else:
             way_out = "name a YAML file, or a shipped recipe such as pretrain/tiny"
         raise UserError(f"{path} is a folder, and a recipe is asked for: {way_out}.")

@@ -55,17 +55,21 @@ def run_at(path: str | Path) -> RunFolder | None:
     if run is not None:
         return run
     run = run_in(path)
-    if run.metrics.path.is_file() or run.waits_to_begin:
+    if run.metrics.path.is_file() or run.waits_to_begin or run.has_only_prepared:
         return run
     others = is_checkpoint(path) or (path / JOB_SCRIPT).exists()  # which have a recipe, too
     return run if run.recipe.is_file() and not others else None
 
 
 def refuse_not_begun(run: RunFolder) -> None:
-    """Raise UserError for a run that waits for its job, of which no number is known yet."""
-    if run.waits_to_begin:
+    """Raise UserError for a run of which no number is known yet.
+
+    It waits for its job, or prepares its data, or ended meanwhile.
+    """
+    what = "its job" if run.waits_to_begin else "it"
+    if run.waits_to_begin or run.has_only_prepared:
         raise UserError(
-            f"the run in {run.root} has not begun: dsv3 status {run.root} says how its job stands."
+            f"the run in {run.root} has not begun: dsv3 status {run.root} says how {what} stands."
         )
 
 

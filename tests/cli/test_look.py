@@ -44,6 +44,14 @@ def test_where_no_runs_are_that_is_a_sentence(dsv3, two):
         assert why in said.err
 
 
+def test_of_an_empty_folder_of_runs_the_way_to_one_is_said(dsv3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert dsv3("runs").err == (
+        "dsv3: there are no runs yet, which lie in runs/: dsv3 train pretrain/tiny makes one.\n"
+    )
+
+
 def test_runs_and_recipes_differ_in(dsv3, two):
     recipe = two[1].recipe
     recipe.write_text(recipe.read_text().replace("  seed: 1234", "  seed: 7", 1))

@@ -148,7 +148,17 @@ def test_a_run_that_failed_or_broke_off_is_told_from_one_that_was_stopped(dsv3, 
     lock.write_text(f"process {2**22 + 2} on {os.uname().nodename}")
     assert stands(dsv3, "runs/small")["state"] == "stopped"
     local_end.remember(run, "stopped")
-    assert stands(dsv3, "runs/small")["state"] == "stopped"
+    os.utime(run.metrics.path)
+    status = stands(dsv3, "runs/small")
+    assert (status["state"], status["why"]) == (
+        "stopped",
+        "stopped, as it was asked to; the same command goes on from step 4",
+    )
+    local_end.remember(run, "stopped", "Ended without saving.")
+    assert dsv3("status", "runs/small").out.endswith("runs/small: Ended without saving.\n")
+    assert len(dsv3("status").out.splitlines()) == 2  # unasked, of what a person has to look at
+    local_end.remember(run, "failed", "rank 1 was killed")
+    assert dsv3("status").out.endswith("runs/small: rank 1 was killed\n")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +215,49 @@ def test_a_run_whose_conversations_are_counted_first_is_preparing(dsv3, tmp_path
         assert stands(dsv3)["state"] == "preparing"
     assert not new.logs.exists()
     assert "there is no run in runs/" in dsv3("status").err
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_run_killed_while_it_prepares_broke_off(dsv3, tmp_path, monkeypatch, counts):
+    """While conversations are counted there are no ranks, and nobody says that it began."""
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(tmp_path / "runs" / "a")
+    run.checkpoints.mkdir(parents=True)
+    run.logs.mkdir()
+    (run.root / ".lock").write_text(f"process {2**22 + 1} on {os.uname().nodename}")
+    if not counts:
+        (run.logs / "rank0.log").write_text("tokenizing\n")
+        local_end.remember(run, "begun")
+    why = (
+        "its process ended without a word while its data were being prepared, as where it is "
+        "killed, memory runs out or the machine goes down; the same command begins anew"
+    )
+    for words in ((), ("runs/a",)):
+        assert dsv3("status", *words).out.splitlines()[-1] == f"runs/a: {why}"
+    assert stands(dsv3)["state"] == "broke off"
+    assert dsv3("runs").out.splitlines()[1].startswith("runs/a         broke off")
+    not_begun = "dsv3: the run in runs/a has not begun: dsv3 status runs/a says how it stands.\n"
+    assert dsv3("plot", "runs/a").err == dsv3("balance", "runs/a").err == not_begun
+    assert "was not launched as a job of Slurm" in dsv3("cancel", "runs/a").err
+    assert "that has not begun: name the recipe" in dsv3("diff", "runs/a", "pretrain/tiny").err
+    said = dsv3("logs", "runs/a")
+    assert said.err == not_begun if counts else said.out.splitlines()[-1] == "tokenizing"
+    local_end.remember(run, "failed", "rank 1 was killed")
+    assert (stands(dsv3)["state"], stands(dsv3)["why"]) == ("failed", "rank 1 was killed")
+    local_end.remember(run, "stopped")
+    assert stands(dsv3)["state"] == "stopped"
+
+
+def test_a_job_whose_start_failed_before_it_trained_failed(dsv3, tmp_path, monkeypatch, slurm):
+    monkeypatch.chdir(tmp_path)
+    new = RunFolder(tmp_path / "runs" / "new")
+    write_record(new, JobRecord("7", "cpu", "none", 0.0))
+    slurm("")
+    assert stands(dsv3)["state"] == "not begun"
+    new.logs.mkdir()
+    remember_start(new, "7", 0)
+    remember_end(new, "7", "failed", "rank 1 broke")
+    assert (stands(dsv3)["state"], stands(dsv3)["why"]) == ("failed", "rank 1 broke")
 
 
 NOBODY = """squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host

@@ -9,7 +9,7 @@ import pytest
 
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.logs import start_line
-from dsv3_plugin.launch.nccl_watchdog import Timeout, lost, timeout_in
+from dsv3_plugin.launch.nccl_watchdog import Timeout, after, lost, timeout_in
 
 
 def written(rank: int, at: str, number: int, enqueued: int, group: str = "0(default_pg)") -> str:
@@ -111,7 +111,10 @@ def test_a_rank_that_is_ended_by_the_watchdog_has_a_witness(run):
     assert ended.stderr == (
         "dsv3: rank 1 gave no sign, for which rank 0 waited in ALLREDUCE number 5 of group "
         "0(default_pg) until NCCL's watchdog ended it, after step 12: see "
-        f"{run.logs}/rank1.log; the same command goes on from the last checkpoint.\n"
+        f"{run.logs}/rank1.log; the same command begins anew, since nothing was saved.\n"
+    )
+    assert "the same command goes on from the last checkpoint." in after(
+        "rank 1 broke", 12, run.logs, saved=True
     )
 
 
