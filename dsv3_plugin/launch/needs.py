@@ -93,14 +93,18 @@ class View:
     def _is_shared(self, path: Path) -> bool:
         """Whether what is not here is not on the nodes either.
 
-        Not by the root's file system, on which nodes have other folders, and mount others.
+        On the root's file system nodes have other folders, and mount others: there it takes the
+        same folder of the root.
         """
         here = Path(os.path.realpath(self.here))
         if self.whole or path.is_relative_to(here):
             return True
         nearest = next(parent for parent in path.parents if parent.exists())
         device = nearest.stat().st_dev
-        return device == here.stat().st_dev != Path("/").stat().st_dev
+        of_the_root = Path("/").stat().st_dev == device
+        return device == here.stat().st_dev and (
+            not of_the_root or nearest.parts[1:2] == here.parts[1:2] != ()
+        )
 
 
 def missing_texts(recipe: Recipe) -> list[str]:

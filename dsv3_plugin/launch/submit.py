@@ -21,6 +21,7 @@ from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, wri
 from dsv3_plugin.launch.job_script import script, torchrun
 from dsv3_plugin.launch.job_values import JobValues, of_sweep, values_of
 from dsv3_plugin.launch.needs import lacking, read_by
+from dsv3_plugin.launch.setup_lines import refuse_unreadable
 from dsv3_plugin.launch.status import LAUNCHED
 from dsv3_plugin.launch.wanted import Wanted, wanted_runs
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
@@ -89,6 +90,7 @@ def prepare(
         UserError: whatever would have cost the job, or one of its runs, its start.
     """
     cluster, cluster_key = _cluster(wanted)
+    refuse_unreadable(cluster.launch.setup, cluster.name)
     runs = list(wanted_runs(wanted, (*wanted.overrides, f"cluster={cluster_key}")))
     recipes = []
     for run in runs:

@@ -7,12 +7,12 @@ from pydantic import BeforeValidator, Field
 
 from dsv3_plugin.planner.cluster_words import (
     Environment,
+    EnvironmentFolder,
     FolderOfNode,
     Image,
     Lines,
     Mounts,
     Options,
-    Place,
     Word,
     runtime_today,
 )
@@ -39,7 +39,16 @@ _OF_THE_SCRIPT = {
 _OF_A_WHOLE_NODE = ("exclusive", "mem", "mem-per-cpu", "mem-per-gpu", "oversubscribe")
 """Those that contradict `exclusive: true`."""
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-_OF_THE_JOB = ("SLURM_JOB", "SLURM_ARRAY")
+_OF_THE_JOB = (
+    "SLURM_JOB", "SLURM_ARRAY", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
+)  # fmt: skip
+_SET_AFTER = {
+    "MASTER_ADDR": "where rank 0 is, which every start chooses among its nodes",
+    "SLURM_CPU_BIND": "that ranks use all CPUs of their node",
+    "SLURM_EXIT_ERROR": "by which code it knows that Slurm started nothing",
+    "DSV3_LAUNCHED": "that the run was rehearsed",
+}
+"""Variables that a job's script sets whatever they were, and to what."""
 
 
 class Container(Section):
@@ -77,7 +86,7 @@ class Launch(Section):
     """Lines of shell, each a command of its own, before anything else that a job starts: `module
     load cuda/13.0`. What they export reaches every rank; `environment` and `venv` come after them,
     and a line that fails ends the job."""
-    venv: Place | None = None
+    venv: EnvironmentFolder | None = None
     """The virtual environment that ranks run in; null: the Python that `dsv3 launch` runs with."""
     container: Container | None = None
     """An image in its place."""
@@ -128,6 +137,21 @@ class Launch(Section):
                     f"{name} in environment would be the same for all ranks and jobs, which find "
                     "their places by it: leave it out"
                 )
+            if name in _SET_AFTER:
+                raise ValueError(
+                    f"{name} in environment would be overwritten: the script of a job says by it "
+                    f"{_SET_AFTER[name]}: leave it out"
+                )
+        if self.scratch is not None and "TMPDIR" in self.environment:
+            raise ValueError(
+                "TMPDIR in environment would be overwritten by scratch, which becomes it: leave "
+                "one of them out"
+            )
+        if self.scratch is None and self.scratch_gb:
+            raise ValueError(
+                f"scratch_gb: {self.scratch_gb:g} is what has to be free in scratch, and there is "
+                "no scratch: name the folder, or leave scratch_gb out"
+            )
         return self
 
     def __hash__(self) -> int:

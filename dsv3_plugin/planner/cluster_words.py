@@ -76,6 +76,13 @@ def _absolute(path: str) -> str:
     return path
 
 
+def _folder_of_environment(path: str) -> str:
+    """What holds `bin/activate`; who names that file, or its folder, is told which."""
+    if (inside := re.fullmatch(r"(.+)/bin(/activate[.\w]*|/python[\d.]*)?/*", path)) is not None:
+        raise ValueError(f"{_short(path)} lies in an environment: name its folder, {inside[1]}")
+    return path
+
+
 def _mount(text: str) -> str:
     """`FROM:TO`; a place alone is where it is outside."""
     source, _, rest = text.partition(":")
@@ -147,6 +154,8 @@ Word = Annotated[str, BeforeValidator(_as_text), AfterValidator(_word)]
 OneLine = Annotated[str, AfterValidator(_one_line)]
 Place = Annotated[OneLine, AfterValidator(os.path.expanduser)]
 """A path, in which no shell reads `~`: it stands for the home folder of who reads the file."""
+EnvironmentFolder = Annotated[Place, AfterValidator(_folder_of_environment)]
+"""A virtual environment."""
 FolderOfNode = Annotated[Place, AfterValidator(_absolute)]
 """A place that is looked for on a node."""
 Image = Annotated[Place, BeforeValidator(_named_image)]

@@ -162,6 +162,29 @@ def test_a_parent_has_to_be_there_when_the_job_begins(here):
     assert lacks(recipe="extend/tiny-1k", waits=True) == []
 
 
+@pytest.mark.parametrize(
+    ("of_the_root", "path", "seen"),
+    [
+        (True, "{here}/../nowhere/x", "missing"),  # under the same folder of the root
+        (True, "/usr/nowhere/x", "unseen"),
+        (True, "/nowhere/x", "unseen"),  # which may be where a shared one is mounted
+        (False, "{here}/../nowhere/x", "missing"),
+    ],
+)
+def test_what_is_missing_below_the_folder_that_is_shared_is_missing_there(
+    here, monkeypatch, of_the_root, path, seen
+):
+    whose = Path.stat
+
+    def stat(self, **how):
+        found = whose(self, **how)
+        device = 1 if of_the_root or self != Path("/") else 2
+        return os.stat_result((*found[:2], device, *found[3:]))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert View(here).of(Path(path.format(here=here))) == seen
+
+
 def venv(folder: Path, python: str) -> str:
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "activate").touch()

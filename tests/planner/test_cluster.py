@@ -142,6 +142,12 @@ def test_what_no_cluster_is(path, value, sentence, tmp_path):
         ("environment", ["NCCL_DEBUG=WARN"], "is no mapping of names to values: write {NCCL_DEBUG"),
         ("environment", "A=1 B=2", "write {A: '1', B: '2'}."),
         ("environment", ["x"], "write {NCCL_DEBUG: WARN}."),
+        ("environment", {"MASTER_ADDR": "n1"}, "MASTER_ADDR in environment would be overwritten: "),
+        ("environment", {"SLURM_CPU_BIND": "cores"}, "says by it that ranks use all CPUs of their"),
+        ("environment", {"SLURM_PROCID": 0}, "would be the same for all ranks and jobs, which"),
+        ("scratch_gb", 100, "scratch_gb: 100 is what has to be free in scratch, and there is no"),
+        ("venv", "/v/.venv/bin/activate", "lies in an environment: name its folder, /v/.venv."),
+        ("venv", "/v/.venv/bin/", "'/v/.venv/bin/' lies in an environment: name its folder, /v/.v"),
         ("setup", "module load cuda/13.0", "is no list: write [module load cuda/13.0]."),
         ("setup", ["a\nb"], "launch.setup.0: 'a\\nb' has a line's end"),
         ("options", "--constraint=ib --x", "is no list: write [--constraint=ib, --x]."),
@@ -164,6 +170,14 @@ def test_how_jobs_cannot_be_started(key, value, sentence):
         validate(Cluster, h800() | {"launch": {key: value}}, "mine.yaml")
     assert str(error.value).startswith("mine.yaml: ")
     assert sentence in str(error.value)
+
+
+def test_a_temporary_folder_is_said_once():
+    launch = {"scratch": "/local", "environment": {"TMPDIR": "/elsewhere"}}
+    with pytest.raises(UserError, match="TMPDIR in environment would be overwritten by scratch"):
+        validate(Cluster, h800() | {"launch": launch}, "mine.yaml")
+    environment = {"TMPDIR": "/elsewhere", "MASTER_PORT": 29500}
+    validate(Cluster, h800() | {"launch": {"environment": environment}}, "mine.yaml")
 
 
 def test_numbers_are_written_where_a_text_is_meant():
