@@ -1,6 +1,6 @@
 """`dsv3 recipes` and `dsv3 explain`: what ships, and what the keys of a recipe mean."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,7 +70,35 @@ def explain(
         say(Place(key, tuple(stages)).title)
         say_all(_lines(meaning))
     if loaded is not None:
-        say_all(["", f"in {recipe}, {_whose(asked, key)}:", *_in_yaml(loaded, key)])
+        stages = [stage for those in meanings.values() for stage in those]
+        say_all(["", *_in_recipe(recipe, asked, loaded, key, stages)])
+
+
+def _in_recipe(
+    name: str, asked: str, loaded: "Recipe", key: str, stages: Sequence[str]
+) -> Iterator[str]:
+    """What a key is in a recipe, or that there is none.
+
+    Args:
+        name: of the recipe, as it was given.
+        asked: where it is.
+        loaded: the recipe.
+        key: with its sections, by dots.
+        stages: that have such a key.
+    """
+    from dsv3_plugin.recipe import yaml_text
+    from dsv3_plugin.recipe.explained import Absent, value_in
+
+    if loaded.stage not in stages:
+        yield f"{name} is of stage {loaded.stage}, which has no such key."
+        return
+    last, value = value_in(loaded, key)
+    if isinstance(value, Absent):
+        there = f" has {', '.join(value.names)} alone" if value.names else " is empty"
+        yield f"{name} has no {key}: its {value.section}{there}."
+        return
+    yield f"in {name}, {_whose(asked, key)}:"
+    yield from (f"  {line}" for line in yaml_text.dump({last: value}).splitlines())
 
 
 def _recipe_at(name: str) -> str:
@@ -110,16 +138,3 @@ def _lines(meaning: "Explained") -> Iterator[str]:
     widest = max((len(inside.key) for inside in meaning.keys), default=0)
     for inside in meaning.keys:
         yield f"    {inside.key:{widest}}  {plain(inside.meaning)}"
-
-
-def _in_yaml(recipe: "Recipe", key: str) -> list[str]:
-    """A key's value in a recipe, as YAML has it; of a list, the whole list."""
-    from dsv3_plugin.recipe import yaml_text
-
-    value = recipe.model_dump(mode="json")
-    last = key
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            break
-        value, last = value[part], part
-    return [f"  {line}" for line in yaml_text.dump({last: value}).splitlines()]

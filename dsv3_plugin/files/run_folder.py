@@ -283,6 +283,13 @@ class RunFolder:
             elif not os.access(folder, os.W_OK | os.X_OK):
                 raise _unwritable(folder, what, key, os.strerror(errno.EACCES))
 
+    def refuse_held(self) -> None:
+        """Raise InUse where a process of this machine holds a folder, and take none."""
+        key = "directory" if self.elsewhere is None else "checkpoint.directory"
+        for folder, of in ((self.root, "directory"), (self.checkpoints, key)):
+            if locks.is_held(folder / _LOCK):
+                raise InUse(folder, of, locks.signature(folder / _LOCK))
+
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the folder and that of the checkpoints for as long as the block lasts.

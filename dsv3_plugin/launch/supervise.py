@@ -115,6 +115,7 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
     if is_done(recipe):
         console.line_of(nothing_to_do(recipe))
         return
+    recipe.run_folder.refuse_held()
     saved, ranks = recipe.run_folder.steps_saved(), recipe.parallel.processes
     where = f"go on from step {saved:,}" if saved else "begin anew"
     console.line_of(

@@ -62,6 +62,11 @@ class Piece(Section):
         """Whether its length or the place of its end is a share of the run."""
         return isinstance(_extent(self), Share)
 
+    @property
+    def is_epochs(self) -> bool:
+        """Whether its length or the place of its end counts epochs."""
+        return isinstance(_extent(self), Epochs)
+
     @pydantic.model_validator(mode="after")
     def _one_of_each(self) -> Self:
         shapes = [shape for shape in _SHAPES if getattr(self, shape) is not None]

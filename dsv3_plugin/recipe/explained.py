@@ -4,6 +4,7 @@ import re
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
@@ -12,7 +13,7 @@ from dsv3_plugin.recipe.key_tables import Told
 from dsv3_plugin.recipe.other_names import MEANT
 from dsv3_plugin.recipe.reference import TABLES
 from dsv3_plugin.recipe.rules.rl import NAMED_REWARDS
-from dsv3_plugin.recipe.schema import STAGES
+from dsv3_plugin.recipe.schema import STAGES, Recipe
 from dsv3_plugin.recipe.section import Section
 from dsv3_plugin.recipe.validation import fields_of, model_in, nearest
 
@@ -50,6 +51,44 @@ class Place:
         """The path, and the stages where not all have it."""
         every = len(self.stages) == len(STAGES)
         return self.path if every else f"{self.path} (stage: {', '.join(self.stages)})"
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Of a key that a recipe has not, though its stage has such.
+
+    Attributes:
+        section: where it would be.
+        names: what is there.
+    """
+
+    section: str
+    names: tuple[str, ...]
+
+
+def value_in(recipe: Recipe, path: str) -> tuple[str, Any]:
+    """A key's value in a recipe.
+
+    Args:
+        recipe: of a stage that has such a key.
+        path: the key with its sections, by dots, which names in it may have too.
+
+    Returns:
+        The key and its value, or `Absent`; of what is in a list, or in a section that is null, the
+        list or the null, and its key.
+    """
+    value, last, parts = recipe.model_dump(mode="json"), path, path.split(".")
+    above: list[str] = []
+    while parts and isinstance(value, dict):
+        heads = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+        if (head := next((one for one in heads if one in value), None)) is None:
+            if parts[0] == _NAME:
+                break
+            return path, Absent(".".join(above), tuple(value))
+        value, last = value[head], head
+        above.append(head)
+        parts = parts[head.count(".") + 1 :]
+    return last, value
 
 
 def explained(path: str) -> dict[Explained, list[str]]:

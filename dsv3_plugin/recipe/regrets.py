@@ -88,7 +88,15 @@ def _shorter_than_a_step(recipe: Recipe) -> Iterator[str]:
         written, placed = getattr(recipe.curve_specs, name), getattr(recipe.curves, name).segments
         for number, (piece, of) in enumerate(zip(written, placed, strict=True), start=1):
             step = int(recipe.curves.batch_size(of.start)) * recipe.data.seq_length
-            if of.end is not None and of.end - of.start < step and not piece.is_share:
+            if of.end is None or of.end - of.start >= step or piece.is_share:
+                continue
+            if piece.is_epochs:
+                yield (
+                    f"the conversations of piece {number} of {name} are "
+                    f"{number_of(of.end - of.start, 'token')}, and a step there takes {step:,}: "
+                    "give more of them, or lower curves.batch_size"
+                )
+            else:
                 yield (
                     f"piece {number} of {name} is {number_of(of.end - of.start, 'token')} long, "
                     f"and a step there {step:,}: a number alone counts tokens, "

@@ -95,3 +95,29 @@ def test_what_is_told_is_plain_text(key: str, line: str):
     assert line in said.splitlines()
     assert "](" not in said
     assert "`" not in said
+
+
+@pytest.mark.parametrize(
+    ("key", "recipe", "line"),
+    [
+        ("from", "pretrain/tiny", "pretrain/tiny is of stage pretrain, which has no such key."),
+        ("rollouts.n", "sft/tiny", "sft/tiny is of stage sft, which has no such key."),
+        (
+            "rewards.accuracy",
+            "rl/tiny",
+            "rl/tiny has no rewards.accuracy: its rewards has match alone.",
+        ),
+        (
+            "rewards.length.margin",
+            "rl/tiny",
+            "rl/tiny has no rewards.length.margin: its rewards has match alone.",
+        ),
+        ("rollouts.curriculum.low", "rl/tiny", "  curriculum: null"),
+        ("rewards.match.weight", "rl/tiny", "  weight: 1.0"),
+        ("rewards.NAME.margin", "rl/tiny", "      script: null"),
+    ],
+)
+def test_a_key_that_a_recipe_has_not_is_said_not_to_be_there(key, recipe, line):
+    *above, last = answer("explain", key, recipe).splitlines()
+    assert last == line
+    assert f"  {line.strip()}" not in above

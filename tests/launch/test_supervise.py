@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import needs, supervise
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.recipe.load import load_recipe
@@ -133,6 +134,16 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     )
     assert f"\nThat is pretrain/tiny with directory={folder} training.steps=20.\n" in said
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("key", ["directory", "checkpoint.directory"])
+def test_a_dry_run_refuses_a_folder_that_another_run_is_using(key, tmp_path):
+    used, mine = tmp_path / "used", tmp_path / "mine"
+    folder = RunFolder(used) if key == "directory" else RunFolder(tmp_path / "other", used)
+    words = {"directory": str(mine), key: str(used)}
+    with folder.held(), pytest.raises(UserError, match=f"another run is using {used}: wait for it"):
+        supervise.dry_run("pretrain/tiny", [f"{name}={value}" for name, value in words.items()])
+    assert not mine.exists()
 
 
 @pytest.mark.parametrize(

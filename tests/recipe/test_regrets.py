@@ -1,7 +1,10 @@
 """What is said of a recipe before it runs."""
 
+import json
+
 import pytest
 
+from dsv3_plugin.recipe.epochs_counted import FILE
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.regrets import regrets
 from dsv3_plugin.recipe.said_by import inherited
@@ -150,3 +153,14 @@ def test_curves_by_shares_suit_every_length(steps: int):
     )
     assert any("curves" in said for said in regrets(tiny)) == (steps < 240)
     assert not any("learning_rate" in said for said in regrets(alike))
+
+
+def test_conversations_that_are_fewer_than_a_step_takes(tmp_path):
+    counted = {"made_from": "", "sequences": [1], "conversations": 2, "tokens": 9, "learned": 5}
+    (tmp_path / FILE).write_text(json.dumps(counted))
+    said = regrets(load_recipe("sft/tiny", [f"data.path={tmp_path}"]))
+    assert said[0] == (
+        "the conversations of piece 1 of learning_rate are 512 tokens, and a step there takes "
+        "2,048: give more of them, or lower curves.batch_size"
+    )
+    assert not any("a number alone" in sentence for sentence in said)
