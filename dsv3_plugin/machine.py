@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 _DEVICES = Path("/dev")
+_CONTROL_GROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,18 @@ class Machine:
             gpus=_visible_gpus(),
             transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
         )
+
+
+def memory_bytes() -> int | None:
+    """Of this machine, or what its control group may take of it; None: it does not say."""
+    try:
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
+    try:
+        return min(whole, int(_CONTROL_GROUP.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no such group, or no limit, "max"
+        return whole
 
 
 def _visible_gpus() -> int:

@@ -9,6 +9,7 @@ from rich.table import Table
 from dsv3_plugin.data.little_held_out import little_held_out
 from dsv3_plugin.data.vocabulary import ids_of
 from dsv3_plugin.launch.idle_gpus import on_machine
+from dsv3_plugin.launch.memory_here import beyond_memory
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import count_text, number_of, tokens_text
 from dsv3_plugin.planner.counts import parameter_counts
@@ -71,6 +72,7 @@ def _minded(recipe: Recipe, machine: Machine, inherited: Mapping[str, str]) -> I
     yield from regrets(recipe, inherited, ids_of(recipe))
     yield from little_held_out(recipe)
     yield from on_machine(recipe, machine)
+    yield from beyond_memory(recipe, machine)
 
 
 def _steps(recipe: Recipe) -> str:
