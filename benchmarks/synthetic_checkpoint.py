@@ -18,7 +18,8 @@ import torch
 
 from dsv3_plugin.checkpoint.conversion.config_json import FP8_CONFIG
 from dsv3_plugin.checkpoint.conversion.stream import as_bytes
-from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout, shard_bytes
+from dsv3_plugin.checkpoint.formats.hf_writer import HFLayout
+from dsv3_plugin.checkpoint.formats.shard_size import shard_bytes
 from dsv3_plugin.checkpoint.names import SCALE, layout
 from dsv3_plugin.recipe.hf_config import hf_config
 from dsv3_plugin.recipe.load import load_model
