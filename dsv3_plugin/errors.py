@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator
+from typing import Any
 
 _SHOW_THEMSELVES = frozenset("LMNPSZ")
 _LONGEST = 4000
@@ -20,6 +21,15 @@ class UserError(Exception):
         return (
             text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 4 :]}"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, for another process: exceptions are made again of their sentence otherwise,
+        which is not what every kind's `__init__` takes."""
+        return _as_it_was, (type(self), self.args), self.__dict__
+
+
+def _as_it_was(kind: type[UserError], args: tuple[Any, ...]) -> UserError:
+    return kind.__new__(kind, *args)
 
 
 class Passing(UserError):

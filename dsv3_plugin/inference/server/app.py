@@ -36,6 +36,7 @@ from dsv3_plugin.inference.server.pushed_weights import PushedWeights
 from dsv3_plugin.inference.server.reading import bucket_number, json_of, read
 from dsv3_plugin.inference.server.refusals import (
     Refusal,
+    cut_short,
     fault,
     refusal_of,
     reply,
@@ -49,7 +50,6 @@ from dsv3_plugin.inference.text import TextStream
 
 _CLIENT_LEFT = 499
 """nginx's code for a reply that nobody waits for."""
-_ENDS = "The server is ending, before this answer is whole: ask again when it is back."
 
 
 class Server:
@@ -122,7 +122,7 @@ class Server:
             except ClientDisconnect:
                 return Response(status_code=_CLIENT_LEFT)
             except asyncio.CancelledError:  # by uvicorn, whose patience ended with what was asked
-                return reply(Refusal(503, _ENDS))
+                return reply(cut_short())
 
         return guarded
 

@@ -11,7 +11,7 @@ from starlette.responses import StreamingResponse
 
 from dsv3_plugin.inference.requests import Progress
 from dsv3_plugin.inference.server.messages import Failed, Stopped
-from dsv3_plugin.inference.server.refusals import Refusal, refusal_of, told
+from dsv3_plugin.inference.server.refusals import Refusal, cut_short, refusal_of, told
 from dsv3_plugin.inference.server.replies import Choice, Json, Replies
 
 Grown = tuple[Choice, str, str, Progress]
@@ -56,6 +56,9 @@ async def pieces(
             yield _event(replies.piece(choice, thought, said, progress.reports))
     except (Stopped, Failed, Refusal) as error:
         yield _event(told(refusal_of(error)))
+        return
+    except asyncio.CancelledError:  # the server ends; or the client left, who does not hear it
+        yield _event(told(cut_short()))
         return
     if with_usage:
         yield _event(replies.last_piece(choices))

@@ -48,6 +48,13 @@ def refusal_of(error: UserError | Busy | Failed | Stopped | Refusal) -> Refusal:
             return Refusal(400, str(error))
 
 
+def cut_short() -> Refusal:
+    """Of an answer that is under way when the server ends."""
+    return Refusal(
+        503, "The server is ending, before this answer is whole: ask again when it is back."
+    )
+
+
 def told(refusal: Refusal) -> dict[str, Any]:
     """The JSON of a refusal."""
     kind = "server_error" if refusal.status >= 500 else "invalid_request_error"

@@ -1,13 +1,16 @@
 """A checkpoint, or a Hugging Face folder, served."""
 
+import asyncio
 import contextlib
 import logging
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -21,7 +24,9 @@ from dsv3_plugin.inference.server.messages import EngineOrder
 from dsv3_plugin.inference.server.pushed_weights import PushedWeights
 from dsv3_plugin.inference.server.words import words_of
 from dsv3_plugin.inference.settings import EngineSettings
+from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe.model_names import told_name
+from dsv3_plugin.terminal.lines import note
 
 KEY_VARIABLE = "DSV3_API_KEY"
 _BYTES_OF_POSITION = 64
@@ -34,6 +39,9 @@ REQUEST_S = 600.0
 _GRACE_S = 25
 """For answers that are under way when the server is to end. Kubernetes ends a container after 30;
 the rest is for the step that runs."""
+
+
+_LOOK_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -114,9 +122,58 @@ def _serve(
             timeout_graceful_shutdown=_GRACE_S,
         )
         logging.getLogger("asyncio").addFilter(is_of_the_server)
+        logging.getLogger("uvicorn.error").addFilter(is_not_of_the_end)
         with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again when it has ended
-            uvicorn.Server(settings).run([listening])
+            _Uvicorn(settings).run([listening])
     return not worker.failed
+
+
+class _Uvicorn(uvicorn.Server):
+    """Says what it waits for when it is to end, and waits no longer after a second Ctrl-C.
+
+    uvicorn would still wait for the connections then (`asyncio.Server.wait_closed` does).
+    """
+
+    _hurried = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal has come."""
+        if self.should_exit and sig == signal.SIGINT:
+            self._hurried = True
+        else:
+            super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, once the requests under way have their answers or `_GRACE_S` are over."""
+        if under_way := len(self.server_state.tasks):
+            note(said_at_the_end(under_way))
+        hurrying = asyncio.create_task(self._cut_short_when_hurried())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            hurrying.cancel()
+
+    async def _cut_short_when_hurried(self) -> None:
+        while not self._hurried:
+            await asyncio.sleep(_LOOK_S)
+        for task in self.server_state.tasks:
+            task.cancel()
+
+
+def said_at_the_end(under_way: int) -> str:
+    """What is said when a server is to end that has requests under way."""
+    return (
+        f"ending: {number_of(under_way, 'request')} under way, waited for up to {_GRACE_S} s; "
+        "Ctrl-C once more ends at once."
+    )
+
+
+def is_not_of_the_end(record: logging.LogRecord) -> bool:
+    """Whether it is not uvicorn's line on requests that are cut short since the server ends."""
+    said = record.getMessage()
+    return "timeout graceful shutdown exceeded" not in said and said != (
+        "ASGI callable returned without completing response."
+    )
 
 
 def is_of_the_server(record: logging.LogRecord) -> bool:
