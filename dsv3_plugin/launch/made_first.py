@@ -21,10 +21,11 @@ from dsv3_plugin.launch.needs import looking_here, refuse_no_package, unmade
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.functions import FAILURES, function_at, raised
-from dsv3_plugin.recipe.load import load_recipe
+from dsv3_plugin.recipe.load import find, load_recipe
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.terminal.lines import note
+from dsv3_plugin.training.resume import refuse_another_parent
 
 
 def make_data(recipe: Recipe) -> None:
@@ -115,8 +116,8 @@ def missing_parent(recipe: Recipe, machine: Machine) -> str | None:
         return None
     if recipe.run_folder.steps_saved():
         return None
-    parent = uncounted(recipe.parent_recipe, [], machine)
-    if os.path.realpath(parent.folder) != os.path.realpath(named(recipe.from_)):
+    parent = _made_by(recipe.parent_recipe, machine)
+    if not _is_in(parent, recipe.from_):
         return None
     if parent.training.epochs is None:
         return None if is_done(parent) else recipe.parent_recipe
@@ -124,6 +125,36 @@ def missing_parent(recipe: Recipe, machine: Machine) -> str | None:
     if parent.epochs_counted is None:
         return recipe.parent_recipe
     return None if is_done(load_recipe(recipe.parent_recipe)) else recipe.parent_recipe
+
+
+def refuse_no_parent(recipe: Recipe, machine: Machine) -> None:
+    """Raise UserError where a run cannot begin with its parent's weights, with the reason where
+    the recipe of that is none which makes them."""
+    try:
+        refuse_another_parent(recipe)
+    except UserError as error:
+        if not isinstance(recipe, Continued) or recipe.parent_recipe is None:
+            raise
+        parent = _made_by(recipe.parent_recipe, machine)
+        if _is_in(parent, recipe.from_) or named(recipe.from_).exists():
+            raise
+        raise UserError(
+            f"{str(error).removesuffix('.')}; parent_recipe {recipe.parent_recipe} is passed over, "
+            f"as it trains into {parent.folder}."
+        ) from error
+
+
+def _made_by(recipe: str, machine: Machine) -> Recipe:
+    """The recipe of a parent."""
+    try:
+        find(recipe)
+    except UserError as error:
+        raise UserError(f"parent_recipe: {error}") from error
+    return uncounted(recipe, [], machine)
+
+
+def _is_in(parent: Recipe, folder: str) -> bool:
+    return os.path.realpath(parent.folder) == os.path.realpath(named(folder))
 
 
 def make_parent(

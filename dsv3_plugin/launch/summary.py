@@ -8,10 +8,12 @@ from rich.table import Table
 
 from dsv3_plugin.data.little_held_out import little_held_out
 from dsv3_plugin.data.vocabulary import ids_of
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch.idle_gpus import on_machine
 from dsv3_plugin.launch.memory_here import beyond_memory
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import count_text, number_of, tokens_text
+from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.counts import parameter_counts
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.curve import Curve
@@ -73,6 +75,16 @@ def _minded(recipe: Recipe, machine: Machine, inherited: Mapping[str, str]) -> I
     yield from little_held_out(recipe)
     yield from on_machine(recipe, machine)
     yield from beyond_memory(recipe, machine)
+    yield from _no_cluster(recipe)
+
+
+def _no_cluster(recipe: Recipe) -> Iterator[str]:
+    """A cluster that is not there: the run does without it, which is only planned for it."""
+    try:
+        if recipe.cluster is not None:
+            load_cluster(recipe.cluster)
+    except UserError as error:
+        yield f"cluster: {str(error).removesuffix('.')}: plans and jobs of this recipe are refused"
 
 
 def _steps(recipe: Recipe) -> str:

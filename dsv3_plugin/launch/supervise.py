@@ -23,7 +23,12 @@ from dsv3_plugin.launch import local_end
 from dsv3_plugin.launch.conversations import count_first
 from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
-from dsv3_plugin.launch.made_first import make_parent, missing_parent, refuse_missing_maker
+from dsv3_plugin.launch.made_first import (
+    make_parent,
+    missing_parent,
+    refuse_missing_maker,
+    refuse_no_parent,
+)
 from dsv3_plugin.launch.nccl_watchdog import after, lost_sentence
 from dsv3_plugin.launch.needs import refuse_missing_rewards, refuse_missing_texts
 from dsv3_plugin.launch.place import under_a_launcher
@@ -40,7 +45,7 @@ from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.terminal.lines import note
-from dsv3_plugin.training.resume import refuse_another_parent, refuse_what_does_not_go_on
+from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 
 _ONE_REQUEST_S = 1.0
 """Within which the same signal again is the same request."""
@@ -100,7 +105,7 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
     console = console or Console()
     parent = missing_parent(recipe, machine)
     if parent is None:
-        refuse_another_parent(recipe)
+        refuse_no_parent(recipe, machine)
     else:
         console.line_of(f"It would train {parent} first, into {recipe.from_}.")
     refuse_missing_texts(recipe)
@@ -148,7 +153,7 @@ def _locally(
     directory = recipe.run_folder
     with directory.held():
         refuse_what_does_not_go_on(recipe)
-        refuse_another_parent(recipe)
+        refuse_no_parent(recipe, machine)
         console.print(summary(recipe, machine, inherited(name, overrides)))
         if is_done(recipe):
             console.line_of(nothing_to_do(recipe))

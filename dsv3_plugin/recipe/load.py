@@ -22,7 +22,12 @@ from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe import shipped, yaml_text
 from dsv3_plugin.recipe.merging import laid_over
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.overrides import Override, parse, refuse_without_effect
+from dsv3_plugin.recipe.overrides import (
+    Override,
+    parse,
+    refuse_taking_back_nothing,
+    refuse_without_effect,
+)
 from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
 from dsv3_plugin.recipe.stage_keys import without_keys_of_others
@@ -118,6 +123,7 @@ def _checked(
     where = str(path)
     kind = _stage_with(data, overrides, where)
     refuse_without_effect(overrides, where)
+    refuse_taking_back_nothing(overrides, kind, data, where)
     data = laid_over(data, [override.read(kind) for override in overrides])
     if data.get("name") is None:
         data["name"] = path.stem
@@ -170,6 +176,8 @@ def _blaming(sentence: str, where: str, overrides: Sequence[Override]) -> str:
     ):
         # A section that is not there, around the key that was written.
         about = [one.text for one in overrides if one.path.startswith(f"{unknown[1]}.")]
+    if not about and (emptied := re.match(r"([\w.]+) is empty", wrong.removeprefix(f"{where}: "))):
+        about = [one.text for one in overrides if one.path.startswith(f"{emptied[1]}.")]
     if not about and wrong.startswith(f"{where}: model: "):
         # A model speaks of its keys alone, which may contradict what the file says of others.
         about = [one.text for one in overrides if one.keys[0] == "model" and names(one.keys[-1])]

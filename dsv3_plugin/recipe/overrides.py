@@ -9,7 +9,7 @@ back what was said of any key, as in a file; who means a folder of that name wri
 
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,12 @@ class Override:
         """Whether another's key is below this one's."""
         return len(self.keys) < len(other.keys) and other.keys[: len(self.keys)] == self.keys
 
+    def is_own_name(self, kind: type[pydantic.BaseModel]) -> bool:
+        """Whether its key ends with a name of the user's own, such as a reward's."""
+        *above, _ = self.keys
+        field = _field_at(kind, tuple(above)) if above else None
+        return field is not None and typing.get_origin(field.annotation) is dict
+
     def read(self, kind: type[pydantic.BaseModel]) -> dict[str, Any]:
         """The nested mapping that it stands for: `a.b=1e-4` is {"a": {"b": 0.0001}}.
 
@@ -68,6 +74,8 @@ class Override:
         if field is not None and not self.value:
             takes_back = not field.is_required() or self.path in _FROM_ITS_FILE
             raise self.without_value(takes_back=takes_back, nullable=type(None) in takes)
+        if not self.value and self.is_own_name(kind):
+            raise self.without_value(takes_back=True, nullable=True)
         if takes and takes != {str}:
             self._refuse_open_brackets()
         value = self._as_yaml() if takes != {str} else self.value
@@ -173,6 +181,49 @@ def refuse_without_effect(overrides: Sequence[Override], where: str) -> None:
                     f"{where} with {override.text} {later.text}: the second takes the place of "
                     f"all of {later.path}, the first with it: put {override.text} behind it."
                 )
+
+
+def refuse_taking_back_nothing(
+    overrides: Sequence[Override],
+    kind: type[pydantic.BaseModel],
+    data: Mapping[str, Any],
+    where: str,
+) -> None:
+    """Raise UserError for a null of a name of the user's own that nobody gave: it is misspelt.
+
+    Args:
+        overrides: in their order.
+        kind: the class of the recipe's stage.
+        data: the mapping of its file, with what that builds on.
+        where: the file.
+    """
+    for override in overrides:
+        if not override.takes_back or not override.is_own_name(kind):
+            continue
+        keys, there = override.keys, data
+        for key in keys[:-1]:
+            there = there.get(key) if isinstance(there, Mapping) else None
+        if there is None:
+            there = _field_at(kind, keys[:-1]).get_default(call_default_factory=True) or {}
+        names = [*there] if isinstance(there, Mapping) else []
+        given = [one for one in overrides if one.keys[: len(keys)] == keys and not one.takes_back]
+        if keys[-1] in names or given or _in_braces(overrides, keys):
+            continue
+        section = ".".join(keys[:-1])
+        has = f"{section} has {', '.join(map(str, names))}" if names else f"{section} is empty"
+        near = nearest(keys[-1], map(str, names))
+        raise UserError(
+            f"{where} with {override.text}: there is no {keys[-1]} that null could take back"
+            f"{near or f': {has}'}."
+        )
+
+
+def _in_braces(overrides: Sequence[Override], keys: tuple[str, ...]) -> bool:
+    """Whether an override gives names in braces, of which this may be one."""
+    return any(
+        one.keys == keys[: len(one.keys)] and len(one.keys) < len(keys) and keys[-1] in one.value
+        for one in overrides
+    )
 
 
 def _field_at(kind: type[pydantic.BaseModel] | None, keys: tuple[str, ...]) -> FieldInfo | None:

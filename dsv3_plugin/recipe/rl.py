@@ -188,7 +188,8 @@ class Rl(Tuned):
     """By name: `accuracy` (mathematics in the last box), `match` (the text of the answer), `code`
     (tests in a sandbox), `format` (thoughts and answer in tags), `length`, `language`, the
     dotted path of a Python function, or any name with an `address`. An answer is right by the
-    first of them, at 1. Where none is named, it is `accuracy` alone."""
+    first of them, at 1. Where nothing is said of rewards, it is `accuracy` alone; where the last is
+    taken back, by null, another is to be named."""
 
     @property
     def updates(self) -> int:

@@ -8,7 +8,12 @@ import yaml
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.launch import made_first
-from dsv3_plugin.launch.made_first import make_data, make_parent, missing_parent
+from dsv3_plugin.launch.made_first import (
+    make_data,
+    make_parent,
+    missing_parent,
+    refuse_no_parent,
+)
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.load import load_recipe
 
@@ -93,6 +98,17 @@ def test_a_parent_that_somebody_names_is_not_made(done):
 @pytest.mark.parametrize("code", [0, 1, 130])
 def test_a_parent_that_is_stopped_ends_the_command(done, code):
     assert made("young.yaml", done, code=code, saves=False) == (code, ["old.yaml"])
+
+
+def test_why_a_parents_recipe_is_passed_over_is_said(done):
+    recipe = load_recipe("young.yaml", ["from=elsewhere"])
+    with pytest.raises(UserError) as refused:
+        refuse_no_parent(recipe, NO_GPU)
+    said = str(refused.value)
+    assert said.startswith("from: elsewhere does not exist")
+    assert said.endswith("parent_recipe middle.yaml is passed over, as it trains into runs/middle.")
+    with pytest.raises(UserError, match=r"^parent_recipe: 'rl/nope' is neither a file nor a"):
+        missing_parent(load_recipe("young.yaml", ["parent_recipe=rl/nope"]), NO_GPU)
 
 
 def test_a_run_that_goes_on_needs_no_parent(done, tmp_path):

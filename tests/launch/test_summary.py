@@ -56,6 +56,13 @@ def test_gpus_that_a_run_leaves_idle_are_minded(overrides: list[str], gpus: int,
     assert all(sentence in one for sentence, one in zip(minds, said, strict=True))
 
 
+def test_a_cluster_that_is_not_there_is_minded():
+    minds = [one for one in told("cluster=h10", of="pretrain/tiny") if one.startswith("mind")]
+    assert len(minds) == 1
+    assert minds[0].startswith("mind cluster: 'h10' is neither a file nor a shipped cluster (near")
+    assert minds[0].endswith("'): plans and jobs of this recipe are refused")
+
+
 def test_a_job_that_asks_for_none_of_a_clusters_gpus_is_minded():
     recipe, other = (load_recipe("pretrain/tiny", [host]) for host in ("host=cpu", "host=auto"))
     [sentence] = on_cluster(recipe, load_cluster("h800"))

@@ -31,7 +31,7 @@ def test_text_is_taken_as_written(text):
     [
         ("training.steps=10", 10), ("training.steps=null", None), ("training.tokens=10M", "10M"),
         ("optimizer.eps=1e-9", 1e-9), ("parallel.zero1=true", True), ("parallel.zero1=yes", "yes"),
-        ("data.path=null", None), ("megatron_args.seed=", None), ("data.path=1 #2", "1 #2"),
+        ("data.path=null", None), ("data.path=1 #2", "1 #2"),
         ("data.corpus=[a, 'b #']", ["a", "b #"]), ("data.corpus=12", "12"),
         ("data.corpus=[a]/b", "[a]/b"), ("pipeline.timeout=.5", 0.5),
         ("curves.learning_rate=[{constant: 1e-3}]", [{"constant": 1e-3}]),
@@ -98,6 +98,8 @@ def test_null_takes_back_what_is_text_and_what_is_another_stages(key, tmp_path):
         ("backend=", "'backend=' has no value: give it one, or null for its default"),
         ("stage=", "'stage=' has no value: give it one, or null for its default"),
         ("name=", "'name=' has no value: give it one, or null for its default"),
+        ("data.held_out_sets.apart=", "'data.held_out_sets.apart=' has no value: give it one, or"),
+        ("megatron_args.seed=", "'megatron_args.seed=' has no value: give it one, or null"),
         ("model=", r"'model=' has no value: give it one\.$"),
         ("cluster=", "'cluster=' has no value: give it one, or null, which takes back what was"),
         ("training.steps=", "'training.steps=' has no value: give it one, or null, which takes"),

@@ -1,7 +1,10 @@
 """Null takes back what a recipe builds on, where it is no value of the key."""
 
+import re
+
 import pytest
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.load import changed, load_model, load_recipe
 
 
@@ -17,7 +20,9 @@ def test_a_models_key_has_its_default_again(change):
 def test_what_a_person_named_is_taken_back():
     named = load_recipe("pretrain/tiny", ["megatron_args={a: 1, b: 2}", "megatron_args.a=null"])
     assert named.megatron_args == {"b": 2}
-    judged = load_recipe("rl/tiny", ["rewards={match: {weight: null}}", "rewards.accuracy=null"])
+    judged = load_recipe(
+        "rl/tiny", ["rewards={match: {weight: null}, accuracy: {}}", "rewards.accuracy=null"]
+    )
     assert "accuracy" not in judged.rewards
     assert judged.rewards["match"].weight == 1.0
 
@@ -36,3 +41,61 @@ def test_a_file_takes_back_what_it_builds_on(tmp_path):
     small = load_model(tmp_path / "small.yaml")
     assert (small.rotary_base, small.moe_layer_freq) == (10000.0, [1] * 4)
     assert changed(recipe, ["optimizer=null"]) == recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "sentence"),
+    [
+        (
+            "rl/tiny",
+            ["rewards.mtch=null"],
+            "tiny.yaml with rewards.mtch=null: there is no mtch that null could take back "
+            "(nearest: 'match').",
+        ),
+        (
+            "rl/tiny",
+            ["rewards.length=null"],
+            "there is no length that null could take back: rewards has match.",
+        ),
+        (
+            "pretrain/tiny",
+            ["data.held_out_sets.apart=null"],
+            "there is no apart that null could take back: data.held_out_sets is empty.",
+        ),
+        (
+            "rl/tiny",
+            ["rewards.match=null"],
+            "tiny.yaml with rewards.match=null: rewards is empty: name one at least, such as "
+            "rewards.accuracy={}.",
+        ),
+        (
+            "rl/tiny",
+            ["rewards.mtch={}"],
+            "tiny.yaml with rewards.mtch={}: rewards.mtch: there is no such reward (nearest: "
+            "'match'): take one of ",
+        ),
+    ],
+)
+def test_a_name_that_nobody_gave_is_not_taken_back(recipe, overrides, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        load_recipe(recipe, overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["rewards.format={}", "rewards.match=null"],
+        ["rewards.format={}", "rewards.format=null"],
+        ["rewards={format: {}}", "rewards.format=null"],
+    ],
+)
+def test_what_an_override_gives_another_takes_back(overrides):
+    assert len(load_recipe("rl/tiny", overrides).rewards) == 1
+
+
+def test_a_default_is_taken_back(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: rl/tiny\nrewards: null\n")
+    assert [*load_recipe(mine, ["rewards.accuracy=null", "rewards.format={}"]).rewards] == [
+        "format"
+    ]

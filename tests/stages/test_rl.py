@@ -244,7 +244,10 @@ def test_answers_that_are_gone_on_with_are_the_same_after_a_kill(
         (["rollouts.async=1", "grpo.on_mismatch=stop"], "set grpo.on_mismatch to warn"),
         (["parallel.context=2"], "set parallel.context to 1, not to 2"),
         (["parallel.pipeline=2", "pipeline.schedule=search"], "search is of one number"),
-        (["rewards.magic.weight=1"], "there is no 'magic'"),
+        (
+            ["rewards.magic.weight=1"],
+            "rewards.magic: there is no such reward (nearest: 'match'): take one of",
+        ),
         (["rewards.length.weight=1"], "rewards.length needs a margin"),
         (["data.held_out=0.1"], "name prompts to evaluate on in data.held_out_sets"),
         (["data.held_out_sets.apart={asked}"], "is data.corpus as well"),

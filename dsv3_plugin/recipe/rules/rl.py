@@ -8,6 +8,7 @@ from dsv3_plugin.recipe.fitting import divisor, multiples
 from dsv3_plugin.recipe.rl import Grpo, Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.scripts import is_script, near_script
+from dsv3_plugin.recipe.validation import nearest
 from dsv3_plugin.recipe.yaml_text import quoted
 
 _WHOLE = ("tensor", "context")
@@ -200,12 +201,13 @@ def rewards(recipe: Recipe) -> Iterator[str]:
     if not isinstance(recipe, Rl):
         return
     if not recipe.rewards:
-        yield "rewards is empty: name one at least"
+        yield "rewards is empty: name one at least, such as rewards.accuracy={}"
     for name, reward in recipe.rewards.items():
         if name not in NAMED_REWARDS and "." not in name and reward.address is None:
             yield (
-                f"rewards: there is no {name!r}; take one of {', '.join(NAMED_REWARDS)}, the "
-                f"dotted path of a function, or give it the address of a reward model"
+                f"rewards.{name}: there is no such reward{nearest(name, NAMED_REWARDS)}: take one "
+                f"of {', '.join(NAMED_REWARDS)}, the dotted path of a function, or give it the "
+                f"address of a reward model"
             )
         if name in NAMED_REWARDS and reward.address is not None:
             yield f"rewards.{name} is judged here: give the reward model another name"
