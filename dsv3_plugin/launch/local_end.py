@@ -6,6 +6,7 @@ afterwards; a job of Slurm has its own (`launch/starts.jsonl`).
 
 import contextlib
 import json
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ as was asked for, or with all tokens had."""
 
 _CLOCKS_S = 5.0
 """By which clocks of a disk and a process may differ."""
+_A_LOG = re.compile(r"/rank(\d+)\.log\b")
 _BROKE_OFF = "its process ended without a word"
 _AS_WHERE = "as where it is killed, memory runs out or the machine goes down"
 
@@ -81,6 +83,13 @@ def state_here(run: RunFolder, since: float = 0.0) -> tuple[str, str] | None:
             last.why or f"stopped, as it was asked to; the same command {run.goes_on}",
         )
     return last.state, last.why
+
+
+def failed_first_here(run: RunFolder, since: float = 0.0) -> int | None:
+    """The rank whose log the sentence on the end of a failed start names; None: there is none."""
+    state, why = state_here(run, since) or ("", "")
+    named = _A_LOG.search(why) if state == "failed" else None
+    return None if named is None else int(named[1])
 
 
 def _broke_off(run: RunFolder) -> str:

@@ -11,7 +11,9 @@ from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.failing import failed_first
 from dsv3_plugin.launch.job_record import record_of
+from dsv3_plugin.launch.local_end import failed_first_here
 from dsv3_plugin.launch.logs import end_of, since_start_in
+from dsv3_plugin.launch.starts import starts_of
 from dsv3_plugin.recipe.places import refuse_not_begun
 
 START_MARK = "--- dsv3 starts "
@@ -22,6 +24,8 @@ _LINES = 20
 _RANKS = 8
 """Whose logs are shown unasked: a run may have thousands."""
 _LOOK_EVERY_S = 0.5
+_CLOCKS_S = 5.0
+"""By which clocks of nodes and disks may differ."""
 _AT_ONCE = 1 << 20
 """Bytes that are read of what was added."""
 
@@ -31,7 +35,7 @@ class LogEnd:
     """The end of a log.
 
     Attributes:
-        title: whose.
+        title: whose, and in parentheses how that ended, or that it is of a start before.
         file: the log.
         lines: its last ones, since the run was started last.
         bytes_seen: of the file, when they were read.
@@ -60,22 +64,36 @@ def log_ends(run: RunFolder, rank: int | None = None) -> list[LogEnd]:
             raise UserError(f"rank {rank} has no log in {run.logs}: {_known(logs)}.")
         return [_rank_end(rank, logs[rank])]
     ends = []
-    failing: list[int] = []
     record = record_of(run)
+    starts = [] if record is None else starts_of(run, record.job)
+    began = starts[-1].began if starts else 0.0
+    first = failed_first_here(run, began)
+    failing: list[int] = [] if first is None else [first]
     if record is not None and record.output_file.is_file():
         said, size = end_of(record.output_file)
-        failing = failed_first(said, START_MARK)
+        failing = failed_first(said, START_MARK) or failing
         lines = tuple(said.rpartition(START_MARK)[2].splitlines()[-_LINES:])
         ends.append(LogEnd(f"job {record.job}", record.output_file, lines, size))
     order = dict.fromkeys([*(rank for rank in failing if rank in logs), *logs])
     for one in [*order][:_RANKS]:
         end = _rank_end(one, logs[one])
         title = f"{end.title} (failed)" if one in failing else end.title
+        if _is_older(logs[one], began):
+            title = f"{end.title} (of a start before)"
         ends.append(replace(end, title=title, lines=end.lines[-_LINES:]))
     if not ends:
         refuse_not_begun(run)
         raise UserError(f"nothing has been printed yet by the run in {run.root}.")
     return ends
+
+
+def _is_older(log: Path, began: float) -> bool:
+    """Whether nothing was written into a log since the run was started, as long as nodes are looked
+    at; by times of the file, since what stands in it has no zone."""
+    try:
+        return log.stat().st_mtime < began - _CLOCKS_S
+    except OSError:
+        return False
 
 
 def _rank_end(rank: int, log: Path) -> LogEnd:
@@ -110,7 +128,9 @@ def follow(
         say: takes a title and a line.
         is_over: whether nothing more will be added.
     """
-    tails = {end.file: _Tail(end.title, end.file, end.bytes_seen) for end in shown}
+    tails = {
+        end.file: _Tail(end.title.partition(" (")[0], end.file, end.bytes_seen) for end in shown
+    }
     while True:
         over = is_over()  # before the files are read: what was written until then is said
         for title, file in _followed(run, rank, tails).items():

@@ -1,13 +1,16 @@
 """Which logs are shown, in which order, and from where on."""
 
+import os
+
 import pytest
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.launch import run_logs
+from dsv3_plugin.launch import local_end, run_logs
 from dsv3_plugin.launch.failing import failed_first
 from dsv3_plugin.launch.job_record import JobRecord, write_record
 from dsv3_plugin.launch.run_logs import START_MARK, follow, log_ends
+from dsv3_plugin.launch.starts import remember_start
 
 # Two starts of a job, as srun of Slurm 22.05 writes ends of tasks.
 OUTPUT = f"""\
@@ -23,6 +26,53 @@ srun: error: n[2-3]: tasks 2,7: Exited with exit code 2
 def test_ranks_are_named_in_the_order_in_which_srun_heard_of_them():
     assert failed_first(OUTPUT, START_MARK) == [2, 3, 0, 1, 7]
     assert failed_first("", START_MARK) == []
+
+
+@pytest.mark.parametrize(
+    ("ends", "ranks"),
+    [
+        # Those that waited were heard of first.
+        (["n1: task 0: Exited with exit code 1", "n2: task 1: Killed"], [1, 0]),
+        (["n1: task 0: Exited with exit code 2", "n2: task 1: Exited with exit code 1"], [1, 0]),
+        (["n1: task 0: Aborted", "n2: task 1: Out Of Memory"], [1, 0]),
+        # srun ended what was left.
+        (
+            [
+                "n1: task 3: Exited with exit code 1",
+                "Timed out waiting for job step to complete",
+                "n2: task 1: Killed",
+            ],
+            [3, 1],
+        ),
+        (
+            ["n1: task 5: Exited with exit code 2", "n2: tasks 3-4: Exited with exit code 2"],
+            [5, 3, 4],
+        ),
+    ],
+)
+def test_a_rank_that_died_comes_before_those_that_waited_for_it(ends, ranks):
+    said = "".join(f"srun: error: {end}\n" for end in ends)
+    assert failed_first(f"{START_MARK}tiny\n{said}", START_MARK) == ranks
+
+
+def test_what_stood_in_a_log_before_a_restart_is_of_the_start_before(tmp_path):
+    run = run_with_logs(tmp_path, 2)
+    output = run.launch / "job-7.out"
+    write_record(run, JobRecord("7", "cpu", str(output), 0.0))
+    output.write_text(f"{START_MARK}tiny in {run.root}: restart 1 ---\n")
+    remember_start(run, "7", 0)
+    os.utime(run.logs / "rank0.log", (1e9, 1e9))
+    assert [end.title for end in log_ends(run)] == [
+        "job 7", "rank 0 (of a start before)", "rank 1",
+    ]  # fmt: skip
+    said = followed(run, [lambda: (run.logs / "rank0.log").open("a").write("new\n"), lambda: None])
+    assert said == [("rank 0", "new")]
+
+
+def test_of_a_run_here_the_rank_that_its_end_names_comes_first(tmp_path):
+    run = run_with_logs(tmp_path, 3)
+    local_end.remember(run, "failed", f"rank 2 crashed after step 0: see {run.logs}/rank2.log; the")
+    assert [end.title for end in log_ends(run)] == ["rank 2 (failed)", "rank 0", "rank 1"]
 
 
 def run_with_logs(folder, ranks: int) -> RunFolder:
