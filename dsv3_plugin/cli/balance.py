@@ -20,7 +20,7 @@ def balance(
     if png is not None:
         refuse_other_ending("--png", png, ".png")
     from dsv3_plugin.files.run_folder import RunFolder
-    from dsv3_plugin.recipe.places import refuse_not_begun, run_at
+    from dsv3_plugin.recipe.places import refuse_not_begun, run_at, the_run_at
     from dsv3_plugin.report.balance import (
         LoadHistory,
         draw_load,
@@ -29,7 +29,7 @@ def balance(
         main_layers,
     )
 
-    folder = run_at(run) or RunFolder(run)
+    folder = run_at(run) or (RunFolder(run) if run.is_dir() else the_run_at(run))
     refuse_not_begun(folder)
     history = LoadHistory(folder.metrics.stream(), run, main_layers(folder))
     if as_json:

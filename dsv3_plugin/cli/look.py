@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _WIDEST = 500
 """Columns of the table of runs."""
+RECIPE_OR_RUN = "RECIPE_OR_RUN"
 
 
 def runs(
@@ -64,11 +65,17 @@ def diff(
     a: Annotated[
         str,
         typer.Argument(
+            metavar=RECIPE_OR_RUN,
             help="A recipe (name or path), or the folder of a run.",
             autocompletion=completion.recipes,
         ),
     ],
-    b: Annotated[str, typer.Argument(help="The other one.", autocompletion=completion.recipes)],
+    b: Annotated[
+        str,
+        typer.Argument(
+            metavar=RECIPE_OR_RUN, help="The other one.", autocompletion=completion.recipes
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Say in which keys two recipes or runs differ, and what the last losses of runs are."""

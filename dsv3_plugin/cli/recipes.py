@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from dsv3_plugin.recipe.explained import Explained, Place
     from dsv3_plugin.recipe.key_tables import Told
     from dsv3_plugin.recipe.schema import Recipe
+
+_MOST_DIGITS = 1e15
+"""Whole numbers below it are written as such, and those beyond as powers of ten."""
 
 
 def recipes(as_json: Json = False) -> None:
@@ -98,7 +101,7 @@ def _in_recipe(
         yield f"{name} has no {key}: its {value.section}{there}."
         return
     yield f"in {name}, {_whose(asked, key)}:"
-    yield from (f"  {line}" for line in yaml_text.dump({last: value}).splitlines())
+    yield from (f"  {line}" for line in yaml_text.dump({last: _as_written(value)}).splitlines())
 
 
 def _recipe_at(name: str) -> str:
@@ -138,3 +141,13 @@ def _lines(meaning: "Explained") -> Iterator[str]:
     widest = max((len(inside.key) for inside in meaning.keys), default=0)
     for inside in meaning.keys:
         yield f"    {inside.key:{widest}}  {plain(inside.meaning)}"
+
+
+def _as_written(value: Any) -> Any:
+    """Whole numbers without a fraction, as people write them, whatever type their key has."""
+    if isinstance(value, dict):
+        return {key: _as_written(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_as_written(one) for one in value]
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < _MOST_DIGITS
+    return int(value) if is_whole else value

@@ -35,6 +35,7 @@ def status(
     """Say how runs stand: step, loss, tokens/s, time left, restarts, the last checkpoint."""
     from dsv3_plugin.cli.notes import note
     from dsv3_plugin.launch.queue import queued
+    from dsv3_plugin.launch.relaunched import relaunched
     from dsv3_plugin.launch.run_of_job import folder_meant
     from dsv3_plugin.launch.status import (
         find_runs,
@@ -74,6 +75,9 @@ def status(
     for one in stand:
         if one.why and (runs or one.state in ("failed", "broke off")):
             console.line_of(f"{one.folder}: {one.why}")
+    for run in found:
+        if (again := relaunched(run)) is not None:
+            console.line_of(f"{run.root}: {again}; what stands here is of the one before.")
     if runs and len(found) == 1 and (sentence := not_begun(found[0], jobs)) is not None:
         console.line_of(sentence)
 

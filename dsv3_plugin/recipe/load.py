@@ -265,6 +265,11 @@ def find(
                 "it is that of a run that has not begun; it was launched with "
                 f"{launched.launched_with}"
             )
+        elif launched.launched_with.is_file():
+            way_out = (
+                "Slurm was given no job of the run in it; launch it again (dsv3 launch), or name "
+                f"what it was launched with, {launched.launched_with}"
+            )
         elif launched.has_only_prepared:
             way_out = "it is that of a run that has not begun: name the recipe that it was given"
         else:

@@ -8,6 +8,7 @@ from typing import Any
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RunFolder
+from dsv3_plugin.launch.relaunched import relaunched
 from dsv3_plugin.numbers import number_of, tokens_text
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.recipe import yaml_text
@@ -34,6 +35,7 @@ class Compared:
         losses: of each that is a run with steps; None otherwise.
         not_begun: those that are runs and wait for their jobs: what is compared is the recipe that
             they were launched with.
+        relaunched: a sentence for each that goes on with another recipe than is compared.
     """
 
     a: str
@@ -42,6 +44,7 @@ class Compared:
     losses: tuple[RunLosses | None, RunLosses | None]
     not_begun: tuple[str, ...] = ()
     cluster: tuple[Difference, ...] = ()
+    relaunched: tuple[str, ...] = ()
 
     @property
     def common(self) -> float | None:
@@ -63,8 +66,15 @@ def compared(a: str, b: str) -> Compared:
     mine, theirs = whole_recipe(a), whole_recipe(b)
     keys = [one for one in differences(mine, theirs) if one.key != _CLUSTER]
     clusters = tuple(_clusters(mine.get(_CLUSTER), theirs.get(_CLUSTER)))
-    waiting = [one for one in dict.fromkeys((a, b)) if (run := _run(one)) and run.waits_to_begin]
-    return Compared(a, b, keys, (_losses(a), _losses(b)), tuple(waiting), clusters)
+    runs = {one: run for one in dict.fromkeys((a, b)) if (run := _run(one)) is not None}
+    waiting = [one for one, run in runs.items() if run.waits_to_begin]
+    again = [
+        f"{one}: {said}; what is compared is the one before, and {run.launched_with} is that one."
+        for one, run in runs.items()
+        if (said := relaunched(run)) is not None
+    ]
+    losses = (_losses(a), _losses(b))
+    return Compared(a, b, keys, losses, tuple(waiting), clusters, tuple(again))
 
 
 def _clusters(a: str | None, b: str | None) -> Iterator[Difference]:
@@ -96,10 +106,11 @@ def lines(found: Compared) -> Iterator[str]:
         if (more := len(found.cluster) - _MOST_OF_CLUSTERS) > 0:
             yield f"… and {number_of(more, 'more key', 'more keys')}"
     runs = [run for run in found.losses if run is not None]
-    if runs or found.not_begun:
+    if runs or found.not_begun or found.relaunched:
         yield ""
     for name in found.not_begun:
         yield f"{name} has not begun: its recipe is the one that it was launched with."
+    yield from found.relaunched
     widest = max((len(run.name) for run in runs), default=0)
     for run in runs:
         held_out = f", held out {run.held_out[-1][1]:.4f}" if run.held_out else ""

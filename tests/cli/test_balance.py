@@ -34,7 +34,8 @@ def test_the_verb_draws(verb, tmp_path):
     assert "step 19" in done.stdout
     assert png.read_bytes().startswith(b"\x89PNG")
 
-    command[4] = str(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    command[4] = str(tmp_path / "empty")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no expert load" in done.stderr

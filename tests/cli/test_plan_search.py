@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from dsv3_plugin.cli import plan_search
+from dsv3_plugin.cli.plan_cases import Asked, Conditions, Run
+from dsv3_plugin.machine import Machine
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.recipe.load import load_recipe
 
@@ -33,6 +36,30 @@ def test_the_best_way_is_written_as_a_recipe_that_trains_as_it_is(dsv3, tmp_path
     step = planned["phases"][-1]["step_seconds"] - besides
     assert step == pytest.approx(best["step_seconds"])
     assert [*told][-4:] == ["cluster", "imbalance", "processes", "search"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cluster", "line"),
+    [
+        ((), "h100", "launch a.yaml --cluster h100 directory=runs/big"),
+        ((), "cpu", "train a.yaml directory=runs/big"),
+        (("directory=runs/other",), "my own.yaml", "launch a.yaml --cluster 'my own.yaml'"),
+    ],
+)
+def test_the_line_that_trains_it_names_the_cluster_and_the_run_it_goes_on_with(
+    overrides, cluster, line, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / "runs" / "big" / "recipe.yaml"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("base: pretrain/tiny\n")
+    (tmp_path / "my own.yaml").write_text(load_cluster("h100").model_dump_json())
+    here = Machine(gpus=0, transformer_engine=False)
+    monkeypatch.setattr(Machine, "here", lambda: here)
+    asked = Asked("runs/big/recipe.yaml", overrides)
+    conditions = Conditions(cluster, None, None, None, drawn=False)
+    run = Run(load_recipe("pretrain/tiny"), load_cluster(cluster), here, 1.0, None)
+    assert plan_search.line_of("a.yaml", asked, conditions, run) == f"dsv3 {line}"
 
 
 def test_a_cluster_that_was_named_is_the_recipes(dsv3, tmp_path, monkeypatch):

@@ -45,6 +45,11 @@ def test_a_key_is_explained_with_its_value_in_a_recipe():
     ]
 
 
+def test_a_whole_number_is_explained_as_its_file_writes_it():
+    lines = answer("explain", "pipeline.timeout", "pretrain/deepseek-v3-256").splitlines()
+    assert lines[-1] == "  timeout: 1200"
+
+
 def test_what_can_be_explained_is_said_a_line_each():
     _, *lines = answer("explain").splitlines()
     keys = dict(line.split(maxsplit=1) for line in lines)
@@ -113,7 +118,7 @@ def test_what_is_told_is_plain_text(key: str, line: str):
             "rl/tiny has no rewards.length.margin: its rewards has match alone.",
         ),
         ("rollouts.curriculum.low", "rl/tiny", "  curriculum: null"),
-        ("rewards.match.weight", "rl/tiny", "  weight: 1.0"),
+        ("rewards.match.weight", "rl/tiny", "  weight: 1"),
         ("rewards.NAME.margin", "rl/tiny", "      script: null"),
     ],
 )

@@ -18,6 +18,7 @@ from dsv3_plugin.launch.job_record import (
     write_record,
 )
 from dsv3_plugin.launch.starts import remember_end, remember_start
+from dsv3_plugin.recipe.load import load_recipe
 
 
 @pytest.fixture
@@ -418,10 +419,44 @@ def test_a_run_that_waits_for_its_job_is_told_of_in_plain_words(dsv3, tmp_path, 
     assert "a run that has not begun; it was launched with runs/new/launch/recipe.yaml" in refused
 
 
+def test_a_run_that_goes_on_with_another_recipe_says_so_until_then(dsv3, run, slurm):
+    slurm("7|PENDING|Priority|0|1:00:00||")
+    run.recipe.write_text(load_recipe("pretrain/tiny", ["directory=runs/small"]).to_yaml())
+    os.utime(run.recipe, (1e9, 1e9))
+    run.launch.mkdir()
+    words = ["directory=runs/small", "training.seed=7", "cluster=h800"]
+    run.launched_with.write_text(load_recipe("pretrain/tiny", words).to_yaml())
+    write_record(run, JobRecord("7", "cpu", "none", time.time()))
+    again = "launched as job 7 with another recipe (training.seed: 1234 → 7), with which it has not"
+    for named in ((), ("runs/small",)):
+        last = dsv3("status", *named).out.splitlines()[-1]
+        assert last == f"runs/small: {again} begun yet; what stands here is of the one before."
+    said = dsv3("diff", "runs/small", "pretrain/tiny")
+    assert said.out.startswith("The recipes are the same in all keys but"), said.err
+    assert f"runs/small: {again} begun yet; what is compared is the one before, and " in said.out
+    write_record(run, JobRecord("7", "cpu", "none", 0.0))  # Slurm was given no job of the recipe
+    assert "another recipe" not in dsv3("status").out
+    write_record(run, JobRecord("7", "cpu", "none", time.time()))
+    run.recipe.write_bytes(run.launched_with.read_bytes())
+    assert "another recipe" not in dsv3("status").out
+
+
+def test_a_run_that_slurm_did_not_take_is_compared_by_its_recipe(dsv3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(tmp_path / "runs" / "new")
+    folder.launch.mkdir(parents=True)
+    folder.launched_with.write_text(load_recipe("pretrain/tiny", ["training.seed=7"]).to_yaml())
+    said = dsv3("diff", "runs/new", "pretrain/tiny")
+    assert "name what it was launched with, runs/new/launch/recipe.yaml." in said.err
+    assert "training.seed: 7 → 1234" in dsv3("diff", f"{folder.launched_with}", "pretrain/tiny").out
+
+
 def test_what_cannot_be_shown_or_cancelled_is_a_sentence(dsv3, run, slurm, tmp_path):
     for words, sentence in (
         (("status", "nowhere"), "nowhere does not exist: name a run's folder"),
         (("logs", tmp_path), "holds no run"),
+        (("balance", "nowhere"), "nowhere does not exist: name a run's folder"),
+        (("diff", "runs/small"), "Missing argument 'RECIPE_OR_RUN'"),
         (("status", "runs/mall"), "mall does not exist (nearest: 'runs/small'): name a run's fold"),
         (
             ("logs", "smal"),

@@ -47,6 +47,7 @@ def test_searches_find_the_recipe_of_their_page_and_one_for_more_devices(
     first, onward = (words for words in PAGE.commands() if is_searched(words))
     said = dsv3(*first)
     assert said.code == 0, said.err
+    assert said.out.endswith(": dsv3 launch best.yaml --cluster h100\n")
     found, shipped = (load_recipe(name) for name in ("best.yaml", "pretrain/deepseek-v3-256"))
     assert found.parallel.model_dump(exclude={"timeout_minutes"}) == shipped.parallel.model_dump(
         exclude={"timeout_minutes"}
@@ -62,6 +63,8 @@ def test_searches_find_the_recipe_of_their_page_and_one_for_more_devices(
     said = dsv3(*("h100" if word == "FILE" else word for word in onward))
     assert said.code == 0, said.err
     assert load_recipe("onward.yaml").parallel.processes == 512
+    line = "dsv3 launch onward.yaml --cluster h100 directory=runs/deepseek-v3-256\n"
+    assert said.out.endswith(line)
 
 
 @pytest.mark.parametrize("line", REHEARSALS)

@@ -33,5 +33,14 @@ def test_shares_of_a_line_are_shares_of_the_time(name):
     assert "small letters" in picture[-1]
 
 
+def test_where_columns_hold_several_actions_that_is_said():
+    """Of backwards mostly, each of the time of two forwards."""
+    picture = text_picture(timeline("1f1b", 2, 48), width=2 + 18)
+    assert picture[-1].endswith(
+        "; a column shows what takes most of it, which forward nowhere does"
+    )
+    assert "F" not in "".join(picture[:2])
+
+
 def test_a_narrow_terminal_has_a_picture_all_the_same():
     assert all(len(line) >= 10 for line in text_picture(timeline("1f1b", 2, 3), width=1)[:2])
