@@ -117,13 +117,18 @@ def describe_curve(curve: Curve) -> str:
     pieces = []
     for segment in curve.segments:
         if segment.shape == "constant":
-            text = f"constant {segment.last:.4g}"
+            text = f"constant {_figure(segment.last)}"
         else:
-            text = f"{segment.shape} {segment.first:.4g} → {segment.last:.4g}"
+            text = f"{segment.shape} {_figure(segment.first)} → {_figure(segment.last)}"
         if segment.end is not None:
             text += f" until {tokens_text(segment.end)}"
         pieces.append(text)
     return ", ".join(pieces)
+
+
+def _figure(value: float) -> str:
+    """Sequences of a batch are a whole number, however large."""
+    return f"{value:,.0f}" if value.is_integer() else f"{value:.4g}"
 
 
 def _ranks(recipe: Recipe) -> str:

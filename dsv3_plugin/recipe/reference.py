@@ -45,7 +45,8 @@ parallel: {processes: 2, expert: 2}
 - **Tokens** are written in full or as `120K`, `469B`, `14.8T`. Where steps may stand too, write
   `2000 steps`: they become tokens through the batch size in force there.
 - **A share** of the run (`for: 10%`, `until: 90%`) may stand there too: a shorter run has the same
-  shape.
+  shape. It is of the steps where the budget is `training.steps`, of the tokens else: where the
+  batch grows, the first tenth of the steps is less than a tenth of the tokens.
 - **A curve** is a number, or a list of [pieces](#a-piece-of-a-curve) that follow one another. After
   its last piece it keeps its last value. A run resumes on all its curves from one number, the
   tokens consumed so far.

@@ -30,6 +30,12 @@ _MEANT = dict.fromkeys(("yes", "on", "y", "1"), "true") | dict.fromkeys(
 """What YAML 1.1 and others take for a boolean."""
 _INTEGER = re.compile(r"[\"']?(\d{1,9})\s*([kKmM]?)(?:\s+steps?)?[\"']?")
 _CLOCK = re.compile(r"(\d{1,6}):([0-5]\d):([0-5]\d)")
+_PERCENT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*%")
+_NAMED = {
+    "from": "name a run's folder, or a checkpoint's",
+    "model": "name one, such as tiny",
+}
+"""What is to be written where a required key says nothing."""
 _MEASURED = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-zµ/]+)")
 
 
@@ -57,7 +63,7 @@ def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, wh
             near = f" (nearest: '{elsewhere[0]}')" if elsewhere else ""
             return f"{where}: unknown key '{dotted}'{near or suggestion(str(path[-1]), known)}."
         case "missing":
-            return f"{where}: the key '{dotted}' is missing."
+            return f"{where}: the key '{dotted}' is missing{_to_name(dotted)}."
         case "value_error":
             # A rule of ours: its text is already the sentence.
             text = str(problem["ctx"]["error"])
@@ -108,6 +114,12 @@ def _as_written(problem: Any, annotation: Any) -> str:
     """How a number is written that was given as a float (`1e3`), or with its unit (`80 GB`), or in
     quotes; a list that was given without brackets; a mapping; and a yes."""
     value, kind = problem["input"], problem["type"]
+    if value is None and (named := _to_name(".".join(map(str, _keys(problem))))):
+        return named
+    if isinstance(value, str) and (percent := _PERCENT.fullmatch(value.strip())):
+        if kind == "float_type":
+            return f": write {float(percent[1]) / 100:g}"
+        return ": shares are for the lengths in curves" if kind == "int_type" else ""
     if kind == "bool_type" and str(value).lower() in _MEANT:
         return f": write {_MEANT[str(value).lower()]}"
     if (
@@ -146,6 +158,10 @@ def _as_written(problem: Any, annotation: Any) -> str:
     return f", of {name}, without a unit"
 
 
+def _to_name(key: str) -> str:
+    return f": {_NAMED[key]}" if key in _NAMED else ""
+
+
 def _words_of(annotation: Any) -> Iterator[str]:
     """The words of the literals inside an annotation."""
     inner = typing.get_args(annotation)
@@ -159,7 +175,10 @@ def _words_of(annotation: Any) -> Iterator[str]:
 def _as_mapping(value: Any, annotation: Any) -> str | None:
     """A mapping that says what was given without one: by name, or under the key that takes it."""
     if typing.get_origin(annotation) is dict:
-        return f"{{{value}: {{}}}}" if isinstance(value, str) and value.isidentifier() else None
+        names = value if isinstance(value, list) else [value]
+        if not names or not all(isinstance(one, str) and one.isidentifier() for one in names):
+            return None
+        return f"{{{', '.join(f'{one}: {{}}' for one in names)}}}"
     for key, field in fields_of(model_in(annotation)).items():
         if isinstance(value, str) and value in _words_of(field.annotation):
             return f"{{{key}: {value}}}"
@@ -205,7 +224,8 @@ def _is_union_label(part: int | str) -> bool:
 
 def _keys_beside(kind: type[pydantic.BaseModel], path: list[int | str]) -> list[str]:
     """The keys that are valid where `path` ends: fields of the model reached by its parents."""
-    return list(fields_of(model_in(_annotation_at(kind, path[:-1]))))
+    of_files = ["base"] if path[:-1] == ["model"] else []
+    return [*of_files, *fields_of(model_in(_annotation_at(kind, path[:-1])))]
 
 
 def _paths_of(kind: type[pydantic.BaseModel] | None, key: str) -> Iterator[str]:

@@ -56,6 +56,11 @@ def test_gpus_that_a_run_leaves_idle_are_minded(overrides: list[str], gpus: int,
     assert all(sentence in one for sentence, one in zip(minds, said, strict=True))
 
 
+def test_a_large_batch_is_shown_in_full():
+    said = told("curves.batch_size=100000", of="pretrain/tiny")
+    assert "batch_size constant 100,000" in said
+
+
 def test_a_cluster_that_is_not_there_is_minded():
     minds = [one for one in told("cluster=h10", of="pretrain/tiny") if one.startswith("mind")]
     assert len(minds) == 1

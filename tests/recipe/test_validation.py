@@ -85,7 +85,11 @@ def test_a_value_of_another_kind_is_told_what_is_taken(overrides, sentence):
             "give either steps or epochs: there are steps 100 and epochs 1; set training.",
         ),
         (["data.corpus=[{weight: 1}]"], "the key 'data.corpus.0.path' is missing."),
-        (["stage=extend"], "'from' is missing"),
+        (["stage=extend"], "'from' is missing: name a run's folder, or a checkpoint's."),
+        (["model=null"], "it must be a mapping of keys to values: name one, such as tiny."),
+        (["training.steps=10%"], "a valid integer: shares are for the lengths in curves."),
+        (["data.held_out=5%"], "it must be a valid number: write 0.05."),
+        (["model.bse=tiny"], "unknown key 'model.bse' (nearest: 'base')."),
     ],
 )
 def test_sections_that_lack_or_contradict_something(overrides, sentence):
