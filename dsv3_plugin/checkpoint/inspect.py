@@ -255,6 +255,8 @@ def fits(stored: Shape, shape: Shape, model: ModelConfig) -> bool:
 def _inspect_checkpoint(path: Path) -> Findings:
     folder = tracker.find(path)
     findings = Findings(str(path), f"Megatron checkpoint, {folder.name}")
+    if folder != path and (sentence := tracker.untracked(folder)) is not None:
+        findings.advice.append(sentence)
     try:
         contents = read_contents(folder)
     except BrokenFiles as error:
@@ -274,6 +276,7 @@ def _inspect_checkpoint(path: Path) -> Findings:
         described = any((where / MODEL_FILE).exists() for where in (path, folder.parent))
         if saved_arguments(folder, contents) is None and not described:
             findings.missing.append(MODEL_FILE)
+            findings.advice.append(str(error))
         else:
             findings.damaged.append(str(error))
         return findings

@@ -56,9 +56,7 @@ def newest_complete(directory: str | Path) -> Saved | None:
     tracked = _tracked(directory)
     if tracked is not None and is_complete(tracked.path):
         return tracked
-    numbered = sorted(_iterations(directory), key=lambda saved: saved.iteration, reverse=True)
-    release = Saved(directory / RELEASE, 0, True)
-    return next((saved for saved in [*numbered, release] if is_complete(saved.path)), None)
+    return next((saved for saved in _saved_in(directory) if is_complete(saved.path)), None)
 
 
 def repair(directory: str | Path) -> Saved | None:
@@ -114,6 +112,8 @@ def find(directory: str | Path) -> Path:
         refuse_unfinished(directory.parent)
         return directory
     if tracked := _tracked(directory):
+        if not tracked.path.is_dir():
+            raise _named_in_vain(directory, tracked)
         return tracked.path
     if saved := newest_complete(directory):
         return saved.path
@@ -154,6 +154,38 @@ def step_to_name(iteration: Path) -> int | None:
     return saved.iteration
 
 
+def untracked(iteration: Path) -> str | None:
+    """What plain Megatron-LM does not find by itself of an iteration's folder; None: nothing."""
+    try:
+        step = step_to_name(iteration)
+    except UserError as error:
+        return str(error)
+    if step is None:
+        return None
+    return (
+        f"{iteration.parent / TRACKER} does not name {iteration.name}: Megatron-LM loads it with "
+        f"--ckpt-step {step}, as dsv3 args {shlex.quote(str(iteration))} says."
+    )
+
+
+def _named_in_vain(directory: Path, tracked: Saved) -> UserError:
+    """What to say of a tracker file that names what is not there."""
+    there = [saved for saved in _saved_in(directory) if saved.path.is_dir()]
+    said = f"{directory / TRACKER} names {tracked.tracked}, and {tracked.path} is not there"
+    if not there:
+        return UserError(f"{said}, nor any other: copy it again, or take another checkpoint.")
+    names = ", ".join(saved.path.name for saved in there)
+    return UserError(
+        f"{said}; there {'is' if len(there) == 1 else 'are'} {names}: write {there[0].tracked} "
+        f"into the file, or name {there[0].path}."
+    )
+
+
+def iterations_in(directory: Path) -> str:
+    """The folders of iterations in a folder of checkpoints, newest first, as a list to read."""
+    return ", ".join(saved.path.name for saved in _saved_in(directory) if saved.path.is_dir())
+
+
 def refuse_run_folder(directory: Path) -> None:
     """Raises UserError if `directory` is that of a run, with its checkpoints in another."""
     if (inside := newest_complete(run_in(directory).checkpoints)) is not None:
@@ -182,6 +214,12 @@ def _tracked(directory: Path) -> Saved | None:
     if re.fullmatch(r"[0-9]{1,18}", text):
         return Saved(directory / f"iter_{int(text):07d}", int(text), False)
     return None
+
+
+def _saved_in(directory: Path) -> list[Saved]:
+    """All that may be whole: numbers from the highest down, and `release` last."""
+    numbered = sorted(_iterations(directory), key=lambda saved: saved.iteration, reverse=True)
+    return [*numbered, Saved(directory / RELEASE, 0, True)]
 
 
 def _iterations(directory: Path) -> list[Saved]:

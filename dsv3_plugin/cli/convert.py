@@ -42,7 +42,8 @@ def import_(
     checkpoint: Annotated[Path, typer.Argument(help="New folder for the checkpoint.")],
     workers: Workers = 2,
     dtype: Annotated[
-        str | None, typer.Option(help="bf16, fp32 or keep-fp8; each tensor's own by default.")
+        str | None,
+        typer.Option(help="bf16, fp32 or keep-fp8; each tensor's own by default."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed import.")] = False,
     allow_pickle: AllowPickle = False,
@@ -72,7 +73,11 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint, imported or trained.")],
     hf_dir: Annotated[Path, typer.Argument(help="New folder for the Hugging Face model.")],
     dtype: Annotated[
-        str | None, typer.Option(help="bf16 or fp32; each tensor's own by default.")
+        str | None,
+        typer.Option(
+            help="bf16 or fp32; each tensor's own by default. With --fp8, of the weights that do "
+            "not become FP8."
+        ),
     ] = None,
     fp8: Annotated[bool, typer.Option("--fp8", help="Linear weights in DeepSeek's FP8.")] = False,
     fp8_rule: Annotated[

@@ -23,8 +23,10 @@ def logits(
     with single_process():
         from dsv3_plugin.inference.from_checkpoint import write_logits
 
+        was_there = out.exists()
         shape = write_logits(checkpoint, tokens, out, mtp=mtp)
-    say(f"wrote the logits, float32 {list(shape)}, into {out}.")
+    instead = ", in place of the file that was there" if was_there else ""
+    say(f"wrote the logits, float32 {list(shape)}, into {out}{instead}.")
 
 
 def generate(

@@ -53,7 +53,9 @@ def serve(
 
     Clients have to send the key in DSV3_API_KEY, where that is set.
     """
-    if (checkpoint is None) == (hf is None):
+    if checkpoint is not None and hf is not None:
+        raise UserError("Both --checkpoint and --hf are given, and one model is served: leave one.")
+    if checkpoint is None and hf is None:
         raise UserError("Name what is served: either --checkpoint or --hf.")
     from dsv3_plugin.checkpoint.loadable import tokenizer_beside
     from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, files_of
@@ -62,6 +64,8 @@ def serve(
 
     # Nothing is worth the wait for a model without one.
     if checkpoint is not None:
+        if (checkpoint / "config.json").is_file() and not is_checkpoint(weights_at(checkpoint)):
+            raise UserError(f"{checkpoint} is a Hugging Face folder: name it with --hf.")
         tokenizer_beside(checkpoint)
     elif is_checkpoint(weights_at(hf)):
         raise UserError(f"{hf} is a checkpoint: name it with --checkpoint.")

@@ -36,7 +36,7 @@ def write_logits(
         UserError: the checkpoint or the token file cannot be read, the model has no MTP layers, or
             the result cannot be written.
     """
-    require_place(out)
+    require_place(out, tokens)
     config = loadable(checkpoint).model  # what is wrong is said before the wait for the weights
     if mtp and not config.mtp_num_layers:
         raise UserError(f"{checkpoint} has no multi-token prediction layers; leave --mtp out.")

@@ -57,7 +57,11 @@ def read_tokens(path: Path, *, vocab_size: int, longest: int) -> np.ndarray:
             "numpy.save(FILE, tokens.astype('int64'))."
         ) from None
     if not isinstance(tokens, np.ndarray):
-        raise UserError(f"{path} is an archive of arrays; --tokens takes a single .npy array.")
+        name = next(iter(tokens.files), "arr_0")
+        raise UserError(
+            f"{path} is an archive of arrays; --tokens takes a single .npy array: "
+            f"numpy.save('tokens.npy', numpy.load({str(path)!r})[{name!r}])."
+        )
     if tokens.dtype.kind in "US":
         raise UserError(f"{path} holds text, and --tokens takes token ids: {_FROM_TEXT}.")
     if tokens.dtype != np.int64 or tokens.ndim != 2:
@@ -101,14 +105,26 @@ def _in_that_form(tokens: np.ndarray) -> str:
     return f"save tokens{cast}{'[None]' if tokens.ndim == 1 else ''}"
 
 
-def require_place(path: Path) -> None:
-    """Look whether a file can come to be at `path`, before the work that it is to hold.
+def require_place(path: Path, tokens: Path) -> None:
+    """Look whether logits can come to be at `path`, before the work that they are.
+
+    Args:
+        path: their file.
+        tokens: the file of token ids, which is only read.
 
     Raises:
-        UserError: it cannot.
+        UserError: they cannot.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name a file, such as {path / 'logits.npy'}.")
+    if path.resolve() == tokens.resolve() or (
+        path.exists() and tokens.exists() and path.samefile(tokens)
+    ):
+        raise UserError(
+            f"{path} is the file of --tokens, and --out would write over it: name another."
+        )
+    if path.suffix.lower() != ".npy":
+        raise UserError(f"--out writes .npy files; {path} does not end so.")
     if not path.parent.is_dir():
         raise UserError(f"{path} cannot be written: there is no folder {path.parent}.")
     if not os.access(path.parent, os.W_OK):

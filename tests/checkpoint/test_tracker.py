@@ -77,6 +77,38 @@ def test_a_tracker_that_cannot_be_trusted(directory, text):
     assert (directory / tracker.TRACKER).read_text() == "30"
 
 
+def test_a_tracker_that_names_what_is_not_there(directory):
+    (directory / tracker.TRACKER).write_text("40")
+    with pytest.raises(UserError) as refused:
+        tracker.find(directory)
+    assert str(refused.value) == (
+        f"{directory}/{tracker.TRACKER} names 40, and {directory}/iter_0000040 is not there; there "
+        "are iter_0000030, iter_0000020, iter_0000010: write 30 into the file, or name "
+        f"{directory}/iter_0000030."
+    )
+    for path in directory.glob("iter_*"):
+        shutil.rmtree(path)
+    with pytest.raises(UserError, match="is not there, nor any other: copy it again"):
+        tracker.find(directory)
+
+
+@pytest.mark.parametrize("text", ["", "garbage", None])
+def test_what_upstream_does_not_find_is_noted(whole, directory, tmp_path_factory, text):
+    released = tmp_path_factory.mktemp("released")
+    shutil.copytree(whole, released / "release")
+    shutil.copy(whole.parent / "model.yaml", released)
+    shutil.copy(whole.parent / "model.yaml", directory)
+    for folder, said in ((directory, "--ckpt-step 30"), (released, "write release into it")):
+        (folder / tracker.TRACKER).unlink(missing_ok=True)
+        if text is not None:
+            (folder / tracker.TRACKER).write_text(text)
+        found = inspect(folder)
+        assert found.complete
+        assert [said in sentence for sentence in found.advice] == [True]
+    (directory / tracker.TRACKER).write_text("30")
+    assert not inspect(directory).advice
+
+
 def test_nothing_whole_at_all(directory):
     for path in directory.glob("iter_*"):
         (path / ".metadata").unlink()

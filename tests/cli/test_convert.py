@@ -39,10 +39,17 @@ def test_scales_of_fp8_without_fp8_change_nothing(tmp_path, dsv3):
     write_folder(tmp_path / "hf", MODEL, random_tensors(MODEL, "bf16"))
     assert dsv3("import", tmp_path / "hf", tmp_path / "checkpoint").code == 0
     done = dsv3("export", tmp_path / "checkpoint", tmp_path / "out", "--fp8-rule", "deepgemm")
-    assert f"Note: {tmp_path}/out has no FP8 weights, so --fp8-rule deepgemm changed" in done.err
+    said = "dsv3: --fp8-rule deepgemm is of weights that --fp8 writes: add --fp8, or leave it out."
+    assert (done.code, done.err.strip()) == (2, said)
+    assert not (tmp_path / "out").exists()
     done = dsv3("serve", "--hf", tmp_path / "checkpoint")
     said = f"dsv3: {tmp_path}/checkpoint is a checkpoint: name it with --checkpoint.\n"
     assert (done.code, done.err) == (2, said)
+    done = dsv3("serve", "--checkpoint", tmp_path / "hf")
+    said = f"dsv3: {tmp_path}/hf is a Hugging Face folder: name it with --hf.\n"
+    assert (done.code, done.err) == (2, said)
+    done = dsv3("serve", "--checkpoint", tmp_path / "hf", "--hf", tmp_path / "hf")
+    assert done.err.startswith("dsv3: Both --checkpoint and --hf are given, and one model")
 
 
 def test_what_is_interrupted_says_how_it_goes_on(tmp_path, dsv3, monkeypatch):

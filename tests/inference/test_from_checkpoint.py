@@ -288,11 +288,20 @@ def test_a_request_that_is_too_long_prints_nothing(folders):
 
 
 @pytest.mark.parametrize(
-    ("out", "sentence"), [(".", "is a folder: name a file"), ("no/x.npy", "there is no folder")]
+    ("out", "sentence"),
+    [
+        (".", "is a folder: name a file"),
+        ("no/x.npy", "there is no folder"),
+        ("x.txt", "--out writes .npy files; .*x.txt does not end so"),
+        ("tokens.npy", "tokens.npy is the file of --tokens, and --out would write over it"),
+        ("link.npy", "link.npy is the file of --tokens"),
+    ],
 )
 def test_a_place_that_does_not_do_is_refused_before_the_model_is_loaded(tmp_path, out, sentence):
+    (tmp_path / "tokens.npy").touch()
+    os.link(tmp_path / "tokens.npy", tmp_path / "link.npy")
     with pytest.raises(UserError, match=sentence):
-        write_logits(tmp_path / "no checkpoint", tmp_path / "no tokens", tmp_path / out)
+        write_logits(tmp_path / "no checkpoint", tmp_path / "tokens.npy", tmp_path / out)
 
 
 def test_tokens_that_do_not_do_are_refused_before_the_model_is_loaded(

@@ -235,6 +235,10 @@ def export_hf(
     _require_known(dtype, tuple(CAST))
     if fp8_rule not in FP8_RULES:
         raise UserError(f"no FP8 rule is called '{fp8_rule}'; choose from {', '.join(FP8_RULES)}.")
+    if fp8_rule != "reversible" and not fp8:
+        raise UserError(
+            f"--fp8-rule {fp8_rule} is of weights that --fp8 writes: add --fp8, or leave it out."
+        )
     root = Path(hf_dir)
     absent.refuse_no_folder(Path(checkpoint), "a checkpoint")
     source = open_weights(weights_at(checkpoint), model=model)
@@ -288,7 +292,7 @@ def export_hf(
                 layout.publish(root)
                 folder.complete()
     report = _report(source, jobs, layout.targets.values(), began, kept)
-    return replace(report, notes=notes_on_export(root, fp8_rule=fp8_rule, fp8=report.fp8))
+    return replace(report, notes=notes_on_export(root))
 
 
 def _config(

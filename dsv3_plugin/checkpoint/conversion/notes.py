@@ -25,13 +25,9 @@ def notes_on_import(
     return tuple(notes)
 
 
-def notes_on_export(hf_dir: Path, *, fp8_rule: str, fp8: int) -> tuple[str, ...]:
-    """Args: fp8_rule: as it was asked for; fp8: how many tensors are FP8."""
+def notes_on_export(hf_dir: Path) -> tuple[str, ...]:
+    """Args: hf_dir: what was written."""
     notes = []
-    if fp8_rule != "reversible" and not fp8:
-        notes.append(
-            f"{hf_dir} has no FP8 weights, so --fp8-rule {fp8_rule} changed nothing: add --fp8."
-        )
     if not files_of(hf_dir, VOCABULARY_FILES):
         notes.append(
             f"the checkpoint has no tokenizer, so {hf_dir} has none; put the model's own "

@@ -84,7 +84,11 @@ class HFWeights:
         """Whether `config.json` says that there is multi-token prediction."""
         self.trained_length = trained_length.of_conversion(folder)
         self._described = "config.json describes"
+        self._left_out: tuple[str, ...] = ()
         if without_mtp:
+            layers = range(published(self.config)["num_nextn_predict_layers"] or 0)
+            first = self.model.num_layers
+            self._left_out = tuple(f"model.layers.{first + number}." for number in layers)
             self._described += " once --without-mtp leaves multi-token prediction out"
         self._folder = HFFolder(folder, allow_pickle=allow_pickle)
         self.stored = self._folder.tensors
@@ -130,6 +134,11 @@ class HFWeights:
                 self._check_tensor(name, stored, expected[name])
             elif name.endswith(DERIVED) or not stored.nbytes:
                 self.dropped.append(name)
+            elif self._left_out and name.startswith(self._left_out):
+                raise UserError(
+                    f"{name} in {self.path / stored.file} is of the multi-token prediction that "
+                    "--without-mtp leaves out: this folder has it, so leave --without-mtp out."
+                )
             else:
                 raise UserError(
                     f"{name} in {self.path / stored.file} is no tensor of the model that "

@@ -77,7 +77,9 @@ def read_contents(folder: Path) -> Contents:
     """
     path = folder / METADATA
     if not path.is_file():  # nor a device, which would never end
-        raise UserError(f"{folder} holds no distributed checkpoint: {METADATA} is missing.")
+        raise UserError(
+            f"{folder} holds no distributed checkpoint: {METADATA} is missing, {_AGAIN}."
+        )
     try:
         data = read_plain(path, _MOST_METADATA)
     except OSError as error:
@@ -106,7 +108,8 @@ def parse_metadata(data: bytes, path: object) -> Contents:
     try:
         return _contents(parse(data, IN_METADATA, path))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error or type(error).__name__}.") from error
+        said = str(error).rstrip(".") or type(error).__name__
+        raise UserError(f"{path} is damaged ({said}): {_AGAIN}.") from error
 
 
 def check_tensors(folder: Path, contents: Contents) -> None:

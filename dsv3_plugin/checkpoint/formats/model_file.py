@@ -4,6 +4,7 @@ Upstream pickles its whole argument namespace into the common state. It is read 
 nothing in it is run.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from dsv3_plugin.recipe.validation import validate
 
 MODEL_FILE = "model.yaml"
 
+_HF_CONFIG = "hf_config.json"
+"""The `config.json` that an import keeps; see `conversion.config_json`."""
 _COMMON_STATE = "common_state/shard_0_1"
 
 _NOT_TOLD_BY_SHAPES = (
@@ -49,10 +52,21 @@ def model_of_checkpoint(directory: Path, folder: Path, contents: Contents) -> Mo
     arguments = saved_arguments(folder, contents)
     if arguments is None:
         raise UserError(
-            f"{directory} has neither a {MODEL_FILE} nor upstream's arguments in it: put the "
-            f"model's description there as {MODEL_FILE}."
+            f"{directory} has neither a {MODEL_FILE} nor upstream's arguments in it, which say "
+            f"which model it is of: {_described_by(folder.parent)}."
         )
     return model_from_arguments(arguments, directory.resolve().name)
+
+
+def _described_by(folder: Path) -> str:
+    """How a checkpoint gets its description, to end a sentence with."""
+    out = shlex.quote(str(folder / MODEL_FILE))
+    if (kept := folder / _HF_CONFIG).is_file():
+        return f"dsv3 model from-hf {shlex.quote(str(kept))} --out {out} writes it again"
+    return (
+        f"dsv3 model from-hf CONFIG_JSON --out {out} writes it of the config.json of that model on "
+        "Hugging Face"
+    )
 
 
 def trained_as_another(model: ModelConfig, folder: Path, contents: Contents) -> str | None:

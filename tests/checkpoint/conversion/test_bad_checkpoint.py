@@ -6,6 +6,7 @@ import pytest
 
 from dsv3_plugin.checkpoint import export_hf, import_hf
 from dsv3_plugin.checkpoint.formats.dist_metadata import read_contents
+from dsv3_plugin.checkpoint.inspect import inspect
 from dsv3_plugin.errors import UserError
 from tests.checkpoint.samples import small_model
 
@@ -40,8 +41,29 @@ def test_checkpoint_of_another_model(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"decoder.layers.2.* is no weight of the model"):
         export_hf(checkpoint, tmp_path / "out")
     (checkpoint / "model.yaml").unlink()
-    with pytest.raises(UserError, match=r"neither a model.yaml"):
+    for said in (
+        "hf_config.json --out .*/model.yaml writes it again",
+        " CONFIG_JSON --out .* writes it of",
+    ):
+        with pytest.raises(UserError, match=rf"neither a model.yaml.*dsv3 model from-hf.*{said}"):
+            export_hf(checkpoint, tmp_path / "out")
+        assert "dsv3 model from-hf" in inspect(checkpoint).advice[0]
+        (checkpoint / "hf_config.json").unlink(missing_ok=True)
+
+
+def test_metadata_that_is_missing_or_cut_short_says_the_way_out(checkpoint, tmp_path):
+    metadata = checkpoint / "release" / ".metadata"
+    os.truncate(metadata, 100)
+    with pytest.raises(UserError, match=r"\.metadata is damaged \(.*\): copy it again from where"):
         export_hf(checkpoint, tmp_path / "out")
+    metadata.unlink()
+    with pytest.raises(UserError, match=r"\.metadata is missing, copy it again from where"):
+        export_hf(checkpoint, tmp_path / "out")
+
+
+def test_multi_token_prediction_that_is_there_is_not_left_out(source, tmp_path):
+    with pytest.raises(UserError, match=r"this folder has it, so leave --without-mtp out"):
+        import_hf(source, tmp_path / "out", without_mtp=True)
 
 
 def test_directions_mixed_up(source, checkpoint, tmp_path):
