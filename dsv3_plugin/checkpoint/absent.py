@@ -11,6 +11,7 @@ from typing import Literal
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import TRACKER, is_checkpoint
 from dsv3_plugin.recipe.places import weights_at
+from dsv3_plugin.recipe.shipped import what_ships
 
 Wanted = Literal["weights", "a Hugging Face folder", "a checkpoint"]
 """What a command reads; the first: either of the others."""
@@ -44,9 +45,19 @@ def refuse_no_folder(path: Path, wanted: Wanted = "weights") -> None:
     if path.exists():
         folder = weights_around(path) or "the one that it lies in"
         raise UserError(f"{path} is a file, and no folder: name {folder}.")
+    refuse_elsewhere(path, wanted)
+    if str(path) in what_ships()["models"]:
+        raise UserError(
+            f"'{path}' is a shipped model, which is a description and has no weights: name "
+            f"{_NAMES[wanted]}."
+        )
+    raise UserError(f"{path} does not exist: name {_NAMES[wanted]}.")
+
+
+def refuse_elsewhere(path: Path, wanted: Wanted = "weights") -> None:
+    """Raises UserError if `path` is none, but a place from which models are downloaded."""
     if remote := _elsewhere(path, wanted):
         raise UserError(remote)
-    raise UserError(f"{path} does not exist: name {_NAMES[wanted]}.")
 
 
 def weights_around(file: Path) -> Path | None:

@@ -97,7 +97,9 @@ def verify_files(a: Path, b: Path, workers: int, most: int | None, *, as_json: b
     else:
         say(f"{_the_same(found.equal, 'file')}, byte for byte.")
         if found.only:
-            say(f"{len(found.only)} that hold no weights are in one folder alone:")
+            files = number_of(len(found.only), "file")
+            hold, are = ("holds", "is") if len(found.only) == 1 else ("hold", "are")
+            say(f"{files} that {hold} no weights {are} in one folder alone:")
             _print_list(found.only, most)
         if found.differences:
             say(f"{len(found.differences)} differ:")
@@ -180,8 +182,11 @@ def _print_list(lines: Sequence[str], most: int | None = _LONGEST_LIST) -> None:
 
 
 def _rank(largest: float | None) -> float:
-    """Where a difference stands in the list: no comparison or NaN first, then by size."""
-    return float("inf") if largest is None or largest != largest else largest
+    """Where a difference stands in the list: NaN first, then by size, and what is in one alone or
+    of another shape, which has no size, last."""
+    if largest is None:
+        return -1.0
+    return float("inf") if largest != largest else largest
 
 
 def print_findings(findings: "Findings") -> None:

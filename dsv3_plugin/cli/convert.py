@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -130,15 +132,30 @@ def export(
 
 @contextlib.contextmanager
 def _resumable(verb: str, target: Path) -> Iterator[None]:
-    """Say how a conversion that is interrupted is gone on with."""
+    """Say how a conversion is gone on with that is interrupted by Ctrl-C, or by SIGTERM."""
+    ended: list[int] = []
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     except KeyboardInterrupt:
-        from dsv3_plugin.checkpoint.tracker import INCOMPLETE
-
-        if (target / INCOMPLETE).exists():
+        if _is_unfinished(target):
             note(f"{target} is unfinished: the same dsv3 {verb} with --resume goes on with it.")
+        if ended:
+            raise typer.Exit(128 + signal.SIGTERM) from None
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_unfinished(target: Path) -> bool:
+    from dsv3_plugin.checkpoint.tracker import INCOMPLETE
+
+    return (target / INCOMPLETE).exists()
 
 
 def _say_outcome(verb: str, target: Path, report: "Report", *, as_json: bool) -> None:
@@ -213,6 +230,8 @@ def said_before(verb: str, target: Path, ahead: "Ahead") -> None:
             f"before in {target}: each is read back, and made again if it is not what was written."
         )
         files += f", {kept.files:,} of them whole"
+    elif _is_unfinished(target):
+        lines.note(f"{verb}: nothing was kept from before in {target}, so all is done again.")
     lines.note(
         f"{verb}: {bytes_text(read)} to read, {bytes_text(written)} to write into {target} "
         f"({files}), {bytes_text(ahead.free_bytes)} free there; "

@@ -57,11 +57,26 @@ def args(recipe: RecipeOrCheckpoint, overrides: Overrides = None) -> None:
     except UserError as error:
         if Path(recipe).exists() or "is neither a file nor" not in str(error):
             raise
+        _refuse_other_places(Path(recipe))
         also = "a checkpoint's folder would do as well, and there is none of this name"
         raise UserError(f"{str(error).rstrip('.')}; {also}.") from error
     say_all(command_line(loaded, machine, SPEC))
     for phrase in beyond_the_line(loaded):
         note(f"dsv3: upstream has no flag for this: {phrase}")
+
+
+def _refuse_other_places(place: Path) -> None:
+    """Raise UserError for a model of the hub, or an iteration that is not among those there are."""
+    from dsv3_plugin.checkpoint import absent
+    from dsv3_plugin.checkpoint.tracker import iterations_in
+    from dsv3_plugin.recipe.shipped import what_ships
+    from dsv3_plugin.recipe.validation import nearest
+
+    if place.parent.is_dir() and (there := iterations_in(place.parent)):
+        raise UserError(f"{place} does not exist: in {place.parent} there are {there}.")
+    kinds = {name.partition("/")[0] for name in what_ships()["recipes"]}
+    if place.parts and not nearest(place.parts[0], sorted(kinds)):
+        absent.refuse_elsewhere(place, "a checkpoint")
 
 
 def refuse_file_of_checkpoint(file: Path) -> None:

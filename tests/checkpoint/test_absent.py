@@ -38,6 +38,12 @@ def test_what_is_not_there_is_named_as_the_command_takes_it(tmp_path):
         verify(nowhere, nowhere)
 
 
+def test_a_shipped_model_has_no_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"'tiny' is a shipped model, .* has no weights: name a ch"):
+        export_hf("tiny", tmp_path / "t")
+
+
 @pytest.mark.parametrize(
     ("named", "shown", "model"),
     [

@@ -30,6 +30,13 @@ def test_differences_are_listed_largest_first(capsys):
     ]
 
 
+def test_values_that_differ_come_before_what_is_in_one_alone(capsys):
+    found = [Difference("a", "only in x", None), Difference("b", "values differ", 1.0)]
+    assert lines(capsys, Comparison(0, found, []), most=1)[1:] == [
+        "2 differ:", "  b: values differ, by up to 1", "  … and 1 more"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("most", "listed"), [(20, 20), (25, 25), (None, 25)])
 def test_many_differences_are_cut_short_unless_all_are_asked_for(capsys, most, listed):
     found = [Difference(f"layer {i}", "values differ", 1.0) for i in range(25)]

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,20 @@ def test_what_is_interrupted_says_how_it_goes_on(tmp_path, dsv3, monkeypatch):
     done = dsv3("import", tmp_path / "hf", tmp_path / "checkpoint")
     assert "checkpoint is unfinished: the same dsv3 import with --resume goes on" in done.err
     monkeypatch.undo()
-    assert dsv3("import", tmp_path / "hf", tmp_path / "checkpoint", "--resume").code == 0
+    done = dsv3("import", tmp_path / "hf", tmp_path / "checkpoint", "--resume")
+    assert done.code == 0
+    said = f"import: nothing was kept from before in {tmp_path}/checkpoint, so all is done again."
+    assert said in done.err
+
+
+def test_sigterm_is_an_interruption(tmp_path, dsv3, monkeypatch):
+    write_folder(tmp_path / "hf", MODEL, random_tensors(MODEL, "bf16"))
+    monkeypatch.setattr(TargetFolder, "write", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    done = dsv3("import", tmp_path / "hf", tmp_path / "checkpoint")
+    assert done.code == 143
+    assert "checkpoint is unfinished: the same dsv3 import with --resume goes on" in done.err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def stop_after(jobs, monkeypatch):
@@ -259,3 +273,18 @@ def test_a_file_of_a_checkpoint_is_told_the_folder_it_lies_in(tmp_path, dsv3):
         said = f"dsv3: {file} is a file of a checkpoint, and no recipe: name the folder "
         assert (done.code, done.err) == (2, f"{said}{file.parent}.\n")
     assert "name the folder" in dsv3("args", checkpoint / "model.yaml").err
+
+
+def test_args_of_what_is_no_checkpoint_says_where_one_is(tmp_path, dsv3, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (10, 20):
+        (tmp_path / "checkpoints" / f"iter_00000{number}").mkdir(parents=True)
+    done = dsv3("args", "checkpoints/iter_0000007")
+    assert (done.code, done.err) == (
+        2,
+        "dsv3: checkpoints/iter_0000007 does not exist: in checkpoints there are iter_0000020, "
+        "iter_0000010.\n",
+    )
+    done = dsv3("args", "deepseek-ai/DeepSeek-V3")
+    assert "hf download deepseek-ai/DeepSeek-V3 --local-dir FOLDER makes" in done.err
+    assert "a checkpoint's folder would do as well" in dsv3("args", "pretrian/tiny").err

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.checkpoint.formats.shard_size import DEFAULT_SHARD, shard_text
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import UserError, causes
 from dsv3_plugin.files import json_text
 from dsv3_plugin.files.atomic import append_to, replace_file
 
@@ -66,7 +66,11 @@ class Journal:
             return
         if self._batch:
             self._failed = True
-            self._sync()
+            try:
+                self._sync()
+            except KeyboardInterrupt as stopped:  # no failure of the disk: it can be tried again
+                self._failed = any(isinstance(cause, OSError) for cause in causes(stopped))
+                raise
             with append_to(self._path) as handle:
                 handle.write(_line({"done": self._batch}))
                 handle.flush()

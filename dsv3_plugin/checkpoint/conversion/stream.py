@@ -187,6 +187,8 @@ class TargetFolder:
                 failed.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 with contextlib.suppress(OSError, UserError):
+                    for job, checksums in _done_besides(answers):
+                        notes.add(checksums, sum(target.nbytes for target in job.targets))
                     notes.commit()
                 raise
             with as_sentence(self.root):
@@ -264,6 +266,18 @@ class TargetFolder:
             )  # fmt: skip
             found.append(f"{crc:08x}" if whole else "damaged")
         return found
+
+
+def _done_besides(
+    answers: queue.SimpleQueue[tuple[Job, Future]],
+) -> Iterator[tuple[Job, Checksums]]:
+    """The jobs among the answers that nobody has heard yet which are done."""
+    while not answers.empty():
+        job, future = answers.get()
+        if not future.cancelled() and future.exception() is None:
+            checksums, is_new = future.result()
+            if is_new:
+                yield job, checksums
 
 
 class _Sink:

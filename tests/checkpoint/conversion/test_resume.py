@@ -177,6 +177,23 @@ def test_a_journal_that_could_not_be_written_is_left_as_it_is(tmp_path, monkeypa
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(("cause", "kept"), [(None, ["a"]), (OSError(), [])])
+def test_an_interruption_while_it_syncs_is_no_failure_of_the_disk(tmp_path, cause, kept):
+    errors = iter([KeyboardInterrupt()])
+
+    def sync():
+        for error in errors:
+            raise error from cause
+
+    journal.begin(tmp_path / "INCOMPLETE", {"conversion": "import"}, {})
+    notes = journal.Journal(tmp_path / "INCOMPLETE", sync)
+    notes.add({"a": ["0"]}, 1)
+    with pytest.raises(KeyboardInterrupt):
+        notes.commit()
+    notes.commit()
+    assert [*journal.peek(tmp_path / "INCOMPLETE")[1]] == kept
+
+
 def test_resume_without_anything_to_resume(sources, tmp_path):
     import_hf(sources["import"], tmp_path / "t", resume=True)
     assert not verify(sources["import"], tmp_path / "t").differences
