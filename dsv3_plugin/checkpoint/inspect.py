@@ -52,6 +52,7 @@ from dsv3_plugin.recipe.places import weights_at
 Shape = tuple[int, ...]
 
 _MISSING = ", MISSING"
+_KNOWN_OF_UNFINISHED = ("path", "kind", "unfinished", "written", "damaged", "advice", "complete")
 
 
 @dataclass
@@ -97,8 +98,11 @@ class Findings:
         return not (self.unfinished or self.pickled or odd)
 
     def to_mapping(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "complete": self.complete}
+        """For JSON; of an unfinished target None is all that is not known."""
+        said = {**asdict(self), "complete": self.complete}
+        if self.unfinished:
+            said |= {key: None for key in said if key not in _KNOWN_OF_UNFINISHED}
+        return said
 
 
 def inspect(path: str | Path) -> Findings:

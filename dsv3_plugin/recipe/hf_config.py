@@ -69,7 +69,8 @@ def model_from_hf(
         raise UserError(f"{where}: the key 'model_type' is missing or null (known: {known}).")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
-            f"{where}: model_type '{kind}' is not of the DeepSeek family (known: {known})."
+            f"{where}: model_type '{kind}' is not of the DeepSeek family (known: {known}), and no "
+            "other is read here: take a model of that family."
         )
     try:
         fields = _fields(published(config), FAMILIES[kind])
@@ -127,7 +128,8 @@ def _fields(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     if kv_heads not in (None, heads):
         raise ValueError(
             f"num_key_value_heads {kv_heads} differs from num_attention_heads {heads}; "
-            "multi-head latent attention has as many of one as of the other"
+            "multi-head latent attention has as many of one as of the other: write "
+            f"num_key_value_heads {heads}"
         )
     if config["rope_scaling"]:
         _refuse_other_yarn(config["rope_scaling"], fields)

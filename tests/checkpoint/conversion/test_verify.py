@@ -324,8 +324,12 @@ def test_inspect_says_how_far_an_unfinished_conversion_came(
         convert(reads, tmp_path / "t", progress=stop, workers=1)
     found = inspect(tmp_path / "t")
     assert found.kind.startswith({"import": "Megatron", "export": "Hugging"}[direction])
-    # The one that was in hand, and MTP copies that an import only compares, are not counted.
-    assert 20 <= found.written < 30
+    # The one that was in hand, and MTP copies that an import only compares, are not counted; those
+    # that were done while it was told of the one in hand are.
+    assert found.written >= 20
+    told = found.to_mapping()
+    assert (told["written"], told["unfinished"], told["complete"]) == (found.written, True, False)
+    assert {told[key] for key in ("model", "layers", "tensors", "bytes", "missing")} == {None}
     assert not found.complete
     said = dsv3("inspect", tmp_path / "t").out
     assert f"UNFINISHED: {found.written} tensors" in said
