@@ -63,6 +63,7 @@ def told(places: dict[str, Path], kind: str, said: str) -> object:
         said = said.replace(place, "IT")
     said = said.replace(f"{places[kind].name}: step", "IT: step")
     said = re.sub(r"(127\.0\.0\.1):\d+", r"\1:PORT", said)
+    said = re.sub(r"\S+ ago", "SOME TIME ago", said)
     return [" ".join(line.split()) for line in said.splitlines()]
 
 
