@@ -106,7 +106,7 @@ def test_a_folder_that_transformers_saved_without_its_mtp_layer(world, tmp_path)
 def test_an_mtp_layer_that_is_there_is_not_left_out(tmp_path):
     model = small_model()
     write_folder(tmp_path / "source", model, random_tensors(model, "bf16"))
-    with pytest.raises(UserError, match="once --without-mtp leaves multi-token prediction out"):
+    with pytest.raises(UserError, match="this folder has it, so leave --without-mtp out"):
         import_hf(tmp_path / "source", tmp_path / "checkpoint", without_mtp=True)
 
 
