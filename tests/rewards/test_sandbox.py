@@ -141,6 +141,7 @@ def test_what_is_wrong_with_the_walls_is_no_fault_of_a_program(
             monkeypatch.setattr(sandbox, "_RUN", "import nothing_of_that_name")
         case "nothing begins":
             limits = Limits(seconds=1.0)
+            monkeypatch.setattr(sandbox, "_TO_BEGIN_S", 1.0)
             monkeypatch.setattr(sandbox, "_RUN", "import time; time.sleep(600)")
     with pytest.raises(UserError, match=r"Code cannot be run here: .*leave the reward 'code' out"):
         ran("print(1)", limits=limits)
