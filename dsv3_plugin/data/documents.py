@@ -22,7 +22,10 @@ MOST_BYTES_OF_A_FILE = 256 * 2**20
 
 _PARQUET_ROWS = 64
 
-SKIP = "--on-bad-row skip (in a recipe data.on_bad_row: skip) leaves such rows out"
+SKIP = (
+    "data.on_bad_row: skip in a recipe, or --on-bad-row skip where a command has it, leaves such "
+    "rows out"
+)
 
 
 def read_documents(
