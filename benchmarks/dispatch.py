@@ -24,7 +24,8 @@ import tempfile
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dispatch_nodes import Scenario, join_network, make_switch, rank_main
+from dispatch_nodes import join_network, make_switch, rank_main
+from dispatch_scenario import Scenario
 
 DISPATCHERS = ("alltoall", "two_hop", "two_hop fp8")
 

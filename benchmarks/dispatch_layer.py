@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from dispatch_nodes import Sample, Scenario, bytes_sent
+from dispatch_scenario import Sample, Scenario, bytes_sent
 
 from dsv3_plugin.upstream import cpu_host
 

@@ -9,45 +9,9 @@ import datetime
 import os
 import subprocess
 import warnings
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 
-
-@dataclass(frozen=True)
-class Scenario:
-    """A cluster and a load.
-
-    Attributes:
-        megabits: per second, of each node's link; None: not limited.
-        tokens: per rank; each goes to 8 of 32 experts, the same number of each group.
-        believed: ranks per node that the dispatcher is told, where that is not the truth.
-        alone: the dispatch of the forward alone, not the layer.
-    """
-
-    name: str
-    nodes: int
-    ranks_per_node: int
-    megabits: int | None
-    tokens: int
-    groups: int = 4
-    repeats: int = 12
-    hidden: int = 1024
-    believed: int | None = None
-    alone: bool = False
-
-    @property
-    def ranks(self) -> int:
-        return self.nodes * self.ranks_per_node
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One layer, seen by one rank: what its node put on the link, and what the rank counted."""
-
-    seconds: float
-    kernel_bytes: int
-    counted_bytes: int
+from dispatch_scenario import Scenario
 
 
 def shell(command: str) -> None:
@@ -81,15 +45,6 @@ def join_network(network: int, node: int, holder: int, megabits: int | None) -> 
         limit = f"root tbf rate {megabits}mbit burst 256kb latency 2s"
         shell(f"tc qdisc add dev {uplink} {limit}")
         shell(f"{inside} tc qdisc add dev eth0 {limit}")
-
-
-def bytes_sent() -> int:
-    """What this node has put on its link so far, by the kernel's counter."""
-    for line in Path("/proc/self/net/dev").read_text().splitlines():
-        name, _, numbers = line.partition(":")
-        if name.strip() == "eth0":
-            return int(numbers.split()[8])
-    return 0
 
 
 def rank_main(rank: int, scenario: Scenario, folder: str, parent: Connection) -> None:
