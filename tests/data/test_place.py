@@ -92,7 +92,7 @@ def _kill_while_building(corpus: list[Path], tokenizer: TextTokenizer, out: Path
     process.start()
     try:
         corpus[1].write_text("the survey reads this")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline and process.is_alive():
             new = set(out.parent.glob(".out.building-*/train.bin"))
             if any(path.parent not in before for path in new):
@@ -148,7 +148,7 @@ def test_builders_of_one_place_take_turns(corpus, tokenizer, tmp_path):
     ]
     for builder in builders:
         builder.start()
-    inodes = [answers.get(timeout=120) for _ in builders]
+    inodes = [answers.get(timeout=300) for _ in builders]
     for builder in builders:
         builder.join()
 
