@@ -125,6 +125,7 @@ def args_of_checkpoint(folder: Path, overrides: list[str]) -> None:
             "--tokenizer-type HuggingFaceTokenizer --tokenizer-model FOLDER."
         )
     note(
-        "dsv3: tensor, pipeline and expert parallelism are free: the checkpoint loads under any. "
-        "In place of --mock-data, name your own --data-path."
+        "dsv3: tensor, pipeline and expert parallelism are free: the checkpoint loads under any, "
+        "tensor parallelism with --sequence-parallel and CUDA_DEVICE_MAX_CONNECTIONS=1. In place "
+        "of --mock-data, name your own --data-path."
     )
