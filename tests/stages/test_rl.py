@@ -171,18 +171,27 @@ OLDER = (
 the weights that made them; trained on twice, by ratios of whole answers."""
 
 
-@pytest.mark.long
-def test_answers_of_older_weights_are_the_same_after_a_kill(learning: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    words = ("train", learning, *OLDER)
-    alone = Command.forked(*words, f"directory={whole}")
-    started = Command.forked(*words, f"directory={killed}").when(lambda: steps_taken(killed) >= 3)
+def trained_alike_after_a_kill(folder: Path, *words: object) -> tuple[Path, str]:
+    """Train twice, once killed in between and gone on with, to the same numbers; the folder of the
+    run that was not killed, and what it said."""
+    whole, killed = folder / "whole", folder / "killed"
+    alone = Command.forked("train", *words, f"directory={whole}")
+    started = Command.forked("train", *words, f"directory={killed}").when(
+        lambda: steps_taken(killed) >= 3
+    )
     assert started.send(signal.SIGKILL).end().code == -signal.SIGKILL
-    ended = Command.forked(*words, f"directory={killed}").end()
+    ended = Command.forked("train", *words, f"directory={killed}").end()
     assert ended.code == 0, ended.output
     assert "Going on from step " in ended.output
-    assert (first := alone.end()).code == 0, first.output
+    first = alone.end()
+    assert first.code == 0, first.output
     assert numbers(killed) == numbers(whole)
+    return whole, first.output
+
+
+@pytest.mark.long
+def test_answers_of_older_weights_are_the_same_after_a_kill(learning: Path, tmp_path: Path) -> None:
+    whole, said = trained_alike_after_a_kill(tmp_path, learning, *OLDER)
 
     rounds = {line["iteration"]: line for line in records(whole) if "rl/age" in line}
     assert {step: line["rl/age"] for step, line in rounds.items()} == {1: 0, 3: 2, 5: 2}
@@ -191,7 +200,7 @@ def test_answers_of_older_weights_are_the_same_after_a_kill(learning: Path, tmp_
     shares = [line["rl/correction_truncated"] for line in records(whole) if "rl/kl" in line]
     assert len(shares) == STEPS
     assert all(0 <= share < 0.5 for share in shares)
-    assert "differ from the trainer's" not in first.output
+    assert "differ from the trainer's" not in said
     for step, version in ((1, 0), (3, 0), (5, 2)):
         text = (whole / "samples" / f"step_{step:07d}.jsonl").read_text()
         assert {json.loads(line)["weights"] for line in text.splitlines()} == {version}
@@ -201,16 +210,8 @@ def test_answers_of_older_weights_are_the_same_after_a_kill(learning: Path, tmp_
 def test_answers_that_are_gone_on_with_are_the_same_after_a_kill(
     learning: Path, tmp_path: Path
 ) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    words = ("train", learning, "rollouts.partial=5", "grpo.mini_batches=1", "mtp=freeze")
-    alone = Command.forked(*words, f"directory={whole}")
-    started = Command.forked(*words, f"directory={killed}").when(lambda: steps_taken(killed) >= 3)
-    assert started.send(signal.SIGKILL).end().code == -signal.SIGKILL
-    ended = Command.forked(*words, f"directory={killed}").end()
-    assert ended.code == 0, ended.output
-    assert "Going on from step " in ended.output
-    assert (first := alone.end()).code == 0, first.output
-    assert numbers(killed) == numbers(whole)
+    words = ("rollouts.partial=5", "grpo.mini_batches=1", "mtp=freeze")
+    whole, said = trained_alike_after_a_kill(tmp_path, learning, *words)
 
     rounds = [line for line in records(whole) if "rl/age_max" in line]
     assert [line["iteration"] for line in rounds] == [*range(1, STEPS + 1)]
@@ -218,7 +219,7 @@ def test_answers_that_are_gone_on_with_are_the_same_after_a_kill(
     # Of twelve tokens at most, five a round: the third is an answer's last.
     assert max(line["rl/age_max"] for line in rounds) == 2
     assert max(line["rl/answer_tokens_max"] for line in rounds) == 12
-    assert "differ from the trainer's" not in first.output
+    assert "differ from the trainer's" not in said
     for line in rounds:
         text = (whole / "samples" / f"step_{line['iteration']:07d}.jsonl").read_text()
         for row in map(json.loads, text.splitlines()):
