@@ -26,7 +26,7 @@ from dsv3_plugin.data.tokenizer_folder import files_of
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.json_text import read_plain
 from dsv3_plugin.files.links import inside
-from dsv3_plugin.recipe.sections import SMALLEST_VOCABULARY
+from dsv3_plugin.recipe.sections import SMALLEST_VOCABULARY, size_of_bpe
 
 BOS = "<｜begin▁of▁sentence｜>"
 EOS = "<｜end▁of▁sentence｜>"
@@ -296,12 +296,11 @@ def choose_tokenizer(choice: str) -> TrainBpe | TextTokenizer:
     Raises:
         UserError: neither a size of a vocabulary nor a folder with a tokenizer.
     """
-    if not choice.startswith("bpe:"):
-        return open_tokenizer(tokenizer_folder_of(choice))
-    size = choice.removeprefix("bpe:")
-    if not size.isdecimal():
-        raise UserError(f'tokenizer "{choice}": write bpe:N with N tokens, such as bpe:4096.')
-    return TrainBpe(int(size))
+    try:
+        size = size_of_bpe(choice)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    return open_tokenizer(tokenizer_folder_of(choice)) if size is None else TrainBpe(size)
 
 
 def check_fits(tokenizer: TrainBpe | TextTokenizer, vocab_size: int, model_name: str) -> None:

@@ -9,17 +9,17 @@ names them, then among those shipped with the package; all other paths are relat
 directory.
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.files.named import is_name, named
-from dsv3_plugin.files.run_folder import RECIPE, RunFolder
+from dsv3_plugin.files.named import is_name
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.recipe import shipped, yaml_text
+from dsv3_plugin.recipe import shipped
+from dsv3_plugin.recipe.bases import inline_model, model_with_bases, read, with_bases
+from dsv3_plugin.recipe.finding import find, is_a_cluster, shipped_folder
 from dsv3_plugin.recipe.merging import laid_over
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.overrides import (
@@ -35,15 +35,9 @@ from dsv3_plugin.recipe.unset import without_unset
 from dsv3_plugin.recipe.validation import fields_of, validate
 from dsv3_plugin.recipe.yaml_text import quoted
 
-_YAML = {".yaml", ".yml"}
 _OF_MODELS_ALONE = fields_of(ModelConfig).keys() - {
     key for kind in STAGES.values() for key in fields_of(kind)
 }
-
-
-def shipped_folder() -> Path:
-    """The folder of the recipes that come with the package."""
-    return shipped.shipped_folder("recipes")
 
 
 def load_recipe(
@@ -61,17 +55,17 @@ def load_recipe(
         UserError: one sentence naming the file, the key and the way out.
     """
     path = find(str(name_or_path))
-    data = _read(path)
+    data = read(path)
     model_alone = _is_like_a_model(data) or data.keys() & _OF_MODELS_ALONE
     if "model" in data or not (model_alone and _is_model(data.get("base"))):
-        data = _with_bases(path, ())
+        data = with_bases(path, ())
     if "model" not in data and (data.keys() & _OF_MODELS_ALONE or _is_like_a_model(data)):
         raise UserError(
             f"{path} is a model, and a recipe is asked for: name the model in one with "
             f"`model: {path.name}`, or begin with the recipe pretrain/tiny."
         )
     if not data.keys() & {"model", "stage"} and data.keys() & {"gpus", "gpus_per_node"}:
-        raise _is_a_cluster(path)
+        raise is_a_cluster(path)
     where = str(path)
     given = [parse(text) for text in overrides]
     try:
@@ -91,13 +85,6 @@ def _is_like_a_model(data: Mapping[str, Any]) -> bool:
     return _is_model(data.get("base")) and bool(own) and not own & known
 
 
-def _is_a_cluster(name_or_path: str | Path) -> UserError:
-    return UserError(
-        f"{name_or_path} is a cluster, and a recipe is asked for: name a recipe first, such as "
-        f"pretrain/tiny, and this with --cluster {name_or_path}."
-    )
-
-
 def stage_of(name_or_path: str | Path, overrides: Sequence[str] = ()) -> type[Recipe]:
     """The class of a recipe's stage, without a look at the rest of it.
 
@@ -105,7 +92,7 @@ def stage_of(name_or_path: str | Path, overrides: Sequence[str] = ()) -> type[Re
         UserError: there is no such recipe or stage, or an override is none.
     """
     path = find(str(name_or_path))
-    return _stage_with(_with_bases(path, ()), [parse(text) for text in overrides], str(path))
+    return _stage_with(with_bases(path, ()), [parse(text) for text in overrides], str(path))
 
 
 def _stage_with(data: Mapping[str, Any], overrides: Sequence[Override], where: str) -> type[Recipe]:
@@ -130,7 +117,7 @@ def _checked(
     if isinstance(data["name"], str) and data.get("directory") is None:
         data["directory"] = f"runs/{data['name']}"
     if "model" in data:
-        data["model"] = _inline_model(data["model"], where)
+        data["model"] = inline_model(data["model"], where)
     _refuse_what_no_file_can_hold(data, where)
     data = without_keys_of_others(kind, data, where)
     recipe = validate(kind, without_unset(kind, data), where)
@@ -214,7 +201,7 @@ def load_model(name_or_path: str | Path) -> ModelConfig:
     """The model of a shipped name (`tiny`, `deepseek-v3`) or of a YAML file's path, which may build
     on another (`base:`)."""
     path = find(str(name_or_path), "models")
-    data = without_unset(ModelConfig, _model_with_bases(path, ()))
+    data = without_unset(ModelConfig, model_with_bases(path, ()))
     return validate(ModelConfig, data, str(path))
 
 
@@ -228,7 +215,7 @@ def load_recipe_or_model(
     if (shipped_folder() / "models" / f"{name_or_path}.yaml").is_file():
         name_or_path = f"models/{name_or_path}"
     path = find(name_or_path, models=True)
-    data = _read(path)
+    data = read(path)
     keys, like_a_model = data.keys(), _is_like_a_model(data)
     if "model" in keys or ("base" in keys and not (keys & _OF_MODELS_ALONE or like_a_model)):
         return load_recipe(path, overrides, machine)
@@ -238,160 +225,3 @@ def load_recipe_or_model(
             f"with model={name_or_path.removeprefix('models/')} and model.KEY=VALUE."
         )
     return load_model(path)
-
-
-def find(
-    name_or_path: str, folder: str = "", beside: Path | None = None, *, models: bool = False
-) -> Path:
-    """The file behind a name or a path.
-
-    Args:
-        name_or_path: a path to an existing file, or a name without suffix.
-        folder: the part of the shipped recipes where names are looked for.
-        beside: a folder that relative paths may also be relative to.
-        models: whether the name may be a model's too, for what is suggested.
-    """
-    within = shipped_folder() / folder
-    if (file := shipped.existing(name_or_path, within, beside)) is not None:
-        return file
-    path = named(name_or_path)
-    if os.path.isdir(path) and folder != "models":
-        inside = path / RECIPE
-        launched = RunFolder(path)
-        if inside.is_file():
-            way_out = f"it is that of a run, whose recipe is {inside}"
-        elif launched.waits_to_begin:
-            way_out = (
-                "it is that of a run that has not begun; it was launched with "
-                f"{launched.launched_with}"
-            )
-        elif launched.launched_with.is_file():
-            way_out = (
-                "Slurm was given no job of the run in it; launch it again (dsv3 launch), or name "
-                f"what it was launched with, {launched.launched_with}"
-            )
-        elif launched.has_only_prepared:
-            way_out = "it is that of a run that has not begun: name the recipe that it was given"
-        else:
-            way_out = "name a YAML file, or a shipped recipe such as pretrain/tiny"
-        raise UserError(f"{path} is a folder, and a recipe is asked for: {way_out}.")
-    if not folder and os.path.isfile(shipped.shipped_folder("launch/clusters") / f"{path}.yaml"):
-        raise _is_a_cluster(name_or_path)
-    known = [name for name in shipped.names_in(within) if models or not name.startswith("models/")]
-    what = "model" if folder == "models" else "recipe or model" if models else "recipe"
-    raise shipped.no_such(name_or_path, what, [name.removeprefix("models/") for name in known])
-
-
-def _found(name: str, folder: str, path: str | Path, key: str) -> Path:
-    """The file that a key names in another, which the sentence begins with if there is none.
-
-    Args:
-        name: what it names.
-        folder: as `find`.
-        path: the file that says so.
-        key: that says so there; paths of a `base` may be relative to the file's folder.
-    """
-    beside = Path(path).parent if key == "base" else None
-    try:
-        return find(name, folder, beside)
-    except UserError as error:
-        said, around = str(error), Path(path).parent
-        own = beside is not None or not around.is_relative_to(shipped_folder())
-        if own and (meant := around / f"{name}.yaml").is_file():
-            # The folder of a file is not where an override looks.
-            where = meant if beside is None else f"{name}.yaml beside it"
-            said = f"'{name}' is no file, and {where} is one: write that."
-        raise UserError(f"{path}: {key}: {said}") from error
-
-
-def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's mapping laid over its base's, its references made independent of where it lies."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: builds on itself through base.")
-    data = _anchor(_read(path), path.parent)
-    base = data.pop("base", None)
-    if base is None:
-        return data
-    if not isinstance(base, str):
-        raise UserError(f"{path}: 'base' must be the name or path of a recipe.")
-    below = _with_bases(_found(base, "", path, "base"), (*seen, path.resolve()))
-    # A recipe is named by its own file, not by what it builds on.
-    below.pop("name", None)
-    below.pop("directory", None)
-    return laid_over(below, [data])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The mapping of a file; what is not called YAML may be something else, which is then said."""
-    if path.suffix in _YAML:
-        return yaml_text.read_mapping(path)
-    try:
-        data = yaml_text.read_mapping(path)
-    except UserError as error:
-        if isinstance(error.__cause__, OSError):
-            raise
-        raise UserError(f"{path} is no recipe or model, which are YAML (NAME.yaml).") from error
-    known = {key for kind in (*STAGES.values(), ModelConfig) for key in fields_of(kind)}
-    if data and not data.keys() & {"base", *known}:
-        raise UserError(
-            f"{path} has no key of a recipe or a model, which are YAML (NAME.yaml): name one, or a "
-            "shipped recipe such as pretrain/tiny."
-        )
-    return data
-
-
-def _anchor(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """References that exist beside the file become absolute."""
-
-    def anchored(value: Any) -> Any:
-        if isinstance(value, str) and (folder / value).is_file():
-            return str((folder / value).resolve())
-        return value
-
-    model, pipeline = data.get("model"), data.get("pipeline")
-    if isinstance(model, str):
-        data["model"] = anchored(model)
-    elif isinstance(model, dict) and "base" in model:
-        data["model"] = model | {"base": anchored(model["base"])}
-    if "cluster" in data:
-        data["cluster"] = anchored(data["cluster"])
-    if isinstance(pipeline, dict) and "schedule" in pipeline:
-        data["pipeline"] = pipeline | {"schedule": anchored(pipeline["schedule"])}
-    return data
-
-
-def _inline_model(model: Any, where: str) -> Any:
-    """The model's own mapping: a name becomes its file's content, changes laid over it."""
-    if isinstance(model, str):
-        model = {"base": model}
-    if not isinstance(model, dict) or "base" not in model:
-        return model
-    base = model["base"]
-    if not isinstance(base, str):
-        raise UserError(f"{where}: 'model.base' must be the name or path of a model.")
-    changes = {key: value for key, value in model.items() if key != "base"}
-    return {**_model_with_bases(_found(base, "models", where, "model"), ()), **changes}
-
-
-def _model_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The mapping of a model's file laid over its base's; named by the file where it says none."""
-    if path.resolve() in seen:
-        raise UserError(f"{path}: builds on itself through base.")
-    data = yaml_text.read_mapping(path)
-    if "model" in data:
-        raise UserError(f"{path} is a recipe, and a model is asked for: name its model.")
-    base = data.pop("base", None)
-    if base is None:
-        return {"name": path.stem, **data}
-    if not isinstance(base, str):
-        raise UserError(f"{path}: 'base' must be the name or path of a model.")
-    if shipped.existing(base, shipped_folder() / "models", path.parent) is None and (
-        shipped.existing(base, shipped_folder(), path.parent) is not None
-    ):
-        raise UserError(f"{path} is a recipe, and a model is asked for: name its model.")
-    below = _found(base, "models", path, "base")
-    return {
-        **_model_with_bases(below, (*seen, path.resolve())),
-        "name": path.stem,
-        **data,
-    }

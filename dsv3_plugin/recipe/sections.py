@@ -58,6 +58,23 @@ class TrainedTokenizer(Section):
     """Tokens at most, special tokens included."""
 
 
+def size_of_bpe(choice: str) -> int | None:
+    """The vocabulary of a tokenizer that is to be trained (`bpe:4096`); None: another is named.
+
+    Raises:
+        ValueError: it has none; the text is a sentence without its end.
+    """
+    kind, colon, size = choice.partition(":")
+    if kind.strip().lower() != "bpe":
+        return None
+    if kind == "bpe" and size.isdecimal() and len(size) < 10:
+        return int(size)
+    folder = "" if colon else f"; a folder of this name is ./{choice}"
+    raise ValueError(
+        f"'{choice}' is no tokenizer to train: write bpe:N with N tokens, such as bpe:4096{folder}"
+    )
+
+
 OnBadRow = Literal["stop", "skip"]
 
 
@@ -133,11 +150,8 @@ class Data(Section):
     @pydantic.field_validator("tokenizer", mode="before")
     @classmethod
     def _tokenizer_in_short(cls, value: Any) -> Any:
-        # As `dsv3 data build --tokenizer` takes it.
-        size = value.removeprefix("bpe:") if isinstance(value, str) else value
-        if size != value and size.isdecimal() and len(size) < 10:
-            return {"vocab_size": int(size)}
-        return value
+        size = size_of_bpe(value) if isinstance(value, str) else None
+        return value if size is None else {"vocab_size": size}
 
 
 BUDGETS = frozenset({"steps", "tokens", "epochs"})

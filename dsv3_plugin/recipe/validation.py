@@ -75,6 +75,17 @@ def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, wh
             if not way_out and takes_null(_annotation_at(kind, path)):
                 wanted["be null"] = None
             is_so = _shown(problem["input"])
+            if (
+                problem["input"] is None
+                and (field := _field_at(kind, path))
+                and field.is_required()
+            ):
+                is_so += ", and it has no default"
+                if not way_out and (known := _with_a_default(field.annotation)):
+                    return (
+                        f"{where}: '{dotted}' is {is_so}: leave that out, or take back single keys "
+                        f"of it, such as {dotted}.{known}."
+                    )
             return f"{where}: '{dotted}' is {is_so}; it must {_or(wanted)}{way_out}."
 
 
@@ -284,6 +295,29 @@ def types_in(annotation: Any) -> Iterator[Any]:
 def takes_null(annotation: Any) -> bool:
     """Whether null is a value of what is annotated so."""
     return bool({type(None), Any} & {*types_in(annotation)})
+
+
+def _field_at(kind: type[pydantic.BaseModel], path: list[int | str]) -> FieldInfo | None:
+    """The field that a path leads to; None where it leads to none, or to what a person named."""
+    annotation = _annotation_at(kind, path[:-1])
+    if not path or typing.get_origin(annotation) is dict:
+        return None
+    return fields_of(model_in(annotation)).get(str(path[-1]))
+
+
+def _with_a_default(annotation: Any) -> str | None:
+    """A key of the one section that is annotated so, which null sets back to something."""
+    section = model_in(annotation)
+    if section is not annotation:
+        return None
+    return next(
+        (
+            key
+            for key, field in fields_of(section).items()
+            if field.get_default() is not None and not field.is_required()
+        ),
+        None,
+    )
 
 
 def _annotation_at(kind: type[pydantic.BaseModel], path: list[int | str]) -> Any:

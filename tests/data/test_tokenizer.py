@@ -243,7 +243,7 @@ def test_what_is_not_a_tokenizer_is_refused(tmp_path):
 
 def test_sizes():
     assert choose_tokenizer("bpe:300") == TrainBpe(300)
-    for wrong in ("bpe:", "bpe:many", "bpe:-5", "bpe:4k"):
+    for wrong in ("bpe", "bpe:", "bpe:many", "bpe:-5", "bpe:4k"):
         with pytest.raises(UserError, match="write bpe:N"):
             choose_tokenizer(wrong)
     with pytest.raises(UserError, match="need at least 264"):

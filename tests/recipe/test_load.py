@@ -46,8 +46,26 @@ def test_base_merges_key_by_key(tmp_path):
 def test_a_recipe_cannot_build_on_itself(tmp_path):
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\n")
-    with pytest.raises(UserError, match="builds on itself"):
+    with pytest.raises(UserError) as refusal:
         load_recipe(tmp_path / "a.yaml")
+    assert str(refusal.value).endswith(
+        "a.yaml: builds on itself through base (a.yaml → b.yaml → a.yaml): have it name another "
+        "there."
+    )
+
+
+@pytest.mark.parametrize(
+    ("load", "other"),
+    [(load_recipe, "pretrain/tiny"), (load_model, "tiny")],
+    ids=["recipe", "model"],
+)
+def test_who_names_the_file_itself_without_its_suffix_is_told_so(load, other, tmp_path):
+    (tmp_path / "b6.yaml").write_text("base: b6\n")
+    with pytest.raises(UserError) as refusal:
+        load(tmp_path / "b6.yaml")
+    assert str(refusal.value).endswith(
+        f"b6.yaml: base: 'b6' is this file itself, a circle: name another, such as {other}."
+    )
 
 
 @pytest.mark.parametrize(

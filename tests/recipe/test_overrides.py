@@ -93,7 +93,7 @@ def test_null_takes_back_what_is_text_and_what_is_another_stages(key, tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("data.tokenizer=null", "'data.tokenizer' is null; it must"),
+        ("data.tokenizer=null", "'data.tokenizer' is null, and it has no default; it must"),
         ("base=null", "name the other recipe in place of"),
         ("backend=", "'backend=' has no value: give it one, or null for its default"),
         ("stage=", "'stage=' has no value: give it one, or null for its default"),

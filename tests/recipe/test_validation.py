@@ -44,7 +44,24 @@ def test_an_unknown_key_has_a_nearest(overrides, sentence):
             ["model.layernorm_epsilon=.inf"],
             "'model.layernorm_epsilon' is .inf; it must be a finite",
         ),
-        (["training=null"], "'training' is null; it must be a mapping"),
+        (
+            ["data=null"],
+            "tiny.yaml with data=null: 'data' is null, and it has no default: leave that out, or "
+            "take back single keys of it, such as data.corpus.",
+        ),
+        (["curves=null"], "leave that out, or take back single keys of it, such as curves.router_"),
+        (["training=null"], "single keys of it, such as training.micro_batch_size."),
+        (
+            ["data.seq_length=null"],
+            "'data.seq_length' is null, and it has no default; it must be a valid integer.",
+        ),
+        (
+            ["data.tokenizer=bpe"],
+            "data.tokenizer: 'bpe' is no tokenizer to train: write bpe:N with N tokens, such as "
+            "bpe:4096; a folder of this name is ./bpe.",
+        ),
+        (["data.tokenizer=bpe:abc"], "'bpe:abc' is no tokenizer to train: write bpe:N with"),
+        (["data.tokenizer=BPE:512"], "write bpe:N with N tokens, such as bpe:4096."),
         (["training.eval_interval=x"], "is 'x'; it must be a valid integer or null."),
         (["checkpoint.keep=0"], "'checkpoint.keep' is 0; it must be greater than 0 or null."),
         (
@@ -86,7 +103,10 @@ def test_a_value_of_another_kind_is_told_what_is_taken(overrides, sentence):
         ),
         (["data.corpus=[{weight: 1}]"], "the key 'data.corpus.0.path' is missing."),
         (["stage=extend"], "'from' is missing: name a run's folder, or a checkpoint's."),
-        (["model=null"], "it must be a mapping of keys to values: name one, such as tiny."),
+        (
+            ["model=null"],
+            "no default; it must be a mapping of keys to values: name one, such as tiny.",
+        ),
         (["training.steps=10%"], "a valid integer: shares are for the lengths in curves."),
         (["data.held_out=5%"], "it must be a valid number: write 0.05."),
         (["model.bse=tiny"], "unknown key 'model.bse' (nearest: 'base')."),
