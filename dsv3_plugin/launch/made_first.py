@@ -114,17 +114,45 @@ def missing_parent(recipe: Recipe, machine: Machine) -> str | None:
     """
     if not isinstance(recipe, Continued) or recipe.parent_recipe is None:
         return None
+    return None if _missing(recipe, machine) is None else recipe.parent_recipe
+
+
+def missing_parents(recipe: Recipe, machine: Machine) -> dict[str, str]:
+    """All recipes that are to be trained before this one, the first of them first, and into which
+    folder.
+
+    Raises:
+        UserError: one of them is wrong, or is to begin with what begins with it.
+    """
+    first: dict[str, str] = {}
+    begun = [recipe]
+    while (parent := _missing(begun[-1], machine)) is not None:
+        if any(_is_in(parent, one.folder) for one in begun):
+            way = " → ".join([*reversed(first), begun[-1].parent_recipe])
+            raise UserError(
+                f"parent_recipe: what {recipe.folder} begins with leads back to itself ({way}), a "
+                "circle: have one of these begin with other weights (from)."
+            )
+        first = {begun[-1].parent_recipe: str(parent.folder), **first}
+        begun.append(parent)
+    return first
+
+
+def _missing(recipe: Recipe, machine: Machine) -> Recipe | None:
+    """The recipe of a parent that is not trained yet."""
+    if not isinstance(recipe, Continued) or recipe.parent_recipe is None:
+        return None
     if recipe.run_folder.steps_saved():
         return None
     parent = _made_by(recipe.parent_recipe, machine)
     if not _is_in(parent, recipe.from_):
         return None
     if parent.training.epochs is None:
-        return None if is_done(parent) else recipe.parent_recipe
+        return None if is_done(parent) else parent
     # Only its data say how many steps it has.
     if parent.epochs_counted is None:
-        return recipe.parent_recipe
-    return None if is_done(load_recipe(recipe.parent_recipe)) else recipe.parent_recipe
+        return parent
+    return None if is_done(load_recipe(recipe.parent_recipe)) else parent
 
 
 def refuse_no_parent(recipe: Recipe, machine: Machine) -> None:
@@ -170,9 +198,9 @@ def make_parent(
     """
     recipe = uncounted(name, overrides, machine)
     make_data(recipe)
-    parent = missing_parent(recipe, machine)
-    if parent is None:
+    if not (first := missing_parents(recipe, machine)):
         return None
+    *_, parent = first
     note(f"{recipe.from_} is not trained yet: that first, by {parent}.")
     code = train(parent, [])
     if code or missing_parent(recipe, machine) is not None:

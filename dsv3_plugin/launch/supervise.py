@@ -11,7 +11,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from types import FrameType
 
@@ -25,7 +25,7 @@ from dsv3_plugin.launch.ending import closing_sentence, is_done, nothing_to_do
 from dsv3_plugin.launch.local import Failure, LocalProcesses
 from dsv3_plugin.launch.made_first import (
     make_parent,
-    missing_parent,
+    missing_parents,
     refuse_missing_maker,
     refuse_no_parent,
 )
@@ -103,11 +103,11 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
     refuse_missing_kernels(recipe.dispatch.kind)
     refuse_what_does_not_go_on(recipe)
     console = console or Console()
-    parent = missing_parent(recipe, machine)
-    if parent is None:
-        refuse_no_parent(recipe, machine)
+    if first := missing_parents(recipe, machine):
+        for line in _made_first(first):
+            console.line_of(line)
     else:
-        console.line_of(f"It would train {parent} first, into {recipe.from_}.")
+        refuse_no_parent(recipe, machine)
     refuse_missing_texts(recipe)
     refuse_missing_maker(recipe)
     refuse_missing_rewards(recipe)
@@ -127,6 +127,19 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
         f"It would {where}, with {number_of(ranks, 'process', 'processes')} on this "
         f"machine; nothing was started or written."
     )
+
+
+def _made_first(first: Mapping[str, str]) -> Iterator[str]:
+    """What is said of the recipes that a run trains before itself, in their order, and of the
+    folder of each."""
+    if len(first) == 1:
+        [(parent, folder)] = first.items()
+        yield f"It would train {parent} first, into {folder}."
+        return
+    yield f"It would train {len(first)} others first, as these lines would, in this order:"
+    widest = max(map(len, map(shlex.quote, first)))
+    for parent, folder in first.items():
+        yield f"  dsv3 train {shlex.quote(parent):{widest}}  into {folder}"
 
 
 def refuse_missing_gpus(recipe: Recipe, machine: Machine) -> None:

@@ -7,6 +7,7 @@ from dsv3_plugin.numbers import number_of
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.recipe.sections import TrainedTokenizer
+from dsv3_plugin.recipe.tuned import Tuned
 
 _CURVES = ("learning_rate", "batch_size", "router_bias_speed", "mtp_weight")
 INTERVALS = (
@@ -20,6 +21,8 @@ _PADDED_TO = 128
 _FEW = 0.01
 """Up to such a share of a vocabulary may be meant for tokens that are added later, as DeepSeek-V3's
 has 465 ids of 129,280."""
+_OF_TOKENS, _OF_ANSWERS = 0.05, 0.005
+"""From which on a clip is one of tokens' ratios, and below which one of answers'."""
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -43,18 +46,19 @@ def regrets(
 def _curves_beyond_the_end(recipe: Recipe) -> Iterator[str]:
     """Curves that were written for a longer run, which never come to their end."""
     reached = {}
-    over = [name for name in _CURVES if _shares_beyond_all(recipe, name)]
+    curves = _curves_of(recipe)
+    over = [name for name in curves if _shares_beyond_all(recipe, name)]
     if over:
         yield (
             f"the shares of {' and of '.join(over)} are more than 100% of the run, which ends in "
             "the middle of them: give lengths (for) whose sum is 100%, or places (until)"
         )
-    for name in (name for name in _CURVES if name not in over):
+    for name in (name for name in curves if name not in over):
         starts = [segment.start for segment in getattr(recipe.curves, name).segments]
         if (begun := sum(start < recipe.total_tokens for start in starts)) < len(starts):
             reached[name] = f"{name} {begun} of {len(starts)}"
     seen = {*reached, *over}
-    unfinished = [name for name in _CURVES if name not in seen and _unfinished(recipe, name)]
+    unfinished = [name for name in curves if name not in seen and _unfinished(recipe, name)]
     if unfinished:
         yield (
             f"the last piece of {' and of '.join(unfinished)} goes on beyond the run's end, and "
@@ -65,6 +69,12 @@ def _curves_beyond_the_end(recipe: Recipe) -> Iterator[str]:
             f"the run ends in the middle of its curves (pieces begun: {', '.join(reached.values())}"
             "): lengths that are shares of it (for: 10%) give a shorter run the same shape"
         )
+
+
+def _curves_of(recipe: Recipe) -> list[str]:
+    """The curves that are followed; what is frozen keeps to none."""
+    frozen = recipe.frozen_curves if isinstance(recipe, Tuned) else ()
+    return [name for name in _CURVES if name not in frozen]
 
 
 def _shares_beyond_all(recipe: Recipe, name: str) -> bool:
@@ -84,7 +94,7 @@ def _unfinished(recipe: Recipe, name: str) -> bool:
 
 def _shorter_than_a_step(recipe: Recipe) -> Iterator[str]:
     """Lengths in tokens that were meant as steps: whole pieces pass between two steps."""
-    for name in _CURVES:
+    for name in _curves_of(recipe):
         written, placed = getattr(recipe.curve_specs, name), getattr(recipe.curves, name).segments
         for number, (piece, of) in enumerate(zip(written, placed, strict=True), start=1):
             step = int(recipe.curves.batch_size(of.start)) * recipe.data.seq_length
@@ -186,9 +196,30 @@ def _rewards_that_teach_otherwise(recipe: Recipe) -> Iterator[str]:
             )
 
 
+def _clips_of_another_ratio(recipe: Recipe) -> Iterator[str]:
+    """Bounds of single tokens' ratios for those of answers, or the other way round; where each
+    round is one step, ratios to the trainer's own are 1, and nothing is clipped."""
+    if not isinstance(recipe, Rl) or (recipe.updates == 1 and recipe.grpo.old == "trainer"):
+        return
+    grpo = recipe.grpo
+    clips = f"grpo.clip_low {grpo.clip_low:g} and grpo.clip_high {grpo.clip_high:g}"
+    if grpo.importance == "sequence" and min(grpo.clip_low, grpo.clip_high) >= _OF_TOKENS:
+        yield (
+            f"{clips} are made for ratios of single tokens, and those of answers (grpo.importance: "
+            "sequence), some 1,000 times nearer to 1, are clipped by them next to never: GSPO's "
+            "are grpo.clip_low=3e-4 grpo.clip_high=4e-4"
+        )
+    elif grpo.importance == "token" and max(grpo.clip_low, grpo.clip_high) < _OF_ANSWERS:
+        yield (
+            f"{clips} are made for ratios of answers (GSPO), and most of single tokens are clipped "
+            "by them: say grpo.importance=sequence, or take grpo.clip_low=0.2 grpo.clip_high=0.28"
+        )
+
+
 _LOOKS: tuple[Callable[[Recipe], Iterator[str]], ...] = (
     _curves_beyond_the_end,
     _shorter_than_a_step,
     _nothing_is_learned,
     _rewards_that_teach_otherwise,
+    _clips_of_another_ratio,
 )

@@ -61,6 +61,20 @@ def recipe_of_folder(folder: Path) -> str | None:
     return None
 
 
+def recipes_to(folder: Path) -> list[str]:
+    """The recipes that come with the package and by whose runs a folder is made by default, in
+    their order: those first that others begin with and that are not there either."""
+    makers: list[str] = []
+    while (maker := recipe_of_folder(folder)) is not None and maker not in makers:
+        makers.insert(0, maker)
+        said = yaml_text.read_mapping(shipped_folder("recipes") / f"{maker}.yaml")
+        before = said.get("from")
+        if before is None or "parent_recipe" in said or os.path.exists(before):
+            break  # dsv3 train makes such a parent by itself
+        folder = Path(before)
+    return makers
+
+
 def existing(name_or_path: str, shipped: Path, beside: Path | None = None) -> Path | None:
     """The file of a path, or of a name in a shipped folder; None where there is none.
 

@@ -24,9 +24,10 @@ class Tuned(Continued):
     @cached_property
     def curves(self) -> Curves:
         """The curves as functions of consumed tokens; of what is frozen, zero."""
-        curves = super().curves
-        if self.mtp == "freeze":
-            curves = replace(curves, mtp_weight=Curve.constant(0.0))
-        if self.router == "freeze":
-            curves = replace(curves, router_bias_speed=Curve.constant(0.0))
-        return curves
+        return replace(super().curves, **dict.fromkeys(self.frozen_curves, Curve.constant(0.0)))
+
+    @property
+    def frozen_curves(self) -> tuple[str, ...]:
+        """The curves of what is frozen, whatever the recipe says of them."""
+        parts = {"mtp_weight": self.mtp, "router_bias_speed": self.router}
+        return tuple(name for name, part in parts.items() if part == "freeze")

@@ -109,8 +109,9 @@ def _saved(path: Path) -> Saved | None:
 def _nothing_in(path: Path) -> str:
     way_out = "name a run's folder, a checkpoint's, or a Hugging Face folder (with its config.json)"
     if not path.exists():
-        if (maker := shipped.recipe_of_folder(path)) is not None:
-            way_out = f"dsv3 train {maker} makes it; or {way_out}"
+        if makers := shipped.recipes_to(path):
+            lines = ", then ".join(f"dsv3 train {maker}" for maker in makers)
+            way_out = f"{lines} {'makes' if len(makers) == 1 else 'make'} it; or {way_out}"
         return f"from: {path} does not exist: {way_out}."
     if not path.is_dir():
         folder = absent.weights_around(path)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.launch import made_first
+from dsv3_plugin.launch import made_first, supervise
 from dsv3_plugin.launch.made_first import (
     make_data,
     make_parent,
@@ -87,6 +87,29 @@ def test_parents_are_trained_oldest_first_and_once(done):
     assert made("young.yaml", done) == (None, [])
     done.remove("middle")  # stopped, and gone on with
     assert made("young.yaml", done) == (None, ["middle.yaml"])
+
+
+def test_a_dry_run_says_all_that_is_trained_before(done, capsys):
+    supervise.dry_run("young.yaml", [])
+    assert capsys.readouterr().out.startswith(
+        "It would train 2 others first, as these lines would, in this order:\n"
+        "  dsv3 train old.yaml     into runs/old\n"
+        "  dsv3 train middle.yaml  into runs/middle\n"
+    )
+    done.add("old")
+    supervise.dry_run("young.yaml", [])
+    said = capsys.readouterr().out
+    assert said.startswith("It would train middle.yaml first, into runs/middle.\n")
+
+
+def test_parents_that_begin_with_each_other_are_refused(done):
+    for name, other in (("egg", "hen"), ("hen", "egg"), ("alone", "alone")):
+        recipe = {**RECIPES["middle"], "from": f"runs/{other}", "parent_recipe": f"{other}.yaml"}
+        Path(f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    for name, way in (("egg", "hen.yaml → egg.yaml"), ("alone", "alone.yaml")):
+        said = f"^parent_recipe: what runs/{name} .* itself \\({way}\\), a circle: have one of"
+        with pytest.raises(UserError, match=said):
+            made(f"{name}.yaml", done)
 
 
 def test_a_parent_that_somebody_names_is_not_made(done):

@@ -164,3 +164,46 @@ def test_conversations_that_are_fewer_than_a_step_takes(tmp_path):
         "2,048: give more of them, or lower curves.batch_size"
     )
     assert not any("a number alone" in sentence for sentence in said)
+
+
+@pytest.mark.parametrize(
+    ("part", "curve"), [("router", "router_bias_speed"), ("mtp", "mtp_weight")]
+)
+def test_the_curve_of_what_is_frozen_is_not_looked_at(part: str, curve: str):
+    pieces = f"curves.{curve}=[{{constant: 1e-3, until: 9M}}, {{constant: 0}}]"
+    assert regrets(load_recipe("rl/tiny", [pieces, f"{part}=freeze"])) == []
+    [said] = regrets(load_recipe("rl/tiny", [pieces, f"{part}=train"]))
+    assert f"{curve} 1 of 2" in said
+
+
+GSPO = "grpo.importance=sequence"
+"""Its clips as trl's page on papers has them: epsilon 3e-4, epsilon_high 4e-4."""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentences"),
+    [
+        (
+            [GSPO, "grpo.mini_batches=4"],
+            [
+                "grpo.clip_low 0.2 and grpo.clip_high 0.28 are made for ratios of single tokens, "
+                "and those of answers (grpo.importance: sequence), some 1,000 times nearer to 1, "
+                "are clipped by them next to never: GSPO's are grpo.clip_low=3e-4 "
+                "grpo.clip_high=4e-4"
+            ],
+        ),
+        ([GSPO], []),  # of one step each: nothing is clipped
+        ([GSPO, "grpo.epochs=2", "grpo.clip_low=3e-4", "grpo.clip_high=4e-4"], []),
+        (["grpo.epochs=2"], []),
+        (
+            ["grpo.epochs=2", "grpo.clip_low=3e-4", "grpo.clip_high=4e-4"],
+            [
+                "grpo.clip_low 0.0003 and grpo.clip_high 0.0004 are made for ratios of answers "
+                "(GSPO), and most of single tokens are clipped by them: say "
+                "grpo.importance=sequence, or take grpo.clip_low=0.2 grpo.clip_high=0.28"
+            ],
+        ),
+    ],
+)
+def test_clips_suit_the_ratios_that_they_bound(overrides: list[str], sentences: list[str]):
+    assert regrets(load_recipe("rl/tiny", overrides)) == sentences

@@ -233,3 +233,12 @@ def test_the_recipe_that_makes_a_parent_is_named(tmp_path, monkeypatch):
         parent.find("runs/tiny")
     with pytest.raises(UserError, match="tiny-rl-base does not exist: dsv3 train rl/tiny-base mak"):
         parent.find("runs/tiny-rl-base")
+    chain = (
+        "tiny-1k does not exist: dsv3 train pretrain/tiny, then dsv3 train extend/tiny-1k make it;"
+    )
+    with pytest.raises(UserError, match=chain):
+        parent.find("runs/tiny-1k")
+    with pytest.raises(
+        UserError, match="dsv3 train rl/tiny-sft makes it; or"
+    ):  # and its own parent
+        parent.find("runs/tiny-rl-sft")
