@@ -10,7 +10,10 @@ from dsv3_plugin.terminal.lines import say_all, say_json
 
 
 def balance(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or of its checkpoints.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run, or of its checkpoints, or its job's number."),
+    ],
     png: Annotated[
         Path | None, typer.Option(help="Draw heat maps over layers, steps and experts here.")
     ] = None,
@@ -20,6 +23,7 @@ def balance(
     if png is not None:
         refuse_other_ending("--png", png, ".png")
     from dsv3_plugin.files.run_folder import RunFolder
+    from dsv3_plugin.launch.run_of_job import folder_meant
     from dsv3_plugin.recipe.places import refuse_not_begun, run_at, the_run_at
     from dsv3_plugin.report.balance import (
         LoadHistory,
@@ -29,6 +33,7 @@ def balance(
         main_layers,
     )
 
+    run = folder_meant(run)
     folder = run_at(run) or (RunFolder(run) if run.is_dir() else the_run_at(run))
     refuse_not_begun(folder)
     history = LoadHistory(folder.metrics.stream(), run, main_layers(folder))

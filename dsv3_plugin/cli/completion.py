@@ -39,10 +39,11 @@ def schedules_and_recipes(beginning: str) -> list[str]:
 
 def keys(beginning: str) -> list[str]:
     """Keys of a recipe of any stage, by dots; those in a section once it alone is meant."""
-    from dsv3_plugin.recipe.explained import paths
+    from dsv3_plugin.recipe.explained import OF_FILES, paths
     from dsv3_plugin.recipe.schema import STAGES
 
-    every = dict.fromkeys(path for kind in STAGES.values() for path in paths(kind))
+    every = dict.fromkeys(OF_FILES)
+    every |= dict.fromkeys(path for kind in STAGES.values() for path in paths(kind))
     levels: dict[int, list[str]] = {}
     for path in every:
         if path.startswith(beginning):

@@ -37,14 +37,20 @@ def runs(
         runs_below,
         status_of,
     )
+    from dsv3_plugin.recipe.places import run_at, what_is_in_place
     from dsv3_plugin.report.run_table import line_of, mapping, table
 
-    here = Path("runs")
-    if directory == here and not (is_run(here) or runs_below(here) or launched_in_vain(here)):
+    there = named(directory)
+    if not (is_run(there) or runs_below(there) or launched_in_vain(there) or run_at(there)):
+        if directory == Path("runs"):
+            raise UserError(
+                "there are no runs yet, which lie in runs/: dsv3 train pretrain/tiny makes one."
+            )
         raise UserError(
-            "there are no runs yet, which lie in runs/: dsv3 train pretrain/tiny makes one."
+            f"{directory} {what_is_in_place(there)}: name a folder of runs, or of one; dsv3 runs, "
+            "alone, lists those in runs/."
         )
-    found = all_runs(named(directory))
+    found = all_runs(there)
     try:
         jobs = queued(jobs_of(found))
     except UserError as error:  # the files say most of it
@@ -66,7 +72,7 @@ def diff(
         str,
         typer.Argument(
             metavar=RECIPE_OR_RUN,
-            help="A recipe (name or path), or the folder of a run.",
+            help="A recipe (name or path), or the folder of a run, or its job's number.",
             autocompletion=completion.recipes,
         ),
     ],
@@ -89,7 +95,9 @@ def diff(
 
 
 def plot(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Folders of runs.")],
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN…", help="Folders of runs, or jobs' numbers.")
+    ],
     png: Annotated[
         Path | None,
         typer.Option(help="Draw losses, and what changed during training, into this file."),
@@ -98,9 +106,11 @@ def plot(
     """Draw the losses of runs over each other: in the terminal, or as a picture."""
     if png is not None:
         refuse_other_ending("--png", png, ".png")
+    from dsv3_plugin.launch.run_of_job import folder_meant, is_job
     from dsv3_plugin.recipe.places import the_run_at
     from dsv3_plugin.report.losses import losses_of, names_apart
 
+    runs = [str(folder_meant(Path(run))) if is_job(run) else run for run in runs]
     names = names_apart(runs)
     found = [losses_of(the_run_at(run), name) for run, name in zip(runs, names, strict=True)]
     if png is not None:

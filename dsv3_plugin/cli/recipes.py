@@ -90,10 +90,17 @@ def _in_recipe(
         stages: that have such a key.
     """
     from dsv3_plugin.recipe import yaml_text
-    from dsv3_plugin.recipe.explained import Absent, value_in
+    from dsv3_plugin.recipe.explained import OF_FILES, Absent, value_in
+    from dsv3_plugin.recipe.said_by import built_on
 
     if loaded.stage not in stages:
         yield f"{name} is of stage {loaded.stage}, which has no such key."
+        return
+    if key in OF_FILES:
+        said = built_on(asked, key)
+        yield f"{name} says no {key} of its own." if said is None else f"in {name}:"
+        if said is not None:
+            yield f"  {yaml_text.dump({key: said}).strip()}"
         return
     last, value = value_in(loaded, key)
     if isinstance(value, Absent):

@@ -64,8 +64,8 @@ def status(
         jobs = None
     stand = [status_of(run, jobs) for run in found]
     if json:
-        for one in stand:
-            say_json({**vars(one), "folder": str(one.folder)})
+        for run, one in zip(found, stand, strict=True):
+            say_json({**vars(one), "folder": str(one.folder), "relaunched": relaunched(run)})
         return
     from dsv3_plugin.terminal.console import Console
 

@@ -13,6 +13,11 @@ _RUNS = Path("runs")
 _JOB = re.compile(r"[0-9]+(_[0-9]+)?")
 
 
+def is_job(text: str) -> bool:
+    """Whether it is written like a job's number, or that of a task of an array."""
+    return _JOB.fullmatch(text) is not None
+
+
 def folder_meant(run: Path) -> Path:
     """The folder of a run, as it was named, or that of the run in runs/ whose job has this number.
 
@@ -22,7 +27,7 @@ def folder_meant(run: Path) -> Path:
         UserError: it is a number, and no folder, and no run there has that job.
     """
     folder, job = named(run), str(run)
-    if not _JOB.fullmatch(job) or folder.exists():
+    if not is_job(job) or folder.exists():
         return folder
     for one in runs_below(_RUNS):
         record = record_of(RunFolder(one))

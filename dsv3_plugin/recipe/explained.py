@@ -21,6 +21,26 @@ _NAME = "NAME"
 """In a key, what a person names."""
 
 
+OF_FILES = {
+    "base": Told(
+        "base",
+        "text",
+        "none",
+        "A shipped recipe, or a file beside this one, that it builds on: mappings merge key by "
+        "key, all else is replaced, null takes back. A key of files alone: a whole recipe has "
+        "none.",
+    ),
+    "model.base": Told(
+        "base",
+        "text",
+        "none",
+        "A shipped model, or the path of a model's file, of which the other keys of model change "
+        "some. A key of files alone: a whole recipe has all of its model's own keys.",
+    ),
+}
+"""What is told of the keys by which files build on others."""
+
+
 @dataclass(frozen=True)
 class Explained:
     """A key of a recipe.
@@ -100,6 +120,8 @@ def explained(path: str) -> dict[Explained, list[str]]:
     Raises:
         UserError: no stage has such a key; the sentence names the nearest there is.
     """
+    if path in OF_FILES:
+        return {Explained(OF_FILES[path], ()): [*STAGES]}
     found: dict[Explained, list[str]] = {}
     for stage, kind in STAGES.items():
         if (meant := _without_own_name(kind, path)) in paths(kind):

@@ -115,9 +115,16 @@ def _what_is_there(path: Path) -> str:
     if path.is_file():
         above = next((folder for folder in path.parents if run_at(folder) is not None), None)
         return f"is a file: name a run's folder{'' if above is None else f', {above}'}"
-    if path.is_dir():
-        return "holds no run: name a run's folder"
     near = Path("runs") / path
-    if near.is_dir() and run_at(near) is not None:
+    if not path.exists() and near.is_dir() and run_at(near) is not None:
         return f"does not exist: name a run's folder, such as {near}"
-    return f"does not exist{nearest_run(path)}: name a run's folder"
+    return f"{what_is_in_place(path)}: name a run's folder"
+
+
+def what_is_in_place(path: Path) -> str:
+    """What stands where a run was looked for; where nothing does, the run that is most like it."""
+    if path.is_file():
+        return "is a file"
+    if path.is_dir():
+        return "holds no run"
+    return f"does not exist{nearest_run(path)}"

@@ -52,6 +52,19 @@ def said_by(recipe: str | Path, key: str) -> list[str]:
     return list(dict.fromkeys(map(_called, [file for file, _ in winning] or sections)))
 
 
+def built_on(recipe: str | Path, key: str) -> Any:
+    """What a recipe's own file says of `base` or `model.base`; None: nothing.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    data = yaml_text.read_mapping(find(str(recipe)))
+    model = data.get("model")
+    if key == "model.base" and not isinstance(model, dict):
+        return model  # a name alone
+    return (model if key == "model.base" else data).get("base")
+
+
 def inherited(
     recipe: str | Path, overrides: Sequence[str] = (), keys: Sequence[str] = INTERVALS
 ) -> dict[str, str]:

@@ -176,7 +176,15 @@ def load_mapping(history: LoadHistory) -> dict[str, Any]:
         "layers": [asdict(layer) for layer in layers],
         "worst_layer": max(layers, key=lambda layer: layer.experts).layer,
         "imbalance": 1 + max(layer.ranks for layer in layers),
+        "plan": _plan_with(history, layers),
     }
+
+
+def _plan_with(history: LoadHistory, layers: Sequence[LayerBalance]) -> str | None:
+    """The line that plans a step with the busiest rank's load; None where there is but one rank."""
+    loads = next(iter(history.last["rank_load"].values()))
+    busiest = 1 + max(layer.ranks for layer in layers)
+    return f"dsv3 plan RECIPE --imbalance {busiest:.3g}" if len(loads) > 1 else None
 
 
 def load_table(history: LoadHistory) -> list[str]:
@@ -203,10 +211,10 @@ def load_table(history: LoadHistory) -> list[str]:
         f"{1 + worst.experts:.3g} times the mean.",
     ]
     busiest = max(layers, key=lambda layer: layer.ranks)
-    if len(history.last["rank_load"][next(iter(history.last["rank_load"]))]) > 1:
+    if (plan := _plan_with(history, layers)) is not None:
         lines.append(
             f"The busiest rank has {1 + busiest.ranks:.3g} times the mean (layer {busiest.layer}), "
-            f"and the others wait for it: dsv3 plan RECIPE --imbalance {1 + busiest.ranks:.3g}"
+            f"and the others wait for it: {plan}"
         )
     return [*lines, EXPLAINED]
 

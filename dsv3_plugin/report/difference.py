@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch.relaunched import relaunched
+from dsv3_plugin.launch.run_of_job import folder_meant, is_job
 from dsv3_plugin.numbers import number_of, tokens_text
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.recipe import yaml_text
@@ -58,11 +60,12 @@ def compared(a: str, b: str) -> Compared:
     """Compare two recipes or runs.
 
     Args:
-        a, b: names or paths of recipes, or the folders of runs.
+        a, b: names or paths of recipes, or the folders of runs, or their jobs' numbers.
 
     Raises:
         UserError: one of them is neither, or cannot be read.
     """
+    a, b = (_run_of_job(place) for place in (a, b))
     mine, theirs = whole_recipe(a), whole_recipe(b)
     keys = [one for one in differences(mine, theirs) if one.key != _CLUSTER]
     clusters = tuple(_clusters(mine.get(_CLUSTER), theirs.get(_CLUSTER)))
@@ -75,6 +78,11 @@ def compared(a: str, b: str) -> Compared:
     ]
     losses = (_losses(a), _losses(b))
     return Compared(a, b, keys, losses, tuple(waiting), clusters, tuple(again))
+
+
+def _run_of_job(place: str) -> str:
+    """What was asked for; the folder of its run where that is the number of a job."""
+    return str(folder_meant(Path(place))) if is_job(place) else place
 
 
 def _clusters(a: str | None, b: str | None) -> Iterator[Difference]:
@@ -145,6 +153,8 @@ def mapping(found: Compared) -> dict[str, Any]:
         "keys": [_without_missing(asdict(one)) for one in found.keys],
         "cluster": [_without_missing(asdict(one)) for one in found.cluster],
         "losses": [None if run is None else _last(run) for run in found.losses],
+        "not_begun": [*found.not_begun],
+        "relaunched": [*found.relaunched],
     }
 
 

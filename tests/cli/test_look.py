@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dsv3_plugin.launch.job_record import JobRecord, write_record
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.shipped import shipped_folder
@@ -38,10 +39,15 @@ def test_runs_are_listed(dsv3, two):
 
 def test_where_no_runs_are_that_is_a_sentence(dsv3, two):
     two[0].root.joinpath("data").mkdir()
-    for folder, why in (("nowhere", "does not exist"), ("runs/a/data", "holds no run")):
+    way_out = "name a folder of runs, or of one; dsv3 runs, alone, lists those in runs/."
+    for folder, why in (
+        ("nowhere", "does not exist"),
+        ("runs/aa", "does not exist (nearest: 'runs/a')"),
+        ("runs/a/data", "holds no run"),
+        ("runs/a/metrics.jsonl", "is a file"),
+    ):
         said = dsv3("runs", folder)
-        assert (said.code, said.err.count("\n")) == (2, 1)
-        assert why in said.err
+        assert (said.code, said.err) == (2, f"dsv3: {folder} {why}: {way_out}\n")
 
 
 def test_of_an_empty_folder_of_runs_the_way_to_one_is_said(dsv3, tmp_path, monkeypatch):
@@ -63,6 +69,15 @@ def test_runs_and_recipes_differ_in(dsv3, two):
     assert found["keys"] == [{"key": "training.seed", "a": 1234, "b": 7}]
     assert [run["step"] for run in found["losses"]] == [STEPS, STEPS]
     assert dsv3("diff", "pretrain/tiny", "runs/a").out.startswith("The recipes are the same")
+
+
+def test_a_run_is_compared_and_drawn_by_its_jobs_number(dsv3, two):
+    write_record(two[0], JobRecord("12", "cpu", "none", 0.0))
+    assert dsv3("diff", "12", "runs/b").out == dsv3("diff", "runs/a", "runs/b").out
+    assert dsv3("plot", "12").out == dsv3("plot", "runs/a").out
+    for words in (("diff", "13", "runs/b"), ("plot", "13"), ("balance", "13")):
+        said = dsv3(*words)
+        assert (said.code, "no run in runs/ was launched as job 13" in said.err) == (2, True)
 
 
 def test_of_the_clusters_of_runs_what_differs_stands_apart(dsv3, two, tmp_path):

@@ -45,6 +45,22 @@ def test_a_key_is_explained_with_its_value_in_a_recipe():
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "recipe", "last"),
+    [
+        ("base", "extend/tiny-1k", "  base: pretrain/tiny"),
+        ("base", "pretrain/tiny", "pretrain/tiny says no base of its own."),
+        ("model.base", "pretrain/tiny", "  model.base: tiny"),
+        ("model.base", "sft/tiny", "sft/tiny says no model.base of its own."),
+    ],
+)
+def test_the_keys_by_which_files_build_on_others_are_explained(key: str, recipe: str, last: str):
+    lines = answer("explain", key, recipe).splitlines()
+    assert lines[:2] == [key, "  takes    text"]
+    assert "A key of files alone" in lines[3]
+    assert lines[-1] == last
+
+
 def test_a_whole_number_is_explained_as_its_file_writes_it():
     lines = answer("explain", "pipeline.timeout", "pretrain/deepseek-v3-256").splitlines()
     assert lines[-1] == "  timeout: 1200"

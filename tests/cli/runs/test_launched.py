@@ -1,5 +1,6 @@
 """What is said of runs that are launched and have not begun."""
 
+import json
 import os
 import time
 
@@ -50,6 +51,10 @@ def test_a_run_that_goes_on_with_another_recipe_says_so_until_then(dsv3, run, sl
     for named in ((), ("runs/small",)):
         last = dsv3("status", *named).out.splitlines()[-1]
         assert last == f"runs/small: {again} begun yet; what stands here is of the one before."
+    assert json.loads(dsv3("status", "--json").out)["relaunched"] == f"{again} begun yet"
+    found = json.loads(dsv3("diff", "runs/small", "pretrain/tiny", "--json").out)
+    assert found["relaunched"][0].startswith(f"runs/small: {again} begun yet; ")
+    assert found["not_begun"] == []
     said = dsv3("diff", "runs/small", "pretrain/tiny")
     assert said.out.startswith("The recipes are the same in all keys but"), said.err
     assert f"runs/small: {again} begun yet; what is compared is the one before, and " in said.out
