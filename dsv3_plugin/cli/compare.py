@@ -55,6 +55,17 @@ def verify(
                 "--without-mtp belong to comparing tensors"
             )
         verify_files(a, b, workers, None if all_ else _LONGEST_LIST, as_json=as_json)
+    of_two = {
+        "--tolerance": tolerance,
+        "--allow-pickle": allow_pickle,
+        "--without-mtp": without_mtp,
+    }
+    if b is None and (stray := [option for option, given in of_two.items() if given]):
+        raise UserError(
+            f"{' and '.join(stray)} {'is' if len(stray) == 1 else 'are'} for comparing two, and "
+            f"{a} alone is held against the bytes in its own manifest: name a second, or leave "
+            f"{'it' if len(stray) == 1 else 'them'} out"
+        )
     from dsv3_plugin.checkpoint.conversion.manifest import check
     from dsv3_plugin.checkpoint.conversion.verify import verify as compare
     from dsv3_plugin.cli.progress import bytes_done
@@ -95,7 +106,8 @@ def verify_files(a: Path, b: Path, workers: int, most: int | None, *, as_json: b
     if as_json:
         say_json(asdict(found))
     else:
-        say(f"{_the_same(found.equal, 'file')}, byte for byte.")
+        beside = f" ({found.passed_over}, a conversion's own, is not compared)"
+        say(f"{_the_same(found.equal, 'file')}, byte for byte{beside * bool(found.passed_over)}.")
         if found.only:
             files = number_of(len(found.only), "file")
             hold, are = ("holds", "is") if len(found.only) == 1 else ("hold", "are")

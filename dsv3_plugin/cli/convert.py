@@ -45,7 +45,9 @@ def import_(
     workers: Workers = 2,
     dtype: Annotated[
         str | None,
-        typer.Option(help="bf16, fp32 or keep-fp8; each tensor's own by default."),
+        typer.Option(
+            help="bf16, fp32 or keep-fp8; by default each tensor's own, FP16 too, and bf16 for FP8."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a killed import.")] = False,
     allow_pickle: AllowPickle = False,
@@ -77,8 +79,8 @@ def export(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="bf16 or fp32; each tensor's own by default. With --fp8, of the weights that do "
-            "not become FP8."
+            help="bf16 or fp32; by default each tensor's own, FP16 too. With --fp8, of the weights "
+            "that do not become FP8."
         ),
     ] = None,
     fp8: Annotated[bool, typer.Option("--fp8", help="Linear weights in DeepSeek's FP8.")] = False,

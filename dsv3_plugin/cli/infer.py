@@ -1,10 +1,12 @@
 """`dsv3 logits` and `dsv3 generate`: what a checkpoint computes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dsv3_plugin.errors import UserError
 from dsv3_plugin.terminal.lines import say, show_text
 
 
@@ -68,6 +70,15 @@ def generate(
     ] = False,
 ) -> None:
     """Continue texts, or answer them."""
+    refuse_without_drawing(
+        temperature,
+        {
+            "--top-k": top_k is not None,
+            "--top-p": top_p < 1,
+            "--min-p": min_p > 0,
+            "--answers": answers > 1,
+        },
+    )
     from dsv3_plugin.checkpoint.loadable import tokenizer_beside
 
     tokenizer_beside(checkpoint)  # or nothing is worth the wait for a model
@@ -91,3 +102,14 @@ def generate(
         for piece in continue_texts(checkpoint, prompt, sampling, drafts=drafts, chat=chat):
             show_text(piece)
     say()
+
+
+def refuse_without_drawing(temperature: float, options: Mapping[str, bool]) -> None:
+    """Raise UserError for options of drawing, of those that are given, where nothing is drawn."""
+    stray = [option for option, given in options.items() if given]
+    if stray and temperature == 0:
+        raise UserError(
+            f"{' and '.join(stray)} {'is' if len(stray) == 1 else 'are'} for tokens that are "
+            "drawn, and --temperature 0, the default, takes the likeliest each time: add "
+            "--temperature 1, or the like"
+        )

@@ -42,8 +42,9 @@ def rehearse(
     from dsv3_plugin.rehearsal.rehearsal import rehearse as rehearsed
     from dsv3_plugin.rehearsal.te.installed import how_to_get_it, te_python
 
-    if configuration and ranks is not None:
-        raise UserError("--configuration rehearses no rank: leave out --ranks")
+    of_ranks = {"--ranks": ranks, "--imbalance": imbalance}
+    if configuration and (stray := [name for name, said in of_ranks.items() if said is not None]):
+        raise UserError(f"--configuration rehearses no rank: leave out {' and '.join(stray)}")
     if html is not None:
         refuse_no_page(html)
     conditions = Conditions(cluster, imbalance, None, None, drawn=False)

@@ -163,10 +163,12 @@ class Output:
     draw: bool
 
     def check(self) -> None:
-        """Raise UserError if a picture's name does not end in what its option says."""
+        """Raise UserError for what does not go together, a picture and the end of its name too."""
         for option, ending, path in (("--png", ".png", self.png), ("--svg", ".svg", self.svg)):
             if path is not None:
                 refuse_other_ending(option, path, ending)
+        if self.draw and self.json:
+            raise UserError("--draw draws in the terminal, and --json prints one object: name one")
 
     def write(self, timeline: "Timeline", summary: dict[str, Any], lines: list[str]) -> None:
         """Write the files that were asked for, then print the summary as JSON, or the lines."""
@@ -179,7 +181,7 @@ class Output:
                 from dsv3_plugin.schedules.draw import draw
 
                 draw(timeline, picture)
-        if self.draw and not self.json:
+        if self.draw:
             from dsv3_plugin.schedules.text_picture import text_picture
             from dsv3_plugin.terminal.console import Console
 

@@ -90,6 +90,15 @@ def test_a_seed_that_torch_cannot_take_is_refused(dsv3, seed):
     assert "--seed" in said.err
 
 
+def test_options_of_drawing_are_refused_where_nothing_is_drawn(dsv3):
+    words = ("generate", "--checkpoint", ".", "--prompt", "a", "--top-p", 0.9, "--answers", 2)
+    assert dsv3(*words).err == (
+        "dsv3: --top-p and --answers are for tokens that are drawn, and --temperature 0, the "
+        "default, takes the likeliest each time: add --temperature 1, or the like.\n"
+    )
+    assert "drawn" not in dsv3(*words, "--temperature", 1).err
+
+
 def test_versions_are_those_installed(dsv3):
     said = dsv3("--version")
     assert said.code == 0

@@ -225,6 +225,12 @@ def test_what_was_done_as_json(tmp_path, dsv3):
     assert said["tensors"] > 0
     assert not said["was_complete"]
     exported = json.loads(dsv3("export", tmp_path / "checkpoint", tmp_path / "back", "--json").out)
+    done = dsv3("verify", tmp_path / "back", "--tolerance", 0.1, "--without-mtp")
+    assert (done.code, done.err) == (
+        2,
+        f"dsv3: --tolerance and --without-mtp are for comparing two, and {tmp_path / 'back'} alone "
+        "is held against the bytes in its own manifest: name a second, or leave them out.\n",
+    )
     same = json.loads(dsv3("verify", tmp_path / "hf", tmp_path / "back", "--json").out)
     assert same == {
         "equal": exported["tensors"], "differences": [], "absent_copies": [], "scales": 0,

@@ -180,6 +180,7 @@ def test_stages_of_a_model_and_by_hand():
         (("zbv", *EIGHT, "--model", "tiny", "--layers", "-1,1*15"), "takes no negative numbers"),
         (("zbv", *EIGHT, "--model", "tiny", "--stage-costs", "1*16"), "give one of them"),
         (("zbv", *EIGHT, "--png", "v.svg"), "--png writes .png files; v.svg does not end so"),
+        (("zbv", *EIGHT, "--draw", "--json"), "--json prints one object: name one"),
         (("zbv", *EIGHT, "--svg", "v.png"), "--svg writes .svg files; v.png does not end so"),
     ],
 )

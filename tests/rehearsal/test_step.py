@@ -95,6 +95,7 @@ def test_a_rank_of_the_full_recipe_is_as_planned_and_has_five_to_spare_where_exp
         (["pretrain/tiny", "--html", "page.pdf"], "--html writes .html files"),
         (["pretrain/tiny", "--html", "nowhere/page.html"], "cannot write nowhere/page.html: No su"),
         (["pretrain/tiny", "--configuration", "--ranks", "0"], "leave out --ranks"),
+        (["pretrain/tiny", "--configuration", "--imbalance", "1.5"], "leave out --imbalance"),
         (["pretrain/tiny", "--ranks", "9"], "give ranks from 0 to 1"),
         (["pretrain/tiny", "--imbalance", "0"], "cannot be 0"),
         (["pretrain/tiny", "no.such=1"], "unknown key 'no'"),

@@ -47,6 +47,7 @@ from dsv3_plugin.checkpoint.conversion.tokenizer_files import (
     TOKEN_IDS,
     token_ids,
 )
+from dsv3_plugin.checkpoint.conversion.type_names import KEEP_FP8, require_known
 from dsv3_plugin.checkpoint.conversion.weights import (
     E4M3,
     DistWeights,
@@ -76,13 +77,6 @@ _COMMON = {
     "checkpoint_version": 3.0,
     "iteration": 0,
     "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
-}
-
-_AS_TORCH = {
-    "bfloat16": "bf16",
-    "float32": "fp32",
-    "torch.bfloat16": "bf16",
-    "torch.float32": "fp32",
 }
 
 
@@ -129,12 +123,12 @@ def import_hf(
     """Turns a Hugging Face folder into a Megatron checkpoint (`torch_dist`, a `release`).
 
     Args:
-        hf_dir: config.json and safetensors in BF16, FP32 or DeepSeek's FP8; only read.
+        hf_dir: config.json and safetensors in BF16, FP16, FP32 or DeepSeek's FP8; only read.
         checkpoint: a new folder. Any later TP/PP/EP layout, and both backends, load it.
         workers: threads.
         dtype: type of the weights in the checkpoint; None keeps each tensor's own, FP8 becoming
-            BF16. "keep-fp8" leaves FP8 weights as they are: half the size, but nothing to train
-            from. The router bias keeps its type always.
+            BF16; nothing becomes FP16. "keep-fp8" leaves FP8 weights as they are: half the size,
+            but nothing to train from. The router bias keeps its type always.
         resume: continue an unfinished import into the same folder.
         allow_pickle: read `*.bin` or `*.pt` weights, as tensors only.
         without_mtp: the folder has no multi-token prediction layers, though config.json promises
@@ -148,7 +142,7 @@ def import_hf(
             written. The target stays marked as incomplete, the source is untouched.
     """
     began = time.monotonic()
-    _require_known(dtype, (*CAST, "keep-fp8"))
+    require_known(dtype, (*CAST, KEEP_FP8))
     root = Path(checkpoint)
     absent.refuse_no_folder(Path(hf_dir), "a Hugging Face folder")
     tracker.refuse_unfinished(Path(hf_dir))
@@ -232,7 +226,7 @@ def export_hf(
         UserError: as `import_hf`.
     """
     began = time.monotonic()
-    _require_known(dtype, tuple(CAST))
+    require_known(dtype, tuple(CAST))
     if fp8_rule not in FP8_RULES:
         raise UserError(f"no FP8 rule is called '{fp8_rule}'; choose from {', '.join(FP8_RULES)}.")
     if fp8_rule != "reversible" and not fp8:
@@ -317,17 +311,6 @@ def _written(config: dict[str, Any], source: DistWeights) -> bytes:
     if config == source.config:
         return inside(source.root, HF_CONFIG).read_bytes()
     return json.dumps(config, indent=2).encode()
-
-
-def _require_known(dtype: str | None, known: tuple[str, ...]) -> None:
-    if dtype is None or dtype in known:
-        return
-    way = f"choose from {', '.join(known)}"
-    if dtype.lower() in _AS_TORCH:
-        way = f"it is called {_AS_TORCH[dtype.lower()]} here"
-    elif dtype.lower().startswith(("fp8", "float8")):
-        way = "take keep-fp8" if "keep-fp8" in known else "--fp8 writes that, without --dtype"
-    raise UserError(f"the type '{dtype}' is not known: {way}.")
 
 
 def _require_consumed(source: Weights, jobs: list[Job], names: set[str]) -> None:

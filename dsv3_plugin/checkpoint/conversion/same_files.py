@@ -28,11 +28,13 @@ class FileComparison:
         equal: files that are the same.
         differences: files of both that are not, and files of weights that one lacks.
         only: other files that one folder has, and the other lacks.
+        passed_over: the name of a conversion's manifest, where there is one.
     """
 
     equal: int
     differences: list[Difference]
     only: list[str]
+    passed_over: str | None = None
 
 
 def compare_files(
@@ -45,7 +47,8 @@ def compare_files(
 ) -> FileComparison:
     """Compare the files of two folders.
 
-    What a conversion writes about itself (`manifest.json`) and hidden files are passed over.
+    What a conversion writes about itself (`manifest.json`: of equal files it may say that they were
+    made from others) and hidden files are passed over.
 
     Args:
         a, b: the folders; only read.
@@ -85,7 +88,8 @@ def compare_files(
             done += sizes[name]
             if progress:
                 progress(done, total)
-    return FileComparison(equal, differences, only)
+    manifests = [*Path(a).rglob(MANIFEST), *Path(b).rglob(MANIFEST)]
+    return FileComparison(equal, differences, only, MANIFEST if manifests else None)
 
 
 def _require_one_form(a: Path, b: Path) -> None:

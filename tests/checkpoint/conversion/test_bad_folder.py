@@ -307,6 +307,8 @@ def test_command_line_prints_the_sentence_and_exits_with_2(source, tmp_path, dsv
     ("convert", "dtype", "way"),
     [
         (import_hf, "bfloat16", "it is called bf16 here."),
+        (import_hf, "fp16", "weights in FP16 stay so without --dtype, and no others become FP16; "),
+        (export_hf, "float16", "weights .* become FP16; choose from bf16, fp32."),
         (export_hf, "float32", "it is called fp32 here."),
         (import_hf, "fp8", "take keep-fp8."),
         (export_hf, "fp8", "--fp8 writes that, without --dtype."),
