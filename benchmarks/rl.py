@@ -8,6 +8,7 @@ these took: what the same time is worth without rewards. All of it goes through 
 
 `--as` trains otherwise as well, or alone: `gspo` by ratios of whole answers, `openai` by answers of
 `dsv3 serve` beside the run, `async` by answers that are a round old, `openai_async` by both,
+`partial` by answers that are made in two rounds and more, `openai_partial` by those of a server,
 `curriculum` on problems that are neither too hard nor too easy by then, `hot` by answers drawn at a
 temperature of 1.3, `drafts` with a token guessed ahead by multi-token prediction, `frozen_drafts`
 by one that does not learn the answers.
@@ -50,6 +51,10 @@ WAYS = {
     "async": ("rollouts.async=1",),
     "openai_async": (
         "rollouts.kind=openai", "rollouts.key_variable=DSV3_API_KEY", "rollouts.async=1",
+    ),
+    "partial": ("rollouts.partial=2",),
+    "openai_partial": (
+        "rollouts.kind=openai", "rollouts.key_variable=DSV3_API_KEY", "rollouts.partial=2",
     ),
     "curriculum": ("rollouts.curriculum={low: 0.2, high: 0.8, again: 0.1}",),
     "hot": ("rollouts.temperature=1.3",),

@@ -46,8 +46,10 @@ class Kept:
         each += read * BYTES[OF_PROMPT]
         if recipe.grpo.routing_replay:  # of all tokens but the last, of which nothing follows
             each += (read + rollouts.max_tokens - 1) * experts_bytes(recipe.model)
-        answers = rollouts.prompts * rollouts.n * rollouts.dynamic_sampling
-        return cls(answers * each, -(-recipe.checkpoint.interval // recipe.updates))
+        several, in_parts = rollouts.dynamic_sampling > 1, rollouts.partial is not None
+        # Those that are gone on with are at once fewer than two askings' (`stages/draws.py`).
+        asked = rollouts.prompts * (rollouts.dynamic_sampling + (several and in_parts))
+        return cls(asked * rollouts.n * each, -(-recipe.checkpoint.interval // recipe.updates))
 
 
 def experts_bytes(model: ModelConfig) -> int:

@@ -81,14 +81,15 @@ class Rollouts(Section):
     partial: Size | None = None
     """Tokens of an answer in a round, at most. One that has no end by then is kept, each token with
     the version of the weights that it is from, and gone on with in the next round, by the weights
-    of that; its prompt's others wait for it, and tokens are weighed by `grpo.correction`. null: a
-    round waits for its longest answer."""
+    of that, by a server too; its prompt's others wait for it, and tokens are weighed by
+    `grpo.correction`. null: a round waits for its longest answer."""
     curriculum: Curriculum | None = None
     """Passes over prompts that the model cannot do yet, or can do already; null: all prompts come
     in their turn."""
     dynamic_sampling: Annotated[int, Field(ge=1)] = 1
-    """Rounds of answers at most, until `prompts` groups have different rewards; groups whose
-    rewards are equal say nothing, and are left out (DAPO). 1: all groups of one round."""
+    """Rounds of answers at most, until `prompts` groups have different rewards, or may have once
+    their answers are gone on with (`partial`); groups whose rewards are equal say nothing, and are
+    left out (DAPO). 1: all groups of one round."""
     held_out_n: Annotated[Size, Field(le=1024)] = 1
     """Answers to each prompt of data.held_out_sets, every training.eval_interval steps."""
 

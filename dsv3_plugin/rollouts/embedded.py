@@ -1,8 +1,7 @@
 """Answers by an engine of ours on the model in training: its weights where they lie."""
 
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -13,7 +12,8 @@ from dsv3_plugin.inference.requests import Request, SamplingParameters
 from dsv3_plugin.model.rounded_once import rounded_once
 from dsv3_plugin.recipe.rl import Rollouts
 from dsv3_plugin.rollouts.asked import Asked
-from dsv3_plugin.rollouts.rollout import UNFINISHED, Rollout
+from dsv3_plugin.rollouts.parts import Part, parts_of, together
+from dsv3_plugin.rollouts.rollout import Rollout
 
 
 class Embedded:
@@ -93,15 +93,19 @@ class Embedded:
         before = tuple(counters.guessed), tuple(counters.accepted)
         self.engine.weights_changed()  # also those written where autograd does not look
         begun = begun or [()] * len(asked)
-        requests = [
-            request
+        longest = self._settings.max_tokens
+        parts = [
+            parts_of(one.tokens, own, n, seed, longest, most)
             for one, seed, own in zip(asked, seeds, begun, strict=True)
-            for request in self._requests(one, n, seed, own, most)
         ]
+        requests = [self._request(part) for of_prompt in parts for part in of_prompt]
         with rounded_once(self._parts.config, self._parts.device):
             done = self.engine.run(requests if self.leads else [])
         found = iter([Rollout.of(answer, version) for answer in done])
-        answers = [self._together(own, n, found) for own in begun]
+        answers = [
+            together(own, mine, [[next(found) for _ in range(part.n)] for part in mine], longest)
+            for own, mine in zip(begun, parts, strict=True)
+        ]
         self.engine.release_cache()
         after = counters.guessed, counters.accepted
         self._guesses = tuple(
@@ -110,40 +114,15 @@ class Embedded:
         )
         return answers
 
-    def _requests(
-        self, one: Asked, n: int, seed: int, own: Sequence[Rollout], most: int | None
-    ) -> Iterator[Request]:
-        """For answers to a prompt, or the rest of those that are unfinished."""
-        longest = self._settings.max_tokens
-
-        def sampling(answers: int, left: int) -> SamplingParameters:
-            return SamplingParameters(
-                max_tokens=left if most is None else min(left, most),
-                temperature=self._settings.temperature,
-                n=answers,
-                seed=seed,
-                stop_tokens=self._ends,
-            )
-
-        if not own:
-            yield Request(one.tokens, sampling(n, longest))
-        for number, answer in enumerate(own):
-            if answer.unfinished:
-                left = longest - len(answer.tokens)
-                yield Request((*one.tokens, *answer.tokens), sampling(1, left), number=number)
-
-    def _together(self, own: Sequence[Rollout], n: int, found: Iterator[Rollout]) -> list[Rollout]:
-        """The answers to a prompt, those that were there with what was found of them."""
-        whole = [
-            answer.gone_on(next(found)) if answer.unfinished else answer for answer in own
-        ] or [next(found) for _ in range(n)]
-        longest = self._settings.max_tokens
-        return [
-            replace(answer, finish_reason=UNFINISHED)
-            if answer.finish_reason == "length" and len(answer.tokens) < longest
-            else answer
-            for answer in whole
-        ]
+    def _request(self, part: Part) -> Request:
+        sampling = SamplingParameters(
+            max_tokens=part.most,
+            temperature=self._settings.temperature,
+            n=part.n,
+            seed=part.seed,
+            stop_tokens=self._ends,
+        )
+        return Request(part.tokens, sampling)
 
     @property
     def guesses(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -19,8 +19,8 @@ class Rollout:
         log_probs: natural logarithms of the probabilities of these tokens in the distributions
             that they were drawn from, behind the temperature.
         finish_reason: why it ended, or `UNFINISHED`.
-        versions: of the weights, for each token: of an engine in training the steps that had been
-            taken, of a server as it counts them.
+        versions: of the weights, for each token: in training the steps that had been taken, else as
+            whoever answers counts them.
         experts: [positions, MoE layers, top-k], int32: the experts that the tokens of prompt and
             answer went to, the last token aside; None where that is not known.
     """

@@ -1,6 +1,6 @@
 """Answers for rounds: asked for when a round begins, or while the one before it is trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -22,7 +22,7 @@ class Drawn:
     """Answers for a round.
 
     Attributes:
-        groups: all of them.
+        groups: all of them that are whole.
         learned: places of those that are trained on.
         version: of the weights that they are from: the steps that had been taken.
         costs: of them.
@@ -47,20 +47,6 @@ class Drawn:
         """As `asdict` has written it."""
         groups = [_group(group) for group in state["groups"]]
         return cls(**state | {"groups": groups, "costs": Costs(**state["costs"])})
-
-    @property
-    def whole(self) -> "Drawn":
-        """The round without what is gone on with in the next."""
-        rollouts = [answer.rollout for group in self.groups for answer in group.answers]
-        groups = [group for group in self.groups if not group.unfinished]
-        return Drawn(
-            groups,
-            [*range(len(groups))],
-            self.version,
-            self.costs,
-            made=sum(rollout.versions.count(self.version) for rollout in rollouts),
-            unfinished=sum(group.unfinished for group in self.groups),
-        )
 
     @property
     def oldest(self) -> int:
@@ -133,7 +119,8 @@ class Draws:
         """
         again = asked_again(self._unfinished, self._policy.data.members) if self._unfinished else []
         begun = [tuple(answer.rollout for answer in one.answers) for one in self._unfinished]
-        new = self.order.take(self._recipe.rollouts.prompts - len(again))
+        # There are more of them than a round has where several askings have left some.
+        new = self.order.take(max(self._recipe.rollouts.prompts - len(again), 0))
         asked, begun = [*again, *new], [*begun, *[()] * len(new)]
         kept = self._journal.read(step, 0, _tokens(asked, begun), version)
         self._begun = _Begun(model, version, step, asked, begun, kept)
@@ -149,8 +136,9 @@ class Draws:
             return
         settings, asked, begun = self._recipe.rollouts, round_.asked, round_.begun
         groups: list[Group] = []
+        unfinished: list[Group] = []
         learned: list[int] = []
-        costs = Costs()
+        costs, made = Costs(), 0
         for number in range(settings.dynamic_sampling):
             kept = round_.kept
             if number:
@@ -163,20 +151,30 @@ class Draws:
                     self._ask(round_, asked, number, begun)
             found, cost = kept or self._asked_for(round_, asked, number, begun)
             self._measure(asked, found)
+            behind = (answer.rollout for group in found for answer in group.answers)
+            before = (answer for own in begun for answer in own)
+            made += _of(round_.version, behind) - _of(round_.version, before)
+            unfinished += [group for group in found if group.unfinished]
+            whole = [group for group in found if not group.unfinished]
             learned += [
                 place
-                for place, group in enumerate(found, start=len(groups))
+                for place, group in enumerate(whole, start=len(groups))
                 if settings.dynamic_sampling == 1 or group.tells_apart
             ]
-            groups, costs = groups + found, costs.and_then(cost)
-            if len(learned) >= settings.prompts:
+            groups, costs = groups + whole, costs.and_then(cost)
+            if len(learned) + len(unfinished) >= settings.prompts:  # which may tell apart yet
                 break
-        self._begun = None
-        drawn = Drawn(groups, learned[: settings.prompts], round_.version, costs)
-        if settings.partial is not None or any(round_.begun):  # or was not, when that was begun
-            drawn = drawn.whole
-        self._unfinished = [group for group in groups if group.unfinished]
-        self._ready = drawn
+        self._begun, self._unfinished = None, unfinished
+        # Also where that was said when the answers were begun, and is no more.
+        in_parts = settings.partial is not None or any(round_.begun)
+        self._ready = Drawn(
+            groups,
+            learned[: settings.prompts],
+            round_.version,
+            costs,
+            made=made if in_parts else None,
+            unfinished=sum(group.unfinished for group in unfinished),
+        )
 
     def _ask(
         self,
@@ -250,6 +248,11 @@ def asked_again(groups: Sequence[Group], members: Sequence[Sequence[Asked]]) -> 
     """
     known = {(one.tokens, expected_of(one)): one for member in members for one in member}
     return [known[tuple(one.answers[0].rollout.prompt), one.expected] for one in groups]
+
+
+def _of(version: int, answers: Iterable[Rollout]) -> int:
+    """Tokens that are from these weights."""
+    return sum(answer.versions.count(version) for answer in answers)
 
 
 def _tokens(asked: Sequence[Asked], begun: Sequence[tuple[Rollout, ...]]) -> list[tuple[int, ...]]:

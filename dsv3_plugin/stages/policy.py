@@ -1,6 +1,5 @@
 """The model in training, asked by all ranks together."""
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dsv3_plugin.rollouts.asked import Asked
 from dsv3_plugin.rollouts.groups import Group, scored
 from dsv3_plugin.rollouts.judging import Judging
 from dsv3_plugin.rollouts.rollout import Rollout
+from dsv3_plugin.rollouts.seeds import seed_below
 from dsv3_plugin.stages.own_engine import OwnEngine
 from dsv3_plugin.stages.round_numbers import Costs
 from dsv3_plugin.stages.server import Server
@@ -137,7 +137,7 @@ class Policy:
         """
         self._asked, self._began = asked, time.perf_counter()
         self._source.take_weights(model, version)
-        seeds = [_seed(seed, number) for number in range(len(asked))]
+        seeds = [seed_below(seed, number) for number in range(len(asked))]
         self._source.ask(asked, n, seeds, begun or [()] * len(asked), most)
 
     def asked_for(self) -> tuple[list[Group], Costs]:
@@ -189,9 +189,3 @@ def _told_to_all(own: _Part | None) -> list[_Part]:
         device = torch.device(torch.cuda.current_device())
         dist.broadcast_object_list(told, group=pipeline, group_src=0, device=device)
     return told[0]
-
-
-def _seed(of_round: object, prompt: int) -> int:
-    """Of the answers to a prompt, below 2^63."""
-    named = hashlib.blake2b(repr((of_round, prompt)).encode(), digest_size=8).digest()
-    return int.from_bytes(named) >> 1

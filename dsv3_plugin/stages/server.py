@@ -4,9 +4,10 @@ import operator
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,7 +49,7 @@ class Server:
         self._recipe, self._tell = recipe, tell
         self._source: OpenAi | None = None
         self._taken: int | None = None
-        self._before = (0, 0)
+        self._before = (0, 0, 0)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers of the server")
         self._asked: Future[list[list[Rollout]]] | None = None
         self.costs = Costs()
@@ -127,8 +128,8 @@ class Server:
         asked: Sequence[Asked],
         n: int,
         seeds: Sequence[int],
-        begun: Sequence[Sequence[Rollout]] = (),
-        most: None = None,
+        begun: Sequence[Sequence[Rollout]],
+        most: int | None,
     ) -> None:
         """Have n answers made to each prompt, while others go on with whatever they do.
 
@@ -136,13 +137,16 @@ class Server:
             asked: all prompts, the same on all ranks.
             n: answers to each.
             seeds: of each prompt's answers.
-            begun, most: of an engine of ours alone; here answers are whole.
+            begun: of each prompt answers to go on with, where there are any.
+            most: tokens of an answer now; None: all that it may have.
         """
         if dist.get_rank() == 0:
-            self._asked = self._thread.submit(self._ask, asked, n, seeds)
+            self._asked = self._thread.submit(
+                self._ask, asked, n, seeds, version=self._taken, begun=begun, most=most
+            )
 
-    def _ask(self, asked: Sequence[Asked], n: int, seeds: Sequence[int]) -> list[list[Rollout]]:
-        found = self._source.answers(asked, n, seeds)
+    def _ask(self, *prompts: Any, **settings: Any) -> list[list[Rollout]]:
+        found = self._source.answers(*prompts, **settings)
         self.answered = time.perf_counter()
         return found
 
@@ -158,14 +162,19 @@ class Server:
         def wait() -> str:
             found.extend(self._asked.result())
             now = self._counted()
-            lost, repeated = map(operator.sub, now, self._before)
+            lost, repeated, put_off = map(operator.sub, now, self._before)
             self._before = now
-            self.costs = Costs(lost=lost, repeated=repeated)
+            self.costs = Costs(lost=lost, repeated=repeated + put_off)
+            url, source = self._recipe.rollouts.url, self._source
             if lost:
-                why = ", ".join(f"{count:,} {what}" for what, count in self._source.lost.items())
                 self._tell(
-                    f"{lost:,} answers did not come from {self._recipe.rollouts.url}, and are "
-                    f"not learned from (so far: {why})."
+                    f"{lost:,} answers did not come from {url}, and are not learned from (so far: "
+                    f"{_reasons(source.lost)})."
+                )
+            if put_off:
+                self._tell(
+                    f"{put_off:,} answers were not gone on with by {url}, and wait for the next "
+                    f"round (so far: {_reasons(source.put_off)})."
                 )
             return ""
 
@@ -180,11 +189,15 @@ class Server:
         dist.scatter_object_list(mine, parts, group=replicas, group_src=0)
         return mine[0]
 
-    def _counted(self) -> tuple[int, int]:
-        """Answers that did not come, and requests that were made again."""
+    def _counted(self) -> tuple[int, int, int]:
+        """Answers that did not come, requests that were made again, and those that will be."""
         source = self._source
         repeated = sum(source.endpoint.repeated.values()) + source.made_again
-        return sum(source.lost.values()), repeated
+        return sum(source.lost.values()), repeated, sum(source.put_off.values())
+
+
+def _reasons(counted: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counted.items())
 
 
 def _key(variable: str | None) -> str | None:

@@ -63,6 +63,11 @@ READ: dict[str, Sequence[Reads | str]] = {
     "docs/distillation.md": [prompts, conversations, recipe("sft/tiny")],
     "docs/generation.md": [task],
     "docs/launch.md": ["tests/docs/test_lines_to_launch.py"],
+    "docs/older-weights.md": [
+        recipe("rl/tiny"),
+        # Its answers are longer than the small model has positions.
+        recipe("rl/tiny", "data.seq_length=33000", "model.max_position_embeddings=33000"),
+    ],
     "docs/planner.md": ["tests/docs/test_lines_about_a_run.py"],
     "docs/recipes.md": ["tests/recipe/test_reference.py"],
     "docs/rl.md": [
@@ -70,9 +75,6 @@ READ: dict[str, Sequence[Reads | str]] = {
         prompts,
         recipe("rl/tiny"),
         recipe("rl/tiny"),
-        recipe("rl/tiny"),
-        # Its answers are longer than the small model has positions.
-        recipe("rl/tiny", "data.seq_length=33000", "model.max_position_embeddings=33000"),
     ],
     "docs/schedules.md": [recipe("pretrain/deepseek-v3"), recipe("pretrain/deepseek-v3")],
     "docs/stages.md": [recipe("pretrain/tiny"), conversations],

@@ -101,6 +101,9 @@ def test_answers_on_the_disk_are_said_whoever_makes_them():
     replayed = Kept.of(load_recipe("rl/deepseek-r1-zero", overrides))
     assert replayed.bytes == 8192 * (32768 * 20 + 1024 * 4 + 33791 * 58 * 8)
     assert replayed.rounds == 1
+    in_parts = ("rollouts.partial=4096", "rollouts.dynamic_sampling=2", "checkpoint.interval=1")
+    begun = Kept.of(load_recipe("rl/deepseek-r1-zero", in_parts))
+    assert begun.bytes == 3 * 8192 * (32768 * 20 + 1024 * 4)
 
 
 def test_a_stage_without_answers_has_none():

@@ -2,64 +2,46 @@
 
 import base64
 import dataclasses
+import itertools
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor as Threads
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from starlette.applications import Starlette
-from starlette.requests import Request as Asked
 from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 from dsv3_plugin.checkpoint import export_hf
 from dsv3_plugin.checkpoint.load import load_for_inference
 from dsv3_plugin.data.tokenizer import TextTokenizer, open_tokenizer, train_bpe
 from dsv3_plugin.distributed.world import single_process
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.inference.checkpoint_tokenizer import tokenizer_of_checkpoint
 from dsv3_plugin.inference.engine import Engine, EngineSettings
-from dsv3_plugin.inference.requests import Request, SamplingParameters
+from dsv3_plugin.inference.requests import Request
 from dsv3_plugin.inference.routed_experts import coded
 from dsv3_plugin.rollouts.endpoint import Endpoint
-from dsv3_plugin.rollouts.openai import OpenAi
 from dsv3_plugin.rollouts.rollout import Rollout
 from dsv3_plugin.rollouts.routing import Routing
 from dsv3_plugin.web import Patience
 from tests.docs import to_servers
-from tests.served import free_port, served
+from tests.rollouts.other_server import (
+    BRIEF,
+    PROMPTS,
+    SAMPLING,
+    VOCABULARY,
+    Prompt,
+    rollouts,
+    server_that,
+)
+from tests.served import free_port
 from tests.small_runs import Command, Trained
 
-VOCABULARY, LONGEST = 512, 128
 PATIENT = Patience(attempt=300, outage=300, first_wait=0.1, longest_wait=0.5)
-BRIEF = Patience(attempt=300, outage=0)
-SAMPLING = SamplingParameters(max_tokens=12)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    tokens: tuple[int, ...]
-
-
-PROMPTS = [Prompt((5, 17, 60)), Prompt(tuple(range(20, 60)))]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(trained: Trained) -> TextTokenizer:
-    return tokenizer_of_checkpoint(trained.checkpoints)
-
-
-def rollouts(endpoint: Endpoint, tokenizer: TextTokenizer, **changes: Any) -> OpenAi:
-    ends = changes.pop("ends", frozenset())
-    return OpenAi(endpoint, SAMPLING, tokenizer, VOCABULARY, LONGEST, ends, **changes)
 
 
 def test_they_are_what_an_engine_of_ours_gives(
@@ -84,6 +66,24 @@ def test_they_are_what_an_engine_of_ours_gives(
             assert dataclasses.replace(mine, log_probs=other.log_probs) == other
             assert mine.experts.dtype == other.experts.dtype
             assert torch.equal(mine.experts, other.experts)
+
+
+def test_answers_that_are_gone_on_with_are_those_made_at_once(
+    server: str, tokenizer: TextTokenizer
+) -> None:
+    """Where it is always the likeliest token; log-probabilities to 1e-5."""
+    likeliest = dataclasses.replace(SAMPLING, top_k=1)
+    with Endpoint(server, patience=PATIENT) as endpoint:
+        source = rollouts(endpoint, tokenizer, sampling=likeliest)
+        at_once = source.answers(PROMPTS, 2, [7, 8])
+        begun = None
+        for number in (3, 4, 5):
+            begun = source.answers(PROMPTS, 2, [0, 1], version=number, begun=begun, most=5)
+    for mine, other in zip(itertools.chain(*begun), itertools.chain(*at_once), strict=True):
+        assert mine.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+        assert (mine.prompt, mine.tokens) == (other.prompt, other.tokens)
+        assert mine.versions == ((3,) * 5 + (4,) * 5 + (5,) * 2)[: len(mine.tokens)]
+        assert mine.finish_reason == other.finish_reason
 
 
 def test_lines_of_the_pages_ask_it(
@@ -173,7 +173,7 @@ def test_weights_are_handed_on_and_not_lost_with_the_server(
 def test_a_server_that_fails_at_weights_is_said(tokenizer: TextTokenizer) -> None:
     def change(_reply: dict, _body: dict) -> None: ...
 
-    with other(tokenizer, change) as endpoint:
+    with server_that(tokenizer, change) as endpoint:
         assert endpoint.take_weights("there", "sglang") is None
         with pytest.raises(UserError, match="weights of nowhere: no such folder"):
             endpoint.take_weights("nowhere", "sglang")
@@ -187,61 +187,6 @@ def drawn_tokens(address: str) -> float:
     return float(line.split()[1])
 
 
-class Other:
-    """A server that does what a test wants."""
-
-    def __init__(self, tokenizer: TextTokenizer, change: Callable[[dict, dict], Any]) -> None:
-        self._tokenizer, self._change = tokenizer, change
-        self.probed = 0
-
-    async def models(self, _request: Asked) -> JSONResponse:
-        return JSONResponse({"data": [{"id": "other"}]})
-
-    async def update(self, request: Asked) -> JSONResponse:
-        fails = (await request.json())["model_path"] == "nowhere"
-        return JSONResponse({"success": not fails, "message": "no such folder" if fails else ""})
-
-    async def complete(self, request: Asked) -> JSONResponse:
-        body = await request.json()
-        prompt = body["prompt"]
-        if isinstance(prompt, str):
-            prompt = self._tokenizer.backend.encode(prompt).ids
-        choices = [
-            {
-                "index": n,
-                "text": "x",
-                "finish_reason": "length",
-                "prompt_token_ids": prompt,
-                "token_ids": [9, 3, 9],
-                "logprobs": {"token_logprobs": [-0.5, -0.25, -1.0]},
-            }
-            for n in range(body["n"])
-        ]
-        reply = {"choices": choices}
-        if isinstance(body["prompt"], str) or self.probed < 2:
-            self.probed += 1  # at first it is looked at
-            change = self._change if self._change.__name__.startswith("probe") else None
-        else:
-            change = self._change
-        said = change(reply, body) if change else None
-        return said if isinstance(said, JSONResponse) else JSONResponse(reply)
-
-
-@contextmanager
-def other(tokenizer: TextTokenizer, change: Callable[[dict, dict], Any]) -> Iterator[Endpoint]:
-    server = Other(tokenizer, change)
-    routes = [
-        Route("/v1/models", server.models),
-        Route("/update_weights_from_disk", server.update, methods=["POST"]),
-        Route("/v1/completions", server.complete, methods=["POST"]),
-    ]
-    with (
-        served(Starlette(routes=routes)) as address,
-        Endpoint(f"{address}/v1/", patience=BRIEF) as opened,
-    ):
-        yield opened
-
-
 def test_another_tokenizer_is_found_out(tokenizer: TextTokenizer, tmp_path: Any) -> None:
     train_bpe(["elephants never forget; why would they?\n" * 30], VOCABULARY, tmp_path / "t")
     theirs = open_tokenizer(tmp_path / "t")
@@ -249,7 +194,7 @@ def test_another_tokenizer_is_found_out(tokenizer: TextTokenizer, tmp_path: Any)
     def change(_reply: dict, _body: dict) -> None: ...
 
     with (
-        other(theirs, change) as endpoint,
+        server_that(theirs, change) as endpoint,
         pytest.raises(UserError, match="has another tokenizer than"),
     ):
         rollouts(endpoint, tokenizer)
@@ -286,7 +231,7 @@ def probe_of_a_page(_reply: dict, _body: dict) -> JSONResponse:
 def test_what_cannot_be_trained_from_is_said_first(
     tokenizer: TextTokenizer, change: Callable[[dict, dict], Any], sentence: str
 ) -> None:
-    with other(tokenizer, change) as endpoint, pytest.raises(UserError, match=sentence):
+    with server_that(tokenizer, change) as endpoint, pytest.raises(UserError, match=sentence):
         rollouts(endpoint, tokenizer)
 
 
@@ -310,7 +255,7 @@ def fails_at_one(_reply: dict, body: dict) -> JSONResponse | None:
 def test_what_fails_costs_its_prompt(
     tokenizer: TextTokenizer, change: Callable[[dict, dict], Any], problem: str
 ) -> None:
-    with other(tokenizer, change) as endpoint:
+    with server_that(tokenizer, change) as endpoint:
         source = rollouts(endpoint, tokenizer)
         lost, whole = source.answers(PROMPTS, 2, [0, 1])
         assert (lost, len(whole)) == ([], 2)
@@ -322,7 +267,7 @@ def test_what_fails_costs_its_prompt(
 def test_an_answer_ends_where_the_trained_model_ends_it(tokenizer: TextTokenizer) -> None:
     def change(_reply: dict, _body: dict) -> None: ...
 
-    with other(tokenizer, change) as endpoint:
+    with server_that(tokenizer, change) as endpoint:
         source = rollouts(endpoint, tokenizer, ends=frozenset({3}))
         ((rollout,),) = source.answers(PROMPTS[:1], 1, [0])
     assert (rollout.tokens, rollout.log_probs) == ((9, 3), (-0.5, -0.25))
@@ -342,7 +287,7 @@ def test_another_models_answers_are_refused(
     def change(reply: dict, _body: dict) -> None:
         reply["choices"][0][key] = value
 
-    with other(tokenizer, change) as endpoint:
+    with server_that(tokenizer, change) as endpoint:
         source = rollouts(endpoint, tokenizer)
         with pytest.raises(UserError, match=sentence):
             source.answers(PROMPTS[:1], 1, [0])
@@ -362,7 +307,7 @@ def experts_of_sglang(reply: dict, body: dict) -> None:
 
 def test_experts_as_sglang_tells_them(tokenizer: TextTokenizer) -> None:
     """They end with the answer."""
-    with other(tokenizer, experts_of_sglang) as endpoint:
+    with server_that(tokenizer, experts_of_sglang) as endpoint:
         source = rollouts(endpoint, tokenizer, ends=frozenset({3}), routing=WITH_EXPERTS)
         ((rollout,),) = source.answers(PROMPTS[:1], 1, [0])
     assert rollout.tokens == (9, 3)
@@ -386,7 +331,7 @@ def experts_of_others(reply: dict, _body: dict) -> None:
 def test_a_server_that_does_not_tell_where_tokens_went_is_said(
     tokenizer: TextTokenizer, change: Callable[[dict, dict], Any], sentence: str
 ) -> None:
-    with other(tokenizer, change) as endpoint:
+    with server_that(tokenizer, change) as endpoint:
         source = rollouts(endpoint, tokenizer, routing=WITH_EXPERTS)
         with pytest.raises(UserError, match=sentence):
             source.answers(PROMPTS[:1], 1, [0])

@@ -83,8 +83,8 @@ class Slow(Asking):
     """Answers of two tokens a round, whose ends come after as many rounds as a prompt's name has
     digits, of the second answer one later."""
 
-    def __init__(self) -> None:
-        super().__init__(set())
+    def __init__(self, apart: set[int] = frozenset()) -> None:
+        super().__init__(apart)
         self.given: list[list[str]] = []
         self.data.members = [[prompt(n) for n in range(40)]]
 
@@ -116,15 +116,32 @@ class Slow(Asking):
                     )  # fmt: skip
                     before = before.gone_on(more)
                 answers.append(before)
-            scored = (Scored(answer, "", 0.0, {}, {}, False, "") for answer in answers)
+            rewards = (0.0, float(int(one.text) in self._apart))
+            if any(answer.unfinished for answer in answers):
+                rewards = (None, None)
+            scored = (
+                Scored(answer, "", reward, {}, {}, False, "")
+                for answer, reward in zip(answers, rewards, strict=True)
+            )
             found.append(Group(one.text, one.text, "", tuple(scored)))
         return found, Costs()
 
 
-def slow(policy: Slow, partial: int | None = 2) -> Draws:
-    settings = SimpleNamespace(dynamic_sampling=1, prompts=4, n=2, kind="embedded", partial=partial)
+def slow(policy: Slow, partial: int | None = 2, times: int = 1) -> Draws:
+    settings = SimpleNamespace(
+        dynamic_sampling=times, prompts=4, n=2, kind="embedded", partial=partial
+    )
     recipe = SimpleNamespace(rollouts=settings, training=SimpleNamespace(seed=9))
     return Draws(recipe, policy, SimpleNamespace(read=lambda *_: None, keep=lambda *_: None))
+
+
+def gone_on_with(own: Draws, other: Draws) -> Draws:
+    """By another, from what a checkpoint has."""
+    state = io.BytesIO()
+    torch.save(own.state_dict(), state)
+    state.seek(0)
+    other.load_state_dict(torch.load(state, weights_only=True))
+    return other
 
 
 def test_answers_without_an_end_are_gone_on_with_by_the_next_weights() -> None:
@@ -133,12 +150,8 @@ def test_answers_without_an_end_are_gone_on_with_by_the_next_weights() -> None:
     own.load_state_dict({"asked": 8})
     drawn = []
     for step in range(1, 5):
-        if step == 3:  # whoever goes on from a checkpoint has them again
-            state = io.BytesIO()
-            torch.save(own.state_dict(), state)
-            state.seek(0)
-            own = slow(policy)
-            own.load_state_dict(torch.load(state, weights_only=True))
+        if step == 3:
+            own = gone_on_with(own, slow(policy))
         own.begin([], step - 1, step)
         drawn.append(own.take())
     assert policy.given == [
@@ -174,3 +187,45 @@ def test_who_goes_on_without_it_ends_what_is_unfinished_once() -> None:
     assert policy.given[1:] == [["8", "9", "10", "11"], ["12", "13", "14", "15"]]
     assert [[one.prompt for one in each.trained] for each in drawn] == policy.given[1:]
     assert [each.oldest for each in drawn] == [0, 2]
+
+
+def test_those_that_may_tell_apart_yet_hold_their_places() -> None:
+    """Prompts are asked again while these and those that do are too few; all that are begun are
+    asked first in the next round, and no new ones where they are more than it has."""
+    policy = Slow(apart={8, 12, 14, 15})
+    own = slow(policy, times=3)
+    own.load_state_dict({"asked": 8})
+    drawn = []
+    for step in range(1, 5):
+        if step == 3:
+            own = gone_on_with(own, slow(policy, times=3))
+        own.begin([], step - 1, step)
+        drawn.append(own.take())
+    assert policy.given == [
+        ["8", "9", "10", "11"],  # all may
+        ["8", "9", "10", "11"],  # one does, one does not, and two may
+        ["12", "13", "14", "15"],
+        ["10", "11", "12", "13", "14", "15"],  # two do not, four may
+        ["12", "13", "14", "15"],  # three do, one does not
+        ["16", "17", "18", "19"],
+    ]
+    assert [[one.prompt for one in each.trained] for each in drawn] == [
+        [], ["8"], [], ["12", "14", "15"]
+    ]  # fmt: skip
+    assert [[one.prompt for one in each.groups] for each in drawn] == [
+        [], ["8", "9"], ["10", "11"], ["12", "13", "14", "15"]
+    ]  # fmt: skip
+    assert [each.unfinished for each in drawn] == [6, 10, 4, 8]
+    assert [each.made for each in drawn] == [16, 28, 20, 24]
+
+
+def test_tokens_that_a_round_has_made_are_its_own_alone() -> None:
+    """Also where the one before it is of the same weights, as the first two are that answer while
+    the other is trained on."""
+    own = slow(Slow())
+    own.load_state_dict({"asked": 8})
+    drawn = []
+    for step, version in ((1, 0), (2, 0), (3, 1)):
+        own.begin([], version, step)
+        drawn.append(own.take())
+    assert [each.made for each in drawn] == [16, 12, 12]

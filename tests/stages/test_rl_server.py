@@ -135,13 +135,17 @@ class Failing:
     """In the place of a server's answers: it has none to every other prompt."""
 
     def __init__(self) -> None:
-        self.lost = {}
+        self.lost, self.put_off = {}, {}
         self.made_again = 0
         self.endpoint = SimpleNamespace(
             repeated={"answered with status 500": 3}, close=lambda: None
         )
 
-    def answers(self, asked: list[int], n: int, seeds: list[int]) -> list[list[Rollout]]:
+    def answers(
+        self, asked: list[int], n: int, seeds: list[int], *, version: int, begun: list, most: int
+    ) -> list[list[Rollout]]:
+        assert (version, begun, most) == (7, [()] * len(asked), 5)
+        self.put_off = {"answered with status 502": 2, "answered with status 503": 1}
         found = [[Rollout((1,), (2,), (-0.5,), "stop", (0,))] * n * (one % 2) for one in asked]
         missing = sum(n for group in found if not group)
         self.lost = {"answered with status 500": missing}
@@ -154,10 +158,15 @@ def test_answers_that_do_not_come_are_counted_and_said() -> None:
     server = Server(recipe, told.append)
     server._source = Failing()
     with single_process():
-        server.ask([1, 2, 3, 4], 2, [0, 0, 0, 0])
+        server._taken = 7
+        server.ask([1, 2, 3, 4], 2, [0, 0, 0, 0], [()] * 4, 5)
         found = server.answers()
     server.close()
     assert [len(group) for group in found] == [2, 0, 2, 0]
-    assert (server.costs.lost, server.costs.repeated) == (4, 3)
-    (sentence,) = told
-    assert sentence.startswith("4 answers did not come from http://there")
+    assert (server.costs.lost, server.costs.repeated) == (4, 6)  # as 3 will be made again
+    assert told == [
+        "4 answers did not come from http://there, and are not learned from (so far: 4 answered "
+        "with status 500).",
+        "3 answers were not gone on with by http://there, and wait for the next round (so far: "
+        "2 answered with status 502, 1 answered with status 503).",
+    ]

@@ -111,7 +111,7 @@ def rollouts(recipe: Recipe) -> Iterator[str]:
 
 
 def _partial(recipe: Rl) -> Iterator[str]:
-    """Answers that are gone on with are an engine's of ours, in a round that is asked for once."""
+    """Answers that are gone on with go where the weights of their round have them go."""
     settings, most = recipe.rollouts, recipe.rollouts.partial
     if most is None:
         return
@@ -120,17 +120,11 @@ def _partial(recipe: Rl) -> Iterator[str]:
             f"rollouts.partial {most} is no less than rollouts.max_tokens {settings.max_tokens}, "
             f"and every answer ends in its round: lower it, or leave it out"
         )
-    if settings.kind == "openai":
-        yield "rollouts.partial is of the embedded engine: leave it out, or take rollouts.async: 1"
-    if settings.dynamic_sampling > 1:
-        yield (
-            "rollouts.partial asks once for a round, and rollouts.dynamic_sampling "
-            f"{settings.dynamic_sampling} several times: leave one of them out"
-        )
     if recipe.grpo.routing_replay:
         yield (
-            "grpo.routing_replay has each token go where it went, and rollouts.partial has prompts "
-            "read again by other weights: leave one of them out"
+            "grpo.routing_replay has each token go where it went, and with rollouts.partial other "
+            "weights read the prompt and the beginning again, by experts of their own: leave one "
+            "of them out"
         )
 
 

@@ -49,16 +49,8 @@ def test_losses_that_cannot_be_or_have_no_effect(overrides, sentence):
             "rollouts.partial 4 is no less than rollouts.max_tokens 4, and eve",
         ),
         (
-            ["rollouts={partial: 2, kind: openai, url: 'http://127.0.0.1:1'}"],
-            "is of the embedded engine: leave it out, or take rollouts.async: 1.",
-        ),
-        (
-            ["rollouts={partial: 2, dynamic_sampling: 3}"],
-            "asks once for a round, and rollouts.dynamic_sampling 3 several times: leave one",
-        ),
-        (
             ["rollouts.partial=2", "grpo.routing_replay=true"],
-            "rollouts.partial has prompts read again by other weights: leave one of them out.",
+            "other weights read the prompt and the beginning again, by experts of their own: leave",
         ),
         (
             ["rollouts.partial=2", "grpo.on_mismatch=stop"],
@@ -76,6 +68,8 @@ def test_answers_that_cannot_go_on_in_the_next_round(overrides, sentence):
         ["grpo={on_mismatch: correct, correction: mask, correction_low: 0.1}"],
         ["rollouts.async=1", "grpo.correction=sequence"],
         ["rollouts.async=1", "grpo.old=engine"],
+        ["rollouts={partial: 2, kind: openai, url: 'http://127.0.0.1:1', async: 1}"],
+        ["rollouts={partial: 2, dynamic_sampling: 3}"],
         ["grpo={old: engine, kl_weight: 0.1, kl: k1, reference_interval: 5}"],
     ],
 )
