@@ -1,9 +1,15 @@
 """Reinforcement learning in a rehearsal: an engine at its budget, a step on packs of answers."""
 
+import json
+from collections.abc import Callable
+
+import pytest
+
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.planner.make import make_plan
 from dsv3_plugin.planner.resolve import load_resolved
 from dsv3_plugin.rehearsal.report import Request
+from tests.conftest import Said
 from tests.rehearsal import forked_child
 
 RECIPE = """
@@ -38,3 +44,26 @@ def test_a_rank_answers_gives_its_cache_back_and_takes_its_step(tmp_path) -> Non
         assert engine.handed_over == 0
         assert engine.left < 0.01 * sum(report.states.values())
         assert "cache" not in report.states
+
+
+@pytest.mark.long
+def test_a_rank_of_the_full_recipe_answers_and_takes_its_step_as_planned(
+    dsv3: Callable[..., Said],
+) -> None:
+    """The one with embedding and head; the engine remembers of a dense layer and of multi-token
+    prediction, and its cache has gone when the step begins."""
+    said = dsv3("rehearse", "rl/deepseek-v3", "--ranks", "0", "--json")
+    assert said.code == 0, said.out + said.err
+    found = json.loads(said.out)
+    assert found["would_run"]
+    (rank,) = found["ranks"]
+    engine = rank["answered"]
+    # 32 answers at once of up to 4,096 tokens with their prompts, and a page for guesses; latents
+    # and rotated keys, in BF16.
+    assert engine["memory"]["cache"] == 2 * 32 * 65 * 64 * (512 + 64) * 2
+    assert engine["handed_over"] == 0
+    assert engine["left"] < 0.01 * sum(rank["states"].values())
+    assert "cache" not in rank["states"]
+    for part in ("weights", "gradients", "optimizer", "logits"):
+        assert rank["memory"][part] == pytest.approx(rank["planned"][part], rel=0.01), part
+    assert sum(rank["memory"].values()) <= sum(rank["planned"].values()) <= rank["card"] - 5e9
