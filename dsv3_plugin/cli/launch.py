@@ -68,6 +68,7 @@ def launch(
         wanted,
         note,
         is_submitted=not others and not dry_run,
+        is_handed_over=kubernetes,
         made_of_it=next(iter(others.values()), None),
     )
     if prepared is None:

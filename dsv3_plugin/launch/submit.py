@@ -15,6 +15,7 @@ from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import JOB_SCRIPT, SWEEP_SCRIPT, RunFolder
 from dsv3_plugin.launch import manifests, queue
+from dsv3_plugin.launch.after import job_to_wait_for
 from dsv3_plugin.launch.ending import is_done, nothing_to_do
 from dsv3_plugin.launch.idle_gpus import on_cluster
 from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
@@ -30,7 +31,6 @@ from dsv3_plugin.planner.patience import unsuited
 from dsv3_plugin.planner.resolve import resolve
 from dsv3_plugin.recipe import yaml_text
 from dsv3_plugin.recipe.load import load_recipe
-from dsv3_plugin.recipe.places import run_at
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
@@ -72,6 +72,7 @@ def prepare(
     tell: Callable[[str], object],
     *,
     is_submitted: bool = True,
+    is_handed_over: bool = False,
     made_of_it: Callable[[Prepared], object] | None = None,
 ) -> Prepared | None:
     """Look at each run's recipe, plan it, rehearse its configuration; nothing is written.
@@ -79,7 +80,9 @@ def prepare(
     Args:
         wanted: what is to be launched.
         tell: takes a sentence for the person.
-        is_submitted: whether a job of Slurm follows; otherwise what it would lack is only told.
+        is_submitted: whether a job of Slurm follows.
+        is_handed_over: whether what is made of it is, as it is, to others who start it from this
+            folder. Where neither is so, what it would lack is only told.
         made_of_it: makes what is started in a job's place, so that what it refuses is refused
             before the rehearsal.
 
@@ -132,7 +135,7 @@ def prepare(
         made_of_it(prepared)
     for hint in dict.fromkeys(hints):
         tell(f"Note: {hint}.")
-    _look_for_needs(recipes, job, wanted, tell, is_submitted)
+    _look_for_needs(recipes, job, wanted, tell, is_begun=is_submitted or is_handed_over)
     for run, recipe in zip(runs, recipes, strict=True):
         with _naming(run.value):
             refuse_what_upstream_would(wanted.name, run.overrides, recipe, cluster.machine, tell)
@@ -202,39 +205,6 @@ def _words(prepared: Prepared) -> list[str]:
     return [wanted.name, *wanted.overrides, *cluster]
 
 
-def job_to_wait_for(named_so: str) -> str | None:
-    """The job of a number, or the last of a run; None where that run has come to its end.
-
-    Raises:
-        UserError: there is neither, or the run has no job any more and was not at its end.
-    """
-    if re.fullmatch(r"\d+(_\d+)?", named_so, re.ASCII):
-        # sbatch takes any number: of one that it does not know it says nothing.
-        if not queue.is_known(named_so):
-            raise UserError(
-                f"--after {named_so}: Slurm knows no job of that number, or not any more: name the "
-                "folder of its run, or leave --after out."
-            )
-        return named_so
-    run = run_at(named_so) or RunFolder(named(named_so))
-    record = record_of(run)
-    if record is None:
-        raise UserError(
-            f"--after {named_so} is neither a number of a job nor the folder of a run that was "
-            "launched."
-        )
-    queue.need_slurm("squeue")
-    if queue.queued([record.job]):
-        return record.job
-    if not is_done(load_recipe(run.launch / LAUNCHED)):
-        raise UserError(
-            f"--after {named_so}: job {record.job} of that run has ended, and the run is not at "
-            f"its end: launch it again (dsv3 status {named_so} says how it ended), or leave "
-            "--after out."
-        )
-    return None
-
-
 def refuse_unwritable_names(recipe: Recipe) -> None:
     """Raise UserError for a folder that no line of a script can name."""
     for folder, way_out in (
@@ -263,12 +233,13 @@ def _look_for_needs(
     job: JobValues,
     wanted: Wanted,
     tell: Callable[[str], object],
-    is_submitted: bool,
+    *,
+    is_begun: bool,
 ) -> None:
     """Tell what a job may lack.
 
     Raises:
-        UserError: it would be submitted, and certainly fail.
+        UserError: it would be begun, and certainly fail.
     """
     waits = wanted.after is not None
     lacks = dict.fromkeys(
@@ -276,7 +247,7 @@ def _look_for_needs(
         for recipe in recipes
         for lack in lacking(recipe, job.cluster.launch, job.place, job.folder, waits=waits)
     )
-    certain = [lack.sentence for lack in lacks if lack.certain and is_submitted]
+    certain = [lack.sentence for lack in lacks if lack.certain and is_begun]
     for lack in lacks:
         if lack.sentence not in certain:
             more = "; dsv3 launch queues nothing before" if lack.certain else ""

@@ -38,10 +38,43 @@ def test_what_fits_or_is_not_known_is_not(room, size):
     assert [*beyond_memory(load_recipe("pretrain/tiny"), NO_GPU)] == []
 
 
-def test_a_machine_with_gpus_is_not_looked_at(room):
-    room(1)
-    recipe = load_recipe("pretrain/tiny", ["model=deepseek-v3", "host=gpu"])
-    assert [*beyond_memory(recipe, Machine(gpus=2, transformer_engine=False))] == []
+ON_GPUS = ("host=gpu", "backend=transformer_engine", "precision.dtype=bf16")
+
+
+@pytest.fixture
+def smi(monkeypatch, tmp_path):
+    """A function that lets nvidia-smi say how many MiB each GPU has."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def says(text: str):
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{text}'\n", encoding="utf-8")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+
+    return says
+
+
+@pytest.mark.parametrize("cluster", [[], ["cluster=h100"], ["cluster=cpu"], ["cluster=nowhere"]])
+def test_a_rank_that_no_gpu_holds_is_minded(room, smi, cluster):
+    room(1)  # of the host, which is not counted
+    machine = Machine(gpus=2, transformer_engine=True)
+    recipe = load_recipe("pretrain/tiny", ["model=deepseek-v3", *ON_GPUS, *cluster])
+    rank = make_plan(recipe, load_cluster("h100"), machine).fullest.fullest.memory_total
+    smi("81559\n24576\n")
+    [said] = beyond_memory(recipe, machine)
+    assert said == (
+        f"by its plan a rank takes {rank / 1e12:.1f} TB of a GPU's memory, and those of this "
+        "machine have 25.8 GB: dsv3 plan says of what, and what would take less"
+    )
+    small = load_recipe("pretrain/tiny", [*ON_GPUS, *cluster])
+    assert [*beyond_memory(small, machine)] == []
+
+
+@pytest.mark.parametrize("said", ["", "[N/A]\n"])
+def test_of_gpus_whose_memory_is_not_known_nothing_is_said(smi, said):
+    smi(said)
+    assert memory_here.gpu_bytes() is None
+    recipe = load_recipe("pretrain/tiny", ["model=deepseek-v3", *ON_GPUS])
+    assert [*beyond_memory(recipe, Machine(gpus=2, transformer_engine=True))] == []
 
 
 def test_ranks_of_a_pipeline_are_counted_each(room):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.launch import submit
+from dsv3_plugin.launch import after, submit
 from dsv3_plugin.launch.job_record import record_of
 from dsv3_plugin.planner.cluster import load_cluster
 from dsv3_plugin.recipe.load import load_recipe
@@ -81,7 +81,7 @@ def test_a_job_waits_for_another_or_for_that_of_a_run(dsv3, sbatch):
 
 def test_a_run_that_is_done_is_not_waited_for(dsv3, sbatch, monkeypatch):
     dsv3(*LAUNCH)
-    monkeypatch.setattr(submit, "is_done", lambda recipe: recipe.folder == Path("runs/tiny"))
+    monkeypatch.setattr(after, "is_done", lambda recipe: recipe.folder == Path("runs/tiny"))
     child = ("launch", "extend/tiny-1k", "--cluster", "two.yaml", "--after", "runs/tiny")
     said = dsv3(*child, "--dry-run")
     assert said.code == 0, said.err

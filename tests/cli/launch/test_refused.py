@@ -108,6 +108,12 @@ def test_what_a_job_would_certainly_lack_is_said_before_it_is_queued(dsv3, sbatc
         said = dsv3(*LAUNCH, "data.corpus=corpus/", way)
         assert said.code == 0
         assert f"Note: {lacking}; dsv3 launch queues nothing before.\n" in said.err
+    image = {"runtime": "pyxis", "image": "nvcr.io/team/dsv3:1"}
+    write_cluster(tmp_path, {"container": image})
+    said = dsv3(*LAUNCH, "data.corpus=corpus/", "--kubernetes")  # whose pods see this folder
+    assert (said.code, said.out) == (2, "")
+    assert said.err.splitlines()[-1] == f"dsv3: tiny: {lacking}."
+    assert dsv3(*LAUNCH, "data.corpus=corpus/", "--skypilot").code == 0  # its nodes see another
 
 
 def test_slurms_refusal_is_passed_on(dsv3, sbatch):
