@@ -232,9 +232,13 @@ def _walls(limits: Limits, root: bool, status: int, source: int, begin: int) -> 
 
 
 def _python_folders() -> Iterator[str]:
-    """What Python itself needs to be read: the system's, and its own where it lies elsewhere."""
-    yield "/usr"
-    base = Path(sysconfig.get_config_var("installed_base") or sys.base_prefix).resolve()
-    for folder in dict.fromkeys((base, Path(sys.prefix).resolve())):
-        if not folder.is_relative_to("/usr"):
-            yield str(folder)
+    """What Python itself needs to be read: the system's, and its own where it lies elsewhere.
+
+    It may be reached by links, as from a home that is one: then both ways of naming it are there.
+    """
+    bases = Path(sysconfig.get_config_var("installed_base") or sys.base_prefix), Path(sys.prefix)
+    seen = [Path("/usr")]
+    for folder in (*(base.resolve() for base in bases), *bases):
+        if not any(folder.is_relative_to(there) for there in seen):
+            seen.append(folder)
+    yield from map(str, seen)

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +38,17 @@ pytestmark = pytest.mark.skipif(bool(lacking := _lacks_walls()), reason=lacking)
 def test_a_program_is_given_its_input_and_its_output_is_read() -> None:
     done = patient("print(int(input()) + 1)", "41\n")
     assert (done.passed, done.output, done.problem) == (True, "42\n", "")
+
+
+def test_an_environment_may_be_reached_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(sys.prefix)
+    python = tmp_path / "link" / "bin" / "python"
+    code = (
+        "import sys; from dsv3_plugin.rewards.sandbox import Limits, ran\n"
+        "print(sys.prefix, ran('print(1)', '', Limits(seconds=300.0)).passed)"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    assert done.stdout == f"{tmp_path / 'link'} True\n", done.stderr
 
 
 def test_no_file_of_ours_is_seen(tmp_path: Path) -> None:

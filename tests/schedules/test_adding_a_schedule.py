@@ -117,6 +117,7 @@ def test_the_table_and_the_tests_of_every_row_have_it(copy):
     tests = str(HERE / "tests" / "schedules" / "test_registry.py")
     # The configuration would put the package that was copied before the copy.
     options = ["-q", "-k", "gpipe", "-p", "no:cacheprovider", "-o", "pythonpath=", "--noconftest"]
+    options += ["--hypothesis-profile", "ci"]  # without deadlines, as the project's own
     said = run(copy, "-m", "pytest", *options, tests)
     assert re.search(r"\b[5-9] passed", said)
 
