@@ -39,6 +39,10 @@ _OF_THE_SCRIPT = {
 _OF_A_WHOLE_NODE = ("exclusive", "mem", "mem-per-cpu", "mem-per-gpu", "oversubscribe")
 """Those that contradict `exclusive: true`."""
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_OF_THE_GPUS = (
+    "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+)  # fmt: skip
 _OF_THE_JOB = (
     "SLURM_JOB", "SLURM_ARRAY", "SLURM_STEP", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
 )  # fmt: skip
@@ -91,7 +95,8 @@ class Launch(Section):
     container: Container | None = None
     """An image in its place."""
     environment: Environment = Field(default={})
-    """Variables of every rank: NCCL's, UCX's; a number is written as it stands."""
+    """Variables of every rank: NCCL's, UCX's; a number is written as it stands. No shell reads
+    them: what takes `$PATH` or `~` is a line of `setup`."""
     scratch: FolderOfNode | None = None
     """A folder on each node's own disk, which becomes TMPDIR."""
     scratch_gb: Annotated[float, Field(ge=0, le=1e9)] = 0.0
@@ -136,6 +141,12 @@ class Launch(Section):
                 raise ValueError(
                     f"{name} in environment would be the same for all ranks and jobs, which find "
                     "their places by it: leave it out"
+                )
+            if name in _OF_THE_GPUS:
+                raise ValueError(
+                    f"{name} in environment would be the same on all nodes: which GPUs a job has "
+                    "its launcher says, and each rank takes its own of them: leave it out, and say "
+                    "with gpus_per_node how many a node has"
                 )
             if name in _SET_AFTER:
                 raise ValueError(

@@ -13,6 +13,7 @@ _WORD = re.compile(r"[\w.+@:/%-]+")
 _OPTION = re.compile(r"""--[a-z][a-z-]*(=[^\s#'"\\]+)?""")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ONE_LINE = re.compile(r"[^\x00-\x1f\x7f]+")
+_READ_BY_A_SHELL = re.compile(r"\$[A-Za-z_{(]|`|(^|:)~(/|:|$)")
 _LONGEST = 60
 
 
@@ -140,6 +141,12 @@ def _value_of(name: Any, value: Any) -> str:
         raise ValueError(
             f"{name} is {_short(value)}, and a variable is one line of text: put it in quotes, as "
             f'in {name}: "a b"'
+        )
+    if _READ_BY_A_SHELL.search(value):
+        text = value if re.fullmatch(r"[^\s\"'&;|<>]+", value) else f'"{value}"'
+        raise ValueError(
+            f"{name} is {_short(value)}, and no shell reads what stands in environment: have one "
+            f"set it, in launch, by setup: {in_line([f'export {name}={text}'])}"
         )
     return value
 

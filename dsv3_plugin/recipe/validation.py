@@ -11,32 +11,22 @@ import pydantic
 from pydantic.fields import FieldInfo
 
 from dsv3_plugin.errors import UserError
+from dsv3_plugin.recipe import units
 from dsv3_plugin.recipe.other_names import MEANT
 from dsv3_plugin.recipe.yaml_text import quoted
 
 _LONGEST_WORD = 100
-_UNITS = {
-    "gb_per_second": ("GB per second", ("gb/s", "gbps"), None),
-    "gb": ("GB", ("gb", "g"), None),
-    "us": ("microseconds", ("us", "µs"), None),
-    "hours": ("hours", ("h", "hour", "hours"), 3600),
-    "minutes": ("minutes", ("m", "min", "minute", "minutes"), 60),
-    "seconds": ("seconds", ("s", "sec", "second", "seconds"), 1),
-}
-"""How a key ends → the unit of its number, how people write that, its seconds if it is of time."""
 _MEANT = dict.fromkeys(("yes", "on", "y", "1"), "true") | dict.fromkeys(
     ("no", "off", "n", "0"), "false"
 )
 """What YAML 1.1 and others take for a boolean."""
 _INTEGER = re.compile(r"[\"']?(\d{1,9})\s*([kKmM]?)(?:\s+steps?)?[\"']?")
-_CLOCK = re.compile(r"(\d{1,6}):([0-5]\d):([0-5]\d)")
 _PERCENT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*%")
 _NAMED = {
     "from": "name a run's folder, or a checkpoint's",
     "model": "name one, such as tiny",
 }
 """What is to be written where a required key says nothing."""
-_MEASURED = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-zµ/]+)")
 
 
 def validate[T: pydantic.BaseModel](kind: type[T], data: Mapping[str, Any], where: str) -> T:
@@ -155,18 +145,9 @@ def _as_written(problem: Any, annotation: Any) -> str:
         return f": write {int(number[1]) * least}{'' if many else ', without quotes or a word'}"
     if kind == "int_type" and isinstance(value, float) and value.is_integer():
         return f": write {value:.0f}"
-    key = f"_{_keys(problem)[-1]}"
-    unit = next((u for u in _UNITS if key.endswith(f"_{u}")), None)
-    if kind not in ("float_type", "int_type") or not isinstance(value, str) or unit is None:
-        return ""
-    name, spellings, seconds = _UNITS[unit]
-    clock, measured = _CLOCK.fullmatch(value.strip()), _MEASURED.fullmatch(value.strip())
-    if clock and seconds:
-        hours, minutes, rest = map(int, clock.groups())
-        return f", of {name}: write {(3600 * hours + 60 * minutes + rest) / seconds:g}"
-    if measured and measured[2].lower() in spellings:
-        return f", of {name}: write {measured[1]}"
-    return f", of {name}, without a unit"
+    if kind in ("float_type", "int_type") and isinstance(value, str):
+        return units.as_written(_keys(problem), value)
+    return ""
 
 
 def _to_name(key: str) -> str:

@@ -95,11 +95,36 @@ def changed(path: str, value: object) -> dict:
         ("memory_gb", 1e300, "memory_gb: 1e+300 is no amount"),
         ("memory_gb", float("inf"), "'memory_gb' is .inf; it must be a finite number"),
         ("memory_gb", "80 GB", "is '80 GB'; it must be a valid number, of GB: write 80."),
-        ("memory_gb", "80 GiB", "is '80 GiB'; it must be a valid number, of GB, without a unit."),
+        ("memory_gb", "80 GiB", "of GB: 80 GiB are 85.8993, so write 85.8993."),
+        ("memory_gb", "80 potatoes", "it must be a valid number, of GB, without a unit."),
         ("launch", {"time_limit_hours": "24:00:00"}, "it must be a valid number, of hours: wri"),
         ("launch", {"time_limit_hours": "1:30:00"}, ", of hours: write 1.5."),
         ("launch", {"time_limit_hours": "1-12"}, "valid number, of hours, without a unit."),
         ("network.gb_per_second", "50 GB/s", "valid number, of GB per second: write 50."),
+        (
+            "network.gb_per_second",
+            "400Gb/s",
+            "'network.gb_per_second' is '400Gb/s'; it must be a valid number, of GB per second: "
+            "400 Gb/s, which are bits, are 50, so write 50.",
+        ),
+        ("network.gb_per_second", "400 Gbps", "400 Gbps, which are bits, are 50, so write 50."),
+        ("network.gb_per_second", "400 Gbit/s", "which are bits, are 50, so write 50."),
+        ("network.gb_per_second", "50 GBps", ", of GB per second: write 50."),
+        (
+            "network.gb_per_second",
+            "400gb/s",
+            "write 400 where these are bytes, and 50 where they are bits, as data sheets of",
+        ),
+        ("network.gb_per_second", "400G", "of GB per second, without a unit."),
+        ("memory_gb_per_second", "3.35 TB/s", "3.35 TB/s are 3350, so write 3350."),
+        ("storage_gb_per_second", "800 MB/s", "800 MB/s are 0.8, so write 0.8."),
+        ("memory_gb", "80g", "of GB: write 80."),
+        ("memory_gb", "640 Gb", "640 Gb, which are bits, are 80, so write 80."),
+        ("network.latency_us", "3700 ns", "of microseconds: 3700 ns are 3.7, so write 3.7."),
+        ("peak_tflops.bf16", "2.25 PFLOPS", "2.25 PFLOPS are 2250, so write 2250."),
+        ("peak_tflops.bf16", "989 TFLOP/s", "of TFLOP per second: write 989."),
+        ("launch", {"time_limit_hours": "90m"}, "of hours: 90 m are 1.5, so write 1.5."),
+        ("launch", {"time_limit_hours": "2 days"}, "of hours: 2 days are 48, so write 48."),
         ("network.gb_per_second", 0, "network.gb_per_second: 0 is no amount"),
         ("network.latency_us", -1, "'network.latency_us' is -1; it must be greater than or equal"),
         ("price_per_gpu_hour", -2, "'price_per_gpu_hour' is -2; it must be greater than or equal"),
@@ -145,6 +170,16 @@ def test_what_no_cluster_is(path, value, sentence, tmp_path):
         ("environment", {"MASTER_ADDR": "n1"}, "MASTER_ADDR in environment would be overwritten: "),
         ("environment", {"SLURM_CPU_BIND": "cores"}, "says by it that ranks use all CPUs of their"),
         ("environment", {"SLURM_PROCID": 0}, "would be the same for all ranks and jobs, which"),
+        (
+            "environment",
+            {"PATH": "/opt/bin:$PATH"},
+            "launch.environment: PATH is '/opt/bin:$PATH', and no shell reads what stands in "
+            "environment: have one set it, in launch, by setup: ['export PATH=/opt/bin:$PATH'].",
+        ),
+        ("environment", {"HF_HOME": "~/hf"}, "by setup: [export HF_HOME=~/hf]."),
+        ("environment", {"A": "x y ${B}"}, """by setup: ['export A="x y ${B}"']."""),
+        ("environment", {"CUDA_VISIBLE_DEVICES": 0}, "which GPUs a job has its launcher says, and"),
+        ("environment", {"ROCR_VISIBLE_DEVICES": "0,1"}, "would be the same on all nodes: which G"),
         ("scratch_gb", 100, "scratch_gb: 100 is what has to be free in scratch, and there is no"),
         ("venv", "/v/.venv/bin/activate", "lies in an environment: name its folder, /v/.venv."),
         ("venv", "/v/.venv/bin/", "'/v/.venv/bin/' lies in an environment: name its folder, /v/.v"),
@@ -182,11 +217,17 @@ def test_a_temporary_folder_is_said_once():
 
 def test_numbers_are_written_where_a_text_is_meant():
     launch = {
-        "environment": {"NCCL_IB_GID_INDEX": 3, "SHARE": 0.5, "ODD": "007"}, "account": 1234,
+        "environment": {"NCCL_IB_GID_INDEX": 3, "SHARE": 0.5, "ODD": "007", "COST": "5$"},
+        "account": 1234,
         "container": {"runtime": "pyxis", "image": "x", "mounts": ["/data", "/a:/b:ro"]},
     }  # fmt: skip
     read = validate(Cluster, h800() | {"launch": launch}, "mine.yaml").launch
-    assert read.environment == {"NCCL_IB_GID_INDEX": "3", "SHARE": "0.5", "ODD": "007"}
+    assert read.environment == {
+        "NCCL_IB_GID_INDEX": "3",
+        "SHARE": "0.5",
+        "ODD": "007",
+        "COST": "5$",
+    }
     assert read.account == "1234"
     assert read.container.mounts == ["/data:/data", "/a:/b:ro"]
 
