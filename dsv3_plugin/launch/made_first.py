@@ -2,7 +2,7 @@
 parent, by a recipe of its own.
 
 So a recipe that begins where others end is one command on a machine that has nothing yet. What is
-there is left as it is, and a parent that was stopped goes on.
+there is left as it is, and a parent that was stopped goes on, where its recipe is the same.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from dsv3_plugin.files.named import named
 from dsv3_plugin.launch.conversations import prepare_data, uncounted
 from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.needs import looking_here, refuse_no_package, unmade
+from dsv3_plugin.launch.parent_run import trained_otherwise
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.functions import FAILURES, function_at, raised
@@ -110,7 +111,7 @@ def missing_parent(recipe: Recipe, machine: Machine) -> str | None:
     One whose weights are elsewhere than where the run begins is not: somebody has named others.
 
     Raises:
-        UserError: the parent's recipe is wrong.
+        UserError: the parent's recipe is wrong, or what was stopped there has another.
     """
     if not isinstance(recipe, Continued) or recipe.parent_recipe is None:
         return None
@@ -145,14 +146,39 @@ def _missing(recipe: Recipe, machine: Machine) -> Recipe | None:
     if recipe.run_folder.steps_saved():
         return None
     parent = _made_by(recipe.parent_recipe, machine)
+    if not _is_in(parent, recipe.from_) or _is_through(parent, recipe.parent_recipe):
+        return None
+    other = trained_otherwise(parent, recipe.parent_recipe)
+    if other is not None and not other.is_done:
+        raise other.refusal
+    return parent if other is None else None
+
+
+def _is_through(parent: Recipe, by: str) -> bool:
+    if parent.training.epochs is None:
+        return is_done(parent)
+    # Only its data say how many steps it has.
+    return parent.epochs_counted is not None and is_done(load_recipe(by))
+
+
+def other_parent(recipe: Recipe, machine: Machine) -> str | None:
+    """The sentence for a parent that a run would begin with, or the first of those that are
+    trained before it, and that was trained otherwise than its recipe says now.
+
+    Raises:
+        UserError: as `missing_parents`.
+    """
+    while (missing := _missing(recipe, machine)) is not None:
+        recipe = missing
+    if not isinstance(recipe, Continued) or recipe.parent_recipe is None:
+        return None
+    if recipe.run_folder.steps_saved():
+        return None
+    parent = _made_by(recipe.parent_recipe, machine)
     if not _is_in(parent, recipe.from_):
         return None
-    if parent.training.epochs is None:
-        return None if is_done(parent) else parent
-    # Only its data say how many steps it has.
-    if parent.epochs_counted is None:
-        return parent
-    return None if is_done(load_recipe(recipe.parent_recipe)) else parent
+    other = trained_otherwise(parent, recipe.parent_recipe)
+    return None if other is None else other.used
 
 
 def refuse_no_parent(recipe: Recipe, machine: Machine) -> None:
@@ -199,6 +225,8 @@ def make_parent(
     recipe = uncounted(name, overrides, machine)
     make_data(recipe)
     if not (first := missing_parents(recipe, machine)):
+        if (said := other_parent(recipe, machine)) is not None:
+            note(said)
         return None
     *_, parent = first
     note(f"{recipe.from_} is not trained yet: that first, by {parent}.")

@@ -26,6 +26,7 @@ from dsv3_plugin.launch.local import Failure, LocalProcesses
 from dsv3_plugin.launch.made_first import (
     make_parent,
     missing_parents,
+    other_parent,
     refuse_missing_maker,
     refuse_no_parent,
 )
@@ -108,6 +109,8 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
             console.line_of(line)
     else:
         refuse_no_parent(recipe, machine)
+    if (other := other_parent(recipe, machine)) is not None:
+        console.line_of(other)
     refuse_missing_texts(recipe)
     refuse_missing_maker(recipe)
     refuse_missing_rewards(recipe)

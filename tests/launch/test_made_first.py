@@ -7,11 +7,12 @@ import pytest
 import yaml
 
 from dsv3_plugin.errors import UserError
-from dsv3_plugin.launch import made_first, supervise
+from dsv3_plugin.launch import made_first, parent_run, supervise
 from dsv3_plugin.launch.made_first import (
     make_data,
     make_parent,
     missing_parent,
+    other_parent,
     refuse_no_parent,
 )
 from dsv3_plugin.machine import Machine
@@ -234,3 +235,49 @@ def test_a_function_that_fails_is_named_and_leaves_no_half_file(done, function, 
         make_data(recipe)
     assert "failing_here.py, or put the file there" in str(caught.value)
     assert not [*Path("made").iterdir()]
+
+
+def trained(name: str, *overrides: str, step: int) -> Path:
+    """The folder of a recipe's run that was trained so far, with what it keeps of itself."""
+    recipe = load_recipe(name, overrides)
+    recipe.run_folder.checkpoints.mkdir(parents=True)
+    recipe.run_folder.write_recipe(recipe.to_yaml())
+    (recipe.checkpoint_folder / "latest_checkpointed_iteration.txt").write_text(f"{step}")
+    return recipe.run_folder.root
+
+
+def test_a_parent_that_was_trained_otherwise_is_begun_with_as_it_is(done, monkeypatch, capsys):
+    through = {5: True, 10: False}
+    monkeypatch.setattr(parent_run, "is_done", lambda kept: through[kept.total_steps])
+    trained("middle.yaml", "training.steps=5", step=5)
+    assert made("young.yaml", done) == (None, [])
+    said = (
+        "runs/middle was trained to its end with another training.steps than middle.yaml says now "
+        "(5 there, 10 in the recipe), and is begun with as it is: move it away to have middle.yaml "
+        "make another."
+    )
+    assert said in capsys.readouterr().err.replace("\n", " ")
+    assert other_parent(load_recipe("young.yaml"), NO_GPU) == said
+    done.add("middle")  # by its own recipe, too: how it was trained is another thing
+    assert other_parent(load_recipe("young.yaml"), NO_GPU) == said
+
+
+def test_a_parent_that_was_stopped_goes_on_by_its_own_recipe_alone(done, monkeypatch):
+    done.add("old")
+    division = ["checkpoint.interval=2", "training.log_interval=3", "parallel.timeout_minutes=7"]
+    trained("middle.yaml", *division, step=3)
+    assert made("young.yaml", done) == (None, ["middle.yaml"])
+    done.remove("middle")
+    trained("old.yaml", "training.seed=7", "optimizer.eps=1e-6", step=3)
+    Path("middle.yaml").rename("other.yaml")
+    Path("middle.yaml").write_text("base: other.yaml\nname: again\nfrom: runs/old\n")
+    done.remove("old")
+    with pytest.raises(UserError) as refused:
+        made("middle.yaml", done)
+    assert str(refused.value) == (
+        "runs/old is at step 3 of 240, and was trained with another training.seed and "
+        "optimizer.eps than old.yaml says now: finish it with `dsv3 train runs/old/recipe.yaml`, "
+        "begin with it as it is by parent_recipe=null, or train another with `dsv3 train old.yaml "
+        "directory=PATH` and begin with that by from=PATH."
+    )
+    assert made("middle.yaml", done, "parent_recipe=null") == (None, [])
