@@ -92,6 +92,7 @@ def neither(path: Path) -> UserError:
     below = f": it is an entry of Hugging Face's cache, name {snapshots[-1]}" if snapshots else ""
     if not below and (inside := next(_weights_below(path), None)):
         below = f": name one inside, such as {inside}"
+    below = below or f": name {_NAMES['weights']}"
     return UserError(
         f"{path} is neither a Hugging Face folder (it has no {_CONFIG}) nor a Megatron "
         f"checkpoint (it has no {TRACKER}){below}."

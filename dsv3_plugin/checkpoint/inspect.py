@@ -16,6 +16,7 @@ from typing import Any
 
 from dsv3_plugin.checkpoint import absent, tracker
 from dsv3_plugin.checkpoint.conversion import journal
+from dsv3_plugin.checkpoint.depth import another_depth
 from dsv3_plugin.checkpoint.formats.broken_files import BrokenFiles
 from dsv3_plugin.checkpoint.formats.dist_metadata import METADATA, check_tensors, read_contents
 from dsv3_plugin.checkpoint.formats.hf_headers import (
@@ -179,7 +180,10 @@ def _inspect_folder(path: Path) -> Findings:
         findings.missing.append(CONFIG)
         return findings
     if not (described or pickles or findings.broken_files):
-        raise UserError(f"{path} holds no weights: it has neither *.safetensors nor *.bin files.")
+        raise UserError(
+            f"{path} holds no weights: it has neither *.safetensors nor *.bin files, so copy those "
+            f"of the model that its {CONFIG} describes there."
+        )
     model = model_from_hf(read_config(path), path.resolve().name, path / CONFIG)
     if not described:
         findings.pickled = [file.name for file in pickles]
@@ -212,7 +216,9 @@ def _inspect_folder(path: Path) -> Findings:
     layers = range(model.num_layers, model.num_layers + (model.mtp_num_layers or 0))
     of_prediction = tuple(f"model.layers.{number}." for number in layers)
     others = [name for name in findings.missing if not name.startswith(of_prediction)]
-    if findings.mtp.endswith(_MISSING) and not others:
+    if findings.foreign and (depth := another_depth(described, model)):
+        findings.advice.append(f"{depth}.")
+    elif findings.mtp.endswith(_MISSING) and not others and not findings.foreign:
         findings.advice.append(
             "of the multi-token prediction that config.json promises nothing is there, as "
             "transformers saves this family: dsv3 import --without-mtp takes the folder without it."

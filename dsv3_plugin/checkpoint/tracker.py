@@ -146,9 +146,10 @@ def step_to_name(iteration: Path) -> int | None:
     saved = numbered.get(iteration.name)
     if saved is None or (tracked is not None and tracked.release):
         name = RELEASE if saved is None else str(saved.iteration)
+        there = (directory / TRACKER).exists()
+        nothing = "no checkpoint" if there else "nothing, since it is not there"
         raise UserError(
-            f"{directory / TRACKER} names "
-            f"{'no checkpoint' if tracked is None else tracked.tracked}, "
+            f"{directory / TRACKER} names {nothing if tracked is None else tracked.tracked}, "
             f"and Megatron-LM loads what it names: write {name} into it for {iteration}."
         )
     return saved.iteration

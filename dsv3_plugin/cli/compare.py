@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dsv3_plugin.checkpoint.inspect import Findings
 
 _LONGEST_LIST = 20
+_ALL = ": --all lists them"
 
 
 def verify(
@@ -112,10 +113,10 @@ def verify_files(a: Path, b: Path, workers: int, most: int | None, *, as_json: b
             files = number_of(len(found.only), "file")
             hold, are = ("holds", "is") if len(found.only) == 1 else ("hold", "are")
             say(f"{files} that {hold} no weights {are} in one folder alone:")
-            _print_list(found.only, most)
+            _print_list(found.only, most, way=_ALL)
         if found.differences:
             say(f"{len(found.differences)} differ:")
-            _print_list([_one_line(difference) for difference in found.differences], most)
+            _print_list([_one_line(difference) for difference in found.differences], most, way=_ALL)
             say("Without --bytes tensors are compared, in whichever files they lie.")
     raise typer.Exit(1 if found.differences else 0)
 
@@ -169,7 +170,7 @@ def print_comparison(
         return
     say(f"{len(comparison.differences)} differ:")
     order = sorted(comparison.differences, key=lambda d: _rank(d.largest), reverse=True)
-    _print_list([_one_line(difference) for difference in order], most)
+    _print_list([_one_line(difference) for difference in order], most, way=_ALL)
 
 
 def json_of(comparison: "Comparison") -> str:
@@ -186,11 +187,12 @@ def _one_line(difference: "Difference") -> str:
     return f"{difference.name}: {difference.what}{largest}"
 
 
-def _print_list(lines: Sequence[str], most: int | None = _LONGEST_LIST) -> None:
-    """The lines, indented; of more than `most` the first ones, and how many there are besides."""
+def _print_list(lines: Sequence[str], most: int | None = _LONGEST_LIST, *, way: str = "") -> None:
+    """The lines, indented; of more than `most` the first ones, how many there are besides, and
+    what lists those."""
     say_all(f"  {line}" for line in lines[:most])
     if most is not None and len(lines) > most:
-        say(f"  … and {len(lines) - most} more")
+        say(f"  … and {len(lines) - most} more{way}")
 
 
 def _rank(largest: float | None) -> float:

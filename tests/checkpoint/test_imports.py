@@ -9,8 +9,8 @@ from tests.test_imports import imports, module
 
 ROOM = Path(dsv3_plugin.__file__).parent / "checkpoint"
 ORDER = (
-    "names", "formats", "restricted", "patches", "absent", "tracker", "trained_on", "conversion",
-    "inspect", "loadable", "load", "live_model", "live_folder",
+    "names", "depth", "formats", "restricted", "patches", "absent", "tracker", "trained_on",
+    "conversion", "inspect", "loadable", "load", "live_model", "live_folder",
 )  # fmt: skip
 
 

@@ -186,9 +186,12 @@ def test_upstream_is_told_the_step_that_the_tracker_does_not_name(directory):
     assert tracker.step_to_name(directory / "iter_0000020") == 20
     (directory / tracker.TRACKER).unlink()
     assert tracker.step_to_name(directory / "iter_0000030") == 30
-    way = r"names no checkpoint, and Megatron-LM .*: write release into it for"
-    with pytest.raises(UserError, match=way):
-        tracker.step_to_name(directory / "release")
+    for text, named in ((None, "nothing, since it is not there"), ("hello", "no checkpoint")):
+        if text is not None:
+            (directory / tracker.TRACKER).write_text(text)
+        way = rf"names {named}, and Megatron-LM .*: write release into it for"
+        with pytest.raises(UserError, match=way):
+            tracker.step_to_name(directory / "release")
     (directory / tracker.TRACKER).write_text("release")
     assert tracker.step_to_name(directory / "release") is None
     with pytest.raises(UserError, match=r"names release, .*: write 20 into it for"):

@@ -33,7 +33,7 @@ def test_differences_are_listed_largest_first(capsys):
 def test_values_that_differ_come_before_what_is_in_one_alone(capsys):
     found = [Difference("a", "only in x", None), Difference("b", "values differ", 1.0)]
     assert lines(capsys, Comparison(0, found, []), most=1)[1:] == [
-        "2 differ:", "  b: values differ, by up to 1", "  … and 1 more"
+        "2 differ:", "  b: values differ, by up to 1", "  … and 1 more: --all lists them"
     ]  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_many_differences_are_cut_short_unless_all_are_asked_for(capsys, most, l
     said = lines(capsys, Comparison(0, found, []), most)
     assert said[1] == "25 differ:"
     assert sum("values differ" in line for line in said) == listed
-    assert ("  … and 5 more" in said) == (listed == 20)
+    assert ("  … and 5 more: --all lists them" in said) == (listed == 20)
 
 
 def test_as_json_it_holds_numbers_that_json_has():

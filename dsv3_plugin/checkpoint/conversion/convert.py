@@ -254,8 +254,9 @@ def export_hf(
     config = _config(source, tokenizer, layout.targets, fp8)
 
     options = {"dtype": dtype, "fp8": fp8, "shard_size": shard_size}
-    if fp8_rule != "reversible":
-        options["fp8_rule"] = fp8_rule  # a header of 0.1 has no such key
+    rule = None if fp8_rule == "reversible" else fp8_rule
+    if rule is not None:
+        options["fp8_rule"] = rule  # a header of 0.1 has no such key
     options["shards_as"] = None if like is None else str(like.folder.resolve())
     header = header_of("export", source, **options)
     with sole_writer(root):
@@ -286,7 +287,8 @@ def export_hf(
                 layout.publish(root)
                 folder.complete()
     report = _report(source, jobs, layout.targets.values(), began, kept)
-    return replace(report, notes=notes_on_export(root))
+    own_scales = any(name.endswith(SCALE) for name in source.stored)
+    return replace(report, notes=notes_on_export(root, own_scales=own_scales, fp8_rule=rule))
 
 
 def _config(

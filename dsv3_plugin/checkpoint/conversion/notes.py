@@ -25,9 +25,15 @@ def notes_on_import(
     return tuple(notes)
 
 
-def notes_on_export(hf_dir: Path) -> tuple[str, ...]:
-    """Args: hf_dir: what was written."""
+def notes_on_export(hf_dir: Path, *, own_scales: bool, fp8_rule: str | None) -> tuple[str, ...]:
+    """Args: hf_dir: what was written; own_scales: whether weights kept the scales of an import;
+    fp8_rule: for others, where it is not the usual one."""
     notes = []
+    if own_scales and fp8_rule is not None:
+        notes.append(
+            "the weights were FP8 when they were imported and kept the scales that they had, so "
+            f"--fp8-rule {fp8_rule} changed nothing: leave it out."
+        )
     if not files_of(hf_dir, VOCABULARY_FILES):
         notes.append(
             f"the checkpoint has no tokenizer, so {hf_dir} has none; put the model's own "

@@ -17,6 +17,7 @@ import torch
 from dsv3_plugin.checkpoint import absent, tracker
 from dsv3_plugin.checkpoint.conversion import trained_length
 from dsv3_plugin.checkpoint.conversion.config_json import kept_config
+from dsv3_plugin.checkpoint.depth import another_depth
 from dsv3_plugin.checkpoint.formats.dist_reader import DistCheckpoint
 from dsv3_plugin.checkpoint.formats.hf_headers import CONFIG, read_config
 from dsv3_plugin.checkpoint.formats.hf_reader import HFFolder, Stored
@@ -140,10 +141,16 @@ class HFWeights:
                     "--without-mtp leaves out: this folder has it, so leave --without-mtp out."
                 )
             else:
+                depth = another_depth(self.stored, self.model)
+                way = (
+                    f": {depth}."
+                    if depth is not None
+                    else f"{self._said(name)}: take the folder of that model alone, with its "
+                    "tensors called as DeepSeek calls them."
+                )
                 raise UserError(
                     f"{name} in {self.path / stored.file} is no tensor of the model that "
-                    f"{self._described}{self._said(name)}: take the folder of that model alone, "
-                    "with its tensors called as DeepSeek calls them."
+                    f"{self._described}{way}"
                 )
         for entry in self.entries:
             if entry.name not in self.stored and entry.copy_of is None:

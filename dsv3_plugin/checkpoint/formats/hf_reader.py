@@ -61,7 +61,10 @@ class HFFolder:
     def _read_pickles(self, folder: Path, allowed: bool) -> None:
         files = pickled_files(folder)
         if not files:
-            raise UserError(f"{folder} holds no *.safetensors file.")
+            raise UserError(
+                f"{folder} holds no *.safetensors file: copy those of the model that its "
+                "config.json describes there."
+            )
         if not allowed:
             raise UserError(
                 f"{folder} holds pickled weights ({files[0].name}), which can run code when "

@@ -31,7 +31,10 @@ class Sharding:
             UserError: it holds no safetensors, or they are damaged.
         """
         if not folder.is_dir():
-            raise UserError(f"{folder} is no folder, whose shards could be taken over.")
+            raise UserError(
+                f"{folder} is no folder, whose shards could be taken over: name the Hugging Face "
+                "folder that the model came from, or leave --shards-as out."
+            )
         tensors = read_folder(folder)
         if not tensors:
             raise UserError(

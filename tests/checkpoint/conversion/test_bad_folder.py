@@ -172,11 +172,14 @@ def test_type_that_is_no_weight(source, tmp_path):
     refused(source, tmp_path / "t", O_PROJ, "int8", "safetensors")
 
 
+_DEPTH = "these weights have 3 layers before that of multi-token prediction"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_hidden_layers": 4}, ["model.layers.3.", "no tensor of the model"]),
-        ({"num_hidden_layers": 2}, ["model.layers.3.", "no tensor of the model"]),
+        ({"num_hidden_layers": 4}, ["model.layers.3.", "no tensor of the model", _DEPTH, "is 4"]),
+        ({"num_hidden_layers": 2}, ["model.layers.3.", "no tensor of the model", _DEPTH, "is 2"]),
         ({"hidden_size": 128}, ["has shape", "by hidden_size 128 in", "take the config.json that"]),
         ({"n_routed_experts": 8}, ["by n_routed_experts 8 in"]),
         ({"v_head_dim": 24}, ["by num_attention_heads 4 and", "v_head_dim 24 in"]),

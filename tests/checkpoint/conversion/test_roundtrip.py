@@ -184,6 +184,14 @@ def test_weights_without_scales_are_quantised(tmp_path, rule, quantise):
     assert config["quantization_config"]["weight_block_size"] == [128, 128]
 
 
+def test_a_rule_for_scales_that_are_kept_is_said_to_change_nothing(fp8_source, tmp_path):
+    folder, _, tensors = fp8_source
+    import_hf(folder, tmp_path / "checkpoint")
+    done = export_hf(tmp_path / "checkpoint", tmp_path / "out", fp8=True, fp8_rule="deepgemm")
+    assert any("--fp8-rule deepgemm changed nothing" in note for note in done.notes)
+    assert_same_bytes(read_tensors(tmp_path / "out"), tensors)
+
+
 def test_a_changed_weight_is_not_forced_into_its_old_scales(fp8_source, tmp_path):
     folder, _, _ = fp8_source
     import_hf(folder, tmp_path / "checkpoint")

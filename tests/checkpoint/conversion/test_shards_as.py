@@ -73,6 +73,8 @@ def test_a_folder_of_another_model_or_none_is_refused(imported, tmp_path, dsv3):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has no safetensors"):
         export_hf(imported / "t", tmp_path / "no", shards_as=tmp_path / "empty")
+    with pytest.raises(UserError, match=r"is no folder, .* or leave --shards-as out"):
+        export_hf(imported / "t", tmp_path / "no", shards_as=tmp_path / "nowhere")
     both = dsv3("export", imported / "t", tmp_path / "no", "--shards-as", other, "--shard-size=1GB")
     assert "leave one out" in both.err
     assert not (tmp_path / "no").exists()

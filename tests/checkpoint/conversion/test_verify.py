@@ -250,6 +250,17 @@ def test_inspect_says_where_without_mtp_helps(root, tmp_path, dsv3):
     assert inspect(tmp_path / "half").advice == []
 
 
+def test_inspect_says_where_config_json_is_of_another_depth(tmp_path):
+    write_folder(tmp_path / "hf", MODEL, random_tensors(MODEL, "bf16"))
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 4}))
+    (said,) = inspect(tmp_path / "hf").advice
+    assert said == (
+        "these weights have 3 layers before that of multi-token prediction, and "
+        "num_hidden_layers is 4: take config.json and weights of one model."
+    )
+
+
 def test_inspect_lists_all_files_that_are_broken(root, tmp_path, dsv3):
     """What they hold is not missing besides, and the rest is looked at."""
     tensors = random_tensors(MODEL, "bf16")
