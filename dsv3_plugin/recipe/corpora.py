@@ -132,6 +132,23 @@ def _meant(corpus: Corpus) -> list[tuple[tuple[str, ...], float | None]]:
     ]
 
 
+def lies_in(name: str, folder: str) -> bool:
+    """Whether texts of a name are among those that are read of a folder.
+
+    Those in hidden folders and behind links to folders are not, nor are encoded ones.
+    """
+    if STDLIB in (name, folder) or indexed_prefix(name) is not None:
+        return False
+    within, path = os.path.realpath(named(folder)), named(name)
+    places = [os.path.realpath(path)]
+    if not path.is_dir():  # a link to a file is read
+        places.append(os.path.join(os.path.realpath(path.parent), path.name))
+    for place in map(Path, places):
+        if place.is_relative_to(within) and (below := place.relative_to(within).parts):
+            return not any(part.startswith(".") for part in below)
+    return False
+
+
 def text(corpus: Corpus) -> str:
     """A corpus in words, as a sentence names it."""
     mixed = members(corpus)

@@ -129,7 +129,8 @@ def evaluation(recipe: Recipe) -> Iterator[str]:
 
 
 def held_out_sets(recipe: Recipe) -> Iterator[str]:
-    """Held-out sets have names of their own, and none of them is trained on."""
+    """Held-out sets have names of their own, and none of them is trained on: none is, lies in, or
+    has in it what the corpus is read from."""
     sets = recipe.data.held_out_sets
     seen: dict[str, str] = {}
     for name in sets:
@@ -148,11 +149,29 @@ def held_out_sets(recipe: Recipe) -> Iterator[str]:
             if place in places:
                 yield f"data.held_out_sets.{name}: {path} is {places[place]} as well: take another"
             places[place] = f"data.held_out_sets.{name}"
+        yield from _trained_on(recipe, name, path)
     if sets and recipe.passed_flags.get("full-validation"):
         yield (
             "megatron_args: full-validation does not go with data.held_out_sets, of which "
             "training.eval_steps batches each are read: leave it out"
         )
+
+
+def _trained_on(recipe: Recipe, name: str, path: str) -> Iterator[str]:
+    """The sentences for a held-out set of which a part is read as texts of the corpus too."""
+    texts = [each for each in corpora.members(recipe.data.corpus) if each.prefix is None]
+    for corpus in (corpus for each in texts for corpus in each.names if corpus != corpora.STDLIB):
+        if corpora.lies_in(path, corpus):
+            yield (
+                f"data.held_out_sets.{name}: {path} lies in {corpus}, all of which is data.corpus, "
+                "so that it would be trained on: move it out of there, or name the others alone in "
+                "data.corpus"
+            )
+        elif corpora.lies_in(corpus, path):
+            yield (
+                f"data.held_out_sets.{name}: {path} holds {corpus}, which is data.corpus and would "
+                f"be trained on: move that out of there, or name the others alone"
+            )
 
 
 def mixture(recipe: Recipe) -> Iterator[str]:

@@ -4,6 +4,7 @@ import pytest
 
 from dsv3_plugin.data import tokenizer
 from dsv3_plugin.recipe import sections
+from dsv3_plugin.recipe.load import load_recipe
 from tests.recipe.refused import refusal
 
 
@@ -39,6 +40,37 @@ def test_corpora_that_cannot_be_mixed(overrides, sentence):
 )
 def test_held_out_sets_that_are_none(overrides, sentence):
     assert sentence in refusal("pretrain/tiny", overrides)
+
+
+@pytest.mark.parametrize("recipe", ["pretrain/tiny", "sft/tiny", "rl/tiny"])
+@pytest.mark.parametrize(
+    "corpus", ["texts", "[{path: other, weight: 1}, {path: ./texts, weight: 2}]"]
+)
+def test_held_out_sets_do_not_lie_in_what_is_trained_on(recipe, corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts" / "below").mkdir(parents=True)
+    (tmp_path / "elsewhere.txt").write_text("a")
+    (tmp_path / "texts" / "linked.txt").symlink_to("../elsewhere.txt")
+    for path in (
+        "texts/2.txt",
+        "./texts/below",
+        str(tmp_path / "texts/below/3"),
+        "texts/linked.txt",
+    ):
+        said = refusal(recipe, [f"data.corpus={corpus}", f"data.held_out_sets={{a: {path}}}"])
+        assert f"data.held_out_sets.a: {path} lies in " in said
+        assert said.endswith("move it out of there, or name the others alone in data.corpus.")
+    said = refusal(recipe, ["data.corpus=texts/2.txt", "data.held_out_sets={a: texts}"])
+    assert "data.held_out_sets.a: texts holds texts/2.txt, which is data.corpus and would" in said
+
+
+def test_held_out_sets_beside_what_is_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "apart").mkdir()
+    (tmp_path / "texts" / "linked").symlink_to("../apart")  # is not read
+    for path in ("apart", "texts2", "texts/.hidden/a", "texts/linked", "texts.txt"):
+        load_recipe("pretrain/tiny", ["data.corpus=texts", f"data.held_out_sets={{a: {path}}}"])
 
 
 @pytest.mark.parametrize(
