@@ -34,6 +34,7 @@ def status(
 ) -> None:
     """Say how runs stand: step, loss, tokens/s, time left, restarts, the last checkpoint."""
     from dsv3_plugin.cli.notes import note
+    from dsv3_plugin.launch.job_alone import goes_on_by
     from dsv3_plugin.launch.queue import queued
     from dsv3_plugin.launch.relaunched import relaunched
     from dsv3_plugin.launch.run_of_job import folder_meant
@@ -78,8 +79,10 @@ def status(
     for run in found:
         if (again := relaunched(run)) is not None:
             console.line_of(f"{run.root}: {again}; what stands here is of the one before.")
-    if runs and len(found) == 1 and (sentence := not_begun(found[0], jobs)) is not None:
-        console.line_of(sentence)
+    if runs and len(found) == 1:
+        by = goes_on_by(found[0], stand[0].state, jobs)
+        for sentence in filter(None, (not_begun(found[0], jobs), by)):
+            console.line_of(sentence)
 
 
 def status_table(stand: "list[RunStatus]") -> "Table":

@@ -18,12 +18,14 @@ class JobRecord:
         cluster: what it was planned for.
         output: the file of what its script prints.
         submitted: when, in seconds since 1970.
+        command: what submits it once more; empty where that was not written down.
     """
 
     job: str
     cluster: str
     output: str
     submitted: float
+    command: str = ""
 
     @property
     def output_file(self) -> Path:
@@ -35,7 +37,11 @@ def record_of(folder: RunFolder) -> JobRecord | None:
     try:
         said = json_text.read_object(_place(folder))
         return JobRecord(
-            str(said["job"]), str(said["cluster"]), str(said["output"]), float(said["submitted"])
+            str(said["job"]),
+            str(said["cluster"]),
+            str(said["output"]),
+            float(said["submitted"]),
+            str(said.get("command", "")),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -315,6 +315,13 @@ def _parent(recipe: Recipe, waits: bool) -> Iterator[Lack]:
 def _environment(place: Place, view: View) -> Iterator[Lack]:
     if place.venv is None:
         return
+    if (view.here / place.venv).is_file():
+        yield Lack(
+            f"launch.venv: {place.venv} is a file: name the folder of an environment, in which "
+            "bin/activate lies",
+            certain=True,
+        )
+        return
     for name in ("bin/activate", "bin/python"):
         lack = _of("launch.venv", Path(place.venv, name), view)
         if lack is not None:

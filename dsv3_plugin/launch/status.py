@@ -14,6 +14,7 @@ from typing import Any
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.metrics_file import number_in
 from dsv3_plugin.files.run_folder import JOB_SCRIPT, TRACKER, RunFolder
+from dsv3_plugin.launch import job_alone
 from dsv3_plugin.launch.ending import is_done
 from dsv3_plugin.launch.job_record import JobRecord, record_of
 from dsv3_plugin.launch.local_end import state_here
@@ -224,6 +225,8 @@ def status_of(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> RunStatus
     ended = state == "stopped" or (state == "not begun" and run.has_not_trained)
     if ended and (broken := _broken(run, starts)) is not None:
         state, why = broken
+    elif state == "not begun" and record is not None:
+        state, why = job_alone.ended_before(run, record, starts)
     since = starts[-1].began if starts else 0.0
     return RunStatus(
         folder=run.root,
@@ -280,7 +283,12 @@ def not_begun(run: RunFolder, jobs: Mapping[str, QueuedJob] | None) -> str | Non
     record = record_of(run)
     if record is None or not run.waits_to_begin:
         return None
-    stands = "not begun" if jobs is not None else "nothing more is known of it"
+    if jobs is not None and shutil.which("squeue") is not None:
+        if record.job not in jobs:
+            return None  # why it never began is said of its state
+        stands = "not begun"
+    else:
+        stands = "nothing more is known of it"
     return (
         f"{run.root}: launched as job {record.job}, and {stands}; what that prints is in "
         f"{record.output}."

@@ -49,12 +49,14 @@ class Prepared:
         recipes: of its runs, in their order.
         wanted: what was asked for.
         cluster_key: what names the cluster, wherever it is read.
+        again: for each run the command that launches it once more.
     """
 
     values: JobValues
     recipes: tuple[Recipe, ...]
     wanted: Wanted
     cluster_key: str
+    again: tuple[str, ...]
 
     @property
     def script(self) -> str:
@@ -130,7 +132,9 @@ def prepare(
         values.append(one)
     job = values[0] if len(values) == 1 else of_sweep(values)
     tell(f"{recipes[0].name} on {cluster.name}: {job.sentence}.")
-    prepared = Prepared(job, tuple(recipes), wanted, cluster_key)
+    prepared = Prepared(
+        job, tuple(recipes), wanted, cluster_key, tuple(wanted.again(run) for run in runs)
+    )
     if made_of_it is not None:
         made_of_it(prepared)
     for hint in dict.fromkeys(hints):
@@ -178,7 +182,8 @@ def launch(prepared: Prepared) -> list[str]:
         with _or_cancelled(job):
             for number, (recipe, one) in enumerate(zip(recipes, jobs, strict=True)):
                 output = _output(values.output, job, number)
-                record = JobRecord(one, values.cluster.name, output, time.time())
+                again = prepared.again[number]
+                record = JobRecord(one, values.cluster.name, output, time.time(), again)
                 write_record(recipe.run_folder, record)
     return jobs
 

@@ -2,11 +2,26 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.overrides import parse
+
+
+@dataclass(frozen=True)
+class WantedRun:
+    """One run of what is to be launched.
+
+    Attributes:
+        value: `key=value` by which it differs from the others of a sweep; None: it is alone.
+        overrides: all of it.
+        own: those of them that the others have not.
+    """
+
+    value: str | None
+    overrides: tuple[str, ...]
+    own: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,18 +54,10 @@ class Wanted:
         given = [word for name, value in options if value is not None for word in (name, value)]
         return shlex.join(["dsv3", "launch", self.name, *map(str, given), *self.overrides])
 
-
-@dataclass(frozen=True)
-class WantedRun:
-    """One run of what is to be launched.
-
-    Attributes:
-        value: `key=value` by which it differs from the others of a sweep; None: it is alone.
-        overrides: all of it.
-    """
-
-    value: str | None
-    overrides: tuple[str, ...]
+    def again(self, run: WantedRun) -> str:
+        """The command line that goes on with one of its runs, alone and at once."""
+        alone = replace(self, after=None, array=None)
+        return replace(alone, overrides=(*self.overrides, *run.own)).command
 
 
 def wanted_runs(wanted: Wanted, overrides: Sequence[str]) -> Iterator[WantedRun]:
@@ -82,4 +89,5 @@ def wanted_runs(wanted: Wanted, overrides: Sequence[str]) -> Iterator[WantedRun]
     for value in values:
         folder = base.folder / f"{key.keys[-1]}-{value}"
         said = f"{key.path}={value}"
-        yield WantedRun(said, (*overrides, said, f"directory={folder}"))
+        own = (said, f"directory={folder}")
+        yield WantedRun(said, (*overrides, *own), own)

@@ -173,6 +173,35 @@ def test_a_clusters_own_lines_of_shell_come_first_and_end_the_job_where_they_fai
     assert "never" not in answer.stdout
 
 
+def test_an_environment_that_a_node_does_not_see_ends_the_job_in_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "half" / "bin").mkdir(parents=True)
+    (tmp_path / "half" / "bin" / "activate").touch()
+    for name, what in (
+        ("file", "file is a file"),
+        ("nowhere", "nowhere/bin/activate cannot be read"),
+        ("half", "half/bin/python is not there"),
+    ):
+        launch = Launch(venv=f"{tmp_path}/{name}")
+        cluster = load_cluster("cpu").model_copy(update={"launch": launch})
+        values = job("pretrain/tiny", cluster)
+        command = ["bash", "-c", script(values)]
+        node = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "PATH": "/usr/bin:/bin"}
+        answer = subprocess.run(command, env=node, capture_output=True, text=True)
+        assert (answer.returncode, answer.stdout) == (1, "")
+        assert answer.stderr == (
+            f"dsv3: launch.venv: {tmp_path}/{what} on node n1: name in launch.venv of the "
+            "cluster's file the folder of an environment that all nodes see\n"
+        )
+    gone = replace(values, place=replace(values.place, python="/gone/python3", venv=None))
+    answer = subprocess.run(["bash", "-c", script(gone)], env=node, capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert (
+        "dsv3: the Python that dsv3 launch ran with: /gone/python3 is not there on node n1: "
+        in (answer.stderr)
+    )
+
+
 def test_a_cluster_sets_none_of_the_scripts_own_variables():
     launch = Launch(environment={"run": "elsewhere", "this": "1"})
     cluster = load_cluster("cpu").model_copy(update={"launch": launch})

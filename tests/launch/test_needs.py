@@ -199,6 +199,14 @@ def test_an_environment_without_dsv3_is_found_out(here):
         f"launch.venv: {here}/venv/bin/activate does not exist: put it there, or name another",
         True,
     )
+    (here / "file").touch()
+    assert lacks(venv=str(here / "file")) == [
+        (
+            f"launch.venv: {here}/file is a file: name the folder of an environment, in which "
+            "bin/activate lies",
+            True,
+        )
+    ]
     without = venv(here / "without", f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     assert lacks(venv=without) == [
         (

@@ -25,6 +25,9 @@ def test_a_job_is_submitted_with_the_recipe_as_it_is_now(dsv3, sbatch, tmp_path)
     said = dsv3("status", "runs/tiny")
     assert "12" in said.out
     assert "0/12" in said.out
+    assert record_of(RunFolder(Path("runs/tiny"))).command == (
+        "dsv3 launch pretrain/tiny --cluster two.yaml training.steps=12"
+    )
 
 
 def test_a_job_that_cannot_be_written_down_is_cancelled_again(dsv3, sbatch, tmp_path, monkeypatch):

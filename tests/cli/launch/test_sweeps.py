@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import submit
+from dsv3_plugin.launch.job_record import record_of
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.rehearsal.quick import refuse_what_upstream_would
 from tests.launch.jobs import LAUNCH
@@ -14,6 +16,11 @@ def test_a_sweep_has_a_run_for_each_value(dsv3, sbatch):
     said = dsv3(*LAUNCH, "--array", "training.seed=1,2,3", "directory=runs/sweep")
     assert said.code == 0, said.err
     assert said.out.splitlines()[2].startswith("Job 12_2: tiny in runs/sweep/seed-3; ")
+    waits = "PENDING|Priority|0|1:00:00||"
+    sbatch(queue="\n".join(f"{job}|{waits}" for job in ("12", "12_0", "12_1", "12_2")))
+    again = record_of(RunFolder(Path("runs/sweep/seed-2"))).command
+    assert again.startswith("dsv3 launch pretrain/tiny --cluster two.yaml directory=runs/sweep ")
+    assert again.endswith(" training.seed=2 directory=runs/sweep/seed-2")
     assert len(dsv3("status", "runs/sweep").out.splitlines()) == 1 + 3
     for number, seed in enumerate((1, 2, 3)):
         folder = Path(f"runs/sweep/seed-{seed}")
@@ -22,8 +29,10 @@ def test_a_sweep_has_a_run_for_each_value(dsv3, sbatch):
         assert f"12_{number}" in dsv3("status", folder).out
     assert "#SBATCH --array=0-2" in Path("runs/sweep/launch/sweep.sbatch").read_text()
     assert len(dsv3("status").out.splitlines()) == 1 + 3
+    sbatch()
     # A run in the folder that holds them is one more, and has its script still.
     assert dsv3(*LAUNCH, "directory=runs/sweep").code == 0
+    sbatch(queue="\n".join(f"{job}|{waits}" for job in ("12", "12_0", "12_1", "12_2")))
     assert len(dsv3("status").out.splitlines()) == 1 + 4
     assert Path("runs/sweep/launch/sweep.sbatch").exists()
 

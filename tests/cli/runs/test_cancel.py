@@ -47,13 +47,14 @@ def test_a_run_may_be_named_by_its_job(dsv3, run, slurm):
     for number in range(2):
         one = RunFolder(run.root.parent / "sweep" / f"seed-{number}")
         write_record(one, JobRecord(f"9_{number}", "cpu", "none", 0.0))
-    slurm("7|RUNNING|None|0|1:00:00|n1|")
+    slurm("\n".join(f"{job}|RUNNING|None|0|1:00:00|n1|" for job in ("7", "9_0", "9_1")))
     assert dsv3("status", "7").out == dsv3("status", "runs/small").out
     assert [line.split()[0] for line in dsv3("status", "9").out.splitlines()[1:]] == [
         "runs/sweep/seed-0",
         "runs/sweep/seed-1",
     ]
     assert dsv3("cancel", "7").out.startswith("Job 7 finishes its step")
+    slurm("7|RUNNING|None|0|1:00:00|n1|")
     assert "job 9_1 of the run in runs/sweep/seed-1 has ended" in dsv3("cancel", "9_1").err
     (run.root.parent.parent / "7").mkdir()
     assert "7 holds no run" in dsv3("status", "7").err  # a folder comes first

@@ -10,10 +10,7 @@ import pytest
 from dsv3_plugin.files import locks
 from dsv3_plugin.files.run_folder import RunFolder
 from dsv3_plugin.launch import local_end
-from dsv3_plugin.launch.job_record import (
-    JobRecord,
-    write_record,
-)
+from dsv3_plugin.launch.job_record import JobRecord, ask_to_stop, write_record
 from dsv3_plugin.launch.starts import remember_end, remember_start
 
 
@@ -123,6 +120,14 @@ def test_a_job_that_is_over_ended_as_its_last_start_did(dsv3, run, slurm, ended,
         remember_end(run, "7", ended, "rank 1 broke")
     slurm("")
     assert stands(dsv3, "runs/small")["state"] == state
+    again = "runs/small goes on from step 4 by: dsv3 launch runs/small/launch/recipe.yaml"
+    assert dsv3("status", "runs/small").out.splitlines()[-1] == again  # by what there is of it
+    assert "by: " not in dsv3("status").out
+    write_record(run, JobRecord("7", "cpu", "none", 0.0, "dsv3 launch it --cluster h800"))
+    said = dsv3("status", "runs/small").out
+    assert said.endswith("runs/small goes on from step 4 by: dsv3 launch it --cluster h800\n")
+    slurm("7|RUNNING|None|2|1:00:00|n1|")
+    assert "by: " not in dsv3("status", "runs/small").out
 
 
 def test_a_job_without_an_end_is_unknown_where_there_is_no_slurm(dsv3, run, no_slurm):
@@ -205,7 +210,22 @@ def test_a_job_whose_start_failed_before_it_trained_failed(dsv3, tmp_path, monke
     new = RunFolder(tmp_path / "runs" / "new")
     write_record(new, JobRecord("7", "cpu", "none", 0.0))
     slurm("")
-    assert stands(dsv3)["state"] == "not begun"
+    assert stands(dsv3)["why"].endswith("printed nothing, as where it is cancelled while it waits")
+    output = tmp_path / "job-7.out"
+    write_record(new, JobRecord("7", "cpu", str(output), 0.0, "dsv3 launch it"))
+    output.write_text("dsv3: launch.venv: /v is a file\nbash: never mind\n")
+    why = "job 7 ended before the run began: launch.venv: /v is a file; what it printed is in "
+    why += str(output)
+    assert (stands(dsv3)["state"], stands(dsv3)["why"]) == ("failed", why)
+    assert dsv3("status", "runs/new").out.splitlines()[2:] == [
+        f"runs/new: {why}",
+        "runs/new begins anew by: dsv3 launch it",
+    ]
+    output.write_text("bash: /v/bin/activate: Not a directory\n")
+    assert f"before the run began; what it printed is in {output}" in stands(dsv3)["why"]
+    ask_to_stop(new)
+    assert stands(dsv3)["why"] == "job 7 was cancelled before the run began"
+    assert stands(dsv3)["state"] == "stopped"
     new.logs.mkdir()
     remember_start(new, "7", 0)
     remember_end(new, "7", "failed", "rank 1 broke")
