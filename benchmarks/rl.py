@@ -52,9 +52,9 @@ WAYS = {
     "openai_async": (
         "rollouts.kind=openai", "rollouts.key_variable=DSV3_API_KEY", "rollouts.async=1",
     ),
-    "partial": ("rollouts.partial=2",),
+    "partial": ("rollouts.partial=1",),
     "openai_partial": (
-        "rollouts.kind=openai", "rollouts.key_variable=DSV3_API_KEY", "rollouts.partial=2",
+        "rollouts.kind=openai", "rollouts.key_variable=DSV3_API_KEY", "rollouts.partial=1",
     ),
     "curriculum": ("rollouts.curriculum={low: 0.2, high: 0.8, again: 0.1}",),
     "hot": ("rollouts.temperature=1.3",),
