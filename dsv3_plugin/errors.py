@@ -40,6 +40,10 @@ class SaidElsewhere(UserError):
     """A sentence that the person has from another rank."""
 
 
+class PassingElsewhere(SaidElsewhere, Passing):
+    """Such a sentence on what may be over when the same is tried again."""
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it came of, down to the first; upstream and torch wrap what they call.
 

@@ -59,16 +59,24 @@ class QueuedJob:
         return f"{self.state} ({self.reason})" if self.reason != "None" else self.state
 
 
-def queued(jobs: Iterable[str]) -> dict[str, QueuedJob]:
+class NoAnswer(UserError):
+    """Slurm does not say how jobs stand."""
+
+
+def queued(jobs: Iterable[str], patience_s: float | None = None) -> dict[str, QueuedJob]:
     """Those of some jobs that Slurm has still, by their numbers; none where there is no Slurm.
 
+    Args:
+        jobs: their numbers.
+        patience_s: how long squeue has to answer; None: as long as it takes.
+
     Raises:
-        UserError: squeue fails, with its words.
+        NoAnswer: squeue fails, with its words.
     """
     wanted = sorted(set(jobs))
     if not wanted or shutil.which("squeue") is None:
         return {}
-    return read_jobs(_listed(wanted))
+    return read_jobs(_listed(wanted, patience_s))
 
 
 def is_known(job: str) -> bool:
@@ -81,13 +89,16 @@ def is_known(job: str) -> bool:
     return bool(_listed([job]).strip())
 
 
-def _listed(jobs: Sequence[str]) -> str:
+def _listed(jobs: Sequence[str], patience_s: float | None = None) -> str:
     """A line on each of some jobs that Slurm knows."""
     columns = ",".join(f"{field}:|" for field in _FIELDS)
     which = ("--array", "--states=all", f"--jobs={','.join(jobs)}")
-    answer = _run(["squeue", "--noheader", *which, "-O", columns])
+    try:
+        answer = _run(["squeue", "--noheader", *which, "-O", columns], patience_s)
+    except subprocess.TimeoutExpired as error:
+        raise NoAnswer(f"squeue gives no answer in {patience_s:g} seconds.") from error
     if answer.returncode and _UNKNOWN not in answer.stderr:
-        raise UserError(f"squeue says: {_words(answer)}{_from_here(answer)}.")
+        raise NoAnswer(f"squeue says: {_words(answer)}{_from_here(answer)}.")
     return answer.stdout
 
 
@@ -95,13 +106,13 @@ def read_jobs(listed: str) -> dict[str, QueuedJob]:
     """The jobs of squeue's answer that have not ended.
 
     Raises:
-        UserError: it is none.
+        NoAnswer: it is none.
     """
     found = {}
     for line in filter(str.strip, listed.splitlines()):
         words = [word.strip() for word in line.split("|")]
         if len(words) < len(_FIELDS):
-            raise UserError(f"squeue answers with '{line.strip()}', which is no line on a job.")
+            raise NoAnswer(f"squeue answers with '{line.strip()}', which is no line on a job.")
         job, state, reason, restarts, left, nodes, *_ = words
         times = int(restarts) if restarts.isdecimal() else 0  # N/A in some states
         if state in _ENDED:
@@ -165,8 +176,8 @@ def need_slurm(command: str) -> None:
         )
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: list[str], patience_s: float | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience_s)
 
 
 def _from_here(answer: subprocess.CompletedProcess[str]) -> str:

@@ -33,6 +33,7 @@ from dsv3_plugin.launch.made_first import make_data
 from dsv3_plugin.launch.place import check_meeting_place, place
 from dsv3_plugin.launch.starts import TRY_AGAIN
 from dsv3_plugin.launch.summary import summary
+from dsv3_plugin.launch.taken import refuse_seen_job
 from dsv3_plugin.launch.watch import watching
 from dsv3_plugin.launch.witness import witnessed
 from dsv3_plugin.machine import Machine
@@ -45,7 +46,7 @@ from dsv3_plugin.terminal import lines
 from dsv3_plugin.terminal.console import Console
 from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 
-_REHEARSED = "DSV3_LAUNCHED"
+_LAUNCHED = "DSV3_LAUNCHED"
 """Environment variable, of the script of a job, whose run was rehearsed before it was queued."""
 
 _OF_THE_PLACE = {
@@ -94,7 +95,7 @@ def _run(name: str, overrides: list[str], outbox: Outbox) -> None:
     join_world(recipe, machine, outbox)
     first_on_rank_zero("rehearsal", lambda: _end_if(refusal), outbox)
     with contextlib.ExitStack() as stack:
-        first_on_rank_zero("lock", lambda: stack.enter_context(directory.held()), outbox)
+        first_on_rank_zero("lock", lambda: _held(directory, stack), outbox)
         if _rank() == 0:
             console.print(summary(recipe, machine, inherited(name, overrides)))
         first_on_rank_zero("settings", lambda: refuse_what_does_not_go_on(recipe), outbox)
@@ -262,6 +263,17 @@ def _output_into_log(directory: RunFolder, outbox: Outbox, complaints: TextIO) -
     return Console(file=terminal)
 
 
+def _held(directory: RunFolder, stack: contextlib.ExitStack) -> None:
+    """Hold the run's folder, unless it is that of a job which this is no part of.
+
+    Raises:
+        UserError: it is that, or another process holds it.
+    """
+    if _LAUNCHED not in os.environ:
+        refuse_seen_job(directory)
+    stack.enter_context(directory.held())
+
+
 def _rehearsed_first(
     name: str, overrides: list[str], recipe: Recipe, machine: Machine, outbox: Outbox
 ) -> UserError | None:
@@ -271,7 +283,7 @@ def _rehearsed_first(
         What stops the run, told already. The ranks meet nevertheless: until they have, none of them
         can be told to end.
     """
-    known = _REHEARSED in os.environ or is_done(recipe)
+    known = _LAUNCHED in os.environ or is_done(recipe)
     if _rank() != 0 or known or not _on_several_nodes(recipe):
         return None
     tell = functools.partial(outbox.send, "note")

@@ -18,12 +18,13 @@ from dsv3_plugin.launch import manifests, queue
 from dsv3_plugin.launch.after import job_to_wait_for
 from dsv3_plugin.launch.ending import is_done, nothing_to_do
 from dsv3_plugin.launch.idle_gpus import on_cluster
-from dsv3_plugin.launch.job_record import JobRecord, forget_stop, record_of, write_record
+from dsv3_plugin.launch.job_record import JobRecord, forget_stop, write_record
 from dsv3_plugin.launch.job_script import script, torchrun
 from dsv3_plugin.launch.job_values import JobValues, of_sweep, values_of
 from dsv3_plugin.launch.needs import lacking, read_by
 from dsv3_plugin.launch.setup_lines import refuse_unreadable
 from dsv3_plugin.launch.status import LAUNCHED
+from dsv3_plugin.launch.taken import refuse_job
 from dsv3_plugin.launch.wanted import Wanted, wanted_runs
 from dsv3_plugin.planner.cluster import Cluster, load_cluster
 from dsv3_plugin.planner.make import make_plan
@@ -331,13 +332,7 @@ def _submitting(folder: Path) -> Iterator[None]:
 
 def _refuse_taken(run: RunFolder) -> None:
     """Raise UserError for a run that has a job or a process already."""
-    record = record_of(run)
-    job = None if record is None else queue.queued([record.job]).get(record.job)
-    if job is not None:
-        raise UserError(
-            f"the run in {run.root} is job {job.job} already, {job}: dsv3 cancel {run.root} "
-            "ends it; another run needs a folder of its own, directory=PATH."
-        )
+    refuse_job(run)
     with run.held():  # a run under way
         pass
 

@@ -36,6 +36,7 @@ from dsv3_plugin.launch.place import under_a_launcher
 from dsv3_plugin.launch.progress import ProgressDisplay
 from dsv3_plugin.launch.rank import be_rank
 from dsv3_plugin.launch.summary import summary
+from dsv3_plugin.launch.taken import refuse_seen_job
 from dsv3_plugin.launch.witness import WATCHDOGS_SECONDS
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.numbers import number_of
@@ -82,6 +83,7 @@ def train(name: str, overrides: list[str], console: Console | None = None) -> in
     recipe = load_resolved(name, overrides, machine)
     refuse_missing_gpus(recipe, machine)
     refuse_missing_kernels(recipe.dispatch.kind)
+    refuse_seen_job(recipe.run_folder)
     try:
         return _locally(name, overrides, recipe, machine, console or Console(), counted.said)
     except OSError as error:
@@ -124,6 +126,7 @@ def dry_run(name: str, overrides: list[str], console: Console | None = None) -> 
         console.line_of(nothing_to_do(recipe))
         return
     recipe.run_folder.refuse_held()
+    refuse_seen_job(recipe.run_folder)
     saved, ranks = recipe.run_folder.steps_saved(), recipe.parallel.processes
     where = f"go on from step {saved:,}" if saved else "begin anew"
     console.line_of(

@@ -3,11 +3,15 @@
 import datetime
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
+from dsv3_plugin.distributed.failures import LostRank
 from dsv3_plugin.distributed.rank_zero_first import rank_zero_first
-from dsv3_plugin.errors import UserError
+from dsv3_plugin.errors import Passing, SaidElsewhere, UserError
 from tests.gloo_ranks import run_ranks
 
 
@@ -38,6 +42,36 @@ def test_rank_0_works_and_all_have_the_result_or_the_sentence(tmp_path: Path) ->
     ]
     # A sentence is one line, whatever is in it.
     assert {sentence for *_, sentence in answers} == {r"the corpus is empty.\nadd a file"}
+
+
+def _taken(rank: int) -> tuple[str, bool, bool]:
+    def work() -> str:
+        raise Passing("the folder is in use")
+
+    if rank == 1:
+        time.sleep(0.3)  # rank 0, with the store that it may hold, is still there afterwards
+    with pytest.raises(Passing) as caught:
+        rank_zero_first("lock", work)
+    heard = distributed_c10d._get_default_store().check(["dsv3_plugin/lock/1/heard by 1"])
+    return str(caught.value), heard, isinstance(caught.value, SaidElsewhere)
+
+
+def test_all_have_the_sentence_before_rank_0_is_gone_and_know_that_it_passes(tmp_path: Path):
+    assert run_ranks(2, _taken, scratch=tmp_path) == [
+        ("the folder is in use", True, False),
+        ("the folder is in use", True, True),
+    ]
+
+
+def test_rank_0_that_is_gone_without_a_word_is_named(monkeypatch):
+    def wait(*_: object) -> None:
+        raise dist.DistNetworkError("failed to recv, got 0 bytes")
+
+    store = SimpleNamespace(add=lambda *_: 1, wait=wait)
+    monkeypatch.setattr(distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    with pytest.raises(LostRank, match="rank 1 lost rank 0 during lock: it died; see the end of"):
+        rank_zero_first("lock", str)
 
 
 def _wait(rank: int) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from dsv3_plugin.distributed.failures import LostRank
 from dsv3_plugin.distributed.messages import Outbox
-from dsv3_plugin.errors import SaidElsewhere, UserError
+from dsv3_plugin.errors import PassingElsewhere, SaidElsewhere, UserError
 from dsv3_plugin.files.run_folder import InUse
 from dsv3_plugin.launch import rank
 
@@ -39,7 +39,9 @@ def test_what_may_be_over_at_the_next_start_is_told_to_the_script_of_a_job(
     outbox = SimpleNamespace(has_log=False, has_parent=has_parent, send=lambda *_: None)
     lost = UserError("step 3: rank 0 lost rank 1")
     lost.__cause__ = LostRank("rank 0 lost rank 1")
-    for passing in (lost, InUse(tmp_path, "directory", "a process")):
+    elsewhere = SaidElsewhere("the folder is in use")  # as rank 0 has said
+    elsewhere.__cause__ = PassingElsewhere("the folder is in use")
+    for passing in (lost, InUse(tmp_path, "directory", "a process"), elsewhere):
         assert rank._tell(passing, outbox) == code
     assert rank._tell(UserError("the recipe is wrong"), outbox) == 2
 
