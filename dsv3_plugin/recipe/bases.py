@@ -12,6 +12,33 @@ from dsv3_plugin.recipe.schema import STAGES
 from dsv3_plugin.recipe.validation import fields_of
 
 _YAML = {".yaml", ".yml"}
+_OF_RECIPES = {key for kind in STAGES.values() for key in fields_of(kind)}
+_OF_MODELS_ALONE = fields_of(ModelConfig).keys() - _OF_RECIPES
+_OF_RECIPES_ALONE = _OF_RECIPES - fields_of(ModelConfig).keys()
+
+
+def is_a_model(path: Path, seen: tuple[Path, ...] = ()) -> bool:
+    """Whether a file is a model, and no recipe.
+
+    It is what it builds on, at the end of all bases; where that is not to be found, or goes round
+    in a circle, or where a recipe's keys are said over a model, its own keys decide.
+    """
+    data = read(path)
+    own = data.keys() - {"base"}
+    if "model" in own:
+        return False
+    if (base := _base_of(data.get("base"), path)) is not None and path.resolve() not in seen:
+        of_a_model = is_a_model(base, (*seen, path.resolve()))
+        return of_a_model and not (own & _OF_RECIPES_ALONE and not own & _OF_MODELS_ALONE)
+    return bool(own & _OF_MODELS_ALONE)
+
+
+def _base_of(base: Any, path: Path) -> Path | None:
+    """The file that a recipe or a model builds on, among recipes first; None: there is none."""
+    if not isinstance(base, str):
+        return None
+    within = (shipped_folder(), shipped_folder() / "models")
+    return next(filter(None, (shipped.existing(base, one, path.parent) for one in within)), None)
 
 
 def with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
@@ -23,11 +50,28 @@ def with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return data
     if not isinstance(base, str):
         raise UserError(f"{path}: 'base' must be the name or path of a recipe.")
+    below = _base_of(base, path)
+    if below is not None and _is_plainly_a_model(below):
+        raise UserError(
+            f"{path}: base: {base} is a model, and this is a recipe: name it with `model: {base}`, "
+            "and with base a recipe, such as pretrain/tiny."
+        )
     below = with_bases(found(base, "", path, "base"), (*seen, path.resolve()))
     # A recipe is named by its own file, not by what it builds on.
     below.pop("name", None)
     below.pop("directory", None)
     return laid_over(below, [data])
+
+
+def _is_plainly_a_model(path: Path) -> bool:
+    """Whether a file's own keys are a model's, or its base a shipped one."""
+    data = read(path)
+    if "model" in data:
+        return False
+    own = data.keys() & (_OF_MODELS_ALONE | _OF_RECIPES_ALONE)
+    base = data.get("base")
+    is_shipped = isinstance(base, str) and base in shipped.names_in(shipped_folder() / "models")
+    return (bool(own) and own <= _OF_MODELS_ALONE) or (is_shipped and not own)
 
 
 def _refuse_circle(path: Path, seen: tuple[Path, ...]) -> None:

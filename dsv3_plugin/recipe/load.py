@@ -17,8 +17,7 @@ from typing import Any
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import is_name
 from dsv3_plugin.machine import Machine
-from dsv3_plugin.recipe import shipped
-from dsv3_plugin.recipe.bases import inline_model, model_with_bases, read, with_bases
+from dsv3_plugin.recipe.bases import inline_model, is_a_model, model_with_bases, read, with_bases
 from dsv3_plugin.recipe.finding import find, is_a_cluster, shipped_folder
 from dsv3_plugin.recipe.merging import laid_over
 from dsv3_plugin.recipe.model import ModelConfig
@@ -32,12 +31,8 @@ from dsv3_plugin.recipe.rules import first_broken
 from dsv3_plugin.recipe.schema import DEFAULT_STAGE, STAGES, Recipe
 from dsv3_plugin.recipe.stage_keys import without_keys_of_others
 from dsv3_plugin.recipe.unset import without_unset
-from dsv3_plugin.recipe.validation import fields_of, validate
+from dsv3_plugin.recipe.validation import validate
 from dsv3_plugin.recipe.yaml_text import quoted
-
-_OF_MODELS_ALONE = fields_of(ModelConfig).keys() - {
-    key for kind in STAGES.values() for key in fields_of(kind)
-}
 
 
 def load_recipe(
@@ -55,15 +50,13 @@ def load_recipe(
         UserError: one sentence naming the file, the key and the way out.
     """
     path = find(str(name_or_path))
-    data = read(path)
-    model_alone = _is_like_a_model(data) or data.keys() & _OF_MODELS_ALONE
-    if "model" in data or not (model_alone and _is_model(data.get("base"))):
-        data = with_bases(path, ())
-    if "model" not in data and (data.keys() & _OF_MODELS_ALONE or _is_like_a_model(data)):
+    _refuse_empty(path)
+    if is_a_model(path):
         raise UserError(
             f"{path} is a model, and a recipe is asked for: name the model in one with "
             f"`model: {path.name}`, or begin with the recipe pretrain/tiny."
         )
+    data = with_bases(path, ())
     if not data.keys() & {"model", "stage"} and data.keys() & {"gpus", "gpus_per_node"}:
         raise is_a_cluster(path)
     where = str(path)
@@ -74,15 +67,13 @@ def load_recipe(
         raise UserError(_blaming(str(error), where, given)) from error
 
 
-def _is_model(name: Any) -> bool:
-    return isinstance(name, str) and name in shipped.names_in(shipped_folder() / "models")
-
-
-def _is_like_a_model(data: Mapping[str, Any]) -> bool:
-    """Whether a file builds on a model and has no key of a recipe: its own are misspelt."""
-    known = {key for kind in STAGES.values() for key in fields_of(kind)}
-    own = data.keys() - {"base"}
-    return _is_model(data.get("base")) and bool(own) and not own & known
+def _refuse_empty(path: Path) -> None:
+    """Raise UserError for a file that says nothing."""
+    if not read(path):
+        raise UserError(
+            f"{path} says nothing: write a recipe there, such as `base: pretrain/tiny` and what is "
+            "to be changed of it, or have one written by dsv3 init NAME."
+        )
 
 
 def stage_of(name_or_path: str | Path, overrides: Sequence[str] = ()) -> type[Recipe]:
@@ -210,14 +201,13 @@ def load_recipe_or_model(
 ) -> Recipe | ModelConfig:
     """A recipe or a model, whichever the name or the file is.
 
-    A model's name wins over a recipe's; a file is a model if it has keys of one and names none.
+    A model's name wins over a recipe's; a file is what it builds on.
     """
     if (shipped_folder() / "models" / f"{name_or_path}.yaml").is_file():
         name_or_path = f"models/{name_or_path}"
     path = find(name_or_path, models=True)
-    data = read(path)
-    keys, like_a_model = data.keys(), _is_like_a_model(data)
-    if "model" in keys or ("base" in keys and not (keys & _OF_MODELS_ALONE or like_a_model)):
+    _refuse_empty(path)
+    if not is_a_model(path):
         return load_recipe(path, overrides, machine)
     if overrides:
         raise UserError(

@@ -1,5 +1,6 @@
 """From files, bases and overrides to a recipe."""
 
+import re
 import subprocess
 import sys
 
@@ -148,6 +149,50 @@ def test_a_models_file_may_build_on_another(tmp_path, monkeypatch):
     assert load_recipe("pretrain/tiny", ["model=wider.yaml"]).model == wider
     with pytest.raises(UserError, match="builds on itself through base"):
         load_model("round.yaml")
+
+
+OF_ONE_KIND = {
+    "wide.yaml": "base: tiny\nffn_hidden_size: 200\n",
+    "wider.yaml": "base: wide.yaml\nhiden_size: 6\n",
+    "named.yaml": "base: wide.yaml\nname: foo\n",
+    "alone.yaml": "base: tiny\n",
+    "itself.yaml": "base: itself.yaml\nhidden_size: 256\n",
+    "over.yaml": "base: alone.yaml\ntraining: {steps: 3}\n",
+    "misplaced.yaml": "base: pretrain/tiny\nhidden_size: 256\n",
+    "half.yaml": "training: {steps: 3}\n",
+    "empty.yaml": "# nothing\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "planned", "trained"),
+    [
+        ("wider.yaml", "unknown key 'hiden_size' (nearest: 'hidden_size')", "is a model, and a"),
+        ("named.yaml", "foo", "is a model, and a recipe is asked for"),
+        ("alone.yaml", "alone", "is a model, and a recipe is asked for"),
+        ("itself.yaml", "itself.yaml: builds on itself through base", "is a model, and a recipe"),
+        (
+            "over.yaml",
+            "over.yaml: base: alone.yaml is a model, and this is a recipe: name it with `model: "
+            "alone.yaml`, and with base a recipe, such as pretrain/tiny.",
+            "over.yaml: base: alone.yaml is a model, and this is a recipe",
+        ),
+        ("misplaced.yaml", "'hidden_size' (nearest: 'model.hidden_size')", "'model.hidden_size'"),
+        ("half.yaml", "the key 'model' is missing", "the key 'model' is missing"),
+        ("empty.yaml", "empty.yaml says nothing: write a recipe there, such as", "or have one"),
+    ],
+)
+def test_a_file_is_what_it_builds_on(name, planned, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file, text in OF_ONE_KIND.items():
+        (tmp_path / file).write_text(text)
+    if " " not in planned:
+        assert load_recipe_or_model(name).name == planned
+    else:
+        with pytest.raises(UserError, match=re.escape(planned)):
+            load_recipe_or_model(name)
+    with pytest.raises(UserError, match=re.escape(trained)):
+        load_recipe(name)
 
 
 def test_what_contradicts_the_rest_is_named_with_its_override():
