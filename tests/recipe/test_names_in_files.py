@@ -50,6 +50,9 @@ def test_a_misspelt_model_is_told_its_key(files: Path):
         load_recipe_or_model(str(files / "misspelt.yaml"))
 
 
-def test_a_model_over_a_recipe_is_told_so(files: Path):
-    with pytest.raises(UserError, match=r"n12\.yaml is a recipe, and a model is asked for"):
-        load_recipe_or_model(str(files / "over_recipe.yaml"))
+def test_keys_of_a_model_over_a_recipe_are_told_where_they_belong(files: Path):
+    for load in (load_recipe, load_recipe_or_model):
+        with pytest.raises(
+            UserError, match=r"over_recipe\.yaml: unknown key 'num_layers' .*'model\.n"
+        ):
+            load(str(files / "over_recipe.yaml"))
