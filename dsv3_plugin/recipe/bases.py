@@ -47,7 +47,7 @@ def with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     data = _anchor(read(path), path.parent)
     base = data.pop("base", None)
     if base is None:
-        return data
+        return laid_over({}, [data])
     if not isinstance(base, str):
         raise UserError(f"{path}: 'base' must be the name or path of a recipe.")
     below = _base_of(base, path)

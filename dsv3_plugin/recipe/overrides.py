@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.merging import OFF_BY_NULL, section_at
 from dsv3_plugin.recipe.validation import fields_of, model_in, nearest, types_in
 
 _BRACKETS = {"[": "]", "{": "}"}
@@ -189,7 +190,8 @@ def refuse_taking_back_nothing(
     data: Mapping[str, Any],
     where: str,
 ) -> None:
-    """Raise UserError for a null of a name of the user's own that nobody gave: it is misspelt.
+    """Raise UserError for a null of a name of the user's own that nobody gave: it is misspelt; and
+    for one in a section that is off, which it would not switch on.
 
     Args:
         overrides: in their order.
@@ -198,6 +200,8 @@ def refuse_taking_back_nothing(
         where: the file.
     """
     for override in overrides:
+        if override.takes_back:
+            _refuse_null_in_what_is_off(override, overrides, data, where)
         if not override.takes_back or not override.is_own_name(kind):
             continue
         keys, there = override.keys, data
@@ -215,6 +219,25 @@ def refuse_taking_back_nothing(
         raise UserError(
             f"{where} with {override.text}: there is no {keys[-1]} that null could take back"
             f"{near or f': {has}'}."
+        )
+
+
+def _refuse_null_in_what_is_off(
+    override: Override, overrides: Sequence[Override], data: Mapping[str, Any], where: str
+) -> None:
+    *above, key = override.keys
+    section = tuple(above)
+    given = [one for one in overrides if one.keys[: len(section)] == section]
+    given += [one for one in overrides if one.holds(override)]
+    if (
+        section in OFF_BY_NULL
+        and section_at(data, section) is None
+        and all(one.takes_back for one in given)
+    ):
+        raise UserError(
+            f"{where} with {override.text}: {'.'.join(section)} is null, so there is no {key} that "
+            f"null could take back: leave it out, or switch the section on with "
+            f"{'.'.join(section)}={{}}."
         )
 
 

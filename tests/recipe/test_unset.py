@@ -99,3 +99,36 @@ def test_a_default_is_taken_back(tmp_path):
     assert [*load_recipe(mine, ["rewards.accuracy=null", "rewards.format={}"]).rewards] == [
         "format"
     ]
+
+
+@pytest.mark.parametrize("section", ["rollouts.curriculum", "precision.fp8"])
+def test_null_does_not_switch_on_what_was_off(section, tmp_path):
+    above, below = section.split(".")
+    key = {"curriculum": "low", "fp8": "format"}[below]
+    said = (
+        f"with {section}.{key}=null: {section} is null, so there is no {key} that null could take"
+    )
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_recipe("rl/tiny", [f"{section}.{key}=null"])
+    for over in (f"{section}={{{key}: null}}", f"{above}={{{below}: {{{key}: null}}}}"):
+        assert getattr(getattr(load_recipe("rl/tiny", [over]), above), below) is None
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"base: rl/tiny\n{above}: {{{below}: {{{key}: null}}}}\n")
+    assert getattr(getattr(load_recipe(mine), above), below) is None
+    whole = load_recipe("rl/tiny").to_yaml()  # which builds on nothing
+    assert f"  {below}: null\n" in whole
+    mine.write_text(whole.replace(f"  {below}: null\n", f"  {below}: {{{key}: null}}\n"))
+    assert getattr(getattr(load_recipe(mine), above), below) is None
+
+
+def test_null_of_a_key_leaves_its_section_on(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: rl/tiny\nrollouts: {curriculum: {low: 0.3}}\n")
+    (tmp_path / "over.yaml").write_text("base: mine.yaml\nrollouts: {curriculum: {low: null}}\n")
+    for recipe, overrides in (
+        (mine, ["rollouts.curriculum.low=null"]),
+        (tmp_path / "over.yaml", []),
+        ("rl/tiny", ["rollouts.curriculum={}", "rollouts.curriculum.low=null"]),
+        ("rl/tiny", ["rollouts.curriculum.high=0.8", "rollouts.curriculum.low=null"]),
+    ):
+        assert load_recipe(recipe, overrides).rollouts.curriculum.low == 0.2
