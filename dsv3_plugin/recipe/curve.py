@@ -206,6 +206,7 @@ def resolve(
     """
     segments: list[Segment] = []
     position, value = 0, None
+    steps: int | None = 0
     for number, piece in enumerate(pieces, start=1):
         first = piece.to if piece.shape == "constant" else piece.from_
         if first is None:
@@ -223,13 +224,38 @@ def resolve(
         # A short run may have no step for a piece that is a share of it.
         least = position if isinstance(_extent(piece), Share) else position + 1
         if end is not None and end < least:
-            raise ValueError(
-                f"piece {number}: ends at {end:,} tokens, and the piece before at {position:,}: "
-                "give it a later until, or a length with for"
-            )
+            raise ValueError(f"piece {number}: {_too_early(piece, end, position, steps, budget)}")
         segments.append(Segment(piece.shape, position, end, first, piece.to))
-        position, value = end, piece.to
+        position, value, steps = end, piece.to, _steps_at_end(piece, steps)
     return Curve(tuple(segments))
+
+
+def _steps_at_end(piece: Piece, before: int | None) -> int | None:
+    """The step at which a piece ends that begins at another, where no more than its own words say
+    so; None: its batches say, or the length of the run."""
+    extent = _extent(piece)
+    if not isinstance(extent, Steps):
+        return None
+    if piece.until is not None:
+        return int(extent)
+    return None if before is None else before + int(extent)
+
+
+def _too_early(
+    piece: Piece, end: int, position: int, steps: int | None, budget: int | Steps | Epochs | None
+) -> str:
+    """What is said of a piece that ends before it begins, in steps where both are said in steps."""
+    extent, way_out = _extent(piece), "give it a later until, or a length with for"
+    here, there = f"{end:,} tokens", f"{position:,}"
+    if isinstance(extent, Share) and isinstance(budget, Steps) and steps:
+        here, there = f"step {extent.of(budget):d} ({extent} of {budget})", f"step {steps:,}"
+        way_out = (
+            f"give the run {math.ceil(steps / extent):,} steps or more, or this piece a later "
+        )
+        way_out += "until, or a length with for"
+    elif isinstance(extent, Steps) and steps:
+        here, there = f"step {int(extent):,}", f"step {steps:,}"
+    return f"ends at {here}, and the piece before at {there}: {way_out}"
 
 
 def _extent(piece: Piece) -> Any:

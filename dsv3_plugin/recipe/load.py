@@ -23,6 +23,7 @@ from dsv3_plugin.recipe.merging import laid_over
 from dsv3_plugin.recipe.model import ModelConfig
 from dsv3_plugin.recipe.overrides import (
     Override,
+    overrides_that_cause,
     parse,
     refuse_taking_back_nothing,
     refuse_without_effect,
@@ -64,7 +65,26 @@ def load_recipe(
     try:
         return _checked(data, path, given, machine)
     except UserError as error:
-        raise UserError(_blaming(str(error), where, given)) from error
+        said = _blaming(str(error), where, given)
+        if said == str(error) and said.startswith(f"{where}: "):
+
+            def without(kept: Sequence[Override]) -> str | None:
+                return _refused(data, path, kept, machine)
+
+            about = [one.text for one in overrides_that_cause(said, given, without)]
+            said = f"{where}{' with ' * bool(about)}{' '.join(about)}{said.removeprefix(where)}"
+        raise UserError(said) from error
+
+
+def _refused(
+    data: dict[str, Any], path: Path, overrides: Sequence[Override], machine: Machine | None
+) -> str | None:
+    """The sentence in which a recipe is refused; None: it is not."""
+    try:
+        _checked(data, path, overrides, machine)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _refuse_empty(path: Path) -> None:
@@ -102,7 +122,7 @@ def _checked(
     kind = _stage_with(data, overrides, where)
     refuse_without_effect(overrides, where)
     refuse_taking_back_nothing(overrides, kind, data, where)
-    data = laid_over(data, [override.read(kind) for override in overrides])
+    data = {**laid_over(data, [override.read(kind) for override in overrides])}
     if data.get("name") is None:
         data["name"] = path.stem
     if isinstance(data["name"], str) and data.get("directory") is None:

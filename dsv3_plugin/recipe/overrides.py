@@ -9,7 +9,7 @@ back what was said of any key, as in a file; who means a folder of that name wri
 
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,28 @@ def parse(text: str) -> Override:
             "spaces."
         )
     return Override(text, tuple(path.split(".")), value)
+
+
+def overrides_that_cause(
+    sentence: str,
+    overrides: Sequence[Override],
+    refused: Callable[[Sequence[Override]], str | None],
+) -> list[Override]:
+    """The overrides because of which a recipe is refused; none: it is with or without them.
+
+    Args:
+        sentence: in which it is.
+        overrides: all of them.
+        refused: the sentence of the recipe with some of them.
+    """
+    if not overrides or refused(()) == sentence:
+        return []
+    causes = [
+        one
+        for one in overrides
+        if refused([other for other in overrides if other is not one]) != sentence
+    ]
+    return causes or [*overrides]
 
 
 def refuse_without_effect(overrides: Sequence[Override], where: str) -> None:

@@ -1,6 +1,7 @@
 """Curves and the batch schedule: what they evaluate to, and what they refuse."""
 
 import math
+import re
 from fractions import Fraction
 
 import pytest
@@ -279,3 +280,18 @@ def test_amounts_that_are_none(text):
 @given(st.integers(0, 10**15))
 def test_written_amounts_read_back(tokens):
     assert parse_tokens(format_tokens(tokens)) == tokens
+
+
+@pytest.mark.parametrize(
+    ("second", "said"),
+    [
+        ("18 steps", "ends at step 18, and the piece before at step 20: give it a later until, or"),
+        ("60%", "ends at step 18 (60% of 30 steps), and the piece before at step 20: give the run"),
+        ("1K", "ends at 1,000 tokens, and the piece before at 81,920: give it a later until, or"),
+    ],
+)
+def test_a_piece_that_ends_too_early_is_told_so_in_its_own_unit(second, said):
+    pieces = [{"linear": 1, "from": 0, "for": "20 steps"}, {"constant": 1, "until": second}]
+    written = [Piece.model_validate(piece) for piece in pieces]
+    with pytest.raises(ValueError, match=re.escape(f"piece 2: {said}")):
+        resolve(written, lambda start, steps: start + steps * 4096, budget=Steps(30))

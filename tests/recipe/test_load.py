@@ -204,6 +204,40 @@ def test_what_contradicts_the_rest_is_named_with_its_override():
     )
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "said"),
+    [
+        (
+            "rl/tiny-sft",
+            ["training.seed=3", "training.steps=30"],
+            "tiny-sft.yaml with training.steps=30: curves.learning_rate: piece 2: ends at step 18 "
+            "(60% of 30 steps), and the piece before at step 20: give the run 34 steps or more, or "
+            "this piece a later until, or a length with for.",
+        ),
+        ("rl/tiny", ["rollouts.max_tokens=400"], "with rollouts.max_tokens=400: rollouts.max_pro"),
+        (
+            "rl/tiny",
+            ["rewards.match.address=http://x", "rollouts.n=4"],
+            "tiny.yaml with rewards.match.address=http://x: rewards.match is judged here",
+        ),
+        (
+            "pretrain/tiny",
+            ["data.seq_length=2048", "parallel.timeout_minutes=3"],
+            "tiny.yaml with data.seq_length=2048: data.seq_length",
+        ),
+    ],
+)
+def test_the_override_because_of_which_a_recipe_is_refused_is_named(recipe, overrides, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        load_recipe(recipe, overrides)
+
+
+def test_what_is_wrong_without_overrides_blames_none(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: rl/tiny\nrollouts: {max_tokens: 400}\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: rollouts\.max_prompt_tokens 16 and max_tok"):
+        load_recipe(tmp_path / "mine.yaml", ["rollouts.n=4"])
+
+
 def test_a_file_that_was_meant_without_its_suffix_is_named(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("base: pretrain/tiny")
     monkeypatch.chdir(tmp_path)
