@@ -10,6 +10,7 @@ directory.
 """
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,17 @@ def load_recipe(
 
             about = [one.text for one in overrides_that_cause(said, given, without)]
             said = f"{where}{' with ' * bool(about)}{' '.join(about)}{said.removeprefix(where)}"
-        raise UserError(said) from error
+        raise UserError(_as_overrides(said, where)) from error
+
+
+def _as_overrides(sentence: str, where: str) -> str:
+    """A sentence on a model that overrides are wrong about, with what it says to write in its file
+    (`key: value`) as overrides, which a shell takes as they are."""
+    if not sentence.startswith(f"{where} with ") or ": model: " not in sentence:
+        return sentence
+    return re.sub(
+        r'`(\w+): "?([^`"]*)"?`', lambda key: shlex.quote(f"model.{key[1]}={key[2]}"), sentence
+    )
 
 
 def _refused(

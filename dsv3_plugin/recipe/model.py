@@ -224,8 +224,8 @@ class ModelConfig(Section):
         if len(self.moe_layer_freq) != self.num_layers:
             raise ValueError(
                 f"moe_layer_freq describes {len(self.moe_layer_freq)} layers, "
-                f"num_layers says {self.num_layers}: write moe_layer_freq="
-                f"{format_layer_pattern(self._pattern_of_all())}, or the like"
+                f"num_layers says {self.num_layers}: write "
+                f'`moe_layer_freq: "{format_layer_pattern(self._pattern_of_all())}"`, or the like'
             )
         if self.qk_pos_emb_head_dim % 2:
             raise ValueError(
@@ -237,8 +237,8 @@ class ModelConfig(Section):
         elif self.num_moe_experts is not None:
             raise ValueError(
                 f"num_moe_experts is {self.num_moe_experts} but moe_layer_freq has no MoE layer: "
-                f"set num_moe_experts to null, or write moe_layer_freq=[1]*{self.num_layers}, or "
-                "the like"
+                "set num_moe_experts to null, or write "
+                f'`moe_layer_freq: "[1]*{self.num_layers}"`, or the like'
             )
         return self
 
@@ -247,7 +247,7 @@ class ModelConfig(Section):
             if getattr(self, key) is None:
                 raise ValueError(
                     f"a model with MoE layers needs {key}: give it, or have dense layers alone "
-                    f"with moe_layer_freq=[0]*{self.num_layers} and num_moe_experts=null"
+                    f'with `moe_layer_freq: "[0]*{self.num_layers}"` and `num_moe_experts: null`'
                 )
         experts, topk = self.num_moe_experts, self.moe_router_topk
         layers = len(self.moe_layers) + (self.mtp_num_layers or 0)
@@ -308,7 +308,7 @@ class ModelConfig(Section):
             raise ValueError(
                 f"moe_router_topk {topk} is more than the {allowed * (experts // groups)} experts "
                 f"of {allowed} allowed groups: take {allowed * (experts // groups)} or fewer, or "
-                f"moe_router_group_topk={enough}"
+                f"`moe_router_group_topk: {enough}`"
             )
         if self.moe_router_score_function == "sigmoid" and experts // groups < 2:
             raise ValueError(

@@ -148,6 +148,23 @@ _IN_OUR_WORDS = (
     ),
     ("expected ',' or '}'", "a mapping lacks a comma between its keys, or the } at its end"),
     ("expected ',' or ']'", "a list lacks a comma between its items, or the ] at its end"),
+    (
+        "but found another document",
+        "another document begins (---), and one is all that there may be: take it out",
+    ),
+    (
+        "could not find expected ':'",
+        "the line before is no key with a value: write `key: value`, and put a text that goes on "
+        "over lines in quotes",
+    ),
+    (
+        "found unexpected end of stream",
+        "a text in quotes does not end: close it, and write a quote that is part of it twice",
+    ),
+    (
+        "sequence entries are not allowed here",
+        "an item of a list (-) does not stand alone: begin a line with it, below its key",
+    ),
 )
 """How what the parser says of common slips begins → what is said in its place."""
 
@@ -160,9 +177,10 @@ def parse(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "this is not YAML"
-        if problem == "but found another document":
-            problem = "another document begins (---), and one is all that there may be"
-        problem = next((ours for begin, ours in _IN_OUR_WORDS if begin in problem), problem)
+        ours = next((ours for begin, ours in _IN_OUR_WORDS if begin in problem), None)
+        if ours is None and not isinstance(error, ConstructorError):  # whose words are our own
+            problem += ": write each key as `key: value`, and put a text with other signs in quotes"
+        problem = ours or problem
         raise UserError(f"{where}{line}: {problem}.") from error
 
 

@@ -200,7 +200,7 @@ def test_what_contradicts_the_rest_is_named_with_its_override():
         load_recipe("pretrain/tiny", ["training.steps=3", "model.num_layers=6"])
     assert str(refusal.value).endswith(
         "tiny.yaml with model.num_layers=6: model: moe_layer_freq describes 4 layers, num_layers "
-        "says 6: write moe_layer_freq=[0]*1+[1]*5, or the like."
+        "says 6: write 'model.moe_layer_freq=[0]*1+[1]*5', or the like."
     )
 
 
@@ -230,6 +230,24 @@ def test_what_contradicts_the_rest_is_named_with_its_override():
 def test_the_override_because_of_which_a_recipe_is_refused_is_named(recipe, overrides, said):
     with pytest.raises(UserError, match=re.escape(said)):
         load_recipe(recipe, overrides)
+
+
+def test_what_a_model_is_to_be_written_as_fits_where_the_reader_is(tmp_path):
+    wrong = {
+        "num_layers": (6, 'write `moe_layer_freq: "[0]*1+[1]*5"`', "'model.moe_layer_freq=[0]*1+["),
+        "moe_router_topk": (9, "or `moe_router_group_topk: 3`", "or model.moe_router_group_topk=3"),
+        "moe_ffn_hidden_size": (
+            "null", 'with `moe_layer_freq: "[0]*4"` and `num_moe_experts: null`.',
+            "with 'model.moe_layer_freq=[0]*4' and model.num_moe_experts=null.",
+        ),
+    }  # fmt: skip
+    for key, (value, in_file, as_override) in wrong.items():
+        mine = tmp_path / "mine.yaml"
+        mine.write_text(f"base: pretrain/tiny\nmodel: {{{key}: {value}}}\n")
+        with pytest.raises(UserError, match=re.escape(in_file)):
+            load_recipe(mine)
+        with pytest.raises(UserError, match=re.escape(as_override)):
+            load_recipe("pretrain/tiny", [f"model.{key}={value}"])
 
 
 def test_what_is_wrong_without_overrides_blames_none(tmp_path):
@@ -264,6 +282,10 @@ def test_a_model_is_no_recipe_to_train():
         ("a:\n\tb: 1\n", "line 2: a tab stands where spaces have to: indent with spaces."),
         ("a:\n  b: 1\n   c: 1\n", "line 3: this line has a colon too many, or does not begin "),
         ("a:\n  b: 1\n c: 1\n", "line 3: this line does not begin below its neighbours: ind"),
+        ("a: 1\nb\nc: 1\n", "line 3: the line before is no key with a value: write `key: value`"),
+        ("a: 'b\n", "line 2: a text in quotes does not end: close it"),
+        ("a: - b\n", "line 1: an item of a list (-) does not stand alone: begin a line with it"),
+        ("a: *b\n", "line 1: found undefined alias 'b': write each key as `key: value`, and put a"),
         ("a: {b: 1\nc: 1\n", "line 2: a mapping lacks a comma between its keys, or the } at"),
         (
             'base: pretrain/tiny\ntraining: {steps: "100"}\n',

@@ -108,7 +108,7 @@ def test_dense_model_needs_no_expert_fields():
         (
             {"moe_router_topk": 9},
             "is more than the 8 experts of 2 allowed groups: take 8 or fewer, or "
-            "moe_router_group_topk=3.",
+            "`moe_router_group_topk: 3`.",
         ),
         ({"moe_router_topk": 99}, "16 routed experts (num_moe_experts): take 8 or fewer."),
         (
@@ -133,7 +133,7 @@ def test_dense_model_needs_no_expert_fields():
         ({"moe_router_score_function": "softmax"}, "sigmoid; with softmax set it to false."),
         ({"moe_router_pre_softmax": True}, "score_function: softmax, or set it to false."),
         ({"num_moe_experts": 60_000}, "may have: take 16384 or fewer."),
-        ({"moe_layer_freq": "[0]*4"}, "num_moe_experts to null, or write moe_layer_freq=[1]*4, or"),
+        ({"moe_layer_freq": "[0]*4"}, 'experts to null, or write `moe_layer_freq: "[1]*4"`, or'),
         (
             {"moe_router_num_groups": 16, "moe_router_topk": 2},
             "have one each: take 8 groups or fewer, or",
@@ -141,7 +141,7 @@ def test_dense_model_needs_no_expert_fields():
         (
             {"moe_ffn_hidden_size": None},
             "needs moe_ffn_hidden_size: give it, or have dense layers "
-            "alone with moe_layer_freq=[0]*4 and num_moe_experts=null.",
+            'alone with `moe_layer_freq: "[0]*4"` and `num_moe_experts: null`.',
         ),
         ({"moe_router_load_balancing_type": "none"}, "needs moe_router_load_balancing_type"),
         ({"layernorm_epsilon": math.inf}, "'layernorm_epsilon' is .inf; it must be a finite"),
