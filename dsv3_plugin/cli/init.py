@@ -1,5 +1,6 @@
 """`dsv3 init`: a recipe of one's own, written out with comments."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -41,6 +42,7 @@ def init(
     path, minded = write_recipe(
         name, origin, model=model, corpus=corpus, tokenizer=tokenizer, tokens=tokens
     )
-    say(f"{path} is written: `dsv3 train {path} --dry-run` says what it will do.")
+    quoted = shlex.quote(str(path))
+    say(f"{path} is written: `dsv3 train {quoted} --dry-run` says what it will do.")
     for sentence in (*minded, *missing_texts(load_recipe(path))):
         note(f"Note: {sentence}.")

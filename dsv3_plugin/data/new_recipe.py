@@ -1,5 +1,6 @@
 """A recipe for a person's own corpus, tokenizer and model, written where there is none yet."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from dsv3_plugin.data.hub import tokenizer_folder_of
@@ -12,6 +13,7 @@ from dsv3_plugin.recipe.amounts import parse_tokens
 from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.new import written_anew
 from dsv3_plugin.recipe.regrets import regrets
+from dsv3_plugin.recipe.shipped import what_ships
 
 _SUFFIXES = frozenset({".yaml", ".yml"})
 _MULTIPLE = 128
@@ -67,10 +69,21 @@ def write_recipe(
         beside.write_text(text, encoding="utf-8")
     try:
         written = load_recipe(path)
-        return path, regrets(written, tokenizer_ids=ids_of(written))
+        return path, [*_shipped_too(path), *regrets(written, tokenizer_ids=ids_of(written))]
     except UserError:
         path.unlink()
         raise
+
+
+def _shipped_too(path: Path) -> Iterator[str]:
+    """The sentence for a file that is called as what ships."""
+    name = str(path.with_suffix(""))
+    for kind, names in what_ships().items():
+        if name in names:
+            yield (
+                f"{name} alone names the one of the {kind} that comes with dsv3, and {path} yours: "
+                "write it with its suffix, or take another name"
+            )
 
 
 def _for_tokenizer(choice: str) -> list[str]:

@@ -21,7 +21,12 @@ from dsv3_plugin.launch.needs import looking_here, refuse_no_package, unmade
 from dsv3_plugin.launch.parent_run import trained_otherwise
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.continued import Continued
-from dsv3_plugin.recipe.functions import FAILURES, function_at, raised
+from dsv3_plugin.recipe.functions import (
+    FAILURES,
+    function_at,
+    raised,
+    refuse_no_dotted_path,
+)
 from dsv3_plugin.recipe.load import find, load_recipe
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
@@ -238,6 +243,6 @@ def make_parent(
 
 def _function(path: str) -> Callable[[Path], object]:
     said = f"data.made_by: {path}"
-    if "." in path:
-        refuse_no_package(said, path, "function")
-    return function_at(path, said)
+    refuse_no_dotted_path(path, said)
+    refuse_no_package(said, path, "function")
+    return function_at(path, said, "the path of a file")

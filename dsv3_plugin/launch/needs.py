@@ -26,6 +26,7 @@ from dsv3_plugin.planner.cluster_launch import Launch
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.common import HELD_OUT_SETS
 from dsv3_plugin.recipe.continued import PARENT
+from dsv3_plugin.recipe.functions import refuse_no_dotted_path
 from dsv3_plugin.recipe.places import weights_at
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
@@ -131,6 +132,7 @@ def refuse_missing_rewards(recipe: Recipe) -> None:
         return
     for name, reward in recipe.rewards.items():
         if "." in name and reward.address is None:
+            refuse_no_dotted_path(name, f"The reward '{name}'")
             refuse_no_package(f"rewards: {name}", name, "reward")
     with looking_here():
         refuse_missing(recipe.rewards)

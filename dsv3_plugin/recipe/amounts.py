@@ -101,6 +101,16 @@ def _bounded(amount: int, written: int | str) -> int:
     return amount
 
 
+def no_boolean(value: Any) -> Any:
+    """The value, where it is none that Python takes for 0 or 1.
+
+    Raises ValueError with the sentence.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"{quoted(value)} is no number: write {int(value)}")
+    return value
+
+
 def format_tokens(tokens: int) -> int | str:
     """The shortest exact writing: 14800000000000 → "14.8T"; numbers that have none stay numbers."""
     for suffix in "TBMK":

@@ -1,7 +1,10 @@
 """Functions of a person's own that a recipe names by dotted paths: `package.module.function`."""
 
 import importlib
+import inspect
 import os
+import re
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -15,24 +18,35 @@ FAILURES = (Exception, SystemExit)
 """What a person's code may end with; Ctrl-C is none of them."""
 
 
-def function_at(path: str, said: str) -> Callable[..., Any]:
+_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+
+
+def refuse_no_dotted_path(path: str, said: str) -> None:
+    """Raise UserError for what is no `package.module.function`, `said` being how it is named."""
+    if not _PATH.fullmatch(path):
+        raise UserError(f"{said} is no function: write package.module.function.")
+
+
+def function_at(path: str, said: str, of: str = "one argument") -> Callable[..., Any]:
     """The function at a dotted path.
 
     Args:
         path: `package.module.function`.
         said: how the sentence names it, with its key.
+        of: what it is called with.
 
     Raises:
-        UserError: its module is not there or cannot be imported, or has no such function.
+        UserError: its module is not there or cannot be imported, or has no such function, or one
+            of other arguments.
     """
+    refuse_no_dotted_path(path, said)
     module, _, name = path.rpartition(".")
-    if not module:
-        raise UserError(f"{said} is no function: write package.module.function.")
     try:
         imported = importlib.import_module(module)
     except FAILURES as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module}.".startswith(f"{missing}."):
+            _refuse_inside_a_class(module, said)
             raise UserError(f"{said} is not there: {error}.") from None
         raise UserError(
             f"{said} cannot be imported: {raised(error)}{_place(error)}: mend that, or name "
@@ -42,12 +56,42 @@ def function_at(path: str, said: str) -> Callable[..., Any]:
         names = [one for one, value in vars(imported).items() if callable(value)]
         way_out = nearest(name, names) or ": write it there, or name another"
         raise UserError(f"{said} is not there: {_file(imported)} has no {name}{way_out}.")
+    if isinstance(function, type):
+        raise UserError(
+            f"{said} is no function: it is a class there: write a function of the module {module} "
+            "that calls it."
+        )
     if not callable(function):
         kind = "module" if isinstance(function, ModuleType) else type(function).__name__
         raise UserError(
             f"{said} is no function: it is of type {kind} there: write package.module.function."
         )
+    _refuse_other_arguments(function, said, of)
     return function
+
+
+def _refuse_inside_a_class(module: str, said: str) -> None:
+    """Raise UserError for what is in a class, of which `module` names the class as its end."""
+    above, _, name = module.rpartition(".")
+    if isinstance(getattr(sys.modules.get(above), name, None), type):
+        raise UserError(
+            f"{said} is a method of the class {name}: write a function of the module {above} that "
+            "calls it."
+        )
+
+
+def _refuse_other_arguments(function: Callable[..., Any], said: str, of: str) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of what is not written in Python nobody knows
+        return
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise UserError(
+            f"{said} is called with {of} alone, and takes {signature}: have it take that, and give "
+            "others defaults."
+        ) from None
 
 
 def raised(error: BaseException) -> str:

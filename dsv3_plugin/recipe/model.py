@@ -20,6 +20,7 @@ from pydantic import Field, PositiveFloat
 from dsv3_plugin.files.atomic import whole_file
 from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.recipe import yaml_text
+from dsv3_plugin.recipe.amounts import no_boolean
 from dsv3_plugin.recipe.fitting import divisors, multiples, nearest
 from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.recipe.validation import validate
@@ -101,7 +102,7 @@ class ModelConfig(Section):
     """YaRN: 0.1 · mscale_all_dim · ln(factor) + 1, squared, multiplies attention scores."""
 
     # Mixture of experts.
-    moe_layer_freq: list[Literal[0, 1]]
+    moe_layer_freq: list[Annotated[Literal[0, 1], pydantic.BeforeValidator(no_boolean)]]
     """Per layer: 1 MoE, 0 dense. YAML may say an integer n (every n-th layer, the first included)
     or an expression such as "[0]*3+[1]*58", as on upstream's command line."""
     num_moe_experts: Annotated[Size, Field(le=MOST_EXPERTS)] | None = None

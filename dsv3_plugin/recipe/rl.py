@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import BeforeValidator, Field, PositiveFloat
 
+from dsv3_plugin.recipe.amounts import no_boolean
 from dsv3_plugin.recipe.section import Section, Size
 from dsv3_plugin.recipe.tuned import Trained, Tuned
 
@@ -74,7 +75,7 @@ class Rollouts(Section):
     longest answers would take at once."""
     tokens_in_step: Size = 2048
     """Tokens that are computed at once."""
-    async_: Annotated[Literal[0, 1], Field(alias="async")] = 0
+    async_: Annotated[Literal[0, 1], BeforeValidator(no_boolean), Field(alias="async")] = 0
     """By how many rounds the weights that answer are older than those that are trained. 1: the next
     round is asked for before a round is trained on, so that a server answers meanwhile; tokens are
     weighed by `grpo.correction` then. 0: a round is asked for when the last one is used up."""

@@ -18,7 +18,7 @@ def named(path: str) -> Callable[[Attempt], Any]:
     Raises:
         UserError: there is none.
     """
-    function_at(path, f"The reward '{path}'")
+    function_at(path, f"The reward '{path}'", "an attempt")
     module, _, name = path.rpartition(".")
     return partial(_called, module, name)
 

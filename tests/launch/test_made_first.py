@@ -167,6 +167,7 @@ def test_data_are_written_where_they_are_not(done, tmp_path):
         ),
         ("dsv3_plugin.nowhere.nothing", "is not there: No module named 'dsv3_plugin.nowhere'"),
         ("nothing", "is no function: write package.module.function"),
+        ("../gen.ok", "data.made_by: ../gen.ok is no function: write package.module.function"),
     ],
 )
 def test_a_function_that_is_not_there_is_said(done, function, sentence):

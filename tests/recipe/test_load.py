@@ -250,6 +250,14 @@ def test_what_a_model_is_to_be_written_as_fits_where_the_reader_is(tmp_path):
             load_recipe("pretrain/tiny", [f"model.{key}={value}"])
 
 
+def test_a_boolean_is_no_number(tmp_path):
+    for overrides in (["rollouts.async=true"], ["rollouts={async: true}"]):
+        with pytest.raises(UserError, match=r"rollouts.async: true is no number: write 1"):
+            load_recipe("rl/tiny", overrides)
+    with pytest.raises(UserError, match=r"moe_layer_freq.* false is no number: write 0"):
+        load_recipe("pretrain/tiny", ["model.moe_layer_freq=[false, 1, 1, 1]"])
+
+
 def test_what_is_wrong_without_overrides_blames_none(tmp_path):
     (tmp_path / "mine.yaml").write_text("base: rl/tiny\nrollouts: {max_tokens: 400}\n")
     with pytest.raises(UserError, match=r"mine\.yaml: rollouts\.max_prompt_tokens 16 and max_tok"):

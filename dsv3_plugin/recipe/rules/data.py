@@ -124,7 +124,7 @@ def evaluation(recipe: Recipe) -> Iterator[str]:
     if interval is None and data.held_out_sets:
         yield (
             "data.held_out_sets would never be looked at: give training.eval_interval the steps "
-            "between evaluations"
+            "between evaluations, or set data.held_out_sets to null"
         )
 
 

@@ -31,7 +31,10 @@ def test_corpora_that_cannot_be_mixed(overrides, sentence):
         (["data.held_out_sets={a/b: x}"], "'a/b' is no name of a set"),
         (["data.held_out_sets={a: x, b: ./x}"], "b: ./x is data.held_out_sets.a as well"),
         (["data.held_out_sets={a: stdlib}"], "a: stdlib is data.corpus as well"),
-        (["data.held_out_sets={a: x}", "training.eval_interval=null"], "would never be looked at"),
+        (
+            ["data.held_out_sets={a: x}", "training.eval_interval=null"],
+            "or set data.held_out_sets to",
+        ),
         (
             ["data.held_out_sets={a: x}", "megatron_args={full-validation: true}"],
             "full-validation does not go with data.held_out_sets",
