@@ -14,6 +14,7 @@ from dsv3_plugin.terminal.lines import say, say_all, say_json
 if TYPE_CHECKING:
     from dsv3_plugin.recipe.explained import Explained, Place
     from dsv3_plugin.recipe.key_tables import Told
+    from dsv3_plugin.recipe.model import ModelConfig
     from dsv3_plugin.recipe.schema import Recipe
 
 _MOST_DIGITS = 1e15
@@ -53,12 +54,17 @@ def explain(
 ) -> None:
     """Explain a key of a recipe: what it takes, its default, what it means."""
     from dsv3_plugin.recipe.explained import Place, explained, having, sections
-    from dsv3_plugin.recipe.load import load_recipe
+    from dsv3_plugin.recipe.load import load_recipe_or_model
+    from dsv3_plugin.recipe.model import ModelConfig
 
     if key is None:
         say("A recipe is made of these; dsv3 explain KEY says more of one, such as data:")
         say_all(_one_line_each(sections()))
         return
+    asked = None if recipe is None else _recipe_at(recipe)
+    loaded = None if asked is None else load_recipe_or_model(asked)
+    if isinstance(loaded, ModelConfig) and key in loaded.to_mapping():
+        key = f"model.{key}"
     try:
         meanings = explained(key)
     except UserError:
@@ -67,14 +73,26 @@ def explain(
         say(f"No key of a recipe is '{key}'; these are called so, or speak of it:")
         say_all(_one_line_each(found))
         return
-    asked = None if recipe is None else _recipe_at(recipe)
-    loaded = None if asked is None else load_recipe(asked)
     for meaning, stages in meanings.items():
         say(Place(key, tuple(stages)).title)
         say_all(_lines(meaning))
-    if loaded is not None:
+    if isinstance(loaded, ModelConfig):
+        say_all(["", *_in_model(recipe, loaded, key)])
+    elif loaded is not None:
         stages = [stage for those in meanings.values() for stage in those]
         say_all(["", *_in_recipe(recipe, asked, loaded, key, stages)])
+
+
+def _in_model(name: str, loaded: "ModelConfig", key: str) -> Iterator[str]:
+    """What a key is in a model, or that there is none."""
+    from dsv3_plugin.recipe import yaml_text
+
+    own, said = key.removeprefix("model."), loaded.to_mapping()
+    if own not in said:
+        yield f"{name} is a model, which has no such key."
+        return
+    yield f"in {name}:"
+    yield f"  {yaml_text.dump({own: _as_written(said[own])}).strip()}"
 
 
 def _in_recipe(
@@ -124,7 +142,9 @@ def _whose(recipe: str, key: str) -> str:
     from dsv3_plugin.recipe.said_by import said_by
 
     files = said_by(recipe, key)
-    return f"as {' and '.join(files)} says" if files else "by default"
+    if len(files) > 1:
+        return f"as {', '.join(files[:-1])} and {files[-1]} say"
+    return f"as {files[0]} says" if files else "by default"
 
 
 def _one_line_each(found: "Mapping[Place, Told]") -> Iterator[str]:

@@ -8,6 +8,7 @@ there is left as it is, and a parent that was stopped goes on, where its recipe 
 import contextlib
 import inspect
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,8 +63,7 @@ def _written(path: Path, write: Callable[[Path], object], name: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        _remove(path)
         if isinstance(error, OSError) and (full_disk.is_full(error) or _is_about(error, path)):
             raise UserError(f"{path} cannot be written ({error.strerror}): make room.") from error
         if not isinstance(error, FAILURES):
@@ -77,6 +77,21 @@ def _written(path: Path, write: Callable[[Path], object], name: str) -> None:
             f"data.made_by: {name} has not written {path}, the path that it was given: mend the "
             f"function, in {_file_of(write)}, or put the file there."
         )
+    if not (any(path.iterdir()) if path.is_dir() else path.stat().st_size):
+        _remove(path)
+        raise UserError(
+            f"data.made_by: {name} has written nothing into {path}, the path that it was given: "
+            f"mend the function, in {_file_of(write)}, or put the file there."
+        )
+
+
+def _remove(path: Path) -> None:
+    """Remove what a function has begun, a file or a folder."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _is_about(error: OSError, path: Path) -> bool:

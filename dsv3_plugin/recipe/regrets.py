@@ -54,6 +54,8 @@ def _curves_beyond_the_end(recipe: Recipe) -> Iterator[str]:
             "the middle of them: give lengths (for) whose sum is 100%, or places (until)"
         )
     for name in (name for name in curves if name not in over):
+        if all(piece.is_share for piece in getattr(recipe.curve_specs, name)):
+            continue  # what it lacks was rounded away
         starts = [segment.start for segment in getattr(recipe.curves, name).segments]
         if (begun := sum(start < recipe.total_tokens for start in starts)) < len(starts):
             reached[name] = f"{name} {begun} of {len(starts)}"
@@ -93,14 +95,20 @@ def _unfinished(recipe: Recipe, name: str) -> bool:
 
 
 def _shorter_than_a_step(recipe: Recipe) -> Iterator[str]:
-    """Lengths in tokens that were meant as steps: whole pieces pass between two steps."""
+    """Lengths in tokens that were meant as steps, and shares of few steps: whole pieces pass
+    between two steps."""
     for name in _curves_of(recipe):
         written, placed = getattr(recipe.curve_specs, name), getattr(recipe.curves, name).segments
         for number, (piece, of) in enumerate(zip(written, placed, strict=True), start=1):
             step = int(recipe.curves.batch_size(of.start)) * recipe.data.seq_length
-            if of.end is None or of.end - of.start >= step or piece.is_share:
+            if of.end is None or of.end - of.start >= step:
                 continue
-            if piece.is_epochs:
+            if piece.is_share:
+                yield (
+                    f"piece {number} of {name} is a share of the run of less than a step, which is "
+                    "passed over: give the run more steps, or the piece a larger share"
+                )
+            elif piece.is_epochs:
                 yield (
                     f"the conversations of piece {number} of {name} are "
                     f"{number_of(of.end - of.start, 'token')}, and a step there takes {step:,}: "

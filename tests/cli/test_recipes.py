@@ -45,6 +45,25 @@ def test_a_key_is_explained_with_its_value_in_a_recipe():
     ]
 
 
+def test_a_key_of_a_model_is_explained_with_its_value_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "base: tiny\nnum_layers: 5\nmoe_layer_freq: '[0]*1+[1]*4'\n"
+    )
+    for key in ("num_layers", "model.num_layers"):
+        lines = answer("explain", key, "tiny").splitlines()
+        assert (lines[0], lines[-2:]) == ("model.num_layers", ["in tiny:", "  num_layers: 4"])
+        assert answer("explain", key, "mine.yaml").endswith("\nin mine.yaml:\n  num_layers: 5\n")
+    said = answer("explain", "training.steps", "tiny").splitlines()[-1]
+    assert said == "tiny is a model, which has no such key."
+
+
+def test_a_section_is_said_by_several():
+    assert "\nin rl/tiny, as rl/tiny, rl/tiny-base and pretrain/tiny say:\n" in answer(
+        "explain", "training", "rl/tiny"
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "recipe", "last"),
     [

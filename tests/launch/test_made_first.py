@@ -207,6 +207,17 @@ def without_source(path):
 
 def nothing(path):
     pass
+
+def empty(path):
+    path.touch()
+
+def folder(path):
+    path.mkdir()
+
+def half_a_folder(path):
+    path.mkdir()
+    (path / "one").write_text("half")
+    raise ValueError("no more questions")
 """
 
 
@@ -227,6 +238,9 @@ def test_a_function_of_this_folder_is_found(done, monkeypatch, tmp_path):
         ("gone", "raised SystemExit: 3 where it was to write made/asked.jsonl: mend the function"),
         ("without_source", "raised FileNotFoundError: .*nothing.txt' where it was to write"),
         ("nothing", "has not written made/asked.jsonl, the path that it was given"),
+        ("empty", "has written nothing into made/asked.jsonl, the path that it was given"),
+        ("folder", "has written nothing into made/asked.jsonl, the path that it was given"),
+        ("half_a_folder", "raised ValueError: no more questions where it was to write"),
     ],
 )
 def test_a_function_that_fails_is_named_and_leaves_no_half_file(done, function, what):

@@ -100,6 +100,20 @@ def test_an_interval_says_which_recipe_it_is_from(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("steps", [4, 10])
+def test_shares_of_few_steps_are_said_to_have_none(steps):
+    pieces = "{linear: 5e-3, from: 0, for: 10%}, {constant: 5e-3, until: 97%}, {cosine: 5e-4, "
+    few = ["curves={learning_rate: [" + pieces + "until: 100%}], batch_size: 16}"]
+    few += [f"training={{steps: {steps}, eval_interval: 2, log_interval: 2}}"]
+    said = regrets(load_recipe("pretrain/tiny", [*few, "checkpoint.interval=2"]))
+    none = [1, 3] if steps == 4 else [3]
+    assert [one for one in said if "learning_rate" in one] == [
+        f"piece {number} of learning_rate is a share of the run of less than a step, which is "
+        "passed over: give the run more steps, or the piece a larger share"
+        for number in none
+    ]
+
+
 def test_an_interval_that_nobody_wrote_is_no_regret():
     recipe = load_recipe("pretrain/tiny", ["checkpoint.interval=null"])
     assert recipe.checkpoint.interval > recipe.total_steps
@@ -152,7 +166,11 @@ def test_curves_by_shares_suit_every_length(steps: int):
         "pretrain/tiny", [f"training.steps={steps}", "training.eval_interval=1", SHARES]
     )
     assert any("curves" in said for said in regrets(tiny)) == (steps < 240)
-    assert not any("learning_rate" in said for said in regrets(alike))
+    of_it = [said for said in regrets(alike) if "learning_rate" in said]
+    # A tenth of three steps is none.
+    assert [said.partition(" is a share")[0] for said in of_it] == (
+        ["piece 1 of learning_rate"] if steps == 3 else []
+    )
 
 
 def test_conversations_that_are_fewer_than_a_step_takes(tmp_path):
