@@ -63,7 +63,9 @@ def launch(
             f"{next(iter(others))} prints how one run is started by hand: leave out "
             f"{' and '.join(stray)}"
         )
-    wanted = Wanted(recipe, tuple(overrides or ()), cluster, nodes, after, array)
+    wanted = Wanted(
+        recipe, tuple(overrides or ()), cluster, nodes, after, array, next(iter(others), None)
+    )
     prepared = submit.prepare(
         wanted,
         note,

@@ -169,7 +169,13 @@ def looking_here() -> Iterator[None]:
 
 
 def lacking(
-    recipe: Recipe, launch: Launch, place: Place, here: Path, *, waits: bool
+    recipe: Recipe,
+    launch: Launch,
+    place: Place,
+    here: Path,
+    *,
+    waits: bool,
+    by_slurm: bool = True,
 ) -> Iterator[Lack]:
     """What a job of a recipe would not find.
 
@@ -179,11 +185,12 @@ def lacking(
         place: where its commands run.
         here: the folder that it is submitted from.
         waits: whether it begins after another job, which may make what is missing.
+        by_slurm: whether it could.
     """
     view = View(here, None if launch.container is None else place.mounts)
     for lack in (
         *(*_data(recipe, view), *_tokenizer(recipe, view), *_template(recipe, view)),
-        *_parent(recipe, waits),
+        *_parent(recipe, waits, by_slurm),
     ):
         yield Lack(lack.sentence, lack.certain and not waits)
     yield from _environment(place, view)
@@ -301,15 +308,16 @@ def _tokenizer(recipe: Recipe, view: View) -> Iterator[Lack]:
         yield lack
 
 
-def _parent(recipe: Recipe, waits: bool) -> Iterator[Lack]:
+def _parent(recipe: Recipe, waits: bool, by_slurm: bool) -> Iterator[Lack]:
     """What a stage begins with, which may be made while the job is in the queue."""
     parent = getattr(recipe, "from_", None)
     if parent is None or waits or recipe.run_folder.steps_saved():
         return
     if not weights_at(parent).exists():
+        wait = ": --after RUN has the job wait for that of a run" if by_slurm else ""
+        what = "job" if by_slurm else "run"
         yield Lack(
-            f"from: {parent} is not there yet, and has to be when the job begins: "
-            "--after RUN has the job wait for that of a run",
+            f"from: {parent} is not there yet, and has to be when the {what} begins{wait}",
             certain=False,
         )
 

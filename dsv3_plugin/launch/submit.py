@@ -39,6 +39,8 @@ from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 _CLUSTER = "cluster.yaml"
 """In a run's `launch` folder: the cluster's file, as it was when the run was launched."""
 _LOCK = ".lock"
+_BEFORE, _BY_HAND = "dsv3 launch queues nothing before", "without that the run cannot begin"
+"""What is said of what a job, or a run that is started otherwise, would lack."""
 
 
 @dataclass(frozen=True)
@@ -247,16 +249,19 @@ def _look_for_needs(
     Raises:
         UserError: it would be begun, and certainly fail.
     """
-    waits = wanted.after is not None
+    waits, by_slurm = wanted.after is not None, wanted.way is None
     lacks = dict.fromkeys(
         lack
         for recipe in recipes
-        for lack in lacking(recipe, job.cluster.launch, job.place, job.folder, waits=waits)
+        for lack in lacking(
+            recipe, job.cluster.launch, job.place, job.folder, waits=waits, by_slurm=by_slurm
+        )
     )
     certain = [lack.sentence for lack in lacks if lack.certain and is_begun]
     for lack in lacks:
         if lack.sentence not in certain:
-            more = "; dsv3 launch queues nothing before" if lack.certain else ""
+            before = f"; {_BEFORE if by_slurm else _BY_HAND}"
+            more = before if lack.certain else ""
             tell(f"Note: {lack.sentence}{more}.")
     if certain:
         raise UserError(f"{recipes[0].name}: {'; '.join(certain)}.")

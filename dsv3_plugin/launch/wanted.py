@@ -35,6 +35,7 @@ class Wanted:
         nodes: how many; None: as many as the ranks fill.
         after: a job, or the folder of a run, that has to end well first.
         array: `key=value,value,…`: a run for each value.
+        way: the option that asks for another than a job of Slurm (`--kubernetes`).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Wanted:
     nodes: int | None = None
     after: str | None = None
     array: str | None = None
+    way: str | None = None
 
     @property
     def command(self) -> str:
@@ -52,7 +54,8 @@ class Wanted:
             ("--after", self.after), ("--array", self.array),
         )  # fmt: skip
         given = [word for name, value in options if value is not None for word in (name, value)]
-        return shlex.join(["dsv3", "launch", self.name, *map(str, given), *self.overrides])
+        way = [] if self.way is None else [self.way]
+        return shlex.join(["dsv3", "launch", self.name, *map(str, given), *way, *self.overrides])
 
     def again(self, run: WantedRun) -> str:
         """The command line that goes on with one of its runs, alone and at once."""

@@ -41,7 +41,9 @@ def started(line: str) -> dict[str, str]:
 
 
 def test_a_pytorchjob_says_what_the_jobs_script_says(values):
-    said = yaml.safe_load(kubernetes(values, WORDS, "/shared/h800.yaml"))
+    text = kubernetes(values, WORDS, "/shared/h800.yaml")
+    assert "rdma/hca_shared_devices_a: 1" in text
+    said = yaml.safe_load(text)
     assert (said["apiVersion"], said["kind"]) == ("kubeflow.org/v1", "PyTorchJob")
     policy, nodes = said["spec"]["runPolicy"], said["spec"]["pytorchReplicaSpecs"]
     assert policy == {"backoffLimit": 7, "cleanPodPolicy": "None"}
@@ -80,7 +82,9 @@ def test_a_pytorchjob_says_what_the_jobs_script_says(values):
 
 
 def test_a_task_of_skypilot_does_too(values):
-    said = yaml.safe_load(skypilot(values, WORDS, "/shared/h800.yaml"))
+    text = skypilot(values, WORDS, "/shared/h800.yaml")
+    assert "network_tier: best in resources" in text
+    said = yaml.safe_load(text)
     assert said["num_nodes"] == 64
     assert said["resources"] == {
         "accelerators": "H800:8",
@@ -113,7 +117,9 @@ def test_every_shipped_recipe_and_cluster_has_as_many_nodes_and_ranks_as_slurm_i
 
 def test_one_node_is_a_master_alone_and_cpus_are_no_gpus():
     values = job("pretrain/tiny", on("cpu", container=IMAGE))
-    said = yaml.safe_load(kubernetes(values, ["pretrain/tiny"], "cpu"))
+    text = kubernetes(values, ["pretrain/tiny"], "cpu")
+    assert "RDMA" not in text
+    said = yaml.safe_load(text)
     assert said["spec"]["pytorchReplicaSpecs"].keys() == {"Master"}
     pod = said["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
     assert pod["containers"][0]["resources"] == {"limits": {"cpu": 2}}

@@ -17,7 +17,9 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(dsv3, tmp_path):
 
 def test_torchruns_lines_are_those_of_each_node(dsv3, tmp_path):
     said = dsv3(*LAUNCH, "--nodes", 2, "--torchrun", "training.steps=12")
-    _, first, second = said.out.splitlines()
+    by, _, first, second = said.out.splitlines()
+    assert by.startswith("# Written by: dsv3 launch pretrain/tiny --cluster two.yaml ")
+    assert " --torchrun" in by
     assert first.startswith("torchrun --nnodes=2 --node-rank=0 --nproc-per-node=1 ")
     assert "--node-rank=1" in second
     there = tmp_path / "two.yaml"  # what the run is planned for, wherever it is started
@@ -34,15 +36,15 @@ def test_what_kubernetes_lacks_is_refused_before_the_rehearsal(dsv3, monkeypatch
 def test_torchruns_lines_bring_what_the_clusters_file_says_of_ranks(dsv3, tmp_path):
     keys = {"environment": {"NCCL_IB_HCA": "mlx5", "ODD": "a 'b'"}, "scratch": "/local"}
     write_cluster(tmp_path, {**keys, "venv": "/v"})
-    line = dsv3(*LAUNCH, "--torchrun").out.splitlines()[1]
+    line = dsv3(*LAUNCH, "--torchrun").out.splitlines()[2]
     assert line.startswith(
         "NCCL_IB_HCA=mlx5 ODD='a '\"'\"'b'\"'\"'' TMPDIR=/local /v/bin/torchrun --nnod"
     )
     write_cluster(tmp_path, {"setup": ["module load cuda"]})
-    line = dsv3(*LAUNCH, "--torchrun").out.splitlines()[1]
+    line = dsv3(*LAUNCH, "--torchrun").out.splitlines()[2]
     assert line.startswith("eval 'module load cuda' && torchrun --nnodes=1 ")
     write_cluster(tmp_path, {"container": {"runtime": "apptainer", "image": "x.sif"}})
-    line = dsv3(*LAUNCH, "--torchrun").out.splitlines()[1]
+    line = dsv3(*LAUNCH, "--torchrun").out.splitlines()[2]
     assert line.startswith("apptainer exec --bind=")
     assert " x.sif torchrun --nnodes=1 " in line
 

@@ -104,16 +104,24 @@ def test_what_a_job_would_certainly_lack_is_said_before_it_is_queued(dsv3, sbatc
     assert (said.code, said.out) == (2, "")
     assert said.err.splitlines()[-1] == f"dsv3: tiny: {lacking}."
     assert not (tmp_path / "queued").exists()
-    for way in ("--dry-run", "--torchrun"):  # which need nothing yet
+    for way, so in (
+        ("--dry-run", "dsv3 launch queues nothing before"),
+        ("--torchrun", "without that the run cannot begin"),
+    ):  # which need nothing yet
         said = dsv3(*LAUNCH, "data.corpus=corpus/", way)
         assert said.code == 0
-        assert f"Note: {lacking}; dsv3 launch queues nothing before.\n" in said.err
+        assert f"Note: {lacking}; {so}.\n" in said.err
+    child = ("launch", "extend/tiny-1k", "--cluster", "two.yaml", "--torchrun")
+    assert "is not there yet, and has to be when the run begins.\n" in dsv3(*child).err
     image = {"runtime": "pyxis", "image": "nvcr.io/team/dsv3:1"}
     write_cluster(tmp_path, {"container": image})
     said = dsv3(*LAUNCH, "data.corpus=corpus/", "--kubernetes")  # whose pods see this folder
     assert (said.code, said.out) == (2, "")
     assert said.err.splitlines()[-1] == f"dsv3: tiny: {lacking}."
-    assert dsv3(*LAUNCH, "data.corpus=corpus/", "--skypilot").code == 0  # its nodes see another
+    said = dsv3(*LAUNCH, "data.corpus=corpus/", "--skypilot")  # its nodes see another
+    assert said.code == 0
+    by = "# Written by: dsv3 launch pretrain/tiny --cluster two.yaml --skypilot data.corpus=corpus/"
+    assert by in said.out.splitlines()
 
 
 def test_slurms_refusal_is_passed_on(dsv3, sbatch):
