@@ -32,7 +32,8 @@ def job_to_wait_for(named_so: str) -> str | None:
     if record is None:
         raise UserError(
             f"--after {named_so} is neither a number of a job nor the folder of a run that was "
-            "launched."
+            "launched: name one of those (dsv3 status lists the runs in runs/), or leave --after "
+            "out."
         )
     queue.need_slurm("squeue")
     if queue.queued([record.job]):

@@ -16,6 +16,8 @@ from dsv3_plugin.planner.cluster import Cluster
 from dsv3_plugin.planner.plan import Plan
 from dsv3_plugin.recipe.schema import Recipe
 
+_NAMED = 4
+"""Numbers of nodes that a sentence has."""
 FOR_LAST_WORDS_S = 120
 """How long ranks may outlive the first that ended, before srun ends them. Where a connection breaks
 they find out whom they lost in ten seconds, and NCCL's flight recorder is written in a minute; for
@@ -272,7 +274,7 @@ def placed(recipe: Recipe, cluster: Cluster, nodes: int | None) -> Placement:
     if processes % wanted:
         raise UserError(
             f"{where}: {number_of(processes, 'rank')} cannot be divided evenly among "
-            f"{number_of(wanted, 'node')}: name another number with --nodes, or set "
+            f"{number_of(wanted, 'node')}: {_other_numbers(processes, cluster)}set "
             "parallel.processes."
         )
     if processes // wanted > cluster.gpus_per_node:
@@ -297,6 +299,16 @@ def placed(recipe: Recipe, cluster: Cluster, nodes: int | None) -> Placement:
             "cluster's file, or take fewer ranks (parallel.processes)."
         )
     return Placement(wanted, processes // wanted, spares)
+
+
+def _other_numbers(processes: int, cluster: Cluster) -> str:
+    """Among how many nodes of a cluster so many ranks can be divided, as a way out."""
+    there, most = cluster.gpus // cluster.gpus_per_node, cluster.gpus_per_node
+    fit = [n for n in range(1, there + 1) if processes % n == 0 and processes // n <= most]
+    if not fit:
+        return ""
+    *some, last = map(str, fit[:_NAMED])
+    return f"take --nodes {f'{", ".join(some)} or {last}' if some else last}, or "
 
 
 def place_on(cluster: Cluster, folder: Path, others: Sequence[Path] = ()) -> Place:

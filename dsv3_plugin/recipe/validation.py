@@ -25,6 +25,8 @@ _PERCENT = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*%")
 _NAMED = {
     "from": "name a run's folder, or a checkpoint's",
     "model": "name one, such as tiny",
+    "launch.container.image": "name what pyxis or apptainer takes, such as nvcr.io/team/dsv3:1",
+    "launch.container.runtime": "say what starts images, pyxis or apptainer",
 }
 """What is to be written where a required key says nothing."""
 
@@ -48,10 +50,11 @@ def sentence(kind: type[pydantic.BaseModel], error: pydantic.ValidationError, wh
     dotted = ".".join(str(part) for part in path)
     match problem["type"]:
         case "extra_forbidden":
-            known = _keys_beside(kind, path)
+            known, within = _keys_beside(kind, path), "".join(f"{part}." for part in path[:-1])
             elsewhere = [*_paths_of(kind, str(path[-1])), *_meant(kind, str(path[-1]))]
             near = f" (nearest: '{elsewhere[0]}')" if elsewhere else ""
-            return f"{where}: unknown key '{dotted}'{near or suggestion(str(path[-1]), known)}."
+            near = near or suggestion(str(path[-1]), known, within)
+            return f"{where}: unknown key '{dotted}'{near}."
         case "missing":
             return f"{where}: the key '{dotted}' is missing{_to_name(dotted)}."
         case "value_error":
@@ -104,7 +107,8 @@ def _wanted(problem: Any) -> str:
         return "be a finite number"
     if problem["type"] in ("too_short", "too_long"):
         limits = problem["ctx"]
-        return f"have {limits.get('min_length', limits.get('max_length'))} items"
+        items = limits.get("min_length", limits.get("max_length"))
+        return "have at least one item" if items == 1 else f"have {items} items"
     if problem["type"] == "string_too_short":
         return "not be empty"
     message = problem["msg"][0].lower() + problem["msg"][1:]
@@ -171,7 +175,12 @@ def _as_mapping(value: Any, annotation: Any) -> str | None:
         if not names or not all(isinstance(one, str) and one.isidentifier() for one in names):
             return None
         return f"{{{', '.join(f'{one}: {{}}' for one in names)}}}"
-    for key, field in fields_of(model_in(annotation)).items():
+    fields = fields_of(model_in(annotation))
+    if isinstance(value, int | float) and {*fields} == {"value", "source"}:
+        return f"{{value: {value:g}, source: where it is from}}"
+    if isinstance(value, list) and value and {*map(str, value)} <= {*fields}:
+        return f"{{{', '.join(f'{one}: …' for one in value)}}}"
+    for key, field in fields.items():
         if isinstance(value, str) and value in _words_of(field.annotation):
             return f"{{{key}: {value}}}"
         if key == "weight" and isinstance(value, int | float):
@@ -197,10 +206,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (nearest: '{near[0]}')" if near else ""
 
 
-def suggestion(word: str, known: list[str]) -> str:
-    """The end of a sentence about an unknown word: the nearest known one, or all of them."""
+def suggestion(word: str, known: list[str], within: str = "") -> str:
+    """The end of a sentence about an unknown word: the nearest known one, behind what it stands
+    within (`model.`), or all of them."""
     if near := nearest(word, known):
-        return near
+        return near.replace("'", f"'{within}", 1)
     return f" (known: {', '.join(known)})" if known else ""
 
 

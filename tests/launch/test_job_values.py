@@ -52,7 +52,7 @@ def test_a_run_on_cpus_asks_for_no_gpus_wherever_it_runs():
 @pytest.mark.parametrize(
     ("nodes", "spares", "sentence"),
     [
-        (3, 0, "2 ranks cannot be divided evenly among 3 nodes: name another number with --nodes"),
+        (3, 0, "2 ranks cannot be divided evenly among 3 nodes: take --nodes 1, or set parallel."),
         (2, 0, "it takes 2 nodes, and there are 1"),
         (1, 1, "the run takes 1 node of 1, which leaves 0 for the 1 spare of launch.spares"),
     ],

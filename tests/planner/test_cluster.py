@@ -84,7 +84,15 @@ def changed(path: str, value: object) -> dict:
     ("path", "value", "sentence"),
     [
         ("gpuss", 8, "unknown key 'gpuss' (nearest: 'gpus')"),
-        ("efficiency.gemm_bf61", 0.5, "unknown key 'efficiency.gemm_bf61' (nearest: 'gemm_bf16')"),
+        (
+            "efficiency.gemm_bf61",
+            0.5,
+            "unknown key 'efficiency.gemm_bf61' (nearest: 'efficiency.gemm_bf16')",
+        ),
+        ("efficiency.network", 0.8, "values: write {value: 0.8, source: where it is from}."),
+        ("launch", ["partition"], "mapping of keys to values: write {partition: …}."),
+        ("launch", {"container": {"runtime": "pyxis"}}, "image' is missing: name what pyxis or ap"),
+        ("launch", {"container": {"image": "x"}}, "runtime' is missing: say what starts images"),
         ("memory_gb", ..., "the key 'memory_gb' is missing"),
         ("efficiency.memory.source", ..., "the key 'efficiency.memory.source' is missing"),
         ("efficiency.memory.source", "", "'efficiency.memory.source' is ''; it must not be empty"),

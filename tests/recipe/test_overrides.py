@@ -116,7 +116,7 @@ def test_null_where_there_is_nothing_to_take_back_to(override, said):
     [
         ("rewards.mine.score={}", "write 'rewards={mine.score: {}}'."),
         ("rewards.mine.score.weight=0.5", "write 'rewards={mine.score: {weight: 0.5}}'."),
-        ("rewards.accuracy.wieght=1", "unknown key 'rewards.accuracy.wieght' (nearest: 'weight')."),
+        ("rewards.accuracy.wieght=1", "accuracy.wieght' (nearest: 'rewards.accuracy.weight')."),
         ("data.held_out_sets.my.set=a", "write 'data.held_out_sets={my.set: a}'."),
     ],
 )

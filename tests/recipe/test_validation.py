@@ -8,16 +8,20 @@ from tests.recipe.refused import refusal
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["data.seq_lenght=8"], "unknown key 'data.seq_lenght' (nearest: 'seq_length')"),
+        (["data.seq_lenght=8"], "unknown key 'data.seq_lenght' (nearest: 'data.seq_length')"),
         (["modle=tiny"], "unknown key 'modle' (nearest: 'model')"),
-        (["curves.learning_rates=1"], "unknown key 'curves.learning_rates' (nearest: 'learning"),
-        (["curves.mtp_weight=[{linaer: 1}]"], "'curves.mtp_weight.0.linaer' (nearest: 'linear')"),
+        (["curves.learning_rates=1"], "unknown key 'curves.learning_rates' (nearest: 'curves.l"),
+        (["curves.mtp_weight=[{linaer: 1}]"], "0.linaer' (nearest: 'curves.mtp_weight.0.linear')"),
         (["lr=1e-3"], "unknown key 'lr' (nearest: 'curves.learning_rate')."),
         (["model.n_routed_experts=8"], "'model.n_routed_experts' (nearest: 'model.num_moe_exp"),
-        (["model.hidden_sise=3"], "unknown key 'model.hidden_sise' (nearest: 'hidden_size')"),
+        (["model.hidden_sise=3"], "unknown key 'model.hidden_sise' (nearest: 'model.hidden_size')"),
+        (["model.layers=6"], "unknown key 'model.layers' (nearest: 'model.num_layers')"),
         (["trainning.steps=5"], "with trainning.steps=5: unknown key 'trainning' (nearest: 'train"),
-        (["stage=rl", "from=x", "rewards.a.caps=[1]"], "'rewards.a.caps' (nearest: 'cap')"),
-        (["data.corpus=[{path: a, wieght: 1}]"], "'data.corpus.0.wieght' (nearest: 'weight')"),
+        (
+            ["stage=rl", "from=x", "rewards.a.caps=[1]"],
+            "'rewards.a.caps' (nearest: 'rewards.a.cap')",
+        ),
+        (["data.corpus=[{path: a, wieght: 1}]"], "wieght' (nearest: 'data.corpus.0.weight')"),
     ],
 )
 def test_an_unknown_key_has_a_nearest(overrides, sentence):
@@ -109,7 +113,7 @@ def test_a_value_of_another_kind_is_told_what_is_taken(overrides, sentence):
         ),
         (["training.steps=10%"], "a valid integer: shares are for the lengths in curves."),
         (["data.held_out=5%"], "it must be a valid number: write 0.05."),
-        (["model.bse=tiny"], "unknown key 'model.bse' (nearest: 'base')."),
+        (["model.bse=tiny"], "unknown key 'model.bse' (nearest: 'model.base')."),
     ],
 )
 def test_sections_that_lack_or_contradict_something(overrides, sentence):

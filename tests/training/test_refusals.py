@@ -16,7 +16,10 @@ from tests.small_runs import Command
     ("override", "sentence"),
     [
         ("parallel.expert=3", "parallel.expert 3 does not divide the 2 ranks of"),
-        ("parallel.procesess=2", "unknown key 'parallel.procesess' (nearest: 'processes')"),
+        (
+            "parallel.procesess=2",
+            "unknown key 'parallel.procesess' (nearest: 'parallel.processes')",
+        ),
         ("training.steps=many", "'training.steps' is 'many'; it must be a valid integer"),
         ("parallel.context=3", "2 processes do not divide by"),
         ("recompute=[moe_act]", "recompute: moe_act needs backend: transformer_engine"),

@@ -21,9 +21,9 @@ def test_gpus_that_a_cluster_does_not_have_are_refused(dsv3):
         (("launch", "pretrain/tiny"), "names no cluster: name one with --cluster"),
         (
             (*LAUNCH, "--nodes", "3"),
-            "2 ranks cannot be divided evenly among 3 nodes: name another number with --nodes",
+            "2 ranks cannot be divided evenly among 3 nodes: take --nodes 1 or 2, or set par",
         ),
-        ((*LAUNCH, "--after", "nobody"), "neither a number of a job nor the folder of a run"),
+        ((*LAUNCH, "--after", "nobody"), "run that was launched: name one of those (dsv3 status"),
         ((*LAUNCH, "--array", "training.seed=1,1"), "name each value once"),
         ((*LAUNCH, "--after", "7_"), "neither a number of a job nor the folder of a run"),
         ((*LAUNCH, "--array", "directory=a,b"), "has a folder of its own already"),
@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused_with_the_nearest_that_does(dsv3, sbatch, t
         ("environment", {"É": "1"}, "'É' is no name of a variable"),
         ("environment", {"RANK": "1"}, "RANK in environment would be the same for all ranks"),
         ("container", {"runtime": "pyxis", "image": "x", "mounts": ["/a:/a,/b:/b"]}, "mounts.0: "),
-        ("partitoin", "x", "unknown key 'launch.partitoin' (nearest: 'partition')"),
+        ("partitoin", "x", "unknown key 'launch.partitoin' (nearest: 'launch.partition')"),
     ],
 )
 def test_a_clusters_file_that_cannot_be_is_refused(dsv3, tmp_path, key, value, sentence):

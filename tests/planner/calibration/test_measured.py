@@ -191,7 +191,7 @@ def test_rows_that_are_none(row, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("t.yaml", "rows: []\n", "must have 1 items"),
+        ("t.yaml", "rows: []\n", "must have at least one item"),
         ("t.yaml", "", "the key 'rows' is missing"),
         ("t.csv", "", "holds no rows"),
         ("t.csv", "recipe,step_seconds\n", "holds no rows"),
