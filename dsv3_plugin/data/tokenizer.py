@@ -224,7 +224,8 @@ def open_tokenizer(folder: Path) -> TextTokenizer:
     """
     if not folder.is_dir():
         raise UserError(
-            f'tokenizer folder {folder} does not exist: name a folder, or "bpe:4096" to train one.'
+            f'tokenizer folder {folder} does not exist: name a folder, or "bpe:N" to train one of '
+            "N tokens."
         )
     files = files_of(folder)
     _refuse_code(folder, files)

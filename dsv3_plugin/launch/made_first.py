@@ -18,7 +18,7 @@ from dsv3_plugin.files import full_disk
 from dsv3_plugin.files.named import named
 from dsv3_plugin.launch.conversations import prepare_data, uncounted
 from dsv3_plugin.launch.ending import is_done
-from dsv3_plugin.launch.needs import looking_here, refuse_no_package, unmade
+from dsv3_plugin.launch.needs import looking_here, missing_texts, refuse_no_package, unmade
 from dsv3_plugin.launch.parent_run import trained_otherwise
 from dsv3_plugin.machine import Machine
 from dsv3_plugin.recipe.continued import Continued
@@ -122,6 +122,8 @@ def prepare(
             f"not trained yet: dsv3 train {parent} does so, and this again then looks at them."
         )
         return
+    if missing := missing_texts(recipe):
+        raise UserError(f"{recipe.name}: {'; '.join(missing)}.")
     prepare_data(name, overrides, tell, progress)
 
 

@@ -22,6 +22,7 @@ from dsv3_plugin.data.tokenizer_folder import VOCABULARY_FILES, files_of, tokeni
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.named import named
 from dsv3_plugin.launch.job_values import Place
+from dsv3_plugin.launch.partitions import no_such_partition
 from dsv3_plugin.planner.cluster_launch import Launch
 from dsv3_plugin.recipe import corpora
 from dsv3_plugin.recipe.common import HELD_OUT_SETS
@@ -194,6 +195,8 @@ def lacking(
     ):
         yield Lack(lack.sentence, lack.certain and not waits)
     yield from _environment(place, view)
+    if by_slurm and (sentence := no_such_partition(launch.partition)) is not None:
+        yield Lack(sentence, certain=True)
 
 
 def _data(recipe: Recipe, view: View) -> Iterator[Lack]:

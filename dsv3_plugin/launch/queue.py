@@ -17,6 +17,7 @@ _NO_CONTROLLER = re.compile(
     re.IGNORECASE,
 )
 """What sbatch says where it has no configuration, or nobody answers."""
+_OF_A_COMMAND = re.compile(r"^\w+: (error|fatal): ")
 _ENDED = frozenset(
     {
         "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
@@ -187,10 +188,10 @@ def _from_here(answer: subprocess.CompletedProcess[str]) -> str:
 
 
 def _words(answer: subprocess.CompletedProcess[str]) -> str:
-    """What one of Slurm's commands said, in one line; where nobody answers, its first error."""
+    """What one of Slurm's commands said, in one line; where nobody answers, what came of that."""
     said = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
     if said and _NO_CONTROLLER.search(said[0]):
-        said = said[:1]
+        said = [_OF_A_COMMAND.sub("", said[-1])]
     return "; ".join(dict.fromkeys(line.strip().rstrip(".") for line in said)) or (
         f"nothing, with exit code {answer.returncode}"
     )

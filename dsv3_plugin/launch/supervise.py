@@ -52,6 +52,11 @@ from dsv3_plugin.training.resume import refuse_what_does_not_go_on
 _ONE_REQUEST_S = 1.0
 """Within which the same signal again is the same request."""
 _POLL_SECONDS = 0.2
+_ON_ITS_WAY = {
+    False: "Saving, then stopping. Once more ends it without saving.",
+    True: "Stopping: its data are being prepared, and there is nothing to save yet.",
+}
+"""What is said of a request to stop, by whether there are no steps yet."""
 
 _OTHERS_SECONDS = 0.3
 """How long to wait, when a rank has failed, for the one that it may have failed because of."""
@@ -253,7 +258,7 @@ def _supervise(
                 if display.unwritable is not None:
                     hang_up(signal.SIGHUP, None)
                 if stop_requests and not told_to_stop:
-                    display.note("Saving, then stopping. Once more ends it without saving.")
+                    display.note(_ON_ITS_WAY[directory.has_not_trained])
                     told_to_stop = True
                 if not ended:
                     time.sleep(_POLL_SECONDS)

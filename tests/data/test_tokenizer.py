@@ -230,7 +230,7 @@ def test_a_file_that_leads_elsewhere_is_neither_opened_nor_copied(folder, tmp_pa
 
 
 def test_what_is_not_a_tokenizer_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere does not exist.*bpe:4096"):
+    with pytest.raises(UserError, match='does not exist: name a folder, or "bpe:N" to train one'):
         choose_tokenizer(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="holds no tokenizer"):
         choose_tokenizer(str(tmp_path))

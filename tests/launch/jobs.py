@@ -34,9 +34,18 @@ def write_cluster(
     return path
 
 
-def write_slurm(folder: Path, body: str = "echo 12", queue: str = "", cancel: str = "") -> None:
-    """Write what stands for Slurm: it takes jobs as number 12 and has them waiting."""
-    for name, text in (("sbatch", body), ("squeue", f"echo '{queue}'"), ("scancel", cancel)):
+def write_slurm(
+    folder: Path, body: str = "echo 12", queue: str = "", cancel: str = "", has: str = ""
+) -> None:
+    """Write what stands for Slurm: it takes jobs as number 12 and has them waiting; `has`: its
+    partitions."""
+    commands = {
+        "sbatch": body,
+        "squeue": f"echo '{queue}'",
+        "scancel": cancel,
+        "sinfo": f"echo {has}",
+    }
+    for name, text in commands.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
         (folder / name).chmod(0o755)
 

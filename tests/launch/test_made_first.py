@@ -175,6 +175,20 @@ def test_a_function_that_is_not_there_is_said(done, function, sentence):
         make_data(load_recipe("young.yaml", [f"data.made_by={function}"]))
 
 
+def test_all_that_data_are_to_be_prepared_of_and_that_is_missing_is_told_first(
+    monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(made_first, "prepare_data", lambda *more: pytest.fail("too early"))
+    with pytest.raises(UserError) as error:
+        made_first.prepare("pretrain/deepseek-v3-256", [], pytest.fail)
+    assert str(error.value) == (
+        f"deepseek-v3-256: data.corpus: corpus does not exist in {tmp_path}: put it there, or name "
+        f"another; data.tokenizer: tokenizer does not exist in {tmp_path}: put it there, or name "
+        "another."
+    )
+
+
 def test_data_are_made_before_they_are_prepared(done, monkeypatch):
     prepared = []
     monkeypatch.setattr(made_first, "prepare_data", lambda name, *more: prepared.append(name))

@@ -105,6 +105,20 @@ def test_a_closed_terminal_lets_the_run_save(supervised, monkeypatch, capsys):
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_run_that_is_stopped_says_whether_there_is_anything_to_save(
+    supervised, monkeypatch, capsys, tmp_path, trained
+):
+    (tmp_path / "logs").mkdir()
+    if trained:
+        (tmp_path / "recipe.yaml").touch()
+    monkeypatch.setattr(ProgressDisplay, "show_all", lambda *_: signal.raise_signal(signal.SIGINT))
+    supervised(Console())
+    said = capsys.readouterr().out
+    assert ("Saving, then stopping. Once more ends it without saving." in said) == trained
+    assert ("Stopping: its data are being prepared, and there is nothing" in said) != trained
+
+
 def test_nohup_is_heeded(supervised, monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

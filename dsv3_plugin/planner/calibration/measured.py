@@ -221,6 +221,7 @@ def _told(cells: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _of_run(path: Path, recipe: Recipe | None, cluster: Cluster) -> Measurements:
     beside = path.parent / RECIPE
+    asked = recipe
     if os.path.isfile(beside):
         recipe = load_recipe(beside, machine=cluster.machine)
     if recipe is None:
@@ -256,6 +257,11 @@ def _of_run(path: Path, recipe: Recipe | None, cluster: Cluster) -> Measurements
         )
         for batch in sorted(kept)
     ]
+    if asked is not None and (asked.name, asked.model) != (recipe.name, recipe.model):
+        notes.append(
+            f"{path} has the steps of {recipe.name}, as {beside.name} beside it says, and not of "
+            f"{asked.name}: they tell of {cluster.name} as far as they were taken there"
+        )
     return Measurements(tuple(rows), tuple(notes))
 
 

@@ -124,6 +124,22 @@ def test_what_a_job_would_certainly_lack_is_said_before_it_is_queued(dsv3, sbatc
     assert by in said.out.splitlines()
 
 
+def test_a_partition_that_slurm_does_not_have_is_refused_before_it_is_queued(
+    dsv3, sbatch, tmp_path
+):
+    write_cluster(tmp_path, {"partition": "mian"})
+    sbatch(f"touch {tmp_path}/queued; echo 12", has="main long")
+    said = dsv3(*LAUNCH)
+    sentence = "launch.partition: the Slurm here has no mian (nearest: 'main'): name another in the"
+    assert (said.code, sentence in said.err) == (2, True)
+    assert not (tmp_path / "queued").exists()
+    said = dsv3(*LAUNCH, "--dry-run")  # it may be for another place
+    assert (said.code, f"Note: {sentence}" in said.err) == (0, True)
+    assert "partition" not in dsv3(*LAUNCH, "--torchrun").err
+    sbatch(has="")
+    assert "launch.partition" not in dsv3(*LAUNCH, "--dry-run").err  # it does not say
+
+
 def test_slurms_refusal_is_passed_on(dsv3, sbatch):
     sbatch("echo 'sbatch: error: invalid partition specified: main' >&2; exit 1")
     said = dsv3(*LAUNCH)

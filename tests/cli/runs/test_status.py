@@ -243,8 +243,8 @@ def test_where_slurm_does_not_answer_nobody_knows_how_a_job_stands(dsv3, run, sl
     write_record(waits, JobRecord("8", "cpu", "none", 0.0))
     squeue = slurm("").parent / "squeue"
     squeue.write_text(f"#!/bin/sh\necho '{NOBODY}' >&2; exit 1\n")
-    first = "squeue says: squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host"
-    noted = f"{first}: Slurm's controller is not reached from here: ask on a login node.\n"
+    last = "squeue says: Could not establish a configuration source"
+    noted = f"{last}: Slurm's controller is not reached from here: ask on a login node.\n"
     for verb in ("status", "runs"):
         said = dsv3(verb)
         assert (said.code, said.err) == (0, f"Note: {noted}")

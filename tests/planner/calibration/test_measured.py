@@ -52,6 +52,12 @@ def test_medians_of_each_batch_without_beginning_saves_and_evaluations(tmp_path)
     assert all(row.recipe == TINY and row.cluster == CPU for row in found.rows)
     assert found.notes == ()
     assert read_measurements(tmp_path, None, CPU) == found  # the run's folder
+    assert read_measurements(path, TINY, CPU) == found
+    [of_another] = read_measurements(path, TINY.model_copy(update={"name": "big"}), CPU).notes
+    assert of_another == (
+        f"{path} has the steps of tiny, as recipe.yaml beside it says, and not of big: they tell "
+        "of cpu as far as they were taken there"
+    )
 
 
 def test_a_run_cut_off_in_mid_line_says_so_and_its_whole_lines_count(tmp_path):
