@@ -99,15 +99,13 @@ def _shorter_than_a_step(recipe: Recipe) -> Iterator[str]:
     between two steps."""
     for name in _curves_of(recipe):
         written, placed = getattr(recipe.curve_specs, name), getattr(recipe.curves, name).segments
+        small = []
         for number, (piece, of) in enumerate(zip(written, placed, strict=True), start=1):
             step = int(recipe.curves.batch_size(of.start)) * recipe.data.seq_length
             if of.end is None or of.end - of.start >= step:
                 continue
             if piece.is_share:
-                yield (
-                    f"piece {number} of {name} is a share of the run of less than a step, which is "
-                    "passed over: give the run more steps, or the piece a larger share"
-                )
+                small.append(str(number))
             elif piece.is_epochs:
                 yield (
                     f"the conversations of piece {number} of {name} are "
@@ -120,6 +118,13 @@ def _shorter_than_a_step(recipe: Recipe) -> Iterator[str]:
                     f"and a step there {step:,}: a number alone counts tokens, "
                     f"for: 100 steps counts steps"
                 )
+        if small:
+            one = len(small) == 1
+            yield (
+                f"{'piece' if one else 'pieces'} {', '.join(small)} of {name} "
+                f"{'is a share' if one else 'are shares'} of the run of less than a step, and "
+                "hardly followed: give the run more steps, or larger shares"
+            )
 
 
 def _nothing_is_learned(recipe: Recipe) -> Iterator[str]:
@@ -142,18 +147,15 @@ def _intervals_beyond_the_end(recipe: Recipe, inherited: Mapping[str, str]) -> I
 
 
 def _intervals(recipe: Recipe) -> Iterator[tuple[str, int | None, str]]:
-    """Key and value of each interval that somebody wrote, and what it is that never happens."""
+    """Key and value of each interval, and what it is that never happens; checkpoints that nobody
+    spoke of are saved at the end anyway."""
     training, checkpoint = recipe.training, recipe.checkpoint
     evaluated = "nothing is evaluated between the first and the last"
     yield "training.eval_interval", training.eval_interval, evaluated
     if "interval" in checkpoint.model_fields_set:
         yield "checkpoint.interval", checkpoint.interval, "nothing is saved before the last"
-    if "log_interval" in training.model_fields_set:
-        yield (
-            "training.log_interval",
-            training.log_interval,
-            "no step has a line of its own in the log",
-        )
+    unsaid = "no step has a line of its own in the log"
+    yield "training.log_interval", training.log_interval, unsaid
     if isinstance(recipe, Rl):
         stays = "the reference stays the parent"
         yield "grpo.reference_interval", recipe.grpo.reference_interval, stays
