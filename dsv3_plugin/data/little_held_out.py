@@ -26,6 +26,7 @@ def little_held_out(recipe: Recipe) -> Iterator[str]:
     """A sentence for each thing that is evaluated on and is certainly less than one evaluation, or
     a single document."""
     training, data = recipe.training, recipe.data
+    yield from _nothing_to_hold_out(recipe)
     if training.eval_interval is None or data.packing == "conversations":
         return
     batch = recipe.batch_schedule.batch(0)
@@ -50,6 +51,20 @@ def little_held_out(recipe: Recipe) -> Iterator[str]:
             yield (
                 f"data.held_out_sets.{name} is a single document: what is evaluated says how that "
                 "one is predicted"
+            )
+
+
+def _nothing_to_hold_out(recipe: Recipe) -> Iterator[str]:
+    """A sentence for each corpus of one document, none of which can be held out."""
+    data = recipe.data
+    if not data.held_out or data.packing not in ("stream", "whole"):
+        return
+    for _, member in corpora.drawn_from(data.corpus):
+        if len(member.names) == 1 and _is_one_document(named(member.names[0]), data.text_key):
+            yield (
+                f"data.corpus: {member} is one single document, so none can be held out, and it "
+                "is refused when the data are built: split it into several, or set data.held_out "
+                "to 0"
             )
 
 

@@ -40,6 +40,20 @@ def test_held_out_sets_that_are_small_or_one_document(tmp_path):
     ]
 
 
+def test_a_corpus_of_one_document_has_none_to_hold_out(tmp_path):
+    (tmp_path / "book.txt").write_text("a" * 10_000_000)
+    (tmp_path / "more.txt").write_text("a")
+    corpus = f"data.corpus={tmp_path}/book.txt"
+    for never in ([], ["training.eval_interval=null"]):
+        assert said(corpus, *never) == [
+            f"data.corpus: {tmp_path}/book.txt is one single document, so none can be held out, "
+            "and it is refused when the data are built: split it into several, or set "
+            "data.held_out to 0"
+        ]
+    assert said(corpus, "data.held_out=0", "training.eval_interval=null") == []
+    assert said(f"data.corpus=[{tmp_path}/book.txt, {tmp_path}/more.txt]") == []
+
+
 def test_what_is_compressed_or_not_here_says_nothing(tmp_path):
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b'{"text": "short"}\n' * 2000))
     for corpus in (f"{tmp_path}/rows.jsonl.gz", f"{tmp_path}/nowhere", "stdlib"):
