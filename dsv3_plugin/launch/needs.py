@@ -32,6 +32,7 @@ from dsv3_plugin.recipe.places import weights_at
 from dsv3_plugin.recipe.rl import Rl
 from dsv3_plugin.recipe.schema import Recipe
 from dsv3_plugin.rollouts.judging import refuse_missing
+from dsv3_plugin.training.parent import refuse_unfinished
 
 Seen = Literal["there", "missing", "unseen", "not mounted"]
 
@@ -323,6 +324,11 @@ def _parent(recipe: Recipe, waits: bool, by_slurm: bool) -> Iterator[Lack]:
             f"from: {parent} is not there yet, and has to be when the {what} begins{wait}",
             certain=False,
         )
+        return
+    try:
+        refuse_unfinished(recipe)
+    except UserError as error:
+        yield Lack(str(error).removesuffix("."), certain=True)
 
 
 def _environment(place: Place, view: View) -> Iterator[Lack]:

@@ -142,7 +142,7 @@ class Launch(Section):
                     f"{name} in environment would be the same for all ranks and jobs, which find "
                     "their places by it: leave it out"
                 )
-            if name in _OF_THE_GPUS:
+            if name in _OF_THE_GPUS and self.environment[name] not in ("all", "void"):
                 raise ValueError(
                     f"{name} in environment would be the same on all nodes: which GPUs a job has "
                     "its launcher says, and each rank takes its own of them: leave it out, and say "

@@ -17,6 +17,14 @@ _READ_BY_A_SHELL = re.compile(r"\$[A-Za-z_{(]|`|(^|:)~(/|:|$)")
 _LONGEST = 60
 
 
+def _in_shell(value: str) -> str:
+    """A value as a line of shell has it that reads its variables."""
+    if re.fullmatch(r"[^\s\"'&;|<>]+", value):
+        return value
+    inside = re.sub(r"^~(?=/|$)", "$HOME", re.sub(r'(["\\])', r"\\\1", value))
+    return f'"{inside}"'
+
+
 def runtime_today(value: Any) -> Any:
     """What starts images; one under a name that it has no more is refused with today's."""
     today = {"singularity": "apptainer", "enroot": "pyxis"}.get(str(value).lower())
@@ -143,7 +151,7 @@ def _value_of(name: Any, value: Any) -> str:
             f'in {name}: "a b"'
         )
     if _READ_BY_A_SHELL.search(value):
-        text = value if re.fullmatch(r"[^\s\"'&;|<>]+", value) else f'"{value}"'
+        text = _in_shell(value)
         raise ValueError(
             f"{name} is {_short(value)}, and no shell reads what stands in environment: have one "
             f"set it, in launch, by setup: {in_line([f'export {name}={text}'])}"

@@ -5,8 +5,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-_MEASURED = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*([A-Za-zµμ/]+)")
-_CLOCK = re.compile(r"(\d{1,6}):([0-5]\d):([0-5]\d)")
+_NUMBER = r"(\d{1,18}(?:\.\d{1,18})?|\.\d{1,18})"
+_MEASURED = re.compile(_NUMBER + r"\s*([A-Za-zµμ/][A-Za-zµμ/ ]{0,40})")
+_CLOCK = re.compile(r"(?:(\d{1,4})-)?(\d{1,6}):([0-5]\d):([0-5]\d)")
+"""Slurm's, with the days before a dash."""
+_SHORT = {
+    r" ?per ?sec(ond)?$": "/s", "^kilo(?=b)": "k", "^mega(?=b)": "M", "^giga(?=b)": "G",
+    "^tera(?=b)": "T", "(?<=^[MGT])be$": "bit/s", "^micro(?=s)": "u", "^usecs?$|^useconds?$": "us",
+}  # fmt: skip
+"""What people write out → how units are written; the last of a network: `400 GbE`."""
 _PREFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
 _GIGA = 1e9
 _BITS_OF_A_BYTE = 8
@@ -74,11 +81,14 @@ def as_written(keys: Sequence[int | str], value: str) -> str:
         return ""
     unit, text = _UNITS[end], value.strip()
     if (clock := _CLOCK.fullmatch(text)) and unit.seconds:
-        hours, minutes, rest = map(int, clock.groups())
-        return f", of {unit.name}: write {(3600 * hours + 60 * minutes + rest) / unit.seconds:g}"
+        days, hours, minutes, rest = (int(part or 0) for part in clock.groups())
+        seconds = 86400 * days + 3600 * hours + 60 * minutes + rest
+        return f", of {unit.name}: write {seconds / unit.seconds:g}"
+    if re.fullmatch(_NUMBER, text):
+        return f", of {unit.name}: write {text}, without quotes"
     if (measured := _MEASURED.fullmatch(text)) is None:
         return f", of {unit.name}, without a unit"
-    number, word = float(measured[1]), measured[2]
+    number, word = float(measured[1]), _in_short(measured[2])
     if end == "gb_per_second" and (ambiguous := _bits_or_bytes(word)):
         as_bytes, as_bits = number * ambiguous, number * ambiguous / _BITS_OF_A_BYTE
         return (
@@ -90,17 +100,25 @@ def as_written(keys: Sequence[int | str], value: str) -> str:
         return f", of {unit.name}, without a unit"
     if factor == 1:
         return f", of {unit.name}: write {measured[1]}"
-    is_bits = end.startswith("gb") and re.search(r"b(?!yte)", word) is not None
+    letter = "b(?!yte)" if end == "gb_per_second" else "bit"
+    is_bits = end.startswith("gb") and re.search(letter, word) is not None
     which = f"{measured[1]} {word}{', which are bits,' if is_bits else ''}"
     return f", of {unit.name}: {which} are {number * factor:.6g}, so write {number * factor:.6g}"
 
 
+def _in_short(word: str) -> str:
+    """A unit as it is written, where it was written out."""
+    for out, short in _SHORT.items():
+        word = re.sub(out, short, word, flags=re.IGNORECASE)
+    return word.strip()
+
+
 def _bits_or_bytes(word: str) -> float | None:
     """In GB: what a bandwidth is counted in that does not say whether in bits or in bytes."""
-    found = re.fullmatch(r"([kmgt])b(/s|ps)|([KMGT])B(/S|PS)", word)
+    found = re.fullmatch(r"([kmgt])(?:b|b/s|bps)?|([KMGT])(?:B/S|BPS)?", word)
     if found is None:
         return None
-    return _PREFIXES[(found[1] or found[3]).lower()] / _GIGA
+    return _PREFIXES[(found[1] or found[2]).lower()] / _GIGA
 
 
 def _factor(end: str, unit: _Unit, word: str) -> float | None:
@@ -110,7 +128,7 @@ def _factor(end: str, unit: _Unit, word: str) -> float | None:
         return None if found is None else _PREFIXES[found[1]] / 1e12
     if not end.startswith("gb"):
         return unit.spellings.get(word, unit.spellings.get(word.lower()))
-    rate = r"(/s|/sec|ps)" if end == "gb_per_second" else "()"
+    rate = r"(/s|/sec|ps|)" if end == "gb_per_second" else "()"
     found = re.fullmatch(r"([kKmMgGtT])(i?)(B|b|bytes?|Bytes?|bits?)" + rate, word)
     if found is None:
         # Memory is counted in bytes: 80G of it, and 80gb, are clear.
@@ -119,6 +137,6 @@ def _factor(end: str, unit: _Unit, word: str) -> float | None:
     prefix, binary, what, _ = found.groups()
     power = "kmgt".index(prefix.lower()) + 1
     size = 1024**power if binary else 1000**power
-    written_small = end == "gb" and word.islower() and what == "b"
-    bits = (what == "b" and not written_small) or what.startswith("bit")
+    # Nobody counts memory in bits without writing them out.
+    bits = (what == "b" and end != "gb") or what.startswith("bit")
     return size / _GIGA / (_BITS_OF_A_BYTE if bits else 1)

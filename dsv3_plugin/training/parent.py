@@ -6,6 +6,7 @@ of the run's folder, a link to that one iteration, or what was imported. Nothing
 parent's folder.
 """
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ from dsv3_plugin.files.full_disk import write_errors_as
 from dsv3_plugin.files.named import named
 from dsv3_plugin.files.run_folder import RECIPE, is_checkpoint
 from dsv3_plugin.recipe import shipped
+from dsv3_plugin.recipe.continued import Continued
 from dsv3_plugin.recipe.hf_config import read_hf_model
+from dsv3_plugin.recipe.load import load_recipe
 from dsv3_plugin.recipe.model import ModelConfig
-from dsv3_plugin.recipe.places import weights_at
+from dsv3_plugin.recipe.places import run_at, weights_at
 
 _OF_TRAINING = {
     "name",
@@ -121,6 +124,26 @@ def _nothing_in(path: Path) -> str:
             f"from: the run {path} has no whole checkpoint yet: wait for its first, or {way_out}."
         )
     return f"from: {path} holds no whole checkpoint: {way_out}."
+
+
+def refuse_unfinished(recipe: Continued) -> None:
+    """Raise UserError for a parent that was stopped on its way, which only those begin with who
+    say so: where processes start themselves it is trained to its end first."""
+    if recipe.parent_recipe is None or (run := run_at(recipe.from_)) is None:
+        return
+    saved = run.steps_saved()
+    try:
+        kept = load_recipe(run.recipe, [f"directory={run.root}"]) if run.recipe.is_file() else None
+    except UserError:  # of another version of dsv3
+        return
+    if kept is None or (kept.training.epochs is not None and kept.epochs_counted is None):
+        return
+    if 0 < saved < kept.total_steps:
+        own = shlex.quote(str(run.recipe))
+        raise UserError(
+            f"from: {recipe.from_} is at step {saved:,} of {kept.total_steps:,}: finish it first "
+            f"(dsv3 train {own}, or launch), or begin with it as it is by parent_recipe=null."
+        )
 
 
 def refuse_another(parent: Parent, wanted: ModelConfig) -> None:

@@ -131,6 +131,7 @@ def _parents(run: Run, tell: Callable[[str], None]) -> Path | None:
     recipe = run.recipe
     if not isinstance(recipe, Continued):
         return None
+    parent.refuse_unfinished(recipe)
     begins_with = parent.find(recipe.from_)
     parent.refuse_another(begins_with, recipe.model)
     tell(f"Beginning with {begins_with}.")

@@ -162,6 +162,24 @@ def test_a_parent_has_to_be_there_when_the_job_begins(here):
     assert lacks(recipe="extend/tiny-1k", waits=True) == []
 
 
+def test_a_parent_that_was_stopped_on_its_way_is_no_parent_yet(here):
+    parent = load_recipe("pretrain/tiny", ["training.steps=40"])
+    parent.run_folder.checkpoints.mkdir(parents=True)
+    parent.run_folder.write_recipe(parent.to_yaml())
+    (parent.checkpoint_folder / "latest_checkpointed_iteration.txt").write_text("3")
+    made_by = "parent_recipe=pretrain/tiny"
+    (lack,) = lacks(made_by, recipe="extend/tiny-1k")
+    assert lack == (
+        "from: runs/tiny is at step 3 of 40: finish it first (dsv3 train runs/tiny/recipe.yaml, or "
+        "launch), or begin with it as it is by parent_recipe=null",
+        True,
+    )
+    assert lacks(made_by, recipe="extend/tiny-1k", waits=True) == []
+    assert lacks("parent_recipe=null", recipe="extend/tiny-1k") == []
+    (parent.checkpoint_folder / "latest_checkpointed_iteration.txt").write_text("40")
+    assert lacks(made_by, recipe="extend/tiny-1k") == []
+
+
 @pytest.mark.parametrize(
     ("of_the_root", "path", "seen"),
     [
