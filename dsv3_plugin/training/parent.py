@@ -6,6 +6,7 @@ of the run's folder, a link to that one iteration, or what was imported. Nothing
 parent's folder.
 """
 
+import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,16 +128,19 @@ def _nothing_in(path: Path) -> str:
 
 
 def refuse_unfinished(recipe: Continued) -> None:
-    """Raise UserError for a parent that was stopped on its way, which only those begin with who
-    say so: where processes start themselves it is trained to its end first."""
+    """Raise UserError for a parent that was stopped on its way into the folder of its recipe: who
+    begins with it says so. Where processes start themselves it is trained to its end first."""
     if recipe.parent_recipe is None or (run := run_at(recipe.from_)) is None:
         return
     saved = run.steps_saved()
     try:
-        kept = load_recipe(run.recipe, [f"directory={run.root}"]) if run.recipe.is_file() else None
-    except UserError:  # of another version of dsv3
+        made_in = load_recipe(recipe.parent_recipe).run_folder.root
+        kept = load_recipe(run.recipe, [f"directory={run.root}"])
+    except UserError:  # none there, or of another version of dsv3
         return
-    if kept is None or (kept.training.epochs is not None and kept.epochs_counted is None):
+    if os.path.realpath(made_in) != os.path.realpath(run.root):  # somebody has named another
+        return
+    if kept.training.epochs is not None and kept.epochs_counted is None:
         return
     if 0 < saved < kept.total_steps:
         own = shlex.quote(str(run.recipe))

@@ -176,6 +176,7 @@ def test_a_parent_that_was_stopped_on_its_way_is_no_parent_yet(here):
     )
     assert lacks(made_by, recipe="extend/tiny-1k", waits=True) == []
     assert lacks("parent_recipe=null", recipe="extend/tiny-1k") == []
+    assert lacks("parent_recipe=rl/tiny-base", recipe="extend/tiny-1k") == []  # made elsewhere
     (parent.checkpoint_folder / "latest_checkpointed_iteration.txt").write_text("40")
     assert lacks(made_by, recipe="extend/tiny-1k") == []
 
