@@ -172,7 +172,7 @@ def test_verify_lists_twenty_differences_or_all(tmp_path, dsv3):
     number = int(next(line for line in done.out.splitlines() if "differ:" in line).split()[0])
     assert number > 20
     assert done.out.count("values differ") == 20
-    assert done.out.endswith(f"  … and {number - 20} more\n")
+    assert done.out.endswith(f"  … and {number - 20} more: --all lists them\n")
     done = dsv3("verify", tmp_path / "one", tmp_path / "other", "--all")
     assert done.out.count("values differ") == number
 
