@@ -82,7 +82,7 @@ def failure_of(rank: int, passage: str, dies: bool) -> str:
     [
         ("exchange of token counts", True),
         ("dispatch between nodes", True),
-        ("dispatch inside the node", False),
+        pytest.param("dispatch inside the node", False, marks=pytest.mark.long),
     ],
 )
 def test_a_lost_peer_is_named_in_time(tmp_path, passage, dies):

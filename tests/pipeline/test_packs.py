@@ -21,13 +21,13 @@ RECOMPUTED = {
     "recompute_modules": ["moe", "core_attn", "mla_up_proj", "layernorm"],
 }
 
-CASES: list[tuple[str, int, dict[str, Any]]] = [
+CASES = [
     ("1f1b", 1, {}),
     ("1f1b", 1, {"together_": 4}),
     ("1f1b", 2, {}),
     ("1f1b", 3, {}),
     ("dualpipe", 2, {"expert": 2}),
-    ("dualpipe_v", 2, RECOMPUTED),
+    pytest.param("dualpipe_v", 2, RECOMPUTED, marks=pytest.mark.long),
     ("zbv", 2, {"context": 2}),
 ]
 

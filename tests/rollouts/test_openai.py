@@ -101,6 +101,7 @@ def test_lines_of_the_pages_ask_it(
     assert {path.name for path in tmp_path.glob("[01].jsonl")} == {"0.jsonl", "1.jsonl"}
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_in_the_middle_is_waited_for(
     tokenizer: TextTokenizer, trained: Trained
 ) -> None:
