@@ -330,9 +330,14 @@ def test_without_a_spare_the_job_ends_with_a_sentence(cluster, launch, venv):
     cluster.wait(lambda: cluster.state("n1") == "idle", "n1, which is not drained")
 
 
-def test_slurm_refuses_an_unknown_partition_in_its_words(cluster, launch):
-    with pytest.raises(UserError, match=r"does not take the job: .*invalid partition .*: nope"):
+def test_an_unknown_partition_is_told_those_that_there_are(cluster, launch):
+    with pytest.raises(UserError, match=r"Slurm here has no nope .it has large, main, urgent\."):
         launch("refused", keys={**PLAIN, "partition": "nope"})
+
+
+def test_slurm_refuses_what_it_alone_knows_in_its_words(cluster, launch):
+    with pytest.raises(UserError, match=r"does not take the job: .*[Ii]nvalid feature"):
+        launch("refused", keys={**PLAIN, "options": ["--constraint=nope"]})
 
 
 def test_slurm_would_take_every_shipped_recipe_on_every_shipped_cluster(cluster, tmp_path):
