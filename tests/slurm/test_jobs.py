@@ -331,7 +331,7 @@ def test_without_a_spare_the_job_ends_with_a_sentence(cluster, launch, venv):
 
 
 def test_an_unknown_partition_is_told_those_that_there_are(cluster, launch):
-    with pytest.raises(UserError, match=r"Slurm here has no nope .it has large, main, urgent\."):
+    with pytest.raises(UserError, match=r"Slurm here has no nope \(it has large, main, urgent\)"):
         launch("refused", keys={**PLAIN, "partition": "nope"})
 
 
