@@ -18,7 +18,7 @@ import yaml
 
 from dsv3_plugin.errors import UserError
 from dsv3_plugin.files.run_folder import RunFolder
-from dsv3_plugin.launch import submit
+from dsv3_plugin.launch import partitions, submit
 from dsv3_plugin.launch.cancelling import cancel
 from dsv3_plugin.launch.job_record import record_of
 from dsv3_plugin.launch.job_script import script
@@ -330,7 +330,8 @@ def test_without_a_spare_the_job_ends_with_a_sentence(cluster, launch, venv):
     cluster.wait(lambda: cluster.state("n1") == "idle", "n1, which is not drained")
 
 
-def test_an_unknown_partition_is_told_those_that_there_are(cluster, launch):
+def test_an_unknown_partition_is_told_those_that_there_are(cluster, launch, monkeypatch):
+    monkeypatch.setattr(partitions, "_PATIENCE_S", 300.0)  # on a machine with much to do
     with pytest.raises(UserError, match=r"Slurm here has no nope \(it has large, main, urgent\)"):
         launch("refused", keys={**PLAIN, "partition": "nope"})
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dsv3_plugin.launch import partitions
 from tests.launch.jobs import LAUNCH, write_cluster
 
 
@@ -125,8 +126,9 @@ def test_what_a_job_would_certainly_lack_is_said_before_it_is_queued(dsv3, sbatc
 
 
 def test_a_partition_that_slurm_does_not_have_is_refused_before_it_is_queued(
-    dsv3, sbatch, tmp_path
+    dsv3, sbatch, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(partitions, "_PATIENCE_S", 300.0)  # on a machine with much to do
     write_cluster(tmp_path, {"partition": "mian"})
     sbatch(f"touch {tmp_path}/queued; echo 12", has="main long")
     said = dsv3(*LAUNCH)
